@@ -1,0 +1,100 @@
+"""A checkpoint folder in the published layout: its configs, its safetensors weights, its tokenizer.
+
+Weights are taken one by one with the shape the model expects, so a missing or mis-shaped one is named at load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Checkpoint:
+    """One checkpoint folder.
+
+    Attributes:
+        path: the folder.
+        config: what its JSON files say.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the JSON files of `path`.
+
+        Raises:
+            CheckpointError: the folder, a file or a field is missing or not supported.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"model_path: {str(path)!r} is not a folder; give a checkpoint folder in the published layout")
+        self.config = CheckpointConfig.read(self.path)
+
+    def weights(self) -> Weights:
+        """Weights of the talker, the code predictor and, for `base`, the speaker encoder."""
+        return Weights(self.path)
+
+    def speech_tokenizer_weights(self) -> Weights:
+        """Weights of the codec (`decoder.*`) and of the reference encoder (`encoder.*`)."""
+        return Weights(self.path / "speech_tokenizer")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The byte-level BPE tokenizer of the folder (vocab.json, merges.txt, tokenizer_config.json)."""
+        from transformers import Qwen2TokenizerFast  # slow to import, and the codec process never needs it
+
+        try:
+            return Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{self.path}: the tokenizer does not load: {error}") from error
+
+
+class Weights:
+    """The tensors of `model.safetensors`, or of the shards `model.safetensors.index.json` lists, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        if single.is_file():
+            files = {single}
+        elif index.is_file():
+            try:
+                files = {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{index}: no usable weight_map: {error!r}") from None
+        else:
+            raise CheckpointError(f"{single} is missing, and there is no {index.name} either")
+        self._folder = folder
+        self._files = {}
+        for file in sorted(files):
+            try:
+                handle = safe_open(str(file), framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{file} cannot be read: {error}") from None
+            self._files.update(dict.fromkeys(handle.keys(), handle))
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self._files)
+
+    def take(self, name: str, shape: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Tensor `name`, of exactly `shape`, as `dtype` on `device`.
+
+        Raises:
+            CheckpointError: the weight is missing or has another shape; the message names it.
+        """
+        if name not in self._files:
+            raise CheckpointError(f"{self._folder}: weight {name} is missing")
+        tensor = self._files[name].get_tensor(name)
+        if tuple(tensor.shape) != tuple(shape):
+            raise CheckpointError(f"{self._folder}: weight {name} has shape {tuple(tensor.shape)}; {tuple(shape)} expected")
+        return tensor.to(device=device, dtype=dtype)

@@ -1,0 +1,222 @@
+"""CheckpointConfig: the sizes, ids and defaults a checkpoint folder states, parsed from its JSON files.
+
+Field meanings are those of qwen-tts 0.1.1 (configuration_qwen3_tts.py, configuration_qwen3_tts_tokenizer_v2.py). What this
+engine does not implement (biases in attention, sliding windows in the talker, scaled RoPE) is refused here, by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from engine_lib.errors import CheckpointError
+
+KINDS = ("custom_voice", "base", "voice_design")
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Shape of one causal transformer with RMSNorm, RoPE, grouped heads and SwiGLU."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+
+@dataclass(frozen=True)
+class CodePredictorConfig:
+    """The code predictor ("sub-talker"): codebooks 1..num_code_groups-1 of a frame."""
+
+    shape: DecoderShape
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class TalkerConfig:
+    """The talker: codebook 0 of every frame."""
+
+    shape: DecoderShape
+    vocab_size: int
+    text_vocab_size: int
+    text_hidden_size: int
+    num_code_groups: int
+    max_position_embeddings: int
+    codec_eos_token_id: int
+    codec_think_id: int
+    codec_nothink_id: int
+    codec_think_bos_id: int
+    codec_think_eos_id: int
+    codec_pad_id: int
+    codec_bos_id: int
+    speaker_ids: Mapping[str, int]
+    speaker_dialects: Mapping[str, str | None]
+    language_ids: Mapping[str, int]
+    code_predictor: CodePredictorConfig
+
+
+@dataclass(frozen=True)
+class CodecDecoderConfig:
+    """The codec decoder of `speech_tokenizer/`: codes to audio."""
+
+    shape: DecoderShape
+    codebook_size: int
+    codebook_dim: int
+    num_quantizers: int
+    latent_dim: int
+    decoder_dim: int
+    sliding_window: int
+    upsampling_ratios: tuple[int, ...]
+    upsample_rates: tuple[int, ...]
+    sample_rate: int
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Audio samples of one codec frame."""
+        return prod(self.upsampling_ratios) * prod(self.upsample_rates)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Everything the JSON files of one checkpoint folder say that this engine uses."""
+
+    kind: str
+    size: str
+    talker: TalkerConfig
+    codec: CodecDecoderConfig
+    tts_bos_token_id: int
+    tts_eos_token_id: int
+    tts_pad_token_id: int
+    generation_defaults: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> CheckpointConfig:
+        """Parse config.json, generation_config.json and speech_tokenizer/config.json of `folder`.
+
+        Raises:
+            CheckpointError: a file or field is missing, or a setting is not supported.
+        """
+        model = _Fields(folder / "config.json")
+        talker = model.nested("talker_config")
+        kind = model.get("tts_model_type", str)
+        if kind not in KINDS:
+            raise CheckpointError(f"{model.where}: tts_model_type is {kind!r}; supported: {', '.join(KINDS)}")
+        generation = _Fields(folder / "generation_config.json").values
+        return cls(
+            kind=kind,
+            size=model.get("tts_model_size", str),
+            talker=_talker_config(talker),
+            codec=_codec_config(_Fields(folder / "speech_tokenizer" / "config.json")),
+            tts_bos_token_id=model.get("tts_bos_token_id", int),
+            tts_eos_token_id=model.get("tts_eos_token_id", int),
+            tts_pad_token_id=model.get("tts_pad_token_id", int),
+            generation_defaults=generation,
+        )
+
+
+def _talker_config(talker: _Fields) -> TalkerConfig:
+    predictor = talker.nested("code_predictor_config")
+    for section in (talker, predictor):
+        section.must_be("attention_bias", False)
+        section.must_be("use_sliding_window", False)
+        section.must_be("hidden_act", "silu")
+        rope_scaling = section.values.get("rope_scaling") or {}
+        rope_type = rope_scaling.get("rope_type", rope_scaling.get("type", "default"))
+        if rope_type != "default":
+            raise CheckpointError(f"{section.where}: rope_scaling type {rope_type!r} is not supported; only 'default' is")
+    dialects = talker.values.get("spk_is_dialect") or {}
+    num_code_groups = talker.get("num_code_groups", int)
+    if predictor.get("num_code_groups", int) != num_code_groups:
+        raise CheckpointError(f"{predictor.where}: num_code_groups differs from the talker's ({num_code_groups})")
+    return TalkerConfig(
+        shape=_decoder_shape(talker),
+        vocab_size=talker.get("vocab_size", int),
+        text_vocab_size=talker.get("text_vocab_size", int),
+        text_hidden_size=talker.get("text_hidden_size", int),
+        num_code_groups=num_code_groups,
+        max_position_embeddings=talker.get("max_position_embeddings", int),
+        codec_eos_token_id=talker.get("codec_eos_token_id", int),
+        codec_think_id=talker.get("codec_think_id", int),
+        codec_nothink_id=talker.get("codec_nothink_id", int),
+        codec_think_bos_id=talker.get("codec_think_bos_id", int),
+        codec_think_eos_id=talker.get("codec_think_eos_id", int),
+        codec_pad_id=talker.get("codec_pad_id", int),
+        codec_bos_id=talker.get("codec_bos_id", int),
+        speaker_ids={name.lower(): int(i) for name, i in (talker.values.get("spk_id") or {}).items()},
+        speaker_dialects={name.lower(): dialect or None for name, dialect in dialects.items()},
+        language_ids={name.lower(): int(i) for name, i in (talker.values.get("codec_language_id") or {}).items()},
+        code_predictor=CodePredictorConfig(shape=_decoder_shape(predictor), vocab_size=predictor.get("vocab_size", int)),
+    )
+
+
+def _codec_config(tokenizer: _Fields) -> CodecDecoderConfig:
+    decoder = tokenizer.nested("decoder_config")
+    decoder.must_be("attention_bias", False)
+    decoder.must_be("hidden_act", "silu")
+    return CodecDecoderConfig(
+        shape=_decoder_shape(decoder),
+        codebook_size=decoder.get("codebook_size", int),
+        codebook_dim=decoder.get("codebook_dim", int),
+        num_quantizers=decoder.get("num_quantizers", int),
+        latent_dim=decoder.get("latent_dim", int),
+        decoder_dim=decoder.get("decoder_dim", int),
+        sliding_window=decoder.get("sliding_window", int),
+        upsampling_ratios=tuple(decoder.get("upsampling_ratios", list)),
+        upsample_rates=tuple(decoder.get("upsample_rates", list)),
+        sample_rate=tokenizer.get("output_sample_rate", int),
+    )
+
+
+def _decoder_shape(section: _Fields) -> DecoderShape:
+    hidden_size, heads = section.get("hidden_size", int), section.get("num_attention_heads", int)
+    return DecoderShape(
+        hidden_size=hidden_size,
+        intermediate_size=section.get("intermediate_size", int),
+        num_hidden_layers=section.get("num_hidden_layers", int),
+        num_attention_heads=heads,
+        num_key_value_heads=section.get("num_key_value_heads", int),
+        head_dim=int(section.values.get("head_dim") or hidden_size // heads),
+        rms_norm_eps=float(section.get("rms_norm_eps", float)),
+        rope_theta=float(section.get("rope_theta", float)),
+    )
+
+
+class _Fields:
+    """One JSON object whose missing or mistyped fields are reported with the file they belong to."""
+
+    def __init__(self, file: Path, values: dict[str, Any] | None = None, prefix: str = "") -> None:
+        self.file, self.prefix = file, prefix
+        self.where = f"{file}{f' ({prefix})' if prefix else ''}"
+        if values is None:
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint") from None
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{file} does not hold a JSON object")
+        self.values: dict[str, Any] = values
+
+    def get(self, name: str, kind: type) -> Any:
+        value = self.values.get(name)
+        allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
+        if value is None or isinstance(value, bool) or not isinstance(value, allowed):
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; {kind.__name__} expected")
+        return value
+
+    def nested(self, name: str) -> _Fields:
+        return _Fields(self.file, self.get(name, dict), f"{self.prefix}.{name}" if self.prefix else name)
+
+    def must_be(self, name: str, supported: object) -> None:
+        value = self.values.get(name, supported)
+        if value != supported:
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; only {supported!r} is supported")

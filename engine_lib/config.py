@@ -1,0 +1,140 @@
+"""EngineConfig: every option of the talker and the codec, typed and checked, from one place.
+
+A value comes from `config.pbtxt` parameters or keyword arguments and is overridden by the environment variable
+`QWEN3_TTS_<NAME>`. A bad value or an unknown name raises ConfigError with the name, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, get_type_hints
+
+from engine_lib.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "QWEN3_TTS_"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field that carries its own documentation and range."""
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Options of one engine process. `scripts/serve.py --help` and docs/options.md are printed from these fields."""
+
+    # where and how to run
+    model_path: str = option("", "Checkpoint folder in the published layout.")
+    device: str = option("auto", "auto (the first GPU, else CPU), cpu, cuda or cuda:N.")
+    dtype: str = option("auto", "Weights of the talker; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
+    enforce_eager: bool = option(False, "Launch every kernel from Python instead of replaying captured CUDA graphs.")
+    tensor_parallel_size: int = option(1, "GPUs that share one talker.", minimum=1, maximum=8)
+    num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
+
+    # talker
+    max_num_seqs: int = option(64, "Streams decoded together; further requests wait.", minimum=1, maximum=1024)
+    max_num_batched_tokens: int = option(512, "Prompt rows prefilled in one step; longer prompts are split.", minimum=1)
+    max_model_len: int = option(4096, "Longest prompt plus frames of one request, in rows.", minimum=16)
+    kv_block_size: int = option(16, "Rows in one block of the paged KV cache.", minimum=1, maximum=256)
+    num_kv_blocks: int = option(0, "Blocks in the KV cache; 0: from gpu_memory_utilization, or max_num_seqs x max_model_len on CPU.", minimum=0)
+    gpu_memory_utilization: float = option(0.6, "Share of the GPU's memory the talker may use, weights included.", minimum=0.05, maximum=0.98)
+    attention_backend: str = option("auto", "Attention kernels of the talker.", choices=("auto", "torch", "triton", "flash-attn"))
+    max_waiting_requests: int = option(256, "Requests that may wait for a place; one more is refused.", minimum=0)
+    max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
+    chunk_frames: tuple[int, ...] = option((1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64)
+
+    # codec
+    codec_dtype: str = option("auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
+    codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
+    codec_max_batch_size: int = option(32, "Streams in one cohort of the codec.", minimum=1, maximum=256)
+    codec_idle_timeout: float = option(30.0, "Seconds without a message after which a stream's codec slot is freed.", minimum=0.1)
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, _checked(spec, types[spec.name], getattr(self, spec.name)))
+        if self.codec_slots < self.max_num_seqs:
+            raise ConfigError(
+                f"codec_slots: {self.codec_slots} is less than max_num_seqs ({self.max_num_seqs}); every running stream needs a codec slot"
+            )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> EngineConfig:
+        """Build a config from named options (strings or typed values), overridden by QWEN3_TTS_<NAME>.
+
+        Args:
+            options: option name to value, as in config.pbtxt parameters.
+            environment: defaults to os.environ.
+
+        Raises:
+            ConfigError: unknown name, or a value outside what is allowed.
+        """
+        environment = os.environ if environment is None else environment
+        names = [spec.name for spec in fields(cls)]
+        unknown = sorted(set(options) - set(names))
+        if unknown:
+            raise ConfigError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(names)}")
+        values = dict(options)
+        for name in names:
+            override = environment.get(ENVIRONMENT_PREFIX + name.upper())
+            if override is not None:
+                values[name] = override
+        return cls(**values)
+
+
+def _checked(spec: Field[Any], kind: Any, value: Any) -> Any:
+    """`value` converted to the field's type and checked against its range."""
+    try:
+        value = _converted(kind, value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{spec.name}: {value!r} is not {_kind_name(kind)}; {spec.metadata['help']}") from None
+    choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{spec.name}: {value!r} is not allowed; choose one of {', '.join(choices)}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if (minimum is not None and not number >= minimum) or (maximum is not None and not number <= maximum):
+            raise ConfigError(f"{spec.name}: {value!r} is outside {minimum} to {maximum if maximum is not None else 'unlimited'}")
+    return value
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
+            _lowercase_or_error(value)
+        ]
+    if kind is int:
+        if isinstance(value, bool | float):
+            raise TypeError
+        return int(value)
+    if kind is float:
+        return float(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+    if not parts:
+        raise ValueError
+    return tuple(_converted(int, part) for part in parts)
+
+
+def _lowercase_or_error(value: Any) -> str:
+    text = str(value).strip().lower()
+    if text not in {"1", "true", "yes", "on", "0", "false", "no", "off"}:
+        raise ValueError
+    return text
+
+
+def _kind_name(kind: Any) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}.get(kind, "whole numbers separated by commas")

@@ -1,0 +1,38 @@
+"""The errors this library raises on purpose, one class for each thing a caller can do about it.
+
+Every message names the field, the value and what is allowed or what to do next; none holds a user's text or audio.
+"""
+
+from __future__ import annotations
+
+
+class Qwen3TTSError(Exception):
+    """Base of every error raised on purpose by this library."""
+
+
+class ConfigError(Qwen3TTSError, ValueError):
+    """An engine option is unknown or has a value outside its range; the model does not load."""
+
+
+class CheckpointError(Qwen3TTSError):
+    """A checkpoint folder lacks a file, a field or a weight, or a weight has the wrong shape."""
+
+
+class InvalidRequestError(Qwen3TTSError, ValueError):
+    """A request field has a value that is not allowed. Nothing was queued.
+
+    Attributes:
+        field: name of the offending field, as the client wrote it.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class OverloadedError(Qwen3TTSError):
+    """The engine has as many waiting requests as it may hold; try again later or on another server."""
+
+
+class EngineDeadError(Qwen3TTSError):
+    """The engine thread has stopped; the process must be restarted."""

@@ -1,0 +1,92 @@
+"""SamplingParams: how the codes of one request are drawn. Names and defaults are those of qwen-tts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_type_hints
+
+from engine_lib.errors import InvalidRequestError
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Sampling of codebook 0 by the talker, and of codebooks 1..15 by the code predictor (`subtalker_*`).
+
+    Attributes:
+        temperature: logits are divided by it; > 0.
+        top_k: keep the k likeliest ids; 0 keeps all.
+        top_p: keep the smallest set of ids whose probability reaches it; in (0, 1].
+        repetition_penalty: codebook-0 ids this request has used are made less likely; > 0, 1 is off.
+        do_sample: draw; False takes the likeliest id.
+        seed: the same seed gives the same random numbers, whatever the batch; None draws a fresh one.
+        max_frames: frames after which the request ends with finish reason `length`; None: a budget from the text.
+    """
+
+    temperature: float = 0.9
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.05
+    do_sample: bool = True
+    subtalker_temperature: float = 0.9
+    subtalker_top_k: int = 50
+    subtalker_top_p: float = 1.0
+    subtalker_dosample: bool = True
+    seed: int | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "subtalker_temperature", "repetition_penalty"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 1e-3 <= value <= 1e3):
+                raise InvalidRequestError(name, f"{value} is not allowed; give a number from 0.001 to 1000")
+        for name in ("top_p", "subtalker_top_p"):
+            value = getattr(self, name)
+            if not 0.0 < value <= 1.0:
+                raise InvalidRequestError(name, f"{value} is not allowed; give a number above 0 and up to 1")
+        for name in ("top_k", "subtalker_top_k"):
+            value = getattr(self, name)
+            if not 0 <= value <= 2**31 - 1:
+                raise InvalidRequestError(name, f"{value} is not allowed; give a whole number from 0 (off)")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequestError("seed", f"{self.seed} is not allowed; give a whole number from 0 to {MAX_SEED}")
+        if self.max_frames is not None and not 1 <= self.max_frames <= 2**31 - 1:
+            raise InvalidRequestError("max_frames", f"{self.max_frames} is not allowed; give a whole number from 1")
+
+    def updated(self, values: Mapping[str, Any]) -> SamplingParams:
+        """A copy with `values` (name to number, bool or None) put in.
+
+        Raises:
+            InvalidRequestError: an unknown name, a value of the wrong type or outside its range.
+        """
+        types = get_type_hints(type(self))
+        names = [spec.name for spec in fields(self)]
+        changes: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in names:
+                raise InvalidRequestError(name, f"unknown sampling parameter; allowed: {', '.join(names)}")
+            if value is None:
+                continue
+            changes[name] = _converted(name, types[name], value)
+        return replace(self, **changes)
+
+
+def _converted(name: str, kind: Any, value: Any) -> Any:
+    """JSON numbers may arrive as int for float or as whole floats for int; anything else is refused."""
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise InvalidRequestError(name, f"{value!r} is not allowed; give true or false")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(name, f"{value!r} is not allowed; give a number")
+    if kind is float:
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidRequestError(name, "the number is too large") from None
+    if isinstance(value, float) and not value.is_integer():
+        raise InvalidRequestError(name, f"{value!r} is not allowed; give a whole number")
+    return int(value)
