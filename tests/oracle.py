@@ -1,0 +1,119 @@
+"""The official qwen-tts package as a test oracle: what it computes is what the engine must compute.
+
+The package is installed without its dependencies (`pip install --no-deps qwen-tts==0.1.1`). What it imports but the
+12 Hz models never call (its 25 Hz tokenizer, demo and command line) is replaced by empty stand-ins, unless installed.
+librosa is a real test dependency, because resampling and the mel filters are part of the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+_UNUSED = ("torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi", "sox", "onnxruntime", "gradio", "einops")
+
+
+class _Standin(ModuleType):
+    """A module whose every attribute exists and fails when called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def unavailable(*_args: Any, **_kwargs: Any) -> None:
+            raise RuntimeError(f"{self.__name__}.{name} is a stand-in: the 12 Hz models must not need it")
+
+        return unavailable
+
+
+def _import_official() -> ModuleType:
+    for name in _UNUSED:
+        top = name.partition(".")[0]
+        if isinstance(sys.modules.get(top), _Standin) or (top not in sys.modules and importlib.util.find_spec(top) is None):
+            module = _Standin(name)
+            module.__path__ = []  # so that submodules can be imported from it
+            # transformers asks find_spec whether optional packages exist; without a spec that call raises
+            module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
+            sys.modules[name] = module
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+    with warnings.catch_warnings(), _no_output():
+        warnings.simplefilter("ignore")
+        import qwen_tts
+        import transformers
+
+    for name in [n for n in _UNUSED if isinstance(sys.modules.get(n), _Standin)]:
+        # Left in place they would make other libraries believe that the packages are installed.
+        del sys.modules[name]
+    transformers.logging.set_verbosity_error()
+    return qwen_tts
+
+
+@contextlib.contextmanager
+def _no_output() -> Iterator[None]:
+    """Swallow prints (the package greets with an installation hint for flash-attn)."""
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@functools.cache
+def load_official(path: str | Path) -> Any:
+    """Return the official `Qwen3TTSModel` of a checkpoint folder, float32 on the CPU, eager attention; cached by path."""
+    package = _import_official()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return package.Qwen3TTSModel.from_pretrained(str(path), dtype=torch.float32, attn_implementation="eager")
+
+
+def official_decoder(path: str | Path) -> torch.nn.Module:
+    """Return the official codec decoder; calling it with codes [B, 16, T] decodes un-chunked, as streaming must equal."""
+    decoder: torch.nn.Module = load_official(path).model.speech_tokenizer.model.decoder
+    return decoder
+
+
+@torch.inference_mode()
+def official_decode(path: str | Path, codes: torch.Tensor) -> torch.Tensor:
+    """Decode codes [T, 16] of one utterance in a single pass and return its samples [T * 1920]."""
+    wav: torch.Tensor = official_decoder(path)(codes.t().unsqueeze(0))
+    return wav[0, 0]
+
+
+def official_codes(
+    model: Any, method: str = "generate_custom_voice", /, torch_seed: int | None = None, **kwargs: Any
+) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+    """Run one of the official `generate_*` methods and return (codes, wavs).
+
+    `model` is what `load_official` gives, or a checkpoint path; `kwargs` go to the method unchanged. Codes are int64
+    [frames, 16] for each text, taken from what is handed to the codec: for a voice clone in context they therefore
+    start with the reference codes, which the wavs do not contain.
+    """
+    if isinstance(model, str | Path):
+        model = load_official(model)
+    tokenizer = model.model.speech_tokenizer
+    codes: list[torch.Tensor] = []
+
+    def capturing_decode(encoded: list[dict[str, torch.Tensor]]) -> Any:
+        codes.extend(item["audio_codes"].clone() for item in encoded)
+        return type(tokenizer).decode(tokenizer, encoded)
+
+    tokenizer.decode = capturing_decode
+    if torch_seed is not None:
+        torch.manual_seed(torch_seed)
+    try:
+        wavs, _rate = getattr(model, method)(**kwargs)
+    finally:
+        del tokenizer.decode
+    return codes, wavs
