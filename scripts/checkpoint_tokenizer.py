@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from checkpoint_shapes import SPECIAL_TOKENS
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from checkpoint_shapes import SPECIAL_TOKENS
 
 BPE_VOCAB = 640  # 256 bytes and 384 merges
 
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TRAINING_TEXT = """
 The server reads a line of text and speaks it. Every frame is eighty milliseconds of sound, and every sound is made of sixteen small numbers.
 Good morning! How are you today? I am fine, thank you. It's raining, so we'll stay at home and read the other book about the sea.
@@ -46,11 +45,10 @@ def write_tokenizer(folder: Path, first_special: int) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=BPE_VOCAB, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
-    )
-    # The roles come first in their own lines, many times, so that each becomes one token without a leading space.
-    tokenizer.train_from_iterator(["assistant", "user"] * 50 + _TRAINING_TEXT.splitlines(), trainer)
+    trainer = trainers.BpeTrainer(vocab_size=BPE_VOCAB, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    # Many times, so that each becomes one token without a leading space. The last one tells apart the two patterns that
+    # transformers may split with (fix_mistral_regex): only Qwen2's own keeps a capital inside a word together.
+    tokenizer.train_from_iterator(["assistant", "user", "iPhone"] * 50 + _TRAINING_TEXT.splitlines(), trainer)
 
     vocab: dict[str, int] = tokenizer.get_vocab()
     if len(vocab) != BPE_VOCAB:

@@ -17,10 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from checkpoint_shapes import KINDS, SIZES, Config, build_configs, first_special_id
 from checkpoint_tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
 from checkpoint_tokenizer import BPE_VOCAB, write_tokenizer
-from safetensors.torch import save_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_EXTRACTOR = {
@@ -71,7 +72,9 @@ def make_checkpoint(
 
     _write_model(out, list(talker_tensors(config)), seed, DTYPES[dtype], shards, eos_gain)
     codec = {spec.name: _fill(spec, seed) for spec in speech_tokenizer_tensors(configs["speech_tokenizer"])}
-    save_file(codec, out / "speech_tokenizer" / "model.safetensors", metadata={"format": "pt"})
+    codec_file = out / "speech_tokenizer" / "model.safetensors"
+    save_file(codec, codec_file, metadata={"format": "pt"})
+    codec_file.chmod(0o644)
     return out
 
 
@@ -87,6 +90,7 @@ def _write_model(out: Path, specs: list[TensorSpec], seed: int, dtype: torch.dty
     for name, part in zip(names, _split(specs, shards), strict=True):
         # one shard in memory at a time
         save_file({spec.name: _fill(spec, seed, eos_gain).to(dtype) for spec in part}, out / name, metadata={"format": "pt"})
+        (out / name).chmod(0o644)  # safetensors makes it private; a server may run as another user
         weight_map |= {spec.name: name for spec in part}
     if shards > 1:
         total = sum(spec.numel for spec in specs) * dtype.itemsize
@@ -140,13 +144,22 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; made if missing")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="tiny runs on two CPU cores; the others have the published shapes")
     parser.add_argument(
-        "--kind", choices=KINDS, default="custom_voice", help="custom_voice: nine speakers; base: voice cloning; voice_design: described voices"
+        "--kind",
+        choices=KINDS,
+        default="custom_voice",
+        help="custom_voice: nine speakers; base: voice cloning; voice_design: described voices",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other weights of the same shapes (default: 0)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the talker; the speech tokenizer is always float32")
-    parser.add_argument("--shards", type=int, default=1, metavar="N", help="split model.safetensors into N files with an index (default: 1)")
     parser.add_argument(
-        "--eos-gain", type=float, default=None, metavar="G", help="how readily speech ends: 0 never, 1.5 after some tens of frames (tiny's default)"
+        "--shards", type=int, default=1, metavar="N", help="split model.safetensors into N files with an index (default: 1)"
+    )
+    parser.add_argument(
+        "--eos-gain",
+        type=float,
+        default=None,
+        metavar="G",
+        help="how readily speech ends: 0 never, 1.5 after some tens of frames (tiny's default)",
     )
     args = parser.parse_args()
     path = make_checkpoint(args.out, args.size, args.kind, args.seed, args.dtype, args.shards, eos_gain=args.eos_gain)

@@ -36,7 +36,7 @@ class _Standin(ModuleType):
         return unavailable
 
 
-def _import_official() -> ModuleType:
+def import_official() -> ModuleType:
     for name in _UNUSED:
         top = name.partition(".")[0]
         if isinstance(sys.modules.get(top), _Standin) or (top not in sys.modules and importlib.util.find_spec(top) is None):
@@ -72,7 +72,7 @@ def _no_output() -> Iterator[None]:
 @functools.cache
 def load_official(path: str | Path) -> Any:
     """Return the official `Qwen3TTSModel` of a checkpoint folder, float32 on the CPU, eager attention; cached by path."""
-    package = _import_official()
+    package = import_official()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return package.Qwen3TTSModel.from_pretrained(str(path), dtype=torch.float32, attn_implementation="eager")
@@ -100,7 +100,7 @@ def official_codes(
     [frames, 16] for each text, taken from what is handed to the codec: for a voice clone in context they therefore
     start with the reference codes, which the wavs do not contain.
     """
-    if isinstance(model, str | Path):
+    if isinstance(model, (str, Path)):
         model = load_official(model)
     tokenizer = model.model.speech_tokenizer
     codes: list[torch.Tensor] = []

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Make or complete the virtual environment, .venv unless VENV says otherwise. Run it, or source it to get `activate` too:
+#
+#   scripts/install.sh run     what serving needs: the package, the Triton server wheel, the gateway
+#   scripts/install.sh test    that, and the test and lint tools with the official package as the oracle
+#
+# A finished install leaves a stamp, so that the next call returns at once; editing pyproject.toml or this file renews it.
+# PYTHON       interpreter to use (default: python3; 3.10 to 3.12, for the server wheel's stub needs numpy 1.26)
+# TORCH        torch version (default: 2.13.0)
+# TORCH_INDEX  package index for torch alone; else the default index, and on a machine without an NVIDIA GPU PyTorch's CPU index
+
+install_all() {
+    local what=$1 venv=$2 python=${PYTHON:-python3} torch=${TORCH:-2.13.0} stamp extras
+    case $what in
+        run) extras=server,gateway ;;
+        test) extras=server,gateway,test,dev ;;
+        *) echo "install.sh: '$what' is not known; use run or test" >&2; return 2 ;;
+    esac
+    stamp=$(cat pyproject.toml scripts/install.sh <(echo "$torch") | sha256sum | cut -d' ' -f1)
+    # A test environment has all that a run environment has.
+    if [[ $(cat "$venv/.installed-test" 2>/dev/null) == "$stamp" || $(cat "$venv/.installed-$what" 2>/dev/null) == "$stamp" ]]; then
+        return 0
+    fi
+
+    if [[ ! -x $venv/bin/python ]]; then
+        "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || {
+            echo "install.sh: Python 3.10 to 3.12 is needed, '$python' is $("$python" --version 2>&1); set PYTHON" >&2
+            return 1
+        }
+        "$python" -m venv "$venv" || return 1
+    fi
+    local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+    if ! "$venv/bin/python" -c "import sys, torch; sys.exit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
+        if [[ -n ${TORCH_INDEX:-} ]]; then
+            "${pip[@]}" "torch==$torch" --index-url "$TORCH_INDEX" || return 1
+        elif command -v nvidia-smi >/dev/null || [[ $(uname -s) != Linux ]]; then
+            "${pip[@]}" "torch==$torch" || return 1
+        else
+            # The +cpu build has a version of its own, so that no index can hand out gigabytes of CUDA libraries instead.
+            "${pip[@]}" "torch==$torch+cpu" 2>/dev/null ||
+                "${pip[@]}" "torch==$torch+cpu" --index-url https://download.pytorch.org/whl/cpu || return 1
+        fi
+    fi
+    # numpy: the server's Python backend loses every tensor under numpy 2. torch: keep the build chosen above.
+    local constraints="$venv/constraints.txt"
+    "$venv/bin/python" -c "import torch; print(f'torch=={torch.__version__}\nnumpy==1.26.4\ntransformers==4.57.3')" >"$constraints" || return 1
+    "${pip[@]}" --constraint "$constraints" --editable ".[$extras]" || return 1
+    if [[ $what == test ]]; then
+        # Its own dependencies hold a demo page, audio tools and an exact transformers; tests/oracle.py needs none of them.
+        "${pip[@]}" --no-deps qwen-tts==0.1.1 || return 1
+    fi
+    echo "$stamp" >"$venv/.installed-$what"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    set -euo pipefail
+    cd "$(dirname "$0")/.."
+    install_all "${1:-run}" "${VENV:-.venv}"
+fi

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lint, type-check and test from a clean clone; makes its own environment (see install.sh for what can be set).
+# Arguments go to pytest: scripts/test.sh -k prompt; scripts/test.sh -m gpu on a machine with one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+source scripts/install.sh
+install_all test "$venv"
+export PATH="$PWD/$venv/bin:$PATH"
+[[ $venv == /* ]] && export PATH="$venv/bin:$PATH"
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+ruff check .
+ruff format --check .
+mypy
+pytest -q -m "not gpu" "$@"

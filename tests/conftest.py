@@ -1,0 +1,84 @@
+"""Checkpoints every test may use, written once a session, and the skipping of tests whose hardware is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from make_checkpoint import make_checkpoint
+
+# Tensors here are so small that more threads only cost time.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# Unlike the tiny default in every way the published sizes differ from each other, and then some: heads that do not divide
+# evenly into powers of two, more than two queries to a KV head, widths of q and of the hidden state that differ, a
+# predictor narrower than the talker (so small_to_mtp_projection exists) with its own head_dim and layer count.
+SHAPES_1B7 = {
+    "tts_model_size": "1b7",
+    "talker_config.hidden_size": 96,
+    "talker_config.intermediate_size": 160,
+    "talker_config.num_hidden_layers": 3,
+    "talker_config.num_attention_heads": 6,
+    "talker_config.num_key_value_heads": 2,
+    "talker_config.head_dim": 32,
+    "talker_config.text_hidden_size": 80,
+    "talker_config.code_predictor_config.hidden_size": 48,
+    "talker_config.code_predictor_config.intermediate_size": 112,
+    "talker_config.code_predictor_config.num_hidden_layers": 1,
+    "talker_config.code_predictor_config.num_attention_heads": 4,
+    "talker_config.code_predictor_config.num_key_value_heads": 1,
+    "talker_config.code_predictor_config.head_dim": 24,
+    "speech_tokenizer.decoder_config.codebook_dim": 48,
+    "speech_tokenizer.decoder_config.latent_dim": 40,
+    "speech_tokenizer.decoder_config.num_hidden_layers": 3,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where CUDA is missing."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the session's folder for checkpoints."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def tiny_custom_voice(checkpoints: Path) -> Path:
+    """Return a custom_voice checkpoint of the 0.6B type: predictor as wide as the talker, instructions ignored."""
+    return make_checkpoint(checkpoints / "custom_voice")
+
+
+@pytest.fixture(scope="session")
+def tiny_custom_voice_1b7(checkpoints: Path) -> Path:
+    """Return a custom_voice checkpoint of the 1.7B type with other shapes throughout (SHAPES_1B7)."""
+    return make_checkpoint(checkpoints / "custom_voice_1b7", seed=1, overrides=SHAPES_1B7)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(checkpoints: Path) -> Path:
+    """Return a base checkpoint, which clones voices."""
+    return make_checkpoint(checkpoints / "base", kind="base", seed=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_voice_design(checkpoints: Path) -> Path:
+    """Return a voice_design checkpoint; it is of the 1.7B type, as the published one is."""
+    return make_checkpoint(checkpoints / "voice_design", kind="voice_design", seed=3, overrides={"tts_model_size": "1b7"})
+
+
+@pytest.fixture(scope="session")
+def tiny_published_ids(checkpoints: Path) -> Path:
+    """Return a tiny custom_voice checkpoint whose text vocabulary has the published size and ids.
+
+    Above 100,000 tokens transformers 4.57.3 splits text by another pattern (fix_mistral_regex), as for the real weights.
+    """
+    return make_checkpoint(checkpoints / "published_ids", overrides={"talker_config.text_vocab_size": 151936})
