@@ -45,15 +45,23 @@ class EngineConfig:
     max_num_batched_tokens: int = option(512, "Prompt rows prefilled in one step; longer prompts are split.", minimum=1)
     max_model_len: int = option(4096, "Longest prompt plus frames of one request, in rows.", minimum=16)
     kv_block_size: int = option(16, "Rows in one block of the paged KV cache.", minimum=1, maximum=256)
-    num_kv_blocks: int = option(0, "Blocks in the KV cache; 0: from gpu_memory_utilization, or max_num_seqs x max_model_len on CPU.", minimum=0)
-    gpu_memory_utilization: float = option(0.6, "Share of the GPU's memory the talker may use, weights included.", minimum=0.05, maximum=0.98)
+    num_kv_blocks: int = option(
+        0, "Blocks in the KV cache; 0: from gpu_memory_utilization, or max_num_seqs x max_model_len on CPU.", minimum=0
+    )
+    gpu_memory_utilization: float = option(
+        0.6, "Share of the GPU's memory the talker may use, weights included.", minimum=0.05, maximum=0.98
+    )
     attention_backend: str = option("auto", "Attention kernels of the talker.", choices=("auto", "torch", "triton", "flash-attn"))
     max_waiting_requests: int = option(256, "Requests that may wait for a place; one more is refused.", minimum=0)
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
-    chunk_frames: tuple[int, ...] = option((1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64)
+    chunk_frames: tuple[int, ...] = option(
+        (1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64
+    )
 
     # codec
-    codec_dtype: str = option("auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
+    codec_dtype: str = option(
+        "auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16")
+    )
     codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
     codec_max_batch_size: int = option(32, "Streams in one cohort of the codec.", minimum=1, maximum=256)
     codec_idle_timeout: float = option(30.0, "Seconds without a message after which a stream's codec slot is freed.", minimum=0.1)

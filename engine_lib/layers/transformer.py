@@ -1,0 +1,93 @@
+"""The pre-norm transformer layer of Qwen3: RMSNorm, grouped-head attention with q/k norm and RoPE, SwiGLU.
+
+The talker and the code predictor are stacks of it; they differ in where keys and values live, which `attend` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from engine_lib.checkpoint import Weights
+from engine_lib.checkpoint_config import DecoderShape
+from engine_lib.layers.norm import rms_norm
+from engine_lib.layers.rope import apply_rope
+
+# (layer index, q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim]) -> [rows, heads, head_dim]
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class TransformerLayer:
+    """Weights of one layer; q, k, v and gate, up are packed so that each pair or triple is one matrix product."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    q_norm: torch.Tensor
+    k_norm: torch.Tensor
+    output: torch.Tensor
+    post_attention_norm: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+class Transformer:
+    """A stack of layers and the final norm."""
+
+    def __init__(self, shape: DecoderShape, layers: list[TransformerLayer], final_norm: torch.Tensor) -> None:
+        self.shape = shape
+        self.layers = layers
+        self.final_norm = final_norm
+
+    @classmethod
+    def load(cls, weights: Weights, prefix: str, shape: DecoderShape, *, dtype: torch.dtype, device: torch.device) -> Transformer:
+        """Take the weights under `prefix` ("talker.model", ..)."""
+        hidden, ffn, head_dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
+        q_size, kv_size = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+
+        def take(name: str, *size: int) -> torch.Tensor:
+            return weights.take(f"{prefix}.{name}", size, dtype=dtype, device=device)
+
+        layers = []
+        for i in range(shape.num_hidden_layers):
+            layer = f"layers.{i}"
+            attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+            qkv = [take(f"{attention}.{name}_proj.weight", size, hidden) for name, size in (("q", q_size), ("k", kv_size), ("v", kv_size))]
+            layers.append(
+                TransformerLayer(
+                    input_norm=take(f"{layer}.input_layernorm.weight", hidden),
+                    qkv=torch.cat(qkv),
+                    q_norm=take(f"{attention}.q_norm.weight", head_dim),
+                    k_norm=take(f"{attention}.k_norm.weight", head_dim),
+                    output=take(f"{attention}.o_proj.weight", hidden, q_size),
+                    post_attention_norm=take(f"{layer}.post_attention_layernorm.weight", hidden),
+                    gate_up=torch.cat([take(f"{mlp}.{name}_proj.weight", ffn, hidden) for name in ("gate", "up")]),
+                    down=take(f"{mlp}.down_proj.weight", hidden, ffn),
+                )
+            )
+        return cls(shape, layers, take("norm.weight", hidden))
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """
+        Args:
+            x: [rows, hidden].
+            cos, sin: [rows, head_dim / 2], at each row's position.
+            attend: attention of one layer, keeping keys and values where its caller wants them.
+
+        Returns:
+            [rows, hidden], after the final norm.
+        """
+        shape, eps = self.shape, self.shape.rms_norm_eps
+        heads, kv_heads, head_dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+        for i, layer in enumerate(self.layers):
+            qkv = F.linear(rms_norm(x, layer.input_norm, eps), layer.qkv).view(len(x), heads + 2 * kv_heads, head_dim)
+            q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+            q = apply_rope(rms_norm(q, layer.q_norm, eps), cos, sin)
+            k = apply_rope(rms_norm(k, layer.k_norm, eps), cos, sin)
+            x = x + F.linear(attend(i, q, k, v).flatten(1), layer.output)
+            gate, up = F.linear(rms_norm(x, layer.post_attention_norm, eps), layer.gate_up).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, layer.down)
+        return rms_norm(x, self.final_norm, eps)

@@ -1,0 +1,80 @@
+"""The talker's weights: input rows, the transformer over the paged KV cache, the head of codebook 0, the code predictor.
+
+What never changes is folded at load: the text table goes through text_projection once, the code tables of all codebooks
+are one table. Official: Qwen3TTSTalkerForConditionalGeneration.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from engine_lib.checkpoint import Checkpoint, Weights
+from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
+from engine_lib.layers.transformer import Attend, Transformer
+from engine_lib.talker.code_predictor import CodePredictor
+
+FOLD_ROWS = 8192  # rows of the text table projected at a time, to bound the memory of the fold
+
+
+class TalkerModel:
+    """Weights and pure functions of the talker; the state of streams lives in the runner."""
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, max_positions: int) -> None:
+        config = self.config = checkpoint.config.talker
+        weights = checkpoint.weights()
+        self.dtype, self.device = dtype, device
+        self.tts_pad_token_id = checkpoint.config.tts_pad_token_id
+        hidden, vocab, groups = config.shape.hidden_size, config.vocab_size, config.num_code_groups
+
+        def take(name: str, *size: int) -> torch.Tensor:
+            return weights.take(f"talker.{name}", size, dtype=dtype, device=device)
+
+        predictor_tables = [
+            take(f"code_predictor.model.codec_embedding.{i}.weight", config.code_predictor.vocab_size, hidden) for i in range(groups - 1)
+        ]
+        code_tables = [take("model.codec_embedding.weight", vocab, hidden), *predictor_tables]
+        nothing = code_tables[0].new_zeros(1, hidden)  # the row that NO_ID reads
+        self.code_table = torch.cat([*code_tables, nothing])
+        self.code_offsets = torch.tensor([0, *(len(table) for table in code_tables[:-1])], device=device).cumsum(0)
+        self.text_table = torch.cat([self._folded_text_table(weights), nothing])
+        self.transformer = Transformer.load(weights, "talker.model", config.shape, dtype=dtype, device=device)
+        self.head = take("codec_head.weight", vocab, hidden)
+        self.code_predictor = CodePredictor(weights, config, code_tables[:-1], dtype=dtype, device=device)
+        frequencies = inverse_frequencies(config.shape.head_dim, config.shape.rope_theta, device)
+        self.cos, self.sin = rope_cos_sin(torch.arange(max_positions, device=device), frequencies, dtype)
+
+    def embed(self, text_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Input rows.
+
+        Args:
+            text_ids: [rows] int64, negative where there is no text.
+            codes: [rows, num_code_groups] int64, negative where there is no code.
+
+        Returns:
+            [rows, hidden]: the sum of the embeddings.
+        """
+        rows = torch.where(codes < 0, len(self.code_table) - 1, codes + self.code_offsets)
+        text_rows = torch.where(text_ids < 0, len(self.text_table) - 1, text_ids)
+        return F.embedding(rows, self.code_table).sum(1) + F.embedding(text_rows, self.text_table)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Hidden states [rows, hidden] of input rows `x` [rows, hidden] at `positions` [rows], after the final norm."""
+        return self.transformer.forward(x, self.cos[positions], self.sin[positions], attend)
+
+    def first_code_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, vocab] float32 of codebook 0 for `hidden` [rows, hidden]."""
+        return F.linear(hidden, self.head).float()
+
+    def _folded_text_table(self, weights: Weights) -> torch.Tensor:
+        """[text vocab, hidden]: text_projection applied to every row of the text embedding."""
+        config = self.config
+        width, hidden = config.text_hidden_size, config.shape.hidden_size
+
+        def take(name: str, *size: int) -> torch.Tensor:
+            return weights.take(f"talker.{name}", size, dtype=self.dtype, device=self.device)
+
+        fc1 = take("text_projection.linear_fc1.weight", width, width), take("text_projection.linear_fc1.bias", width)
+        fc2 = take("text_projection.linear_fc2.weight", hidden, width), take("text_projection.linear_fc2.bias", hidden)
+        table = take("model.text_embedding.weight", config.text_vocab_size, width)
+        return torch.cat([F.linear(F.silu(F.linear(rows, *fc1)), *fc2) for rows in table.split(FOLD_ROWS)])

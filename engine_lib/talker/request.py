@@ -1,0 +1,142 @@
+"""One request on its way through the talker, and the chunks of codec frames it answers with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.prompt import Prompt
+from engine_lib.sampling import SamplingParams
+
+# Frames a text may take before it is cut: speech seldom needs more than four frames a token.
+FRAME_BUDGET_BASE = 100
+FRAME_BUDGET_PER_TOKEN = 12
+
+
+class FinishReason(str, Enum):
+    """Why a stream ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class RequestStatus(Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class CodesChunk:
+    """Consecutive frames of one stream.
+
+    Attributes:
+        codes: [frames, num_code_groups] int16. The last chunk of a stream has no frames.
+        index: 0, 1, 2.. within the stream.
+        is_final: True for the last chunk, which every accepted request gets exactly once.
+        finish_reason: "" until the final chunk.
+        error: what went wrong, where finish_reason is "error".
+    """
+
+    codes: npt.NDArray[np.int16]
+    index: int
+    is_final: bool = False
+    finish_reason: str = ""
+    error: str = ""
+
+
+class Request:
+    """A prompt to be spoken, its sampling, and its progress.
+
+    The first four arguments are what a caller chooses; everything else belongs to the engine thread.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        chunk_frames: tuple[int, ...],
+        on_chunk: Callable[[CodesChunk], None],
+    ) -> None:
+        """
+        Args:
+            request_id: unique key of this request.
+            prompt: from PromptBuilder.
+            sampling: how codes are drawn.
+            chunk_frames: frames in the first, second, .. chunk; the last entry repeats.
+            on_chunk: called on the engine thread for each chunk; must only hand the chunk on.
+        """
+        self.request_id = request_id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.chunk_frames = chunk_frames
+        self.on_chunk = on_chunk
+        self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self.max_frames = sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * prompt.num_text_tokens
+
+        self.status = RequestStatus.WAITING
+        self.slot = -1
+        self.block_table: list[int] = []
+        self.num_prefilled_rows = 0
+        self.num_launched_frames = 0  # frames the device has been asked for, read or not
+        self.num_preemptions = 0  # a result launched before the latest preemption is void
+        self.frames: list[npt.NDArray[np.int16]] = []
+        self._num_sent_frames = 0
+        self._num_chunks = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Input rows known so far: the prompt, and one row for each frame that has been read."""
+        return len(self.prompt) + len(self.frames)
+
+    @property
+    def num_rows_on_device(self) -> int:
+        """Input rows in the KV cache once everything launched has run."""
+        return len(self.prompt) + max(self.num_launched_frames - 1, 0)
+
+    def rows(self, start: int, stop: int, pad_text_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Text ids [n] and codes [n, num_code_groups] of input rows start..stop, past the prompt from the kept frames."""
+        prompt, length = self.prompt, len(self.prompt)
+        text_ids, codes = prompt.text_ids[start:stop], prompt.codes[start:stop]
+        if stop > length:
+            first, last = max(start - length, 0), stop - length
+            trailing = prompt.trailing_text_ids[first:last]
+            padding = np.full(last - first - len(trailing), pad_text_id, np.int32)
+            text_ids = np.concatenate([text_ids, trailing, padding])
+            codes = np.concatenate([codes, np.stack(self.frames[first:last]).astype(np.int32)])
+        return text_ids, codes
+
+    def append_frame(self, codes: npt.NDArray[np.int16]) -> None:
+        """Keep one frame [num_code_groups] and send a chunk when enough have gathered."""
+        self.frames.append(codes)
+        wanted = self.chunk_frames[min(self._num_chunks, len(self.chunk_frames) - 1)]
+        if len(self.frames) - self._num_sent_frames >= wanted:
+            self._send_frames()
+
+    def finish(self, reason: FinishReason, error: str = "") -> None:
+        """Send what is left, then the final chunk."""
+        self.status = RequestStatus.FINISHED
+        if reason in (FinishReason.STOP, FinishReason.LENGTH) and len(self.frames) > self._num_sent_frames:
+            self._send_frames()
+        nothing = np.empty((0, self.prompt.codes.shape[1]), np.int16)
+        self._send(CodesChunk(nothing, self._num_chunks, is_final=True, finish_reason=reason.value, error=error))
+
+    def _send_frames(self) -> None:
+        frames = np.stack(self.frames[self._num_sent_frames :])
+        self._num_sent_frames = len(self.frames)
+        self._send(CodesChunk(frames, self._num_chunks))
+
+    def _send(self, chunk: CodesChunk) -> None:
+        self._num_chunks += 1
+        self.on_chunk(chunk)

@@ -1,0 +1,278 @@
+"""Runs the talker on the device: slot-indexed state, prefill, and one frame step for the whole batch.
+
+Everything a step needs lives in tensors indexed by slot; a batch is a list of slots. `prefill` and `decode` read no device
+value on the host: their codes come back through a FrameResult, which the engine reads when it is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.config import EngineConfig
+from engine_lib.errors import ConfigError
+from engine_lib.layers.attention import AttentionBackend, TorchAttention, store_kv
+from engine_lib.talker.block_manager import NULL_BLOCK
+from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.philox import frame_uniforms
+from engine_lib.talker.request import Request
+from engine_lib.talker.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, sample
+from engine_lib.talker.scheduler import PrefillChunk
+
+NUM_SUPPRESSED_IDS = 1024  # the top of the codec vocabulary: special ids, never spoken (EOS excepted)
+MIN_FRAMES = 2  # EOS is not allowed earlier, as in the official generate()
+
+
+@dataclass
+class SlotState:
+    """What the device knows of the stream in each slot; the first dimension of every tensor is the slot.
+
+    Attributes:
+        positions: int64, input rows in the cache.
+        frames: int64, frames drawn so far.
+        codes: [slots, num_code_groups] int64, the latest frame.
+        text_ids: [slots, max_model_len] int64, the text that joins each frame; tts_pad after its end, always in the last column.
+        block_tables: [slots, blocks of max_model_len] int32.
+        seen: [slots, vocab] bool, codebook-0 ids this stream has used.
+        seeds: int64.
+        repetition_penalty: float32.
+        first, rest: sampling of codebook 0, and of the other codebooks.
+    """
+
+    positions: torch.Tensor
+    frames: torch.Tensor
+    codes: torch.Tensor
+    text_ids: torch.Tensor
+    block_tables: torch.Tensor
+    seen: torch.Tensor
+    seeds: torch.Tensor
+    repetition_penalty: torch.Tensor
+    first: SamplingTensors
+    rest: SamplingTensors
+
+
+@dataclass
+class FrameResult:
+    """Frames on their way to the host. Row i belongs to `requests[i]` as it was before `num_preemptions[i]` changed."""
+
+    requests: list[Request]
+    num_preemptions: list[int]
+    codes: torch.Tensor
+
+    def read(self) -> npt.NDArray[np.int16]:
+        """[requests, num_code_groups]; waits for the device if need be. BAD_CODE marks a row that went wrong."""
+        return self.codes.to(torch.int16).cpu().numpy()
+
+
+class TalkerRunner:
+    """The talker's weights, KV cache and slot state on one device."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.config = config
+        self.device, self.dtype = device, dtype
+        self.model = TalkerModel(checkpoint, dtype=dtype, device=device, max_positions=config.max_model_len)
+        self.attention: AttentionBackend = _attention_backend(config)
+        self.talker_config = checkpoint.config.talker
+        self.num_blocks = self._num_blocks()
+        shape = self.talker_config.shape
+        cache_shape = (shape.num_hidden_layers, 2, self.num_blocks, config.kv_block_size, shape.num_key_value_heads, shape.head_dim)
+        # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
+        self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
+        self.scratch_slot = config.max_num_seqs
+        self.state = self._new_state(config.max_num_seqs + 1)
+        vocab, eos = self.talker_config.vocab_size, self.talker_config.codec_eos_token_id
+        self.suppressed = torch.arange(vocab, device=device) >= vocab - NUM_SUPPRESSED_IDS
+        self.suppressed[eos] = False
+        self.is_eos = torch.arange(vocab, device=device) == eos
+
+    def admit(self, request: Request) -> None:
+        """Write the slot of `request`: its sampling, its text, and what its kept frames (after a preemption) imply."""
+        state, slot, sampling = self.state, request.slot, request.sampling
+        kept = len(request.frames)
+        state.positions[slot] = request.num_rows
+        state.frames[slot] = kept
+        state.seeds[slot] = request.seed
+        state.repetition_penalty[slot] = sampling.repetition_penalty
+        _write_sampling(state.first, slot, sampling.temperature, sampling.top_k, sampling.top_p, sampling.do_sample)
+        _write_sampling(
+            state.rest,
+            slot,
+            sampling.subtalker_temperature,
+            sampling.subtalker_top_k,
+            sampling.subtalker_top_p,
+            sampling.subtalker_dosample,
+        )
+        state.seen[slot] = False
+        if kept:
+            state.seen[slot, torch.from_numpy(np.stack(request.frames)[:, 0].astype(np.int64)).to(self.device)] = True
+        trailing = torch.from_numpy(request.prompt.trailing_text_ids.astype(np.int64))
+        state.text_ids[slot] = self.model.tts_pad_token_id
+        state.text_ids[slot, : len(trailing)] = trailing.to(self.device)
+
+    def update_block_tables(self, requests: Sequence[Request]) -> None:
+        """Copy the block tables of `requests` to the device."""
+        if not requests:
+            return
+        tables = np.full((len(requests), self.state.block_tables.shape[1]), NULL_BLOCK, np.int32)
+        for row, request in enumerate(requests):
+            tables[row, : len(request.block_table)] = request.block_table
+        slots = torch.tensor([request.slot for request in requests], device=self.device)
+        self.state.block_tables[slots] = torch.from_numpy(tables).to(self.device)
+
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
+        """Run the rows of `chunks`; a request whose rows are now all in draws its next frame."""
+        rows = [chunk.request.rows(chunk.start, chunk.stop, self.model.tts_pad_token_id) for chunk in chunks]
+        text_ids, codes = (torch.from_numpy(np.concatenate(part).astype(np.int64)).to(self.device) for part in zip(*rows, strict=True))
+        starts = np.cumsum([0, *(chunk.stop - chunk.start for chunk in chunks)], dtype=np.int32)
+        positions = torch.from_numpy(np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])).to(self.device)
+        lengths = torch.tensor([chunk.stop for chunk in chunks], dtype=torch.int32, device=self.device)
+        slots = torch.tensor([chunk.request.slot for chunk in chunks], device=self.device)
+        query_starts = torch.from_numpy(starts).to(self.device)
+        block_tables = self.state.block_tables[slots, : self._blocks_for(max(chunk.stop for chunk in chunks))]
+        tables_of_rows = block_tables.repeat_interleave(query_starts.diff(), dim=0, output_size=int(starts[-1]))
+        cache_rows = self._cache_rows(tables_of_rows, positions)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            k_cache, v_cache = self.kv_cache[layer]
+            store_kv(k, v, k_cache, v_cache, cache_rows)
+            return self.attention.prefill(q, k_cache, v_cache, block_tables, lengths, query_starts)
+
+        hidden = self.model.forward(self.model.embed(text_ids, codes), positions, attend)
+        complete = [i for i, chunk in enumerate(chunks) if chunk.completes_prompt]
+        if not complete:
+            return None
+        last_rows = torch.from_numpy(starts[1:][complete].astype(np.int64) - 1).to(self.device)
+        frames = self._draw_frame(slots[torch.tensor(complete, device=self.device)], hidden[last_rows])
+        return self._result([chunks[i].request for i in complete], frames)
+
+    def decode(self, requests: Sequence[Request]) -> FrameResult:
+        """Draw the next frame of every request."""
+        slots = torch.tensor([request.slot for request in requests], device=self.device)
+        width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
+        return self._result(list(requests), self.step(slots, width))
+
+    def step(self, slots: torch.Tensor, width: int) -> torch.Tensor:
+        """One frame for each slot: input row, talker, head, draw, code predictor, state.
+
+        Args:
+            slots: [batch] int64; `scratch_slot` pads.
+            width: columns of the block tables that these slots use.
+
+        Returns:
+            [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
+        """
+        state = self.state
+        positions = state.positions[slots]
+        text_columns = (state.frames[slots] - 1).clamp(0, state.text_ids.shape[1] - 1)
+        block_tables = state.block_tables[slots, :width]
+        cache_rows = self._cache_rows(block_tables, positions)
+        lengths = (positions + 1).to(torch.int32)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            k_cache, v_cache = self.kv_cache[layer]
+            store_kv(k, v, k_cache, v_cache, cache_rows)
+            return self.attention.decode(q, k_cache, v_cache, block_tables, lengths)
+
+        x = self.model.embed(state.text_ids[slots, text_columns], state.codes[slots])
+        hidden = self.model.forward(x, positions, attend)
+        state.positions[slots] = positions + 1
+        return self._draw_frame(slots, hidden)
+
+    def erase(self, blocks: Sequence[int]) -> None:
+        """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
+        if blocks:
+            self.kv_cache[:, :, torch.tensor(blocks, device=self.device)] = 0
+
+    def _draw_frame(self, slots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Draw the 16 codes that follow `hidden` [batch, hidden] and move the state of `slots` on by one frame."""
+        state = self.state
+        frames = state.frames[slots]
+        uniforms = frame_uniforms(state.seeds[slots], frames, self.talker_config.num_code_groups)
+        seen = state.seen[slots]
+        logits = apply_repetition_penalty(self.model.first_code_logits(hidden), seen, state.repetition_penalty[slots])
+        too_early = self.is_eos & (frames < MIN_FRAMES)[:, None]
+        # A failed row must stay visible: a mask that hid its only NaN would let it through.
+        failed = logits.isnan().any(-1)
+        logits = logits.masked_fill(self.suppressed | too_early, float("-inf"))
+        code0 = torch.where(failed, BAD_CODE, sample(logits, state.first[slots], uniforms[:, 0]))
+        valid_code0 = code0.clamp(min=0)
+
+        rest = state.rest[slots]
+        codes = self.model.code_predictor.generate(
+            hidden, valid_code0, lambda codebook, logits: sample(logits, rest, uniforms[:, codebook])
+        )
+        codes = torch.cat([code0[:, None], codes], dim=1)
+        state.seen[slots] = seen.scatter(1, valid_code0[:, None], True)
+        state.codes[slots] = codes.clamp(min=0)
+        state.frames[slots] = frames + 1
+        return codes
+
+    def _cache_rows(self, block_tables: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Row of the flattened cache for each (block table [rows, width], position [rows])."""
+        size = self.config.kv_block_size
+        blocks = block_tables.gather(1, (positions // size)[:, None])[:, 0].long()
+        return blocks * size + positions % size
+
+    def _blocks_for(self, num_rows: int) -> int:
+        return -(-num_rows // self.config.kv_block_size)
+
+    def _result(self, requests: list[Request], codes: torch.Tensor) -> FrameResult:
+        return FrameResult(requests, [request.num_preemptions for request in requests], codes)
+
+    def _num_blocks(self) -> int:
+        """Blocks of the KV cache, NULL_BLOCK included."""
+        config = self.config
+        longest = self._blocks_for(config.max_model_len)
+        if config.num_kv_blocks:
+            if config.num_kv_blocks < longest:
+                raise ConfigError(
+                    f"num_kv_blocks: {config.num_kv_blocks} blocks of {config.kv_block_size} rows cannot hold one request of "
+                    f"max_model_len {config.max_model_len}; give at least {longest} or lower max_model_len"
+                )
+            return config.num_kv_blocks + 1
+        return config.max_num_seqs * longest + 1
+
+    def _new_state(self, slots: int) -> SlotState:
+        device, config, groups = self.device, self.config, self.talker_config.num_code_groups
+
+        def sampling() -> SamplingTensors:
+            return SamplingTensors(
+                temperature=torch.ones(slots, device=device),
+                top_k=torch.ones(slots, dtype=torch.int32, device=device),
+                top_p=torch.ones(slots, device=device),
+                do_sample=torch.zeros(slots, dtype=torch.bool, device=device),
+            )
+
+        def integers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+
+        return SlotState(
+            positions=integers(),
+            frames=integers(),
+            codes=integers(groups),
+            text_ids=torch.full((slots, config.max_model_len), self.model.tts_pad_token_id, device=device),
+            block_tables=integers(self._blocks_for(config.max_model_len), dtype=torch.int32),
+            seen=integers(self.talker_config.vocab_size, dtype=torch.bool),
+            seeds=integers(),
+            repetition_penalty=torch.ones(slots, device=device),
+            first=sampling(),
+            rest=sampling(),
+        )
+
+
+def _attention_backend(config: EngineConfig) -> AttentionBackend:
+    if config.attention_backend in ("auto", "torch"):
+        return TorchAttention()
+    raise ConfigError(f"attention_backend: {config.attention_backend!r} is not available; use auto or torch")
+
+
+def _write_sampling(tensors: SamplingTensors, slot: int, temperature: float, top_k: int, top_p: float, do_sample: bool) -> None:
+    tensors.temperature[slot] = temperature
+    tensors.top_k[slot] = top_k if top_k > 0 else torch.iinfo(torch.int32).max
+    tensors.top_p[slot] = top_p
+    tensors.do_sample[slot] = do_sample

@@ -1,0 +1,74 @@
+"""From logits to codes: penalty, masks, temperature, top-k, top-p, draw, for a whole batch with per-row parameters.
+
+Order and arithmetic are those of transformers' generate() as the official package calls it, in float32. A draw is the
+inverse of the cumulative distribution in id order at one uniform number, so it needs no sorted order to be repeatable.
+A row whose logits are not finite gets BAD_CODE: its request fails, its batch mates do not notice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+BAD_CODE = -1
+_NEVER = float("-inf")
+
+
+@dataclass
+class SamplingTensors:
+    """Parameters of a batch, or of all slots: every field is [rows].
+
+    Attributes:
+        temperature, top_p: float32.
+        top_k: int32; the vocabulary size or more keeps all.
+        do_sample: bool; False takes the likeliest id.
+    """
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    do_sample: torch.Tensor
+
+    def __getitem__(self, rows: torch.Tensor) -> SamplingTensors:
+        return SamplingTensors(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.do_sample[rows])
+
+
+def apply_repetition_penalty(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Make the ids in `seen` [batch, vocab] bool less likely by `penalty` [batch] (Keskar et al. 2019)."""
+    penalty = penalty[:, None]
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def sample(logits: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor) -> torch.Tensor:
+    """Choose one id a row.
+
+    Args:
+        logits: [batch, vocab] float32; -inf where an id is not allowed.
+        params: of these rows.
+        uniforms: [batch] float32 in [0, 1).
+
+    Returns:
+        [batch] int64, BAD_CODE where the logits hold NaN or +inf, or allow nothing.
+    """
+    best, likeliest = logits.max(dim=-1)
+    probabilities = torch.softmax(filter_logits(logits, params), dim=-1)
+    cumulative = probabilities.cumsum(-1)
+    reached = (cumulative > (uniforms * cumulative[:, -1])[:, None]) & (probabilities > 0)
+    # Rounding can leave a number just under 1 with nothing reached; the likeliest id takes that sliver.
+    drawn = torch.where(reached.any(-1), reached.to(torch.int8).argmax(-1), likeliest)
+    chosen = torch.where(params.do_sample, drawn, likeliest)
+    return torch.where(torch.isfinite(best), chosen, BAD_CODE)
+
+
+def filter_logits(logits: torch.Tensor, params: SamplingTensors) -> torch.Tensor:
+    """Temperature, top-k and top-p (Holtzman et al. 2020): [batch, vocab], -inf where an id is cut. Ties at the k-th stay."""
+    logits = logits / params.temperature[:, None]
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    kth = ordered.gather(1, (params.top_k[:, None].long() - 1).clamp(0, logits.shape[1] - 1))
+    ordered = ordered.masked_fill(ordered < kth, _NEVER)
+    # Cut an id when it and all less likely ones together hold no more than 1 - top_p; the likeliest is never cut.
+    tail = torch.softmax(ordered, dim=-1).flip(-1).cumsum(-1).flip(-1)
+    cut = tail <= 1 - params.top_p[:, None]
+    cut[:, 0] = False
+    return logits.masked_fill(logits < kth, _NEVER).masked_fill(cut.scatter(1, ids, cut), _NEVER)

@@ -1,0 +1,150 @@
+"""Decides, step by step, which requests are prefilled and which decode one frame.
+
+Running streams come first: each gets the block its next row needs, and prefill has a row budget a step, so that a long
+prompt never stalls them for longer than that budget. When the pool runs dry the youngest stream gives its blocks back and
+is recomputed later from its prompt and kept codes; the oldest always makes progress.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from engine_lib.talker.block_manager import BlockManager
+from engine_lib.talker.request import Request, RequestStatus
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Rows start..stop of one request."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def completes_prompt(self) -> bool:
+        return self.stop == self.request.num_rows
+
+
+@dataclass
+class Schedule:
+    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks."""
+
+    admitted: list[Request] = field(default_factory=list)
+    grown: list[Request] = field(default_factory=list)
+    prefill: list[PrefillChunk] = field(default_factory=list)
+    decode: list[Request] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the waiting queue, the slots and the KV blocks."""
+
+    def __init__(self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.block_manager = block_manager
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Request] = deque()
+        self.active: list[Request] = []  # holders of a slot, oldest first
+        self.num_preemptions = 0
+        self._free_slots = deque(range(max_num_seqs))
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.active or self.waiting)
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def schedule(self) -> Schedule:
+        """Plan one step and reserve what it needs."""
+        schedule = Schedule()
+
+        # decode
+        for request in list(self.active):
+            if request.status is RequestStatus.RUNNING and request.num_launched_frames < request.max_frames:
+                num_blocks = len(request.block_table)
+                if self._reserve_next_row(request):
+                    schedule.decode.append(request)
+                    if len(request.block_table) > num_blocks:
+                        schedule.grown.append(request)
+
+        # prefill
+        budget = self.max_num_batched_tokens
+        for request in self.active:
+            if request.status is RequestStatus.PREFILLING and budget > 0:
+                budget -= self._plan_prefill(request, budget, schedule)
+        while budget > 0 and self._free_slots and self.waiting and self._admit(self.waiting[0]):
+            request = self.waiting.popleft()
+            schedule.admitted.append(request)
+            schedule.grown.append(request)
+            budget -= self._plan_prefill(request, budget, schedule)
+
+        # A later reservation may have preempted a stream that was planned earlier.
+        for planned in (schedule.decode, schedule.grown):
+            planned[:] = [request for request in planned if request.slot >= 0]
+        return schedule
+
+    def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
+        """Record that `chunks` are on the device; a request whose rows are all in has its next frame under way."""
+        for chunk in chunks:
+            completes_prompt, request = chunk.completes_prompt, chunk.request
+            request.num_prefilled_rows = chunk.stop
+            if completes_prompt:
+                request.num_launched_frames = len(request.frames) + 1
+                request.status = RequestStatus.RUNNING
+
+    def decoded(self, requests: Iterable[Request]) -> None:
+        """Record that a frame of each of `requests` is on the device."""
+        for request in requests:
+            request.num_launched_frames += 1
+
+    def release(self, request: Request) -> None:
+        """Take back the slot and the blocks of `request`, or its place in the queue."""
+        if request.slot >= 0:
+            self.active.remove(request)
+            self._free_slots.append(request.slot)
+            request.slot = -1
+            self.block_manager.free(request.block_table)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def _reserve_next_row(self, request: Request) -> bool:
+        """A block for the next row, from the youngest streams if need be; False when `request` itself was preempted."""
+        while not self.block_manager.grow(request.block_table, request.num_rows_on_device + 1):
+            youngest = self.active[-1]
+            self._preempt(youngest)
+            if youngest is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.release(request)
+        request.status = RequestStatus.WAITING
+        request.num_prefilled_rows = 0
+        request.num_launched_frames = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _admit(self, request: Request) -> bool:
+        """Give `request` a slot and blocks for all rows it has, unless running streams are about to need those blocks."""
+        soon_needed = len(self.active)  # every running stream may ask for one more block
+        free_after = self.block_manager.num_free_blocks - self.block_manager.blocks_for(request.num_rows + 1)
+        if free_after < soon_needed or not self.block_manager.grow(request.block_table, request.num_rows + 1):
+            return False
+        request.slot = self._free_slots.popleft()
+        request.status = RequestStatus.PREFILLING
+        self.active.append(request)
+        return True
+
+    def _plan_prefill(self, request: Request, budget: int, schedule: Schedule) -> int:
+        """Plan the next rows of `request` within `budget`; returns how many."""
+        start = request.num_prefilled_rows
+        stop = min(request.num_rows, start + budget)
+        schedule.prefill.append(PrefillChunk(request, start, stop))
+        return stop - start
