@@ -18,11 +18,11 @@ BPE_VOCAB = 640  # 256 bytes and 384 merges
 
 _QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TRAINING_TEXT = """
-The server reads a line of text and speaks it. Every frame is eighty milliseconds of sound, and every sound is made of sixteen small numbers.
+The server reads a line of text and speaks it. Every frame is eighty milliseconds of sound, and every sound is made of sixteen numbers.
 Good morning! How are you today? I am fine, thank you. It's raining, so we'll stay at home and read the other book about the sea.
-A client that listens wants the first words at once and the rest in time; a client that leaves wants nothing more, and the server should notice.
+A client that listens wants the first words at once and the rest in time; a client that leaves wants nothing more, and the server notices.
 When the weather is good, the children of the town walk to the river, and they sing the songs that their mothers and fathers taught them.
-Please call the station and ask whether the train to the north is late. There is another train at seven, and there are seats for three people.
+Please call the station and ask whether the train to the north is late. There is another train at seven, and there are seats for three.
 Guten Morgen, wie geht es Ihnen heute? Das Wetter ist schön, und die Kinder spielen im Garten. Der Zug nach Berlin ist nicht verspätet.
 Bonjour, comment allez-vous aujourd'hui? Les enfants sont dans le jardin et le train est en retard. Où est la gare, s'il vous plaît?
 Buenos días, ¿cómo está usted? El tren de las siete llega tarde, pero los niños están en la casa. Muchas gracias por todo.
@@ -31,7 +31,7 @@ Bom dia, como está o senhor? O comboio não está atrasado. Buongiorno, come st
 你好，今天天气很好，我们去公园吧。我们的朋友在哪里？谢谢你，明天见。今天的火车晚点了，我们明天再去。
 おはようございます。今日はいい天気ですね。電車は遅れています。ありがとうございます。
 안녕하세요. 오늘 날씨가 좋네요. 기차가 늦었습니다. 감사합니다.
-Speak slowly and with a warm, low voice. Speak quickly, like a happy young woman who tells good news. Whisper, as if the children were asleep.
+Speak slowly and with a warm, low voice. Speak quickly, like a happy young woman who tells good news. Whisper, as if all were asleep.
 """
 
 

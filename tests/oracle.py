@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _UNUSED = ("torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi", "sox", "onnxruntime", "gradio", "einops")
@@ -93,7 +94,7 @@ def official_decode(path: str | Path, codes: torch.Tensor) -> torch.Tensor:
 
 def official_codes(
     model: Any, method: str = "generate_custom_voice", /, torch_seed: int | None = None, **kwargs: Any
-) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+) -> tuple[list[torch.Tensor], list[npt.NDArray[np.float32]]]:
     """Run one of the official `generate_*` methods and return (codes, wavs).
 
     `model` is what `load_official` gives, or a checkpoint path; `kwargs` go to the method unchanged. Codes are int64
