@@ -51,8 +51,9 @@ def make_checkpoint(
     `dtype` and `shards` are those of the talker's model.safetensors; the speech tokenizer is one float32 file, as published.
     `overrides` maps dotted config keys to values: `{"talker_config.num_hidden_layers": 3, "tts_model_size": "1b7"}`; a key may
     start with `generation_config.` or `speech_tokenizer.` to reach those files. Raises KeyError for a key that is not there.
-    `eos_gain` scales the end-of-speech row of codec_head: at the default of the tiny size sampled speech ends after some tens
-    of frames (how many depends on the seed and shapes), 0 (the default of the large sizes, so that benchmarks control the length) makes an end practically impossible.
+    `eos_gain` scales the end-of-speech row of codec_head. At tiny's default sampled speech ends after some tens of frames (how
+    many depends on the seed and the shapes); at 0, the default of the large sizes, it practically never ends, so that benchmarks
+    control its length.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: must be one of {sorted(DTYPES)}")
