@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import CheckpointError
+from engine_lib.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +49,11 @@ class Checkpoint:
     def speech_tokenizer_weights(self) -> Weights:
         """Weights of the codec (`decoder.*`) and of the reference encoder (`encoder.*`)."""
         return Weights(self.path / "speech_tokenizer")
+
+    def sampling_defaults(self) -> SamplingParams:
+        """The sampling of a request that says nothing: generation_config.json over the defaults of qwen-tts."""
+        names = {field.name for field in fields(SamplingParams)}
+        return SamplingParams().updated({k: v for k, v in self.config.generation_defaults.items() if k in names})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.prompt import Prompt
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.request import FinishReason, Request, RequestStatus
 from engine_lib.talker.runner import FrameResult, TalkerRunner
@@ -134,10 +135,13 @@ class TalkerEngine:
             num_preemptions=scheduler.num_preemptions,
         )
 
+    def max_frames_behind(self, prompt: Prompt) -> int:
+        """Frames that fit behind `prompt`; 0 or less when the prompt itself does not."""
+        return self.config.max_model_len - len(prompt) + 1  # the last frame needs no input row of its own
+
     def _check_length(self, request: Request) -> None:
         """Fit the default frame budget to the room there is; refuse what was asked for and cannot fit."""
-        # The last frame needs no input row of its own.
-        room = self.config.max_model_len - len(request.prompt) + 1
+        room = self.max_frames_behind(request.prompt)
         if room < 1:
             raise InvalidRequestError(
                 "text", f"makes a prompt of {len(request.prompt)} rows; at most {self.config.max_model_len} (max_model_len) fit"
