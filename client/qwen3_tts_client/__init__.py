@@ -1,0 +1,45 @@
+"""Client of the Qwen3-TTS Triton server: `Client`, `AsyncClient`, and the command line `qwen3-tts`.
+
+Needs numpy and tritonclient, never the engine, torch or transformers. Names are loaded on first use, so that the command line
+answers --help without waiting for gRPC.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen3_tts_client.client import AsyncClient, Client
+    from qwen3_tts_client.errors import (
+        InvalidRequest,
+        Qwen3TTSClientError,
+        RequestTimeout,
+        ServerOverloaded,
+        ServerUnavailable,
+        StreamFailed,
+    )
+    from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech
+
+__all__ = [
+    "AsyncClient",
+    "AudioChunk",
+    "Client",
+    "InvalidRequest",
+    "Qwen3TTSClientError",
+    "RequestOptions",
+    "RequestTimeout",
+    "ServerOverloaded",
+    "ServerUnavailable",
+    "Speech",
+    "StreamFailed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in ("errors", "protocol", "client"):
+            found = vars(import_module(f"qwen3_tts_client.{module}")).get(name)
+            if found is not None:
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,113 @@
+"""What can go wrong for a caller of the client, one class for each thing the caller can do about it.
+
+On a stream Triton sends the error of a model as text: the model's message with "in ensemble 'qwen3_tts', " in front, and no
+status code. So the class is read from that text, which this server begins with the name of Triton's code where it is not the
+message of a bad field ("voice: ..."). The header `triton_grpc_error` would bring real status codes, but a 24.10 server that
+answers a few hundred errors this way dies of a segmentation fault: it is never sent.
+
+gRPC's own status codes are therefore those of the connection (and of a proxy between): none comes from the model.
+"""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+
+IN_ENSEMBLE = re.compile(r"^in ensemble '[^']*', ")
+TRITON_CODE = re.compile(r"^(INVALID_ARG|UNAVAILABLE|INTERNAL|CANCELLED): ")
+FIELD = re.compile(r"^([a-z][a-z0-9_]*): ")
+# How Triton itself, not a model, says that the model cannot be asked.
+MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
+
+CANNOT_CONNECT_HINT = "start a server (python scripts/serve.py --model CHECKPOINT) or give the HOST:PORT of a running one's gRPC port"
+NOT_READY_HINT = "wait until every model is ready (GET /v2/models/MODEL/ready on the HTTP port), or read the server's log"
+OVERLOADED_HINT = "try again in a moment, or on another server"
+TIMEOUT_HINT = "give a longer timeout, or look at the server's load"
+
+
+class Qwen3TTSClientError(Exception):
+    """Base of every error the client raises on purpose.
+
+    Attributes:
+        message: what happened.
+        hint: what to do next; "" where there is no more to say.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidRequest(Qwen3TTSClientError, ValueError):
+    """The request has a value that is not allowed. Nothing was queued.
+
+    Attributes:
+        field: name of the offending field; None where the server named none.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ServerUnavailable(Qwen3TTSClientError):
+    """No server answers at this address, or its model is not ready."""
+
+
+class ServerOverloaded(Qwen3TTSClientError):
+    """The server has as many waiting requests as it accepts."""
+
+
+class StreamFailed(Qwen3TTSClientError):
+    """The stream ended with an error, or without its last chunk.
+
+    Attributes:
+        chunks_received: chunks that arrived before; their audio is good.
+    """
+
+    def __init__(self, message: str, *, chunks_received: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.chunks_received = chunks_received
+
+
+class RequestTimeout(Qwen3TTSClientError, TimeoutError):
+    """The stream had not ended when the caller's timeout passed; the server was told to stop.
+
+    Attributes:
+        chunks_received: chunks that arrived in time; their audio is good.
+    """
+
+    def __init__(self, message: str, *, chunks_received: int = 0) -> None:
+        super().__init__(message, hint=TIMEOUT_HINT)
+        self.chunks_received = chunks_received
+
+
+def error_from_message(message: str, chunks_received: int) -> Qwen3TTSClientError:
+    """The typed error for an error message that came on the stream instead of a response."""
+    message = IN_ENSEMBLE.sub("", message)
+    code = TRITON_CODE.match(message)
+    message = TRITON_CODE.sub("", message)
+    field = FIELD.match(message)
+    if MODEL_NOT_READY.match(message):
+        return ServerUnavailable(message, hint=NOT_READY_HINT)
+    if code and code[1] == "UNAVAILABLE":
+        return ServerOverloaded(message, hint=OVERLOADED_HINT)
+    if (code and code[1] == "INVALID_ARG") or (code is None and field):
+        return InvalidRequest(message, field=field[1] if field else None)
+    return StreamFailed(message, chunks_received=chunks_received)
+
+
+def error_from_rpc(error: grpc.RpcError, url: str, chunks_received: int) -> Qwen3TTSClientError:
+    """The typed error for a gRPC call to `url` that ended with a status other than OK."""
+    code, details = error.code(), error.details() or "no details"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return RequestTimeout(f"{url}: the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
+    if chunks_received:
+        return StreamFailed(f"{url}: the stream broke after {chunks_received} chunks: {details}", chunks_received=chunks_received)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
+        return ServerUnavailable(f"cannot reach a Triton server at {url}: {details}", hint=CANNOT_CONNECT_HINT)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return ServerOverloaded(f"{url}: {details}", hint=OVERLOADED_HINT)
+    return StreamFailed(f"{url}: {code.name}: {details}")
