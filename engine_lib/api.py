@@ -215,8 +215,8 @@ class Qwen3TTS:
         fields = zip(
             texts,
             _broadcast("speaker", speaker, len(texts)),
-            _broadcast("language", language, len(texts)),
-            _broadcast("instruct", instruct, len(texts)),
+            _broadcast("language", language or "auto", len(texts)),
+            _broadcast("instruct", instruct or "", len(texts)),
             strict=True,
         )
         prompts = [

@@ -61,7 +61,8 @@ class Checkpoint:
         from transformers import Qwen2TokenizerFast  # slow to import, and the codec process never needs it
 
         try:
-            return Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True)
+            # The flag is the official package's; for published checkpoints it decides how text is split before BPE.
+            return Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True, fix_mistral_regex=True)
         except Exception as error:
             raise CheckpointError(f"{self.path}: the tokenizer does not load: {error}") from error
 

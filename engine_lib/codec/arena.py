@@ -1,0 +1,64 @@
+"""StateArena: the state of every stream the codec decodes, in tensors allocated once, one row a slot.
+
+A batch is a tensor of slots on the device: its past is gathered from their rows and written back to them, by operations
+whose shapes depend only on the batch size and the piece length and which the host never waits for. They can be captured in a
+CUDA graph. One more row, the scratch slot, serves rows that only fill up a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from engine_lib.codec.streaming import StreamingLayer
+
+
+class StateArena:
+    """State of `num_slots` streams.
+
+    Attributes:
+        scratch_slot: a slot no stream owns; a batch may name it several times. What it holds means nothing.
+    """
+
+    def __init__(self, layers: Iterable[StreamingLayer], num_slots: int, device: torch.device) -> None:
+        """Allocate the state of `layers` on `device`; every slot is that of a new stream."""
+        self.scratch_slot = num_slots
+        self._positions = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
+        self._pasts = {
+            layer: torch.zeros(num_slots + 1, layer.num_past, *layer.step_shape, dtype=layer.dtype, device=device)
+            for layer in layers
+            if layer.num_past
+        }
+
+    def reset(self, slot: int) -> None:
+        """Make `slot` that of a new stream, whatever it holds (it may hold NaN)."""
+        for rows in (self._positions, *self._pasts.values()):
+            rows[slot].zero_()
+
+    def batch(self, slots: torch.Tensor) -> BatchState:
+        """State of the streams in `slots` [batch] int64, on the arena's device."""
+        return BatchState(slots, self._positions, self._pasts)
+
+
+class BatchState:
+    """A StreamState over the rows of an arena.
+
+    Attributes:
+        positions: [batch] int64, frames decoded before this piece.
+    """
+
+    def __init__(self, slots: torch.Tensor, positions: torch.Tensor, pasts: dict[StreamingLayer, torch.Tensor]) -> None:
+        self._slots, self._positions, self._pasts = slots, positions, pasts
+        self.positions = positions.index_select(0, slots)
+
+    def extend(self, layer: StreamingLayer, x: torch.Tensor) -> torch.Tensor:
+        """See StreamState."""
+        past = self._pasts[layer]
+        x = torch.cat((past.index_select(0, self._slots), x), dim=1)
+        past.index_copy_(0, self._slots, x[:, -layer.num_past :])
+        return x
+
+    def advance(self, frames: int) -> None:
+        """Count the frames of the piece, once all layers have run."""
+        self._positions.index_copy_(0, self._slots, self.positions + frames)
