@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     )
     from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech
 
+DEFAULT_URL = "localhost:8001"
+
 __all__ = [
+    "DEFAULT_URL",
     "AsyncClient",
     "AudioChunk",
     "Client",

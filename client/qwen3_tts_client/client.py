@@ -14,7 +14,7 @@ the ensemble's request, and the server then stops only at its exit timeout.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,13 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from qwen3_tts_client.errors import Qwen3TTSClientError, StreamFailed, error_from_rpc
+from qwen3_tts_client import DEFAULT_URL
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, parse_response
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-DEFAULT_URL = "localhost:8001"
 DEFAULT_MODEL = "qwen3_tts"
 # A minute of reference audio is more than gRPC's default limit of 4 MB.
 CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
@@ -64,7 +64,7 @@ class Client:
         self._closed = True
         self._channel.close()
 
-    def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Iterator[AudioChunk]:
+    def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Generator[AudioChunk, None, None]:
         """Speak `text`, chunk by chunk as the server makes them.
 
         The request is sent when the first chunk is asked for. Leaving the loop early cancels it on the server; so does `close()`
@@ -88,7 +88,7 @@ class Client:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks(list(self.stream(text, timeout=timeout, **options)))
 
-    def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Iterator[AudioChunk]:
+    def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Generator[AudioChunk, None, None]:
         call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout)
         reader = _Reader(self.url)
         try:
@@ -133,7 +133,7 @@ class AsyncClient:
         self._closed = True
         await self._channel.close()
 
-    def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> AsyncIterator[AudioChunk]:
+    def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> AsyncGenerator[AudioChunk, None]:
         """Speak `text`, chunk by chunk, as Client.stream does.
 
         Leaving the loop early cancels the request in the next turn of the event loop; cancelling the task does so at once.
@@ -145,7 +145,7 @@ class AsyncClient:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks([chunk async for chunk in self.stream(text, timeout=timeout, **options)])
 
-    async def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> AsyncIterator[AudioChunk]:
+    async def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> AsyncGenerator[AudioChunk, None]:
         call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout)
         reader = _Reader(self.url)
         try:
@@ -208,5 +208,5 @@ def _check_open(closed: bool) -> None:
 
 def _checked_url(url: str) -> str:
     if "://" in url or not url:
-        raise ValueError(f"url: {url!r} is not allowed; give HOST:PORT of the gRPC port, without a scheme")
+        raise InvalidRequest(f"url: {url!r} is not allowed; give HOST:PORT of the gRPC port, without a scheme", field="url")
     return url

@@ -1,0 +1,218 @@
+"""The command line `qwen3-tts`. What is slow to load (gRPC, numpy, rich) is loaded by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen3_tts_client import DEFAULT_URL
+
+if TYPE_CHECKING:
+    from qwen3_tts_client.audio_file import AudioWriter
+    from qwen3_tts_client.errors import Qwen3TTSClientError
+
+STANDARD_STREAM = "-"
+
+EXIT_STREAM_FAILED = 1
+EXIT_INVALID = 2  # also typer's own code for a bad option
+EXIT_UNAVAILABLE = 3
+EXIT_OVERLOADED = 4
+EXIT_TIMEOUT = 5
+EXIT_INTERRUPTED = 130
+
+# "\b" keeps the lines of a paragraph as they are.
+EPILOG = """
+Examples:
+
+\b
+  # speak into a file, watching the stream arrive
+  qwen3-tts say "Good morning." -o morning.wav --voice vivian --chunks
+\b
+  # play while it is made
+  qwen3-tts say "Good morning." --voice vivian -o - | aplay
+\b
+  # read a text file, with the same result every time
+  qwen3-tts say - -o chapter.flac --voice ryan --seed 7 < chapter.txt
+\b
+  # the first audio as early as possible, then larger chunks
+  qwen3-tts say "Good morning." --voice vivian --chunk-frames 1,1,2,4,8
+
+Words: a frame is 80 ms of audio. The time to first audio counts from the sending of the request. The real-time factor is the
+time taken divided by the seconds of audio; below 1 is faster than playback.
+
+\b
+Exit codes:
+  0    spoken
+  1    the stream broke; what had arrived is in the file
+  2    an option or the request is not allowed, or the file cannot be written
+  3    no server answers, or its model is not ready
+  4    the server is overloaded
+  5    the timeout passed; what had arrived is in the file
+  130  interrupted
+"""
+
+app = typer.Typer(
+    name="qwen3-tts",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # its panels are too narrow for an 80-column terminal: they cut option names off
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def options() -> None:
+    """Speech from a Qwen3-TTS server (NVIDIA Triton), streamed while it is made. Start one with scripts/serve.py."""
+
+
+@app.command(epilog=EPILOG)
+def say(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - reads it from standard input.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Audio file, its format from the suffix (16-bit WAV, FLAC, ...); - streams a WAV to standard output.",
+        ),
+    ] = "speech.wav",
+    voice: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Speaker of a CustomVoice checkpoint; an unknown one is answered with the list.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: found from the text]")] = None,
+    instruct: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="How to speak, in words; for VoiceDesign checkpoints a description of the voice.")
+    ] = None,
+    url: Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")] = DEFAULT_URL,
+    timeout: Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")] = None,
+    chunks: Annotated[
+        bool, typer.Option("--chunks", help="Print each chunk as it arrives: index, time since the request, seconds of audio.")
+    ] = False,
+    chunk_frames: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Frames in the first, second, ... chunk; the last number repeats. [default: the server's]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech.")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the likeliest K codes only; 0 is all.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="Draw from the likeliest codes that make up this probability.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1 repeats less.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest code, nothing drawn.")] = False,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", help="Cut the speech after this many frames of 80 ms.")] = None,
+    non_streaming: Annotated[
+        bool | None,
+        typer.Option(
+            "--non-streaming/--streaming-text", help="Give the model all of the text before the first audio, or feed it while speaking."
+        ),
+    ] = None,
+) -> None:
+    """Speak a text, writing the audio while it arrives."""
+    from rich.console import Console
+
+    from qwen3_tts_client.client import Client
+    from qwen3_tts_client.errors import Qwen3TTSClientError
+    from qwen3_tts_client.protocol import RequestOptions
+    from qwen3_tts_client.report import StreamReport
+
+    sampling = {
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "max_frames": max_frames,
+        "non_streaming_mode": non_streaming,
+    } | ({"do_sample": False, "subtalker_dosample": False} if greedy else {})
+    options = RequestOptions(
+        voice=voice,
+        language=language,
+        instruct=instruct,
+        sampling={name: value for name, value in sampling.items() if value is not None},
+        chunk_frames=_chunk_frames(chunk_frames),
+    )
+    spoken, writer = _text(text), _writer(output)
+    report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)
+    try:
+        with Client(url) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
+            for chunk in stream:
+                writer.write(chunk.audio, chunk.sample_rate)
+                report.add(chunk)
+    except Qwen3TTSClientError as error:
+        raise _failed(_exit_code(error), error.message, error.hint) from None
+    except BrokenPipeError:
+        sys.stdout = None  # or the interpreter complains when it flushes it
+        raise _failed(EXIT_STREAM_FAILED, "whoever read standard output has gone; the server was told to stop") from None
+    except OSError as error:
+        raise _failed(EXIT_INVALID, f"{_name(output)}: {error.strerror or error}") from None
+    except KeyboardInterrupt:
+        raise _failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
+    finally:
+        if report.has_chunks:
+            report.line(f"{_name(output)}: {report.summary()}")
+
+
+def main() -> None:
+    """Entry point of the command `qwen3-tts`."""
+    app()
+
+
+def _text(argument: str) -> str:
+    """The text to speak: the argument, or standard input without the newline at its end."""
+    if argument != STANDARD_STREAM:
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT") from None
+
+
+def _chunk_frames(argument: str | None) -> list[int] | None:
+    """Frames of the first, second, ... chunk from "1,2,4,8"."""
+    if argument is None:
+        return None
+    try:
+        return [int(part) for part in argument.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{argument!r} is not allowed; give whole numbers separated by commas, as 1,2,4,8", param_hint="--chunk-frames"
+        ) from None
+
+
+def _writer(output: str) -> AudioWriter:
+    from qwen3_tts_client.audio_file import AudioFile, WavPipe
+
+    if output != STANDARD_STREAM:
+        try:
+            return AudioFile(Path(output))
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--output") from None
+    if sys.stdout.isatty():
+        raise typer.BadParameter("standard output is a terminal; send it to a player or a file, as in: -o - | aplay", param_hint="--output")
+    return WavPipe(sys.stdout.buffer)
+
+
+def _name(output: str) -> str:
+    return "standard output" if output == STANDARD_STREAM else output
+
+
+def _exit_code(error: Qwen3TTSClientError) -> int:
+    from qwen3_tts_client import errors
+
+    codes = {
+        errors.InvalidRequest: EXIT_INVALID,
+        errors.ServerUnavailable: EXIT_UNAVAILABLE,
+        errors.ServerOverloaded: EXIT_OVERLOADED,
+        errors.RequestTimeout: EXIT_TIMEOUT,
+    }
+    return codes.get(type(error), EXIT_STREAM_FAILED)
+
+
+def _failed(code: int, message: str, hint: str = "") -> typer.Exit:
+    """Say what went wrong, in a line and a hint on standard error; return what ends the command with `code`."""
+    typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
+    return typer.Exit(code)

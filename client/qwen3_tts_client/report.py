@@ -1,0 +1,81 @@
+"""What the command line shows of one stream: its timings, a live line on a terminal, a line per chunk, and the summary.
+
+Away from a terminal the text is plain: no colours, no control characters, one fact to a line however long.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.status import Status
+
+from qwen3_tts_client.protocol import AudioChunk
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class StreamReport:
+    """Timings of one stream, counted from the making of this object, shown as its chunks arrive.
+
+    Args:
+        console: where to write; the live line appears only if it is a terminal.
+        each_chunk: print a line for every chunk.
+
+    Attributes:
+        has_chunks: whether anything has arrived.
+    """
+
+    def __init__(self, console: Console, *, each_chunk: bool) -> None:
+        self._console = console
+        self._each_chunk = each_chunk
+        self._status: Status | None = console.status("waiting for the first audio") if console.is_terminal else None
+        self.has_chunks = False
+        self._start = time.perf_counter()
+        self._first_audio: float | None = None
+        self._elapsed = 0.0
+        self._seconds = 0.0
+        self._chunks = 0
+        self._finish_reason = ""
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def add(self, chunk: AudioChunk) -> None:
+        """Count and show a chunk that has just arrived."""
+        self._elapsed = time.perf_counter() - self._start
+        self.has_chunks = True
+        self._finish_reason = chunk.finish_reason
+        if chunk.audio.size:
+            self._first_audio = self._elapsed if self._first_audio is None else self._first_audio
+            self._chunks += 1
+            self._seconds += chunk.seconds
+            if self._each_chunk:
+                self.line(f"chunk {chunk.index}: {self._elapsed * 1e3:.0f} ms, {chunk.seconds:.2f} s of audio")
+        if self._status is not None:
+            self._status.update(self._progress())
+
+    def summary(self) -> str:
+        """All that has arrived and how it ended, in a line."""
+        return f"{self._progress()}, {f'finished: {self._finish_reason}' if self._finish_reason else 'not finished'}"
+
+    def _progress(self) -> str:
+        if self._first_audio is None:
+            return "no audio"
+        return (
+            f"{self._seconds:.2f} s in {self._chunks} chunks, time to first audio {self._first_audio * 1e3:.0f} ms, "
+            f"real-time factor {self._elapsed / self._seconds:.2f}"
+        )
+
+    def line(self, text: str) -> None:
+        """Print one line as it is, above the live one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
