@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import AttentionBackend, TorchAttention, store_kv
 from engine_lib.talker.block_manager import NULL_BLOCK
+from engine_lib.talker.graphs import StepGraphs
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.philox import frame_uniforms
 from engine_lib.talker.request import Request
@@ -63,10 +65,13 @@ class FrameResult:
     requests: list[Request]
     num_preemptions: list[int]
     codes: torch.Tensor
+    copied: torch.cuda.Event | None
 
     def read(self) -> npt.NDArray[np.int16]:
         """[requests, num_code_groups]; waits for the device if need be. BAD_CODE marks a row that went wrong."""
-        return self.codes.to(torch.int16).cpu().numpy()
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.codes.numpy().astype(np.int16)
 
 
 class TalkerRunner:
@@ -89,6 +94,17 @@ class TalkerRunner:
         self.suppressed = torch.arange(vocab, device=device) >= vocab - NUM_SUPPRESSED_IDS
         self.suppressed[eos] = False
         self.is_eos = torch.arange(vocab, device=device) == eos
+        self.graphs: StepGraphs | None = None
+
+    def capture(self) -> None:
+        """Capture the frame step in CUDA graphs, unless the device or `enforce_eager` says otherwise."""
+        if self.device.type != "cuda" or self.config.enforce_eager:
+            return
+        width = self.state.block_tables.shape[1]
+        self.graphs = StepGraphs(
+            lambda slots: self.step(slots, width), max_batch=self.config.max_num_seqs, scratch_slot=self.scratch_slot, device=self.device
+        )
+        self.graphs.capture()
 
     def admit(self, request: Request) -> None:
         """Write the slot of `request`: its sampling, its text, and what its kept frames (after a preemption) imply."""
@@ -109,10 +125,10 @@ class TalkerRunner:
         )
         state.seen[slot] = False
         if kept:
-            state.seen[slot, torch.from_numpy(np.stack(request.frames)[:, 0].astype(np.int64)).to(self.device)] = True
-        trailing = torch.from_numpy(request.prompt.trailing_text_ids.astype(np.int64))
+            state.seen[slot, self._upload(np.stack(request.frames)[:, 0], np.int64)] = True
+        trailing = request.prompt.trailing_text_ids
         state.text_ids[slot] = self.model.tts_pad_token_id
-        state.text_ids[slot, : len(trailing)] = trailing.to(self.device)
+        state.text_ids[slot, : len(trailing)] = self._upload(trailing, np.int64)
 
     def update_block_tables(self, requests: Sequence[Request]) -> None:
         """Copy the block tables of `requests` to the device."""
@@ -121,18 +137,17 @@ class TalkerRunner:
         tables = np.full((len(requests), self.state.block_tables.shape[1]), NULL_BLOCK, np.int32)
         for row, request in enumerate(requests):
             tables[row, : len(request.block_table)] = request.block_table
-        slots = torch.tensor([request.slot for request in requests], device=self.device)
-        self.state.block_tables[slots] = torch.from_numpy(tables).to(self.device)
+        self.state.block_tables[self._upload([request.slot for request in requests], np.int64)] = self._upload(tables, np.int32)
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
         """Run the rows of `chunks`; a request whose rows are now all in draws its next frame."""
         rows = [chunk.request.rows(chunk.start, chunk.stop, self.model.tts_pad_token_id) for chunk in chunks]
-        text_ids, codes = (torch.from_numpy(np.concatenate(part).astype(np.int64)).to(self.device) for part in zip(*rows, strict=True))
-        starts = np.cumsum([0, *(chunk.stop - chunk.start for chunk in chunks)], dtype=np.int32)
-        positions = torch.from_numpy(np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])).to(self.device)
-        lengths = torch.tensor([chunk.stop for chunk in chunks], dtype=torch.int32, device=self.device)
-        slots = torch.tensor([chunk.request.slot for chunk in chunks], device=self.device)
-        query_starts = torch.from_numpy(starts).to(self.device)
+        text_ids, codes = (self._upload(np.concatenate(part), np.int64) for part in zip(*rows, strict=True))
+        starts = np.cumsum([0, *(chunk.stop - chunk.start for chunk in chunks)])
+        positions = self._upload(np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks]), np.int64)
+        lengths = self._upload([chunk.stop for chunk in chunks], np.int32)
+        slots = self._upload([chunk.request.slot for chunk in chunks], np.int64)
+        query_starts = self._upload(starts, np.int32)
         block_tables = self.state.block_tables[slots, : self._blocks_for(max(chunk.stop for chunk in chunks))]
         tables_of_rows = block_tables.repeat_interleave(query_starts.diff(), dim=0, output_size=int(starts[-1]))
         cache_rows = self._cache_rows(tables_of_rows, positions)
@@ -146,13 +161,15 @@ class TalkerRunner:
         complete = [i for i, chunk in enumerate(chunks) if chunk.completes_prompt]
         if not complete:
             return None
-        last_rows = torch.from_numpy(starts[1:][complete].astype(np.int64) - 1).to(self.device)
-        frames = self._draw_frame(slots[torch.tensor(complete, device=self.device)], hidden[last_rows])
+        last_rows = self._upload(starts[1:][complete] - 1, np.int64)
+        frames = self._draw_frame(slots[self._upload(complete, np.int64)], hidden[last_rows])
         return self._result([chunks[i].request for i in complete], frames)
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
-        slots = torch.tensor([request.slot for request in requests], device=self.device)
+        if self.graphs is not None:
+            return self._result(list(requests), self.graphs.replay([request.slot for request in requests]))
+        slots = self._upload([request.slot for request in requests], np.int64)
         width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
         return self._result(list(requests), self.step(slots, width))
 
@@ -186,7 +203,7 @@ class TalkerRunner:
     def erase(self, blocks: Sequence[int]) -> None:
         """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
         if blocks:
-            self.kv_cache[:, :, torch.tensor(blocks, device=self.device)] = 0
+            self.kv_cache[:, :, self._upload(blocks, np.int64)] = 0
 
     def _draw_frame(self, slots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Draw the 16 codes that follow `hidden` [batch, hidden] and move the state of `slots` on by one frame."""
@@ -218,11 +235,23 @@ class TalkerRunner:
         blocks = block_tables.gather(1, (positions // size)[:, None])[:, 0].long()
         return blocks * size + positions % size
 
+    def _upload(self, values: npt.ArrayLike, dtype: type[np.integer[Any]]) -> torch.Tensor:
+        """`values` on the device, without waiting for it."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
     def _blocks_for(self, num_rows: int) -> int:
         return -(-num_rows // self.config.kv_block_size)
 
     def _result(self, requests: list[Request], codes: torch.Tensor) -> FrameResult:
-        return FrameResult(requests, [request.num_preemptions for request in requests], codes)
+        """Start the copy of `codes` to the host; rows past the requests are padding."""
+        copied = None
+        codes = codes[: len(requests)]
+        if self.device.type == "cuda":
+            codes = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True).copy_(codes, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        return FrameResult(requests, [request.num_preemptions for request in requests], codes, copied)
 
     def _num_blocks(self) -> int:
         """Blocks of the KV cache, NULL_BLOCK included."""
