@@ -1,62 +1,141 @@
-"""Which chunks are decoded next: cohorts of equal size across streams, those needed soonest first.
+"""Batcher: which streams are open, which slots they hold, and whose chunks are decoded next.
 
-A stream's first chunk comes before everything else. After it, a stream is due when its listener runs out: when the first
-chunk left, plus the audio sent since. Chunks of one stream are never reordered: only its oldest is a candidate.
+Chunks of one stream are decoded strictly in order. Across streams, those that have not been heard yet come first, in the order
+they opened; the others by playback deadline, the moment their listener runs out of audio. Plain data, no clock and no device.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-
-@dataclass
-class Piece:
-    """Frames of one message that are decoded in one step; a long message has several pieces.
-
-    Attributes:
-        codes: [frames, num_quantizers] int64.
-        is_last: the message is answered after this piece.
-    """
-
-    codes: npt.NDArray[np.int64]
-    is_last: bool
+from engine_lib.codec.request import CodecRequest
 
 
-@dataclass
-class PlaybackQueue:
-    """The pieces of one stream, and when its listener needs the next.
+@dataclass(eq=False)
+class PendingChunk:
+    """A request and how far it has been decoded."""
 
-    Attributes:
-        pieces: not yet decoded, oldest first.
-        started_at: seconds on the engine's clock when the first audio left; None before.
-        seconds_sent: audio sent so far.
-    """
-
-    pieces: deque[Piece] = field(default_factory=deque)
-    started_at: float | None = None
-    seconds_sent: float = 0.0
+    request: CodecRequest
+    frames_done: int = 0
+    audio: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @property
-    def priority(self) -> tuple[bool, float]:
-        """Smaller is sooner: streams that have sent nothing, then by playback deadline."""
-        if self.started_at is None:
+    def frames_left(self) -> int:
+        """Frames still to decode."""
+        return len(self.request.codes) - self.frames_done
+
+
+@dataclass(eq=False)
+class Stream:
+    """One open stream.
+
+    Attributes:
+        pending: chunks not answered yet, oldest first.
+        slot: its row of the arena, or None while it has none: before its first frames, and after it failed.
+        heard_since: when its first audio was there; None before.
+        seconds_heard: audio decoded since.
+        last_active: when a chunk last came or was decoded.
+        error: why the stream failed, or "". A failed stream stays, to answer what still comes for it.
+    """
+
+    key: str
+    last_active: float
+    pending: deque[PendingChunk] = field(default_factory=deque)
+    slot: int | None = None
+    heard_since: float | None = None
+    seconds_heard: float = 0.0
+    error: str = ""
+
+    @property
+    def urgency(self) -> tuple[bool, float]:
+        """Smaller is sooner. Streams that sort equal keep the order in which they opened."""
+        if self.heard_since is None:
             return (False, 0.0)
-        return (True, self.started_at + self.seconds_sent)
+        return (True, self.heard_since + self.seconds_heard)
 
 
-Q = TypeVar("Q", bound=PlaybackQueue)
+@dataclass(frozen=True)
+class Cohort:
+    """Streams whose oldest chunks are decoded together now, `frames` frames of each."""
+
+    streams: list[Stream]
+    frames: int
+
+    def slots(self) -> list[int]:
+        """The arena's row of each stream."""
+        return [stream.slot for stream in self.streams if stream.slot is not None]
+
+    def codes(self) -> npt.NDArray[np.integer[Any]]:
+        """[streams, frames, num_quantizers]."""
+        heads = [stream.pending[0] for stream in self.streams]
+        return np.stack([head.request.codes[head.frames_done : head.frames_done + self.frames] for head in heads])
 
 
-def next_cohort(queues: Iterable[Q], max_batch_size: int) -> list[Q]:
-    """The streams whose oldest pieces are decoded together now: all of one size, the most urgent one's, soonest first."""
-    ready = sorted((queue for queue in queues if queue.pieces), key=lambda queue: queue.priority)
-    if not ready:
-        return []
-    frames = len(ready[0].pieces[0].codes)
-    return [queue for queue in ready if len(queue.pieces[0].codes) == frames][:max_batch_size]
+class Batcher:
+    """Open streams, free slots, pending chunks. Times are seconds on whatever clock the caller uses."""
+
+    def __init__(self, num_slots: int, max_batch_size: int, frame_seconds: float, piece_frames: Callable[[int], int]) -> None:
+        """
+        Args:
+            max_batch_size: streams in one cohort at most.
+            frame_seconds: audio of one frame.
+            piece_frames: how many frames of a chunk to decode in one step, given how many it has left.
+        """
+        self.max_batch_size, self._frame_seconds, self._piece_frames = max_batch_size, frame_seconds, piece_frames
+        self.streams: dict[str, Stream] = {}
+        self.free_slots = deque(range(num_slots))
+        self.num_pending = 0
+
+    def add(self, request: CodecRequest, now: float) -> Stream:
+        """Append `request` to its stream, which opens with it unless it is open."""
+        stream = self.streams.get(request.stream_key)
+        if stream is None:
+            stream = self.streams[request.stream_key] = Stream(request.stream_key, now)
+        stream.pending.append(PendingChunk(request))
+        stream.last_active = now
+        self.num_pending += 1
+        return stream
+
+    def next_cohort(self) -> Cohort | None:
+        """The streams to decode next, the most urgent first, all with pieces of its size; None where nothing can be decoded."""
+        ready = [stream for stream in self.streams.values() if stream.pending and not stream.error]
+        for stream in ready:
+            if stream.slot is None and self.free_slots:
+                stream.slot = self.free_slots.popleft()
+        runnable = sorted((stream for stream in ready if stream.slot is not None), key=lambda stream: stream.urgency)
+        if not runnable:
+            return None
+        sizes = [self._piece_frames(stream.pending[0].frames_left) for stream in runnable]
+        members = [stream for stream, size in zip(runnable, sizes, strict=True) if size == sizes[0]]
+        return Cohort(members[: self.max_batch_size], sizes[0])
+
+    def decoded(self, stream: Stream, frames: int, audio: npt.NDArray[np.float32], now: float) -> None:
+        """Note `audio` as that of the next `frames` frames of the stream's oldest chunk."""
+        head = stream.pending[0]
+        head.frames_done += frames
+        stream.last_active = now
+        if not head.request.reference:
+            head.audio.append(audio)
+            stream.heard_since = now if stream.heard_since is None else stream.heard_since
+            stream.seconds_heard += frames * self._frame_seconds
+
+    def pop(self, stream: Stream) -> PendingChunk:
+        """Take the stream's oldest chunk, to answer it."""
+        self.num_pending -= 1
+        return stream.pending.popleft()
+
+    def free_slot(self, stream: Stream) -> None:
+        """Take the stream's slot back; its row of the arena must be that of a new stream by then."""
+        if stream.slot is not None:
+            self.free_slots.append(stream.slot)
+            stream.slot = None
+
+    def expired(self, now: float, idle_timeout: float) -> list[Stream]:
+        """Streams that nothing waits for and nothing has come for in `idle_timeout` seconds."""
+        return [s for s in self.streams.values() if not s.pending and now - s.last_active >= idle_timeout]

@@ -1,0 +1,54 @@
+"""What the codec engine is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+NO_AUDIO: npt.NDArray[np.float32] = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """The answer to one CodecRequest.
+
+    Attributes:
+        stream_key, index, is_final: those of the request.
+        audio: [frames * samples_per_frame] float32 in -1..1; none for a reference, for no frames or with an error.
+        error: "" or why there is no audio.
+    """
+
+    stream_key: str
+    index: int
+    audio: npt.NDArray[np.float32]
+    is_final: bool
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class CodecRequest:
+    """One chunk of one stream.
+
+    Attributes:
+        stream_key: unique to the stream.
+        index: 0, 1, 2.. within the stream; a stream opens with 0 or with its reference.
+        codes: [frames, num_quantizers] of any integer type; there may be no frames.
+        is_final: the stream ends with this chunk.
+        on_audio: called once, on the codec's thread; it must only pass the answer on.
+        reference: these are the codes of a clone's reference: they make the stream's past and give no audio.
+    """
+
+    stream_key: str
+    index: int
+    codes: npt.NDArray[np.integer[Any]]
+    is_final: bool
+    on_audio: Callable[[AudioChunk], None]
+    reference: bool = False
+
+    def answer(self, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> AudioChunk:
+        """The AudioChunk for this request."""
+        return AudioChunk(self.stream_key, self.index, audio, self.is_final, error)
