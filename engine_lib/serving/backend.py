@@ -1,0 +1,87 @@
+"""TritonBackend: the few things a service needs of Triton's Python backend, in plain types.
+
+The shell that imports `triton_python_backend_utils` hands the module over; that keeps this package importable, and its
+parts testable, where there is no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.serving.message import Tensors
+
+
+class TritonBackend:
+    """One model's view of the server it runs in."""
+
+    def __init__(self, pb_utils: Any, args: Mapping[str, str]) -> None:
+        """
+        Args:
+            pb_utils: the module `triton_python_backend_utils`.
+            args: what the Python backend passes to `initialize`.
+        """
+        self._pb_utils = pb_utils
+        self.name, self.version = args["model_name"], args["model_version"]
+        self.log = pb_utils.Logger
+        self.metric_family = pb_utils.MetricFamily
+
+    def tensors(self, request: Any) -> Tensors:
+        """The inputs `request` has. Views of shared memory: copy what must outlive the request."""
+        return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+    def reply(self, request: Any) -> Reply:
+        """Where the answers to `request` go."""
+        return Reply(self._pb_utils, request)
+
+    def ping(self) -> bool:
+        """Whether the server still takes requests; a stopping one refuses. Blocks on the server.
+
+        A control request to this model that cancels nothing is what can be asked: `pb_utils.is_model_ready` corrupts the memory
+        it shares with the server (24.10; calling it a few dozen times crashed either process).
+        """
+        try:
+            self.cancel_stream(self.name, "")
+        except (RuntimeError, self._pb_utils.TritonModelException):
+            return False
+        return True
+
+    def cancel_stream(self, talker: str, stream_key: str) -> None:
+        """Send the model `talker` a control request that stops one stream. Blocks on the server."""
+        tensor = self._pb_utils.Tensor("cancel", np.array([stream_key.encode()], np.object_))
+        request = self._pb_utils.InferenceRequest(model_name=talker, inputs=[tensor], requested_output_names=[])
+        for response in request.exec(decoupled=True):
+            if response.has_error():
+                raise RuntimeError(f"cancelling a stream failed: {response.error().message()}")
+
+
+class Reply:
+    """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error."""
+
+    def __init__(self, pb_utils: Any, request: Any) -> None:
+        self._pb_utils = pb_utils
+        self._sender = request.get_response_sender()
+
+    def send(self, tensors: Mapping[str, npt.NDArray[Any]], *, is_final: bool) -> None:
+        """Send one answer. Blocks on the server."""
+        outputs = [self._pb_utils.Tensor(name, array) for name, array in tensors.items()]
+        self._sender.send(self._pb_utils.InferenceResponse(outputs), flags=self._final_flag(is_final))
+
+    def finish(self) -> None:
+        """Send FINAL alone."""
+        self._sender.send(flags=self._final_flag(True))
+
+    def fail(self, code: str, message: str) -> None:
+        """Send an error of the Triton status `code` as the only answer."""
+        error = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
+        self._sender.send(self._pb_utils.InferenceResponse(error=error), flags=self._final_flag(True))
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has cancelled or gone. Blocks on the server."""
+        return bool(self._sender.is_cancelled())
+
+    def _final_flag(self, is_final: bool) -> int:
+        return int(self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if is_final else 0

@@ -1,0 +1,127 @@
+"""CodecService: messages of the talker in, audio out. Everything the codec's shell does, without Triton's types.
+
+Every message gets exactly one answer, with FINAL, even where its client has gone or its audio failed: a step that drops a
+message leaks the whole ensemble request. What must stop early is stopped at its source: the codec asks the talker to cancel
+the stream, answers what still comes, and the talker's final message ends it like any other.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.config import EngineConfig
+from engine_lib.serving.backend import Reply, TritonBackend
+from engine_lib.serving.errors import place_of
+from engine_lib.serving.lifecycle import Lifecycle
+from engine_lib.serving.message import AudioAnswer, CodesMessage
+from engine_lib.serving.metrics import Counter, Metrics
+from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.server_guard import ServerGuard
+from engine_lib.talker.request import FinishReason
+
+SENDER_THREADS = 4
+SHUTDOWN_SECONDS = 4.0
+TALKER_MODEL = "talker"
+
+
+class CodecService:
+    """The codec decoder of one server."""
+
+    def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
+        """Load the codec of the checkpoint and start the engine.
+
+        Raises:
+            ConfigError, CheckpointError: the model must not load.
+        """
+        self._backend = backend
+        self._engine = CodecEngine(Checkpoint(config.model_path), config)
+        self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
+        self._add_metrics(Metrics(backend.metric_family, {"model": backend.name, "version": backend.version}))
+        self._sender = OrderedSender("codec-send", SENDER_THREADS, self._log_failure)
+        self._canceller = OrderedSender("codec-cancel", 1, self._log_failure)
+        self._engine.start()
+        self._lifecycle = Lifecycle(
+            self._engine,
+            open_streams=lambda: len(self._streams),
+            publish=self._metrics.publish,
+            log_error=backend.log.log_error,
+        )
+        self._guard = ServerGuard(os.getppid(), backend.name)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a new stream would be decoded."""
+        return self._engine.is_alive
+
+    def handle(self, request: Any) -> None:
+        """Queue one message for decoding."""
+        reply = self._backend.reply(request)
+        try:
+            message = CodesMessage.unpack(self._backend.tensors(request))
+        except (ValueError, IndexError) as error:
+            reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
+            return
+        self._streams.setdefault(message.stream_key, False)
+        # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
+        self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
+        answer = partial(self._answer_later, message, reply)
+        self._engine.submit(CodecRequest(message.stream_key, message.chunk_index, message.codes, message.is_final, answer))
+
+    def shutdown(self) -> None:
+        """Answer what is queued, then end the engine and all threads, within a few seconds."""
+        self._guard.release()
+        self._lifecycle.stop(SHUTDOWN_SECONDS)
+        self._engine.shutdown(SHUTDOWN_SECONDS)
+        self._sender.close(SHUTDOWN_SECONDS)
+        self._canceller.close(SHUTDOWN_SECONDS)
+        self._metrics.close()
+
+    def _answer_later(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
+        """On the codec thread: leave the answer to a sender thread."""
+        self._sender.put(message.stream_key, partial(self._answer, message, reply, chunk))
+
+    def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
+        # The talker's final message ends the stream, and says why; an error of the codec waits for it.
+        failed = bool(chunk.error) and message.is_final
+        answer = AudioAnswer(
+            audio=chunk.audio,
+            sample_rate=self._engine.sample_rate,
+            chunk_index=message.chunk_index,
+            is_final=message.is_final,
+            finish_reason=FinishReason.ERROR.value if failed else message.finish_reason,
+            error=chunk.error if failed else message.error,
+            audio_format=message.audio_format,
+        )
+        self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
+        if message.is_final:
+            self._streams.pop(message.stream_key, None)
+        elif chunk.error:
+            self._cancel(message.stream_key, self._failures)
+        reply.send(answer.pack(), is_final=True)
+
+    def _cancel_if_client_gone(self, message: CodesMessage, reply: Reply) -> None:
+        if not message.is_final and not self._streams.get(message.stream_key) and reply.is_cancelled():
+            self._cancel(message.stream_key, self._client_cancels)
+
+    def _cancel(self, stream_key: str, counter: Counter) -> None:
+        """Ask the talker, once, to end the stream."""
+        if not self._streams.get(stream_key, True):
+            self._streams[stream_key] = True
+            counter.add(1)
+            self._canceller.put(stream_key, partial(self._backend.cancel_stream, TALKER_MODEL, stream_key))
+
+    def _add_metrics(self, metrics: Metrics) -> None:
+        self._metrics, stats = metrics, self._engine.stats
+        metrics.gauge("codec_open_streams", "Codec slots in use", lambda: stats().open_streams)
+        metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
+        metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)
+        self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
+        self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
+        self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
+
+    def _log_failure(self, error: BaseException) -> None:
+        self._backend.log.log_error(place_of(error))

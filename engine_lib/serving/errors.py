@@ -1,0 +1,28 @@
+"""Which Triton status code an exception becomes, and the text the client reads."""
+
+from __future__ import annotations
+
+import traceback
+
+from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+
+STATUS_CODES = ("INVALID_ARG", "UNAVAILABLE", "INTERNAL")
+
+
+def status(error: BaseException) -> tuple[str, str]:
+    """Name of the Triton code (an attribute of TritonError) and message for `error`.
+
+    What was not raised on purpose is INTERNAL, with the type but without the text of the exception: that might quote a user.
+    """
+    if isinstance(error, InvalidRequestError):
+        return "INVALID_ARG", str(error)
+    if isinstance(error, OverloadedError | EngineDeadError):
+        return "UNAVAILABLE", str(error)
+    if isinstance(error, Qwen3TTSError):
+        return "INTERNAL", str(error)
+    return "INTERNAL", f"unexpected {type(error).__name__}; the server's log has the place"
+
+
+def place_of(error: BaseException) -> str:
+    """Type and traceback of `error` for the log, without its text, which might quote a user."""
+    return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}"

@@ -1,0 +1,34 @@
+"""EngineConfig from what Triton hands a model at load: the `parameters` of its config.pbtxt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from engine_lib.config import EngineConfig
+from engine_lib.errors import ConfigError
+
+MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
+
+
+def engine_config(args: Mapping[str, str], environment: Mapping[str, str] | None = None) -> EngineConfig:
+    """Options of one model.
+
+    Lower-case parameters are options of EngineConfig; an empty one keeps the default. Upper-case parameters are the Python
+    backend's own (FORCE_CPU_ONLY_INPUT_TENSORS, EXECUTION_ENV_PATH). A model_path may begin with $$TRITON_MODEL_DIRECTORY.
+
+    Args:
+        args: what the Python backend passes to `initialize`.
+        environment: defaults to os.environ; QWEN3_TTS_<NAME> overrides a parameter.
+
+    Raises:
+        ConfigError: an unknown option, a value that is not allowed, or no model_path.
+    """
+    parameters = json.loads(args["model_config"]).get("parameters", {})
+    values = {name: parameter["string_value"] for name, parameter in parameters.items()}
+    options = {name: value for name, value in values.items() if name.islower() and value != ""}
+    config = EngineConfig.from_options(options, environment)
+    if not config.model_path:
+        raise ConfigError("model_path: is not set; give the checkpoint folder in QWEN3_TTS_MODEL_PATH or in the parameters of config.pbtxt")
+    return replace(config, model_path=config.model_path.replace(MODEL_DIRECTORY, args["model_repository"]))

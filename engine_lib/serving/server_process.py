@@ -1,0 +1,228 @@
+"""TritonServer: a tritonserver over this repository's models as a child process. For scripts/serve.py, the demo and tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from engine_lib.config import ENVIRONMENT_PREFIX
+from engine_lib.serving.lifecycle import DRAIN_FILE_VARIABLE
+from engine_lib.serving.server_installation import ServerError, ServerInstallation
+
+MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
+POLL_SECONDS = 0.1
+DRAIN_SECONDS = 8.0
+LOG_LINES_SHOWN = 15
+
+
+class TritonServer:
+    """One server process. As a context manager: started and ready inside, stopped outside.
+
+    Attributes:
+        http_port, grpc_port, metrics_port: where it listens.
+        models: names of the models in the repository, all of which must be ready.
+        log_file: what the server and the models print.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: Mapping[str, str],
+        repository: Path = MODEL_REPOSITORY,
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        log_file: Path | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            options: options of EngineConfig by name; they win over those in config.pbtxt and in the environment.
+            repository: the model repository.
+            http_port, grpc_port, metrics_port: 0 takes a free one.
+            log_file: default: a new file in the temporary folder.
+            arguments: further arguments of tritonserver.
+        """
+        self.options = dict(options)
+        self.repository = repository
+        self.models = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+        self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in (http_port, grpc_port, metrics_port))
+        self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
+        self.log_file = log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
+        self._arguments = list(arguments)
+        self._drain_file = Path(self._run_directory.name) / "drain"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver."""
+        return self._running().pid
+
+    def start(self) -> None:
+        """Start the process; `wait_ready` says when it serves.
+
+        Raises:
+            ServerError: no tritonserver, or a port is taken.
+        """
+        for name, port in (("http", self.http_port), ("grpc", self.grpc_port), ("metrics", self.metrics_port)):
+            _check_port(name, port)
+        run_directory = Path(self._run_directory.name)
+        installation = ServerInstallation.find(run_directory)
+        environment = installation.environment(run_directory, os.environ)
+        environment |= option_environment(self.options)
+        environment[DRAIN_FILE_VARIABLE] = str(self._drain_file)
+        # Two model processes share the cores; torch would start a thread for each core in both.
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+        environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+        command = [
+            str(installation.binary),
+            f"--model-repository={self.repository}",
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--exit-on-error=false",  # stay up long enough to be asked for the reason
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
+        ]
+        if installation.backend_directory is not None:
+            command.append(f"--backend-directory={installation.backend_directory}")
+        with open(self.log_file, "wb") as log:
+            self._process = subprocess.Popen(
+                [*command, *self._arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout: float = 900.0) -> None:
+        """Wait until every model is ready. The server's own readiness is not asked: it ignores an ensemble that failed to load.
+
+        Raises:
+            ServerError: a model failed to load (with its reason), the server exited, or `timeout` seconds passed.
+        """
+        process, deadline = self._running(), time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
+            try:
+                index = json.loads(self._http("v2/repository/index", b"{}"))
+            except OSError:
+                index = []
+            failed = [f"{entry['name']}: {_reason(entry)}" for entry in index if entry.get("state") == "UNAVAILABLE"]
+            if failed:
+                raise ServerError("the model repository did not load\n" + "\n".join(failed))
+            if index and all(self.is_model_ready(model) for model in self.models):
+                return
+            time.sleep(POLL_SECONDS)
+        raise ServerError(f"tritonserver is not ready after {timeout:.0f} seconds; its log ends with\n{self.last_log_lines()}")
+
+    def is_model_ready(self, model: str) -> bool:
+        """Whether the server is up and counts `model` as ready."""
+        try:
+            self._http(f"v2/models/{model}/ready")
+        except OSError:
+            return False
+        return True
+
+    def metrics(self) -> str:
+        """The text of /metrics."""
+        return self._get(f"http://localhost:{self.metrics_port}/metrics").decode()
+
+    def last_log_lines(self) -> str:
+        """The end of the log, for a message."""
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the process to exit; return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: after `timeout` seconds.
+        """
+        return self._running().wait(timeout)
+
+    def terminate(self) -> None:
+        """Let running streams end, then send SIGTERM; `wait` for the exit. A server that is loading or broken gets SIGTERM at once."""
+        process = self._running()
+        if self.is_model_ready("talker"):
+            self._drain_file.touch()
+            deadline = time.monotonic() + DRAIN_SECONDS
+            while self._drain_file.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+        if process.poll() is None:
+            process.terminate()
+
+    def stop(self, timeout: float = 30.0) -> int | None:
+        """Stop the server in order, or by SIGKILL after `timeout` seconds. Return its exit code, None if it never ran."""
+        code = None
+        if self._process is not None:
+            self.terminate()
+            try:
+                code = self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                code = self._process.wait()
+        self._run_directory.cleanup()
+        return code
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise ServerError("the server has not been started")
+        return self._process
+
+    def _http(self, path: str, body: bytes | None = None) -> bytes:
+        return self._get(f"http://localhost:{self.http_port}/{path}", body)
+
+    def _get(self, url: str, body: bytes | None = None) -> bytes:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=5) as response:
+            content: bytes = response.read()
+        return content
+
+
+def option_environment(options: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that set engine options."""
+    return {ENVIRONMENT_PREFIX + name.upper(): value for name, value in options.items()}
+
+
+def _reason(entry: Mapping[str, str]) -> str:
+    """Why a model is not there, without the stack the Python backend appends."""
+    return re.split(r"\n\s*At:\n", entry.get("reason", "unknown reason"))[0].strip().removeprefix("Internal: ")
+
+
+def _check_port(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ServerError(f"{name} port {port} cannot be used: {error.strerror}; choose another with --{name}-port") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,32 @@
+"""Shell of the talker: Triton's calls go to engine_lib.serving.TalkerService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.options import engine_config
+from engine_lib.serving.talker_service import TalkerService
+
+
+class TritonPythonModel:
+    """One instance; requests in, messages for the codec out."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model; what this raises is the reason the server reports."""
+        self._service = TalkerService(TritonBackend(pb_utils, args), engine_config(args))
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue or refuse each request; answers are sent later, by other threads."""
+        for request in requests:
+            self._service.handle(request)
+
+    def is_ready(self) -> bool:
+        """Whether the engine lives. Asked by Triton releases that know of it."""
+        return self._service.is_ready
+
+    def finalize(self) -> None:
+        """End everything within a few seconds."""
+        self._service.shutdown()
