@@ -1,0 +1,180 @@
+"""What the talker's tests share: requests as data, streams that gather chunks, real engines, the official codes beside them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import oracle
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.config import EngineConfig
+from engine_lib.prompt import Prompt, PromptBuilder
+from engine_lib.sampling import SamplingParams
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.runner import TalkerRunner
+
+Codes = npt.NDArray[np.int16]
+
+GREEDY = SamplingParams(do_sample=False, subtalker_dosample=False)
+PATIENCE = 60.0  # seconds until a stream that has not ended counts as hanging
+
+_request_ids = itertools.count()
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """The fields of one request."""
+
+    text: str = "Good morning! How are you today?"
+    voice: str = "ryan"
+    language: str | None = "english"
+    instruct: str | None = None
+    non_streaming_mode: bool = True
+
+    def prompt(self, path: Path) -> Prompt:
+        return prompt_builder(path).build(**asdict(self))
+
+
+class Stream:
+    """Gathers the chunks of one request; as its listener it runs on the engine thread.
+
+    `at` maps a number of frames to what shall happen there, between two steps, when that many have arrived. So what a test
+    does to a running engine happens at the same frame in every run.
+    """
+
+    def __init__(self, at: Mapping[int, Callable[[], object]] | None = None) -> None:
+        self.chunks: list[CodesChunk] = []
+        self.request: Request
+        self._at = dict(at or {})
+        self._ended = threading.Event()
+
+    def __call__(self, chunk: CodesChunk) -> None:
+        self.chunks.append(chunk)
+        for num_frames in sorted(self._at):
+            if len(self.codes) >= num_frames:
+                self._at.pop(num_frames)()
+        if chunk.is_final:
+            self._ended.set()
+
+    @property
+    def codes(self) -> Codes:
+        """[frames, num_code_groups] so far."""
+        return np.concatenate([chunk.codes for chunk in self.chunks])
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
+    def end(self) -> CodesChunk:
+        """Wait for the final chunk; the stream must be well formed: indexes in order, one final chunk, the last."""
+        assert self._ended.wait(PATIENCE), f"request {self.request.request_id} hangs"
+        assert [chunk.index for chunk in self.chunks] == list(range(len(self.chunks)))
+        assert [chunk.is_final for chunk in self.chunks] == [False] * (len(self.chunks) - 1) + [True]
+        assert len(self.chunks[-1].codes) == 0
+        assert all(chunk.finish_reason == "" and chunk.error == "" for chunk in self.chunks[:-1])
+        return self.chunks[-1]
+
+
+@functools.cache
+def checkpoint(path: Path) -> Checkpoint:
+    return Checkpoint(path)
+
+
+@functools.cache
+def prompt_builder(path: Path) -> PromptBuilder:
+    return PromptBuilder(checkpoint(path), max_text_length=4000)
+
+
+def make_engine(path: Path, *, exact: bool = False, pipelined: bool = False, **options: Any) -> TalkerEngine:
+    """A small engine that is not started.
+
+    Args:
+        path: checkpoint folder.
+        exact: compute in float64. In float32 a matrix product of one row and of many differ in the last bit, which moves
+            about one draw in 20,000 to a neighbouring id; where a test says "the same codes", this leaves no such excuse.
+        pipelined: read each result one step late, as a GPU does anyway.
+        options: of EngineConfig, over the small defaults here.
+    """
+    defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8, "max_model_len": 128, "kv_block_size": 4}
+    config = EngineConfig(**(defaults | options))
+    engine = TalkerEngine(checkpoint(path), config)
+    if exact:
+        engine.runner = TalkerRunner(checkpoint(path), config, device=torch.device("cpu"), dtype=torch.float64)
+    engine._pipelined = engine._pipelined or pipelined
+    return engine
+
+
+@contextmanager
+def running_engine(path: Path, *, exact: bool = False, pipelined: bool = False, **options: Any) -> Iterator[TalkerEngine]:
+    """A started engine as `make_engine` makes it, shut down at the end."""
+    engine = make_engine(path, exact=exact, pipelined=pipelined, **options)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+
+
+def start(
+    engine: TalkerEngine,
+    utterance: Utterance | Prompt,
+    sampling: SamplingParams = GREEDY,
+    *,
+    max_frames: int | None = None,
+    chunk_frames: tuple[int, ...] = (1,),
+    at: Mapping[int, Callable[[], object]] | None = None,
+) -> Stream:
+    """Submit a request and return its stream."""
+    stream = Stream(at)
+    prompt = utterance.prompt(engine.checkpoint.path) if isinstance(utterance, Utterance) else utterance
+    if max_frames is not None:
+        sampling = replace(sampling, max_frames=max_frames)
+    stream.request = Request(f"request-{next(_request_ids)}", prompt, sampling, chunk_frames, stream)
+    engine.submit(stream.request)
+    return stream
+
+
+def speak(engine: TalkerEngine, utterance: Utterance | Prompt, sampling: SamplingParams = GREEDY, **options: Any) -> Codes:
+    """The codes of one request that must end well, [frames, num_code_groups]."""
+    stream = start(engine, utterance, sampling, **options)
+    final = stream.end()
+    assert final.finish_reason in ("stop", "length"), final
+    return stream.codes
+
+
+def assert_nothing_is_held(engine: TalkerEngine) -> None:
+    """Every slot and every block is free, and no request is open."""
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+    assert stats.free_slots == engine.config.max_num_seqs
+    assert stats.free_blocks == stats.total_blocks
+
+
+@functools.cache
+def official(path: Path, utterances: tuple[Utterance, ...], max_frames: int) -> list[Codes]:
+    """Greedy codes of the official package for `utterances`, one text layout, given to it as one list."""
+    (layout,) = {utterance.non_streaming_mode for utterance in utterances}
+    instructs = [utterance.instruct or "" for utterance in utterances]
+    codes, _wavs = oracle.official_codes(
+        oracle.load_official(path),
+        text=[utterance.text for utterance in utterances],
+        speaker=[utterance.voice for utterance in utterances],
+        language=[utterance.language or "auto" for utterance in utterances],
+        instruct=instructs,
+        non_streaming_mode=layout,
+        do_sample=False,
+        subtalker_dosample=False,
+        max_new_tokens=max_frames + 1,
+    )
+    return [frames.numpy().astype(np.int16) for frames in codes]
