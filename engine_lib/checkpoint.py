@@ -6,14 +6,17 @@ Weights are taken one by one with the shape the model expects, so a missing or m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import CheckpointError
@@ -21,6 +24,13 @@ from engine_lib.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# A word ends where a capital follows a small letter, contractions are not split off, slashes stay with line ends.
+CASE_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 class Checkpoint:
@@ -57,14 +67,29 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The byte-level BPE tokenizer of the folder (vocab.json, merges.txt, tokenizer_config.json)."""
+        """The byte-level BPE tokenizer of the folder (vocab.json, merges.txt, tokenizer_config.json).
+
+        Its ids are those of qwen-tts 0.1.1, that is of transformers 4.57.3 with `fix_mistral_regex`.
+
+        Raises:
+            CheckpointError: a file is missing or cannot be read.
+        """
         from transformers import Qwen2TokenizerFast  # slow to import, and the codec process never needs it
 
         try:
-            # The flag is the official package's; for published checkpoints it decides how text is split before BPE.
-            return Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True, fix_mistral_regex=True)
+            tokenizer = Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True, fix_mistral_regex=True)
+            if _splits_by_case(tokenizer.vocab_size, json.loads((self.path / "config.json").read_text(encoding="utf-8"))):
+                # transformers 5 leaves these folders alone; the pattern must not depend on the release that is installed.
+                tokenizer.backend_tokenizer.pre_tokenizer[0] = Split(Regex(CASE_SPLIT), "isolated")
         except Exception as error:
             raise CheckpointError(f"{self.path}: the tokenizer does not load: {error}") from error
+        return tokenizer
+
+
+def _splits_by_case(vocab_size: int, config: Mapping[str, Any]) -> bool:
+    """Whether transformers 4.57.3 puts CASE_SPLIT in place of the pattern of Qwen2: so for published checkpoints."""
+    written_by = config.get("transformers_version")
+    return vocab_size > 100_000 and (written_by is None or Version("4.57.2") < Version(written_by) < Version("5.0.0"))
 
 
 class Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 from pathlib import Path
@@ -123,6 +124,22 @@ def test_the_two_checkpoints_are_split_by_different_patterns(tiny_custom_voice: 
     own, other = (Checkpoint(path).tokenizer for path in (tiny_custom_voice, tiny_published_ids))
     assert own.tokenize("iPhone") == ["iPhone"]
     assert other.tokenize("iPhone") != ["iPhone"]
+
+
+@pytest.mark.parametrize("written_by", ["4.57.2", "4.57.6", "5.0.0", None])
+def test_the_pattern_follows_the_release_that_wrote_the_folder(written_by: str | None, tiny_published_ids: Path, tmp_path: Path):
+    oracle.load_official(tiny_published_ids)  # registers the official processor
+    from transformers import AutoProcessor
+
+    for file in tiny_published_ids.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    config = json.loads((tiny_published_ids / "config.json").read_text())
+    config["transformers_version"] = written_by
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    official = AutoProcessor.from_pretrained(str(tmp_path), fix_mistral_regex=True)
+    text = "My iPhone's there."
+    assert Checkpoint(tmp_path).tokenizer(text)["input_ids"] == official(text=text)["input_ids"][0]
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
