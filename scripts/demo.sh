@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Install, serve a checkpoint with Triton, speak one sentence chunk by chunk into demo.wav, and shut everything down.
+#
+#   scripts/demo.sh                                                    a tiny random-weight checkpoint, on the CPU
+#   MODEL=/models/Qwen3-TTS-12Hz-1.7B-CustomVoice scripts/demo.sh      real weights, on the first GPU (else the CPU)
+#
+# TEXT    what to say            VOICE   speaker of a CustomVoice checkpoint (default: vivian)
+# DEVICE  as in serve.py         VENV    virtual environment (default: .venv); see install.sh for what else can be set
+set -euo pipefail
+if [[ -n ${MODEL:-} ]]; then
+    MODEL=$(realpath "$MODEL")
+fi
+cd "$(dirname "$0")/.."
+
+text=${TEXT:-"Hello from Triton. This sentence was streamed while it was being spoken."}
+venv=$(realpath -m "${VENV:-.venv}")
+work=build/demo
+server_log=$work/server.log
+server_output=$work/serve.txt
+server_pid=
+
+stop_server() {
+    local code=$?
+    trap '' INT TERM
+    trap - EXIT
+    if [[ -n $server_pid ]]; then
+        local server_code=0
+        kill -TERM "$server_pid" 2>/dev/null || true
+        wait "$server_pid" || server_code=$?
+        [[ $code -ne 0 ]] || code=$server_code
+    fi
+    if [[ $code -ne 0 && $code -ne 130 && -n $server_pid ]]; then
+        echo "--- the demo failed; the end of $server_output and $server_log:" >&2
+        tail -n 20 "$server_output" "$server_log" >&2 || true
+    fi
+    exit "$code"
+}
+trap stop_server EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+echo "installing into $venv (the first time takes some minutes)"
+VENV=$venv scripts/install.sh run
+export PATH="$venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+mkdir -p "$work"
+
+if [[ -z ${MODEL:-} ]]; then
+    # Named by the scripts that write it, so that editing them makes a new one.
+    model=$work/checkpoint-$(cat scripts/make_checkpoint.py scripts/checkpoint_*.py | sha256sum | cut -c1-12)
+    if [[ ! -d $model ]]; then
+        rm -rf "$model.part"
+        python scripts/make_checkpoint.py "$model.part"
+        mv "$model.part" "$model"
+    fi
+    device=${DEVICE:-cpu}
+    echo "NOTE: this checkpoint has random weights, so the audio is noise; set MODEL=/path/to/checkpoint to hear speech"
+else
+    model=$MODEL
+    device=${DEVICE:-auto}
+fi
+
+: >"$server_log"
+python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port 0 --metrics-port 0 --log-file "$server_log" \
+    >"$server_output" 2>&1 &
+server_pid=$!
+echo "starting Triton with $model on $device"
+until grpc_port=$(sed -n 's/^http .*, grpc \([0-9]*\),.*/\1/p' "$server_output") && [[ -n $grpc_port ]]; do
+    kill -0 "$server_pid" 2>/dev/null || { echo "the server did not start" >&2; exit 1; }
+    sleep 0.2
+done
+
+say=(qwen3-tts say "$text" --output demo.wav --url "localhost:$grpc_port" --seed 1 --chunks)
+if grep -q '"tts_model_type": *"custom_voice"' "$model/config.json"; then
+    say+=(--voice "${VOICE:-vivian}")
+fi
+echo "speaking: $text"
+"${say[@]}"
+echo "stopping the server"
