@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from talker.support import GREEDY, Utterance, running_engine, speak, start
 
 from engine_lib.sampling import SamplingParams
-from talker.support import GREEDY, Utterance, running_engine, speak, start
 
 pytestmark = pytest.mark.gpu
 
@@ -81,12 +81,13 @@ def test_a_steady_batch_neither_waits_for_the_device_nor_allocates(tiny_custom_v
         assert blocks[-1] - blocks[0] <= 2 * len(streams) * 40 // engine.config.kv_block_size, "only new KV blocks may cost an upload"
 
 
-def test_a_kv_pool_that_runs_dry_preempts_and_never_raises(tiny_custom_voice: Path) -> None:
-    # Float64 is not an option on the fast path, so the kept codes of a preempted stream are compared under greedy decoding.
-    with running_engine(tiny_custom_voice, device="cuda", dtype="float32") as engine:
-        expected = [speak(engine, utterance, max_frames=40) for utterance in UTTERANCES]
-    with running_engine(tiny_custom_voice, device="cuda", dtype="float32", num_kv_blocks=40) as engine:
-        streams = [start(engine, utterance, max_frames=40) for utterance in UTTERANCES]
+def test_a_kv_pool_that_runs_dry_preempts_and_never_raises(tiny_custom_voice_1b7: Path) -> None:
+    voices = ["ryan", "vivian", "aiden", "serena"]
+    utterances = [Utterance(text="Good morning, everyone.", voice=voice) for voice in voices]
+    with running_engine(tiny_custom_voice_1b7, device="cuda", dtype="float32") as engine:
+        expected = [speak(engine, utterance, max_frames=60) for utterance in utterances]
+    with running_engine(tiny_custom_voice_1b7, device="cuda", dtype="float32", num_kv_blocks=40) as engine:
+        streams = [start(engine, utterance, max_frames=60) for utterance in utterances]
         for stream, codes in zip(streams, expected, strict=True):
             assert stream.end().error == ""
             np.testing.assert_array_equal(stream.codes, codes)
