@@ -197,7 +197,8 @@ class TalkerRunner:
 
         x = self.model.embed(state.text_ids[slots, text_columns], state.codes[slots])
         hidden = self.model.forward(x, positions, attend)
-        state.positions[slots] = positions + 1
+        # Padding stays at the first row: it would attend to ever more rows of nothing, and run past the tables in the end.
+        state.positions[slots] = torch.where(slots == self.scratch_slot, 0, positions + 1)
         return self._draw_frame(slots, hidden)
 
     def erase(self, blocks: Sequence[int]) -> None:

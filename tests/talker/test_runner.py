@@ -1,0 +1,36 @@
+"""The frame step on the device: it reads nothing on the host, and padding rows may go on for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine_lib.config import EngineConfig
+from engine_lib.talker.runner import TalkerRunner
+from talker.support import checkpoint, make_engine
+
+BATCH = 3
+
+
+def test_the_frame_step_reads_no_device_value_on_the_host(voice: Path):
+    # A meta tensor has a shape and no values, so any read, and any shape that depends on values, raises.
+    device = torch.device("meta")
+    config = EngineConfig(max_model_len=64)
+    with torch.inference_mode():
+        runner = TalkerRunner(checkpoint(voice), config, device=device, dtype=torch.float32)
+        codes = runner.step(torch.empty(BATCH, dtype=torch.int64, device=device), runner.state.block_tables.shape[1])
+    assert (codes.shape, codes.device, codes.dtype) == ((BATCH, 16), device, torch.int64)
+    with pytest.raises(RuntimeError):
+        codes[0, 0].item()
+
+
+def test_padding_stays_at_the_first_row_however_long_the_server_runs(tiny_custom_voice: Path):
+    runner = make_engine(tiny_custom_voice, max_model_len=16).runner
+    slots = torch.tensor([0, runner.scratch_slot, runner.scratch_slot])
+    with torch.inference_mode():
+        for step in range(20):
+            runner.step(slots[1:] if step >= 16 else slots, runner.state.block_tables.shape[1])
+    assert runner.state.positions[0] == 16
+    assert runner.state.positions[runner.scratch_slot] == 0
