@@ -53,7 +53,9 @@ class TalkerEngine:
         """
         self.checkpoint, self.config = checkpoint, config
         device = resolve_device(config.device)
-        self.runner = TalkerRunner(checkpoint, config, device=device, dtype=resolve_dtype(config.dtype, device))
+        with torch.inference_mode():
+            self.runner = TalkerRunner(checkpoint, config, device=device, dtype=resolve_dtype(config.dtype, device))
+            self.runner.capture()
         block_manager = BlockManager(self.runner.num_blocks, config.kv_block_size)
         self.scheduler = Scheduler(block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
         # On a GPU one result stays unread while the next step runs; the CPU runs a launch at once, so waiting only delays audio.
@@ -86,7 +88,7 @@ class TalkerEngine:
         """Accept `request`; its chunks follow on the engine thread.
 
         Raises:
-            InvalidRequestError: prompt and frames do not fit the engine.
+            InvalidRequestError: text and frames do not fit the engine, or the id is that of an open request.
             OverloadedError: too many requests are waiting.
             EngineDeadError: the engine has stopped.
         """
@@ -94,6 +96,8 @@ class TalkerEngine:
         with self._changed:
             if not self._alive:
                 raise EngineDeadError("the talker engine has stopped; restart the process")
+            if request.request_id in self._open:
+                raise InvalidRequestError("request_id", f"{request.request_id!r} is already open; give every request its own")
             limit = self.config.max_num_seqs + self.config.max_waiting_requests
             if len(self._open) >= limit:
                 raise OverloadedError(
@@ -141,11 +145,10 @@ class TalkerEngine:
 
     def _check_length(self, request: Request) -> None:
         """Fit the default frame budget to the room there is; refuse what was asked for and cannot fit."""
+        num_rows = len(request.prompt) + len(request.prompt.trailing_text_ids)
+        if num_rows > self.config.max_model_len:
+            raise InvalidRequestError("text", f"takes {num_rows} rows; at most {self.config.max_model_len} (max_model_len) fit")
         room = self.max_frames_behind(request.prompt)
-        if room < 1:
-            raise InvalidRequestError(
-                "text", f"makes a prompt of {len(request.prompt)} rows; at most {self.config.max_model_len} (max_model_len) fit"
-            )
         if request.sampling.max_frames is not None and request.max_frames > room:
             raise InvalidRequestError("max_frames", f"{request.max_frames} is not allowed; at most {room} fit behind this prompt")
         request.max_frames = min(request.max_frames, room)
@@ -228,7 +231,9 @@ class TalkerEngine:
         else:
             self._num_frames += 1
             request.append_frame(codes)
-            if len(request.frames) >= request.max_frames:
+            if request.listener_failed:
+                self._close(request, FinishReason.CANCELLED)
+            elif len(request.frames) >= request.max_frames:
                 self._close(request, FinishReason.LENGTH)
 
     def _close(self, request: Request, reason: FinishReason, error: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy.typing as npt
 
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 # Frames a text may take before it is cut: speech seldom needs more than four frames a token.
 FRAME_BUDGET_BASE = 100
@@ -75,7 +78,8 @@ class Request:
             prompt: from PromptBuilder.
             sampling: how codes are drawn.
             chunk_frames: frames in the first, second, .. chunk; the last entry repeats.
-            on_chunk: called on the engine thread for each chunk; must only hand the chunk on.
+            on_chunk: called on the engine thread for each chunk; must only hand the chunk on. If it raises, the
+                request ends as cancelled.
         """
         self.request_id = request_id
         self.prompt = prompt
@@ -92,6 +96,7 @@ class Request:
         self.num_launched_frames = 0  # frames the device has been asked for, read or not
         self.num_preemptions = 0  # a result launched before the latest preemption is void
         self.frames: list[npt.NDArray[np.int16]] = []
+        self.listener_failed = False
         self._num_sent_frames = 0
         self._num_chunks = 0
 
@@ -104,6 +109,11 @@ class Request:
     def num_rows_on_device(self) -> int:
         """Input rows in the KV cache once everything launched has run."""
         return len(self.prompt) + max(self.num_launched_frames - 1, 0)
+
+    @property
+    def max_rows(self) -> int:
+        """Input rows this request can ever need: its last frame is drawn, but never fed back."""
+        return len(self.prompt) + self.max_frames - 1
 
     def rows(self, start: int, stop: int, pad_text_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Text ids [n] and codes [n, num_code_groups] of input rows start..stop, past the prompt from the kept frames."""
@@ -129,6 +139,8 @@ class Request:
         self.status = RequestStatus.FINISHED
         if reason in (FinishReason.STOP, FinishReason.LENGTH) and len(self.frames) > self._num_sent_frames:
             self._send_frames()
+        if self.listener_failed:
+            reason, error = FinishReason.CANCELLED, ""
         nothing = np.empty((0, self.prompt.codes.shape[1]), np.int16)
         self._send(CodesChunk(nothing, self._num_chunks, is_final=True, finish_reason=reason.value, error=error))
 
@@ -139,4 +151,9 @@ class Request:
 
     def _send(self, chunk: CodesChunk) -> None:
         self._num_chunks += 1
-        self.on_chunk(chunk)
+        try:
+            self.on_chunk(chunk)
+        except Exception as error:
+            # One listener's fault must not reach other streams. The message is left out: it may hold a user's text.
+            self.listener_failed = True
+            logger.error("request %s: on_chunk raised %s; its stream ends", self.request_id, type(error).__name__)

@@ -134,8 +134,9 @@ class Scheduler:
     def _admit(self, request: Request) -> bool:
         """Give `request` a slot and blocks for all rows it has, unless running streams are about to need those blocks."""
         soon_needed = len(self.active)  # every running stream may ask for one more block
-        free_after = self.block_manager.num_free_blocks - self.block_manager.blocks_for(request.num_rows + 1)
-        if free_after < soon_needed or not self.block_manager.grow(request.block_table, request.num_rows + 1):
+        num_rows = min(request.num_rows + 1, request.max_rows)
+        free_after = self.block_manager.num_free_blocks - self.block_manager.blocks_for(num_rows)
+        if free_after < soon_needed or not self.block_manager.grow(request.block_table, num_rows):
             return False
         request.slot = self._free_slots.popleft()
         request.status = RequestStatus.PREFILLING

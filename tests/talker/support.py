@@ -25,6 +25,7 @@ from engine_lib.talker.request import CodesChunk, Request
 from engine_lib.talker.runner import TalkerRunner
 
 Codes = npt.NDArray[np.int16]
+Actions = Mapping[int, Callable[["Stream"], object]]
 
 GREEDY = SamplingParams(do_sample=False, subtalker_dosample=False)
 PATIENCE = 60.0  # seconds until a stream that has not ended counts as hanging
@@ -49,13 +50,14 @@ class Utterance:
 class Stream:
     """Gathers the chunks of one request; as its listener it runs on the engine thread.
 
-    `at` maps a number of frames to what shall happen there, between two steps, when that many have arrived. So what a test
-    does to a running engine happens at the same frame in every run.
+    `at` maps a number of frames to what shall happen there, between two steps, when that many have arrived; it is called with
+    the stream. So what a test does to a running engine happens at the same frame in every run.
     """
 
-    def __init__(self, at: Mapping[int, Callable[[], object]] | None = None) -> None:
+    def __init__(self, at: Actions | None = None) -> None:
         self.chunks: list[CodesChunk] = []
         self.request: Request
+        self.failures: list[BaseException] = []
         self._at = dict(at or {})
         self._ended = threading.Event()
 
@@ -63,7 +65,10 @@ class Stream:
         self.chunks.append(chunk)
         for num_frames in sorted(self._at):
             if len(self.codes) >= num_frames:
-                self._at.pop(num_frames)()
+                try:
+                    self._at.pop(num_frames)(self)
+                except BaseException as failure:
+                    self.failures.append(failure)  # of the test, not of the engine
         if chunk.is_final:
             self._ended.set()
 
@@ -79,6 +84,8 @@ class Stream:
     def end(self) -> CodesChunk:
         """Wait for the final chunk; the stream must be well formed: indexes in order, one final chunk, the last."""
         assert self._ended.wait(PATIENCE), f"request {self.request.request_id} hangs"
+        for failure in self.failures:
+            raise failure
         assert [chunk.index for chunk in self.chunks] == list(range(len(self.chunks)))
         assert [chunk.is_final for chunk in self.chunks] == [False] * (len(self.chunks) - 1) + [True]
         assert len(self.chunks[-1].codes) == 0
@@ -110,7 +117,8 @@ def make_engine(path: Path, *, exact: bool = False, pipelined: bool = False, **o
     config = EngineConfig(**(defaults | options))
     engine = TalkerEngine(checkpoint(path), config)
     if exact:
-        engine.runner = TalkerRunner(checkpoint(path), config, device=torch.device("cpu"), dtype=torch.float64)
+        with torch.inference_mode():
+            engine.runner = TalkerRunner(checkpoint(path), config, device=torch.device("cpu"), dtype=torch.float64)
     engine._pipelined = engine._pipelined or pipelined
     return engine
 
@@ -133,7 +141,7 @@ def start(
     *,
     max_frames: int | None = None,
     chunk_frames: tuple[int, ...] = (1,),
-    at: Mapping[int, Callable[[], object]] | None = None,
+    at: Actions | None = None,
 ) -> Stream:
     """Submit a request and return its stream."""
     stream = Stream(at)
