@@ -1,0 +1,198 @@
+"""The batcher decides what is decoded next. Times are given by the tests, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from engine_lib.codec.batcher import Batcher, Cohort, Stream
+from engine_lib.codec.request import CodecRequest
+
+FRAME_SECONDS = 0.08
+SAMPLES_PER_FRAME = 2
+MAX_PIECE = 64
+
+
+def make_batcher(num_slots: int = 8, max_batch_size: int = 8) -> Batcher:
+    return Batcher(num_slots, max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE))
+
+
+def add(batcher: Batcher, key: str, frames: int, *, index: int = 0, now: float = 0.0, reference: bool = False) -> Stream:
+    # Each code says which chunk it is of and where in it.
+    codes = np.stack([np.full(frames, index), np.arange(frames)], axis=1)
+    return batcher.add(CodecRequest(key, index, codes, False, lambda _chunk: None, reference), now)
+
+
+def run(batcher: Batcher, now: float) -> Cohort | None:
+    """Decode the next cohort at `now`, as the engine does."""
+    cohort = batcher.next_cohort()
+    if cohort is not None:
+        for stream in cohort.streams:
+            batcher.decoded(stream, cohort.frames, np.zeros(cohort.frames * SAMPLES_PER_FRAME, np.float32), now)
+            if not stream.pending[0].frames_left:
+                batcher.pop(stream)
+    return cohort
+
+
+def keys(cohort: Cohort | None) -> Sequence[str]:
+    return [stream.key for stream in cohort.streams] if cohort is not None else []
+
+
+def heard(batcher: Batcher, key: str, frames: int, now: float) -> Stream:
+    """Open a stream and decode its first `frames` frames at `now`."""
+    stream = add(batcher, key, frames, now=now)
+    assert keys(run(batcher, now)) == [key]
+    return stream
+
+
+def test_nothing_is_decoded_when_nothing_waits() -> None:
+    batcher = make_batcher()
+    assert batcher.next_cohort() is None
+    heard(batcher, "a", 1, now=0.0)
+    assert batcher.next_cohort() is None
+
+
+def test_a_first_chunk_comes_before_a_stream_that_is_about_to_run_dry() -> None:
+    batcher = make_batcher()
+    heard(batcher, "playing", 1, now=0.0)
+    add(batcher, "playing", 2, index=1, now=1.0)  # silent for a second already
+    add(batcher, "new", 1, now=2.0)
+    assert keys(run(batcher, 2.0)) == ["new"]
+    assert keys(run(batcher, 2.0)) == ["playing"]
+
+
+def test_first_chunks_come_in_the_order_their_streams_opened() -> None:
+    batcher = make_batcher(max_batch_size=2)
+    for key in "abc":
+        add(batcher, key, 1)
+    assert keys(run(batcher, 0.0)) == ["a", "b"]
+    assert keys(run(batcher, 0.0)) == ["c"]
+
+
+def test_streams_that_play_come_in_the_order_they_run_out_of_audio() -> None:
+    batcher = make_batcher(max_batch_size=1)
+    heard(batcher, "long lead", 8, now=0.0)  # until 0.64
+    heard(batcher, "short lead", 2, now=0.3)  # until 0.46
+    heard(batcher, "late start", 4, now=0.5)  # until 0.82
+    for key in ("late start", "long lead", "short lead"):
+        add(batcher, key, 2, index=1, now=0.6)
+    assert [keys(run(batcher, 0.6)) for _ in range(3)] == [["short lead"], ["long lead"], ["late start"]]
+
+
+def test_the_deadline_moves_with_every_chunk_decoded() -> None:
+    batcher = make_batcher(max_batch_size=1)
+    heard(batcher, "a", 1, now=0.0)  # until 0.08
+    heard(batcher, "b", 2, now=0.0)  # until 0.16
+    for index in (1, 2):
+        add(batcher, "a", 2, index=index)
+        add(batcher, "b", 2, index=index)
+    # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
+    assert [keys(run(batcher, 0.0)) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
+
+
+def test_a_cohort_holds_only_pieces_of_the_most_urgent_size() -> None:
+    batcher = make_batcher()
+    for key, frames in {"a": 2, "b": 1, "c": 2, "d": 1}.items():
+        add(batcher, key, frames)
+    cohort = batcher.next_cohort()
+    assert cohort is not None
+    assert cohort.frames == 2
+    assert cohort.codes().shape == (2, 2, 2)
+    assert keys(run(batcher, 0.0)) == ["a", "c"]
+    assert keys(run(batcher, 0.0)) == ["b", "d"]
+
+
+def test_a_stream_that_plays_joins_a_cohort_of_first_chunks_of_its_size() -> None:
+    batcher = make_batcher()
+    heard(batcher, "playing", 1, now=0.0)
+    add(batcher, "new", 1)
+    add(batcher, "playing", 1, index=1)
+    assert keys(run(batcher, 0.0)) == ["new", "playing"]
+
+
+def test_a_cohort_is_never_larger_than_the_maximum_and_takes_the_most_urgent() -> None:
+    batcher = make_batcher(num_slots=20, max_batch_size=3)
+    for i in range(7):
+        add(batcher, str(i), 1)
+    assert [keys(run(batcher, 0.0)) for _ in range(3)] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (4, 1, 2), (8, 8, 8)])
+def test_chunks_of_one_stream_are_decoded_in_order_one_a_cohort(sizes: tuple[int, ...]) -> None:
+    batcher = make_batcher()
+    for index, frames in enumerate(sizes):
+        add(batcher, "a", frames, index=index)
+    for index, frames in enumerate(sizes):
+        cohort = batcher.next_cohort()
+        assert cohort is not None
+        assert (cohort.codes() == [[[index, frame] for frame in range(frames)]]).all()
+        run(batcher, 0.0)
+
+
+def test_a_long_chunk_is_decoded_in_pieces() -> None:
+    batcher = make_batcher()
+    stream = add(batcher, "a", 150)
+    frames = []
+    while (cohort := batcher.next_cohort()) is not None:
+        frames.append(cohort.codes()[0, :, 1])
+        assert len(stream.pending) == 1
+        run(batcher, 0.0)
+    assert [len(piece) for piece in frames] == [64, 64, 22]
+    assert (np.concatenate(frames) == np.arange(150)).all()
+    assert not stream.pending
+
+
+def test_a_whole_utterance_gives_way_to_streams_that_play_once_it_has_begun() -> None:
+    batcher = make_batcher()
+    heard(batcher, "playing", 8, now=0.0)
+    add(batcher, "utterance", 700)
+    assert keys(run(batcher, 0.0)) == ["utterance"]
+    add(batcher, "playing", 8, index=1)
+    assert keys(run(batcher, 0.0)) == ["playing"]
+
+
+def test_a_reference_is_not_audio_so_its_stream_still_comes_first() -> None:
+    batcher = make_batcher()
+    heard(batcher, "playing", 1, now=0.0)
+    add(batcher, "clone", 100, reference=True)
+    add(batcher, "clone", 1)
+    add(batcher, "playing", 2, index=1)
+    assert [keys(run(batcher, 9.0)) for _ in range(4)] == [["clone"], ["clone"], ["clone"], ["playing"]]
+
+
+def test_a_stream_waits_for_a_slot_while_others_go_on_and_slots_go_to_the_first_that_came() -> None:
+    batcher = make_batcher(num_slots=2)
+    a, b = add(batcher, "a", 1), add(batcher, "b", 1)
+    add(batcher, "waits", 2)
+    add(batcher, "waits longer", 1)
+    assert keys(run(batcher, 0.0)) == ["a", "b"]
+    assert {a.slot, b.slot} == {0, 1}
+    assert run(batcher, 0.0) is None
+
+    add(batcher, "b", 4, index=1)
+    assert keys(run(batcher, 0.0)) == ["b"]
+
+    batcher.free_slot(a)
+    assert keys(run(batcher, 0.0)) == ["waits"]
+    batcher.free_slot(b)
+    assert keys(run(batcher, 0.0)) == ["waits longer"]
+
+
+def test_a_failed_stream_is_not_decoded() -> None:
+    batcher = make_batcher()
+    add(batcher, "a", 1).error = "broken"
+    assert batcher.next_cohort() is None
+
+
+def test_only_streams_that_nothing_waits_for_expire() -> None:
+    batcher = make_batcher(num_slots=1)
+    silent = heard(batcher, "silent", 1, now=0.0)
+    add(batcher, "waits for a slot", 1, now=0.0)
+    assert batcher.expired(now=4.9, idle_timeout=5.0) == []
+    assert batcher.expired(now=5.0, idle_timeout=5.0) == [silent]
+
+    add(batcher, "silent", 0, index=1, now=4.0)
+    batcher.pop(silent)
+    assert batcher.expired(now=5.0, idle_timeout=5.0) == []
