@@ -1,7 +1,7 @@
 """Audio written while it arrives: to a file in the format of its name, or as a WAV stream to a pipe.
 
 Samples are stored as 16-bit integers where the format has them (WAV, FLAC, AIFF, ...), so they differ from the float32 of the
-stream by at most half a step, 1/65536. What was written before an error stays and can be played.
+stream by at most one step, 1/32768. What was written before an error stays and can be played.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What can go wrong for a caller of the client, one class for each thing the caller can do about it.
 
-On a stream Triton sends the error of a model as text: the model's message with "in ensemble 'qwen3_tts', " in front, and no
-status code. So the class is read from that text, which this server begins with the name of Triton's code where it is not the
-message of a bad field ("voice: ..."). The header `triton_grpc_error` would bring real status codes, but a 24.10 server that
-answers a few hundred errors this way dies of a segmentation fault: it is never sent.
+On a stream Triton sends the error of a model as text and no status code: "in ensemble 'qwen3_tts', " and the model's message,
+which this server begins with the name of the code ("INVALID_ARG: voice: 'bob' is unknown; ..."). So the class is read from that
+text. The header `triton_grpc_error` would bring real status codes, but a 24.10 server that answers a few hundred errors this way
+dies of a segmentation fault: it is never sent.
 
 gRPC's own status codes are therefore those of the connection (and of a proxy between): none comes from the model.
 """
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 
-IN_ENSEMBLE = re.compile(r"^in ensemble '[^']*', ")
-TRITON_CODE = re.compile(r"^(INVALID_ARG|UNAVAILABLE|INTERNAL|CANCELLED): ")
+MODEL_ERROR = re.compile(r"^(?:in ensemble '[^']*', )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
 FIELD = re.compile(r"^([a-z][a-z0-9_]*): ")
 # How Triton itself, not a model, says that the model cannot be asked.
 MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
@@ -57,7 +56,7 @@ class ServerUnavailable(Qwen3TTSClientError):
 
 
 class ServerOverloaded(Qwen3TTSClientError):
-    """The server has as many waiting requests as it accepts."""
+    """The server takes no more requests: as many wait as it accepts, or it is about to stop."""
 
 
 class StreamFailed(Qwen3TTSClientError):
@@ -86,16 +85,15 @@ class RequestTimeout(Qwen3TTSClientError, TimeoutError):
 
 def error_from_message(message: str, chunks_received: int) -> Qwen3TTSClientError:
     """The typed error for an error message that came on the stream instead of a response."""
-    message = IN_ENSEMBLE.sub("", message)
-    code = TRITON_CODE.match(message)
-    message = TRITON_CODE.sub("", message)
-    field = FIELD.match(message)
     if MODEL_NOT_READY.match(message):
         return ServerUnavailable(message, hint=NOT_READY_HINT)
-    if code and code[1] == "UNAVAILABLE":
-        return ServerOverloaded(message, hint=OVERLOADED_HINT)
-    if (code and code[1] == "INVALID_ARG") or (code is None and field):
+    parts = MODEL_ERROR.match(message)
+    code, message = (parts["code"], parts["message"]) if parts else ("", message)
+    if code == "INVALID_ARG":
+        field = FIELD.match(message)
         return InvalidRequest(message, field=field[1] if field else None)
+    if code == "UNAVAILABLE":
+        return ServerOverloaded(message, hint=OVERLOADED_HINT)
     return StreamFailed(message, chunks_received=chunks_received)
 
 

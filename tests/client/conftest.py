@@ -1,0 +1,40 @@
+"""The one real server of the client's tests: room for eight endless streams, and one that waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server.conftest import CAN_SERVE, new_server
+from server.streams import eventually_free
+
+from engine_lib.serving.server_process import TritonServer
+from make_checkpoint import make_checkpoint
+
+RUNNING = 8
+
+
+@pytest.fixture(scope="session")
+def shared_server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server whose streams end at max_frames only, so that a test decides how long they are."""
+    if not CAN_SERVE:
+        pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
+    checkpoint = make_checkpoint(checkpoints / "endless_client", eos_gain=0.0)
+    log_file = tmp_path_factory.mktemp("client_server") / "log"
+    with new_server(checkpoint, log_file, max_num_seqs=str(RUNNING), max_waiting_requests="1") as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared_server: TritonServer) -> Iterator[TritonServer]:
+    """The server, free of other tests' streams; at the end the test's own must be gone, too."""
+    eventually_free(shared_server)
+    yield shared_server
+    eventually_free(shared_server)
+
+
+@pytest.fixture
+def url(server: TritonServer) -> str:
+    """HOST:PORT of the server's gRPC port."""
+    return f"localhost:{server.grpc_port}"

@@ -1,0 +1,81 @@
+"""What is on disk, or in the pipe, after the chunks of a stream."""
+
+from __future__ import annotations
+
+import io
+import wave
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_tts_client.audio_file import AudioFile, WavPipe
+
+QUANTISATION = 1 / 32768
+
+
+@pytest.fixture
+def chunks() -> list[np.ndarray]:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    generator = np.random.default_rng(seed)
+    return [generator.uniform(-1, 1, size).astype(np.float32) for size in (1920, 3840, 1)] + [np.zeros(0, np.float32)]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "WAV"])
+def test_a_file_holds_the_chunks_in_sixteen_bits(chunks: list[np.ndarray], suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"speech.{suffix}"
+    with AudioFile(path) as file:
+        for chunk in chunks:
+            file.write(chunk, 24000)
+    assert soundfile.info(path).subtype == "PCM_16"
+    audio, sample_rate = soundfile.read(path, dtype="float32")
+    assert sample_rate == 24000
+    np.testing.assert_allclose(audio, np.concatenate(chunks), atol=QUANTISATION)
+
+
+def test_what_was_written_before_an_error_can_be_played(chunks: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "speech.wav"
+    with suppress(RuntimeError), AudioFile(path) as file:
+        file.write(chunks[0], 24000)
+        raise RuntimeError
+    assert soundfile.info(path).frames == 1920
+
+
+def test_a_request_without_chunks_leaves_an_older_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "speech.wav"
+    path.write_text("older")
+    with AudioFile(path):
+        pass
+    assert path.read_text() == "older"
+
+
+@pytest.mark.parametrize("name", ["speech", "speech.txt", "speech.raw.", "missing/speech.wav"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_spoken(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="speech"):
+        AudioFile(tmp_path / name)
+
+
+def test_a_pipe_gets_the_samples_a_file_would_hold(chunks: list[np.ndarray], tmp_path: Path) -> None:
+    stream, path = io.BytesIO(), tmp_path / "speech.wav"
+    with WavPipe(stream) as pipe, AudioFile(path) as file:
+        for chunk in chunks:
+            pipe.write(chunk, 24000)
+            file.write(chunk, 24000)
+    stream.seek(0)
+    expected, _ = soundfile.read(path, dtype="int16")
+    read, sample_rate = soundfile.read(stream, dtype="int16")
+    assert sample_rate == 24000
+    np.testing.assert_array_equal(read, expected)
+    stream.seek(0)
+    with wave.open(stream) as header:
+        assert (header.getnchannels(), header.getsampwidth(), header.getframerate()) == (1, 2, 24000)
+
+
+def test_a_pipe_gets_each_chunk_at_once(chunks: list[np.ndarray]) -> None:
+    stream = io.BytesIO()
+    with WavPipe(stream) as pipe:
+        pipe.write(chunks[0], 24000)
+        assert len(stream.getvalue()) == 44 + 2 * 1920

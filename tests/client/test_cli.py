@@ -1,0 +1,232 @@
+"""The command line: options without a server, then speech from a real one."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from server.streams import PATIENCE
+from typer.testing import CliRunner
+
+from qwen3_tts_client import Client
+from qwen3_tts_client.cli import app
+
+QUANTISATION = 1 / 32768
+TEXT = "Good morning! How are you today?"
+SPEAK = ["say", TEXT, "--voice", "vivian", "--seed", "3", "--chunk-frames", "1,2"]
+SUMMARY = re.compile(r"(.+): (\d+\.\d\d) s in (\d+) chunks, time to first audio \d+ ms, real-time factor \d+\.\d\d, (.+)")
+COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"]
+
+server_test = pytest.mark.server
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    """Runs commands in an empty folder, without the caller's QWEN3_TTS_URL."""
+    monkeypatch.delenv("QWEN3_TTS_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["say", "--help"]])
+def test_help_fits_eighty_columns(runner: CliRunner, arguments: list[str]) -> None:
+    result = runner.invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_help_gives_examples_exit_codes_and_every_option_in_full(runner: CliRunner) -> None:
+    text = runner.invoke(app, ["say", "--help"]).stdout
+    for expected in ("Examples:", "aplay", "Exit codes:", "130  interrupted", "--repetition-penalty", "--streaming-text", "-o, --output"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "speech.txt"], "has no known suffix"),
+        (["-o", "missing/speech.wav"], "does not exist"),
+        (["--chunk-frames", "1,two"], "whole numbers separated by commas"),
+        (["--seed", "x"], "--seed"),
+        (["--timeout", "0"], "--timeout"),
+        (["--loud"], "--loud"),
+        (["--url", "http://localhost:8001"], "give HOST:PORT"),
+    ],
+)
+def test_a_wrong_option_exits_with_two_before_a_server_is_asked(runner: CliRunner, arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, [*SPEAK, *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(Path().iterdir()) == []
+
+
+def test_without_a_server_one_line_and_a_hint_say_what_to_do(runner: CliRunner) -> None:
+    result = runner.invoke(app, [*SPEAK, "--url", "localhost:9"])
+    assert result.exit_code == 3
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: cannot reach a Triton server at localhost:9")
+    assert hint.startswith("hint: start a server")
+
+
+def test_the_command_line_loads_neither_the_engine_nor_what_is_slow() -> None:
+    program = (
+        "import sys, qwen3_tts_client.cli as cli; slow = {'grpc', 'numpy', 'rich', 'soundfile'} & sys.modules.keys();"
+        "import qwen3_tts_client.client, qwen3_tts_client.audio_file, qwen3_tts_client.report;"
+        "print(slow, {'engine_lib', 'torch', 'transformers', 'triton'} & sys.modules.keys())"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    assert result.stdout.split() == ["set()", "set()"]
+
+
+@server_test
+def test_the_file_holds_the_stream_in_sixteen_bits(runner: CliRunner, url: str) -> None:
+    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "8", "--chunks"])
+    assert result.exit_code == 0, result.stderr
+    with Client(url) as client:
+        expected = client.synthesize(TEXT, voice="vivian", sampling={"seed": 3, "max_frames": 8}, chunk_frames=[1, 2])
+    audio, sample_rate = soundfile.read("speech.wav", dtype="float32")
+    assert sample_rate == expected.sample_rate
+    assert soundfile.info("speech.wav").subtype == "PCM_16"
+    np.testing.assert_allclose(audio, expected.audio, atol=QUANTISATION)
+    *chunks, summary = result.stdout.splitlines()
+    assert [re.sub(r"\d+ ms", "N ms", line) for line in chunks] == [
+        "chunk 0: N ms, 0.08 s of audio",
+        *(f"chunk {index}: N ms, 0.16 s of audio" for index in (1, 2, 3)),
+        "chunk 4: N ms, 0.08 s of audio",
+    ]
+    found = SUMMARY.fullmatch(summary)
+    assert found
+    assert found.groups() == ("speech.wav", "0.64", "5", "finished: length")
+    assert result.stderr == ""
+
+
+@server_test
+def test_standard_input_is_spoken_to_standard_output(url: str) -> None:
+    arguments = ["say", "-", *SPEAK[2:], "--max-frames", "4", "-o", "-"]
+    result = subprocess.run([*COMMAND, *arguments], input=f"{TEXT}\n".encode(), capture_output=True, env=environment(url), timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    piped, _ = soundfile.read(io.BytesIO(result.stdout), dtype="float32")
+    with Client(url) as client:
+        expected = client.synthesize(TEXT, voice="vivian", sampling={"seed": 3, "max_frames": 4}, chunk_frames=[1, 2])
+    np.testing.assert_allclose(piped, expected.audio, atol=QUANTISATION)
+    assert SUMMARY.fullmatch(result.stderr.decode().strip())
+
+
+@server_test
+def test_greedy_speech_needs_no_seed(runner: CliRunner, url: str) -> None:
+    for name in ("one.wav", "two.flac"):
+        result = runner.invoke(app, ["say", TEXT, "--voice", "vivian", "--greedy", "--url", url, "--max-frames", "6", "-o", name])
+        assert result.exit_code == 0, result.stderr
+    np.testing.assert_allclose(soundfile.read("one.wav")[0], soundfile.read("two.flac")[0], atol=QUANTISATION)
+
+
+@server_test
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "--voice", "vivian"], "error: text: is empty"),
+        (["word " * 3000, "--voice", "vivian"], "error: text: has 15000 characters"),
+        ([TEXT, "--voice", "nobody"], "error: voice: 'nobody' is unknown; allowed: aiden"),
+    ],
+)
+def test_a_request_the_server_refuses_exits_with_two_and_writes_nothing(
+    runner: CliRunner, url: str, arguments: list[str], message: str
+) -> None:
+    result = runner.invoke(app, ["say", *arguments, "--url", url])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert result.stdout == ""
+    assert list(Path().iterdir()) == []
+
+
+@server_test
+def test_after_a_timeout_the_file_holds_what_came(runner: CliRunner, url: str) -> None:
+    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "1500", "--timeout", "2"])
+    assert result.exit_code == 5
+    error, hint = result.stderr.splitlines()
+    assert "the timeout passed after" in error
+    assert hint.startswith("hint: ")
+    found = SUMMARY.fullmatch(result.stdout.strip())
+    assert found
+    assert found[4] == "not finished"
+    assert f"{soundfile.info('speech.wav').duration:.2f}" == found[2]
+
+
+@server_test
+def test_a_terminal_shows_progress_and_the_terminal_is_left_as_it_was(url: str, tmp_path: Path) -> None:
+    shown = in_terminal([*SPEAK, "--url", url, "--max-frames", "8", "--chunks"], tmp_path)
+    assert "waiting for the first audio" in shown
+    assert re.search(r"chunk 4: \d+ ms", shown)
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is shown again
+    assert "finished: length" in shown.splitlines()[-1]
+
+
+@server_test
+def test_a_wav_is_never_written_to_a_terminal(url: str, tmp_path: Path) -> None:
+    assert "standard output is a terminal" in in_terminal([*SPEAK, "--url", url, "-o", "-"], tmp_path, code=2)
+
+
+@server_test
+def test_an_interrupt_cancels_the_stream_and_exits_with_130(url: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, *SPEAK, "--max-frames", "1500", "--chunks"],
+        cwd=tmp_path,
+        env=environment(url) | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "not finished" in output
+    assert soundfile.info(tmp_path / "speech.wav").frames > 0
+
+
+@server_test
+def test_a_player_that_goes_away_ends_the_command(url: str) -> None:
+    arguments = [*SPEAK, "--max-frames", "1500", "-o", "-"]
+    with subprocess.Popen([*COMMAND, *arguments], env=environment(url), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(44)
+        process.stdout.close()
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert errors.decode().startswith("error: whoever read standard output has gone")
+
+
+def environment(url: str = "localhost:8001") -> dict[str, str]:
+    """The environment of a command of its own, where the package need not be installed."""
+    return os.environ | {"QWEN3_TTS_URL": url, "PYTHONPATH": str(Path(__file__).parents[2] / "client")}
+
+
+def in_terminal(arguments: list[str], folder: Path, code: int = 0) -> str:
+    """What a command that must exit with `code` shows on a terminal of its own."""
+    leader, follower = pty.openpty()
+    with closing(os.fdopen(leader, "rb", buffering=0)) as screen:
+        terminal = environment() | {"TERM": "xterm", "COLUMNS": "80"}
+        with subprocess.Popen(
+            [*COMMAND, *arguments], cwd=folder, env=terminal, stdin=follower, stdout=follower, stderr=follower
+        ) as process:
+            os.close(follower)
+            shown = b""
+            try:
+                while data := screen.read(4096):
+                    shown += data
+            except OSError:
+                pass  # how Linux says that the last writer has closed the terminal
+        assert process.returncode == code, shown
+    return shown.decode()

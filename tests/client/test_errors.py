@@ -1,0 +1,51 @@
+"""Which typed error a message of a server becomes. The messages are those a 24.10 server sends."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from qwen3_tts_client import InvalidRequest, Qwen3TTSClientError, RequestTimeout, ServerOverloaded, ServerUnavailable, StreamFailed
+from qwen3_tts_client.errors import error_from_message
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "text"),
+    [
+        (
+            "in ensemble 'qwen3_tts', INVALID_ARG: voice: 'bob' is unknown; allowed: eric",
+            InvalidRequest,
+            "voice: 'bob' is unknown; allowed: eric",
+        ),
+        ("INVALID_ARG: text: is empty\nreally", InvalidRequest, "text: is empty\nreally"),
+        ("in ensemble 'qwen3_tts', UNAVAILABLE: 5 requests are open", ServerOverloaded, "5 requests are open"),
+        ("in ensemble 'qwen3_tts', INTERNAL: unexpected KeyError", StreamFailed, "unexpected KeyError"),
+        ("Request for unknown model: 'nope' is not found", ServerUnavailable, "Request for unknown model: 'nope' is not found"),
+        ("something Triton says of itself", StreamFailed, "something Triton says of itself"),
+    ],
+)
+def test_the_code_in_a_message_gives_the_class(message: str, kind: type[Qwen3TTSClientError], text: str) -> None:
+    error = error_from_message(message, 0)
+    assert type(error) is kind
+    assert error.message == text
+
+
+def test_a_refused_request_names_its_field_if_the_server_did() -> None:
+    named, unnamed = (error_from_message(f"INVALID_ARG: {text}", 0) for text in ("top_p: 3 is too much", "Not a field: at all"))
+    assert isinstance(named, InvalidRequest)
+    assert isinstance(unnamed, InvalidRequest)
+    assert (named.field, unnamed.field) == ("top_p", None)
+
+
+def test_every_error_is_caught_by_the_base_class_and_the_builtin_it_is() -> None:
+    for kind in (InvalidRequest, RequestTimeout, ServerOverloaded, ServerUnavailable, StreamFailed):
+        assert issubclass(kind, Qwen3TTSClientError)
+    assert issubclass(InvalidRequest, ValueError)
+    assert issubclass(RequestTimeout, TimeoutError)
+
+
+def test_an_error_reads_with_its_hint_and_survives_a_process_boundary() -> None:
+    error = ServerUnavailable("cannot reach a server", hint="start one")
+    assert str(error) == "cannot reach a server (start one)"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

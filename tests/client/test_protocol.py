@@ -1,0 +1,148 @@
+"""Requests as they go on the wire, and chunks as they come from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+
+from qwen3_tts_client import AudioChunk, InvalidRequest, Qwen3TTSClientError, Speech, StreamFailed
+from qwen3_tts_client.protocol import build_request, parse_response
+
+
+def inputs_of(request: service_pb2.ModelInferRequest) -> dict[str, Any]:
+    """The request's inputs, decoded by tritonclient's own functions."""
+    values = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            values[tensor.name] = [value.decode() for value in deserialize_bytes_tensor(raw)]
+            assert list(tensor.shape) == [1]
+        else:
+            values[tensor.name] = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).reshape(tensor.shape).tolist()
+    return values
+
+
+def response(**changes: bytes) -> service_pb2.ModelStreamInferResponse:
+    """A response of the ensemble, with raw outputs in an order of their own, as Triton sends them."""
+    outputs = {
+        "finish_reason": string(""),
+        "is_final": b"\0",
+        "audio_base64": string(""),
+        "chunk_index": np.int32(3).tobytes(),
+        "sample_rate": np.int32(24000).tobytes(),
+        "error": string(""),
+        "audio": np.array([0.5, -0.5, 1.0], np.float32).tobytes(),
+    } | changes
+    message = service_pb2.ModelStreamInferResponse()
+    message.infer_response.model_name = "qwen3_tts"
+    for name, raw in outputs.items():
+        message.infer_response.outputs.add(name=name)
+        message.infer_response.raw_output_contents.append(raw)
+    return message
+
+
+def string(text: str) -> bytes:
+    return len(text.encode()).to_bytes(4, "little") + text.encode()
+
+
+def test_a_request_holds_only_what_was_asked_for() -> None:
+    request = build_request("qwen3_tts", "Grüße, 你好", voice=None, sampling={}, language=None)
+    assert request.model_name == "qwen3_tts"
+    assert request.id == ""
+    assert inputs_of(request) == {"text": ["Grüße, 你好"]}
+
+
+def test_every_option_becomes_an_input_of_the_ensemble() -> None:
+    request = build_request(
+        "qwen3_tts",
+        "",
+        voice="vivian",
+        language="english",
+        instruct="slowly",
+        sampling={"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False},
+        chunk_frames=(1, 2),
+        reference_audio=np.array([0.25, -1.0]),
+        reference_sample_rate=16000,
+        reference_text="hello",
+        x_vector_only=True,
+        request_id="mine",
+    )
+    inputs = inputs_of(request)
+    sampling = json.loads(inputs.pop("sampling_parameters")[0])
+    assert request.id == "mine"
+    assert sampling == {"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False, "chunk_frames": [1, 2]}
+    assert inputs == {
+        "text": [""],
+        "voice": ["vivian"],
+        "language": ["english"],
+        "instruct": ["slowly"],
+        "reference_text": ["hello"],
+        "reference_audio": [0.25, -1.0],
+        "reference_sample_rate": [16000],
+        "x_vector_only": [True],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"text": "\ud800"}, "text"),
+        ({"text": b"bytes"}, "text"),
+        ({"voice": 7}, "voice"),
+        ({"sampling": {"temperature": float("nan")}}, "sampling"),
+        ({"sampling": {"seed": object()}}, "sampling"),
+        ({"reference_audio": np.zeros((2, 8), np.float32)}, "reference_audio"),
+        ({"reference_audio": np.zeros(8, np.int16)}, "reference_audio"),
+    ],
+)
+def test_what_cannot_go_on_the_wire_is_refused_with_its_field(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{field}: ") as caught:
+        build_request("qwen3_tts", **({"text": "hello"} | options))
+    assert caught.value.field == field
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(TypeError, match=r"unknown option speaker; allowed: voice, language"):
+        build_request("qwen3_tts", "hello", speaker="vivian")  # type: ignore[call-arg]
+
+
+def test_a_chunk_is_read_by_the_names_of_its_outputs() -> None:
+    chunk = parse_response(response(), 3)
+    assert chunk.audio.dtype == np.float32
+    assert chunk.audio.tolist() == [0.5, -0.5, 1.0]
+    assert chunk.audio.flags.writeable
+    assert (chunk.sample_rate, chunk.index, chunk.is_final, chunk.finish_reason) == (24000, 3, False, "")
+    assert chunk.seconds == 3 / 24000
+
+
+def test_the_last_chunk_says_why_the_stream_ended() -> None:
+    chunk = parse_response(response(audio=b"", is_final=b"\1", finish_reason=string("length")), 3)
+    assert (chunk.audio.size, chunk.is_final, chunk.finish_reason, chunk.seconds) == (0, True, "length", 0.0)
+
+
+def test_an_error_in_the_last_chunk_is_raised_with_what_had_arrived() -> None:
+    with pytest.raises(StreamFailed, match="codes out of range") as caught:
+        parse_response(response(audio=b"", is_final=b"\1", finish_reason=string("error"), error=string("codes out of range")), 3)
+    assert caught.value.chunks_received == 3
+
+
+def test_a_model_that_is_not_this_ensemble_is_named() -> None:
+    message = service_pb2.ModelStreamInferResponse()
+    message.infer_response.model_name = "talker"
+    with pytest.raises(Qwen3TTSClientError, match="'talker' gave no output 'error'"):
+        parse_response(message, 0)
+
+
+def test_chunks_join_to_a_whole_utterance() -> None:
+    chunks = [
+        AudioChunk(np.array([1.0, 2.0], np.float32), 24000, 0, False, ""),
+        AudioChunk(np.array([3.0], np.float32), 24000, 1, False, ""),
+        AudioChunk(np.zeros(0, np.float32), 24000, 2, True, "stop"),
+    ]
+    speech = Speech.from_chunks(chunks)
+    assert speech.audio.tolist() == [1.0, 2.0, 3.0]
+    assert (speech.sample_rate, speech.finish_reason, speech.seconds) == (24000, "stop", 3 / 24000)
