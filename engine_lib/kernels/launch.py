@@ -1,0 +1,95 @@
+"""What all kernels share: programmatic dependent launch, prefetching into L2, and checks of their arguments.
+
+Programmatic dependent launch (Hopper and later) starts a kernel while the one before it still runs; until `wait_for_previous`
+it may only touch what no kernel of the chain writes, the weights. Every kernel here waits before it reads or writes anything
+else, so the end of one kernel means that all before it have ended too.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@lru_cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether the instructions of compute capability 9.0 are there."""
+    return not INTERPRETED.value and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def launch_options(device: torch.device) -> dict[str, Any]:
+    """Arguments of every launch; HOPPER is also a constexpr of every kernel."""
+    return {"HOPPER": True, "launch_pdl": True} if is_hopper(device) else {"HOPPER": False}
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition`."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_rows(name: str, tensor: torch.Tensor, *shape: int) -> None:
+    """Refuse a tensor that is not `shape`, or whose last dimension has gaps."""
+    check(tuple(tensor.shape) == shape, f"{name}: the shape is {tuple(tensor.shape)}; {shape} is expected")
+    check(tensor.stride(-1) == 1, f"{name}: the last dimension has stride {tensor.stride(-1)}; it must be 1")
+
+
+@triton.jit
+def start_next(HOPPER: tl.constexpr):
+    """Let the next kernel of the stream start now."""
+    if HOPPER:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_previous(HOPPER: tl.constexpr):
+    """Wait until the kernels before this one have ended and what they wrote can be read."""
+    if HOPPER:
+        gdc_wait()
+
+
+@triton.jit
+def prefetch_to_l2(address, num_bytes, THREADS: tl.constexpr):
+    """Ask for `num_bytes` (a multiple of 16) from `address` (int64, 16-byte aligned) to be in L2; returns at once. Needs HOPPER.
+
+    THREADS is the number of threads of the program, which share the bytes among them.
+    """
+    share = tl.cdiv(num_bytes, THREADS * 16) * 16
+    start = tl.arange(0, THREADS) * share
+    sizes = tl.minimum(num_bytes - start, share)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred some; setp.gt.s32 some, $2, 0; @some cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r",
+        [address + start, sizes],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def matmul(a, b, acc):
+    """acc + a @ b in float32, without rounding float32 operands to tf32. (The interpreter has no arithmetic in bfloat16.)"""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def times(a, b, dtype: tl.constexpr):
+    """a * b, rounded to `dtype`."""
+    return (a.to(tl.float32) * b.to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def plus(a, b, dtype: tl.constexpr):
+    """a + b, rounded to `dtype`."""
+    return (a.to(tl.float32) + b.to(tl.float32)).to(dtype)

@@ -1,0 +1,118 @@
+"""linear_small and gate_up_small against their twins, and what a row's result may depend on."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from engine_lib.kernels.linear_small import LinearTile, Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
+from kernels.compare import assert_near
+
+DTYPES = [torch.float32, torch.bfloat16]
+# (out, in) of the weights of published sizes: qkv, output, down, head of 0.6B; qkv, down of 1.7B
+PUBLISHED = [(4096, 1024), (1024, 2048), (1024, 3072), (2048, 1024), (4096, 2048), (2048, 6144)]
+
+
+def drawn(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", ["norm", "norm normed", "bias", "residual", "norm bias residual"])
+def test_a_product_of_any_shape_equals_its_twin(rng: random.Random, device: torch.device, dtype: torch.dtype, options: str) -> None:
+    rows, inner, outer = rng.choice([1, 3, 12, 33, 70]), 16 * rng.randint(1, 12), rng.randint(1, 40)
+    x = drawn(rows, inner, dtype=dtype, device=device)
+    weight = drawn(outer, inner, dtype=dtype, device=device) / inner**0.5
+    norm = Norm(drawn(inner, dtype=dtype, device=device), 1e-6) if "norm" in options else None
+    bias = drawn(outer, dtype=dtype, device=device) if "bias" in options else None
+    residual = drawn(rows, outer, dtype=dtype, device=device) if "residual" in options else None
+    normed = poisoned(rows, inner, dtype=dtype, device=device) if "normed" in options else None
+    out = poisoned(rows, outer, dtype=dtype, device=device)
+
+    linear_small(x, weight, norm=norm, bias=bias, residual=residual, out=out, normed=normed)
+
+    wide_norm = Norm(norm.weight.float(), norm.eps) if norm else None
+    truth = linear_small_torch(
+        x.float(),
+        weight.float(),
+        norm=wide_norm,
+        bias=None if bias is None else bias.float(),
+        residual=None if residual is None else residual.float(),
+    )
+    assert_near(out, truth)
+    if normed is not None:
+        identity = torch.eye(inner, device=device)
+        assert_near(normed, linear_small_torch(x.float(), identity, norm=wide_norm))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate_and_up_of_any_shape_equal_their_twin(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+    rows, inner, ffn = rng.choice([1, 12, 20]), 16 * rng.randint(1, 12), rng.randint(1, 40)
+    x, weight = drawn(rows, inner, dtype=dtype, device=device), drawn(2 * ffn, inner, dtype=dtype, device=device) / inner**0.5
+    norm = Norm(drawn(inner, dtype=dtype, device=device), 1e-6)
+    out = gate_up_small(x, weight, norm=norm, out=poisoned(rows, ffn, dtype=dtype, device=device))
+    assert_near(out, gate_up_small_torch(x.float(), weight.float(), norm=Norm(norm.weight.float(), norm.eps)))
+
+
+def test_rows_with_gaps_between_them_are_read_and_written_in_place(rng: random.Random, device: torch.device) -> None:
+    rows, inner, outer = 5, 32, 24
+    x, out = (drawn(rows, 2, width, dtype=torch.float32, device=device) for width in (inner, outer))
+    weight, untouched = drawn(outer, inner, dtype=torch.float32, device=device), out[:, 0].clone()
+    truth = out[:, 1] + x[:, 1] @ weight.T
+    linear_small(x[:, 1], weight, residual=out[:, 1], out=out[:, 1])
+    assert_near(out[:, 1], truth)
+    assert torch.equal(out[:, 0], untouched)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_alone_and_in_any_batch(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+    inner, outer = (1024, 2048) if device.type == "cuda" else (256, 32)
+    x, weight = drawn(64, inner, dtype=dtype, device=device), drawn(outer, inner, dtype=dtype, device=device)
+    norm = Norm(drawn(inner, dtype=dtype, device=device), 1e-6)
+    alone = linear_small(x[:1], weight, norm=norm)
+    for rows in (2, 12, 16, 32, 64):
+        assert torch.equal(linear_small(x[:rows], weight, norm=norm)[:1], alone), f"{rows} rows"
+
+
+def test_a_row_of_nan_stays_alone(rng: random.Random, device: torch.device) -> None:
+    x, weight = drawn(12, 64, dtype=torch.float32, device=device), drawn(16, 64, dtype=torch.float32, device=device)
+    x[3] = torch.nan
+    out = linear_small(x, weight, norm=Norm(torch.ones(64, device=device), 1e-6))
+    assert out.isnan().any(1).nonzero().flatten().tolist() == [3]
+
+
+def test_a_weight_with_gaps_is_refused(device: torch.device) -> None:
+    with pytest.raises(ValueError, match="weight: strides"):
+        linear_small(torch.ones(1, 16, device=device), torch.ones(8, 32, device=device)[:, :16])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 12, 64, 128])
+@pytest.mark.parametrize("sizes", PUBLISHED)
+def test_published_sizes_equal_their_twin(rng: random.Random, device: torch.device, sizes: tuple[int, int], rows: int) -> None:
+    outer, inner = sizes
+    x, weight = (
+        drawn(rows, inner, dtype=torch.bfloat16, device=device),
+        drawn(outer, inner, dtype=torch.bfloat16, device=device) / inner**0.5,
+    )
+    norm = Norm(drawn(inner, dtype=torch.bfloat16, device=device), 1e-6)
+    wide_norm = Norm(norm.weight.float(), norm.eps)
+    assert_near(linear_small(x, weight, norm=norm), linear_small_torch(x.float(), weight.float(), norm=wide_norm))
+    assert_near(gate_up_small(x, weight, norm=norm), gate_up_small_torch(x.float(), weight.float(), norm=wide_norm))
+
+
+@pytest.mark.gpu
+def test_tiles_change_nothing_but_speed(rng: random.Random, device: torch.device) -> None:
+    x, weight = drawn(16, 2048, dtype=torch.bfloat16, device=device), drawn(1024, 2048, dtype=torch.bfloat16, device=device)
+    first, *others = [
+        linear_small(x, weight, tile=LinearTile(block_out, chunk, num_stages=stages))
+        for block_out, chunk, stages in [(8, 128, 3), (16, 64, 2), (16, 256, 1), (32, 32, 4)]
+    ]
+    for other in others:
+        assert torch.equal(first, other)
