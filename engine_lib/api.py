@@ -10,11 +10,10 @@ Every text of every call joins one continuous batch; calls may come from any num
 
 from __future__ import annotations
 
-import queue
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,37 +23,24 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError, Qwen3TTSError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
+from engine_lib.speech_stream import SpeechChunk, SpeechStream
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
+
+__all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream"]
 
 T = TypeVar("T")
 Audio = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
 OFFICIAL_MAX_NEW_TOKENS = 2048  # where neither the caller nor generation_config.json says
+MAX_CHUNK_FRAMES = 64
 WHOLE_UTTERANCE_CHUNK = (16,)  # nobody listens before the end, so larger chunks are cheaper
-
-
-@dataclass(frozen=True)
-class SpeechChunk:
-    """A piece of a stream.
-
-    Attributes:
-        audio: [samples] float32 in -1..1, at `Qwen3TTS.sample_rate`; the last chunk has none.
-        index: 0, 1, 2..
-        is_final: True for the last chunk.
-        finish_reason: "" until the last chunk, then stop or length.
-    """
-
-    audio: Audio
-    index: int
-    is_final: bool
-    finish_reason: str
 
 
 class Qwen3TTS:
@@ -143,8 +129,9 @@ class Qwen3TTS:
             OverloadedError: more texts than the engine may hold.
         """
         requests = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
-        streams = [self._start(prompt, sampling, WHOLE_UTTERANCE_CHUNK) for prompt, sampling in requests]
-        return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
+        with ExitStack() as stack:  # when one fails or is refused, the others are for nobody
+            streams = [stack.enter_context(closing(self._start(*request, WHOLE_UTTERANCE_CHUNK))) for request in requests]
+            return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
 
     def stream_custom_voice(
         self,
@@ -155,19 +142,24 @@ class Qwen3TTS:
         non_streaming_mode: bool = True,
         chunk_frames: Sequence[int] | None = None,
         **generation: Any,
-    ) -> Iterator[SpeechChunk]:
+    ) -> SpeechStream:
         """Speak one text, chunk by chunk as it is computed; leaving the loop cancels the rest.
 
         Args:
-            chunk_frames: frames (80 ms each) in the first, second, .. chunk, the last repeats; None is the engine's option.
+            chunk_frames: frames (80 ms each) in the first, second, .. chunk, 1 to 64, the last repeats; None is the engine's option.
             others: as in `generate_custom_voice`.
 
         Raises:
             InvalidRequestError, OverloadedError: as there, at the call.
             Qwen3TTSError: from the iterator, when the stream fails.
         """
-        [(prompt, sampling)] = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
-        return self._start(prompt, sampling, tuple(chunk_frames or self.config.chunk_frames))
+        if not isinstance(text, str):
+            raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string")
+        ramp = self.config.chunk_frames if chunk_frames is None else tuple(chunk_frames)
+        if not ramp or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in ramp):
+            raise InvalidRequestError("chunk_frames", f"{chunk_frames!r} is not allowed; give whole numbers from 1 to {MAX_CHUNK_FRAMES}")
+        [request] = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
+        return self._start(*request, ramp)
 
     def generate_codes(
         self,
@@ -180,8 +172,9 @@ class Qwen3TTS:
     ) -> list[Codes]:
         """The talker's half of `generate_custom_voice`: codec frames [frames, num_code_groups] int16 of each text."""
         requests = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
-        pending = [self._start_codes(prompt, sampling) for prompt, sampling in requests]
-        return [codes.result() for codes in pending]
+        with ExitStack() as stack:
+            pending = [self._start_codes(*request, stack) for request in requests]
+            return [codes.result() for codes in pending]
 
     def decode(self, codes: Codes | list[Codes]) -> tuple[list[Audio], int]:
         """The codec's half: waveforms of codec frames [frames, num_code_groups], and the sample rate."""
@@ -212,17 +205,26 @@ class Qwen3TTS:
         if kind != "custom_voice":
             raise InvalidRequestError("speaker", f"a checkpoint of kind {kind} has no built-in voices; this call needs a custom_voice one")
         texts = text if isinstance(text, list) else [text]
+        if not texts:
+            raise InvalidRequestError("text", "is an empty list; give at least one text")
         fields = zip(
             texts,
             _broadcast("speaker", speaker, len(texts)),
-            _broadcast("language", language or "auto", len(texts)),
-            _broadcast("instruct", instruct or "", len(texts)),
+            _broadcast("language", "auto" if language is None else language, len(texts)),
+            _broadcast("instruct", "" if instruct is None else instruct, len(texts)),
             strict=True,
         )
-        prompts = [
-            self._prompts.build(text=one, voice=voice or "", language=name, instruct=how, non_streaming_mode=non_streaming_mode)
-            for one, voice, name, how in fields
-        ]
+        prompts = []
+        for one, voice, name, how in fields:
+            try:
+                prompt = self._prompts.build(
+                    text=one, voice=voice or "", language=name, instruct=how, non_streaming_mode=non_streaming_mode
+                )
+            except InvalidRequestError as error:
+                if error.field != "voice":
+                    raise
+                raise InvalidRequestError("speaker", str(error).removeprefix("voice: ")) from None  # the name it has here
+            prompts.append(prompt)
         return [(prompt, self._sampling(prompt, generation)) for prompt in prompts]
 
     def _sampling(self, prompt: Prompt, generation: dict[str, Any]) -> SamplingParams:
@@ -233,14 +235,16 @@ class Qwen3TTS:
         if sampling.max_frames is not None:
             return sampling
         if max_new_tokens is not None:
-            if max_new_tokens < 2:
-                raise InvalidRequestError("max_new_tokens", f"{max_new_tokens} is not allowed; N gives N - 1 frames, so give at least 2")
+            if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
+                raise InvalidRequestError(
+                    "max_new_tokens", f"{max_new_tokens!r} is not allowed; N gives N - 1 frames, so give a whole number from 2"
+                )
             return sampling.updated({"max_frames": max_new_tokens - 1})
         default = self.checkpoint.config.generation_defaults.get("max_new_tokens", OFFICIAL_MAX_NEW_TOKENS)
         return sampling.updated({"max_frames": max(1, min(default - 1, self._talker.max_frames_behind(prompt)))})
 
-    def _start_codes(self, prompt: Prompt, sampling: SamplingParams) -> Future[Codes]:
-        """Queue one request and gather its codes."""
+    def _start_codes(self, prompt: Prompt, sampling: SamplingParams, stack: ExitStack) -> Future[Codes]:
+        """Queue one request and gather its codes; leaving `stack` cancels it."""
         chunks: list[Codes] = []
         codes: Future[Codes] = Future()
 
@@ -251,49 +255,14 @@ class Qwen3TTS:
             elif chunk.is_final:
                 codes.set_result(np.concatenate(chunks))
 
-        self._talker.submit(Request(uuid.uuid4().hex, prompt, sampling, WHOLE_UTTERANCE_CHUNK, on_chunk))
+        request = Request(uuid.uuid4().hex, prompt, sampling, WHOLE_UTTERANCE_CHUNK, on_chunk)
+        self._talker.submit(request)
+        stack.callback(self._talker.cancel, request.request_id)  # one that has ended is left alone
         return codes
 
-    def _start(self, prompt: Prompt, sampling: SamplingParams, chunk_frames: tuple[int, ...]) -> Iterator[SpeechChunk]:
-        """Queue one request now, and iterate over its audio."""
-        stream = _SpeechStream(self._talker, self._codec)
-        self._talker.submit(Request(stream.key, prompt, sampling, chunk_frames, stream.on_codes))
-        return iter(stream)
-
-
-class _SpeechStream:
-    """Hands the codes of one request to the codec, and the codec's audio to the caller's thread."""
-
-    def __init__(self, talker: TalkerEngine, codec: CodecEngine) -> None:
-        self.key = uuid.uuid4().hex
-        self._talker, self._codec = talker, codec
-        self._chunks: queue.SimpleQueue[SpeechChunk | Qwen3TTSError] = queue.SimpleQueue()
-
-    def on_codes(self, codes: CodesChunk) -> None:
-        """Runs on the talker's thread."""
-
-        def on_audio(audio: AudioChunk) -> None:
-            """Runs on the codec's thread."""
-            error = audio.error or codes.error
-            if error:
-                self._talker.cancel(self.key)
-                self._chunks.put(Qwen3TTSError(error))
-            else:
-                self._chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, codes.finish_reason))
-
-        self._codec.submit(CodecRequest(self.key, codes.index, codes.codes.astype(np.int32), codes.is_final, on_audio))
-
-    def __iter__(self) -> Iterator[SpeechChunk]:
-        try:
-            while True:
-                chunk = self._chunks.get()
-                if isinstance(chunk, Qwen3TTSError):
-                    raise chunk
-                yield chunk
-                if chunk.is_final:
-                    return
-        finally:
-            self._talker.cancel(self.key)  # a stream that has ended is left alone
+    def _start(self, prompt: Prompt, sampling: SamplingParams, chunk_frames: tuple[int, ...]) -> SpeechStream:
+        """Queue one request; its audio comes out of the stream."""
+        return SpeechStream.start(self._talker, self._codec, prompt, sampling, chunk_frames)
 
 
 def _broadcast(field: str, value: T | list[T], count: int) -> list[T]:
