@@ -163,6 +163,19 @@ def test_rows_that_fill_up_a_batch_change_nothing(path: Path, rng: np.random.Gen
     assert_same_audio(np.concatenate(audio), official(path, codes))
 
 
+def test_a_step_reads_no_value_of_the_device_on_the_host(path: Path) -> None:
+    # Tensors of the meta device have shapes and no values: reading one, or a shape that depends on one, raises.
+    # That is what capturing the step in a CUDA graph needs.
+    meta = torch.device("meta")
+    checkpoint = Checkpoint(path)
+    config = checkpoint.config.codec
+    runner = CodecRunner(checkpoint, 4, dtype=torch.bfloat16, device=meta)
+    codes = torch.empty(3, 8, config.num_quantizers, dtype=torch.int64, device=meta)
+    audio = runner._decode(torch.empty(3, dtype=torch.int64, device=meta), codes)
+    assert audio.shape == (3, 8 * config.samples_per_frame)
+    assert audio.dtype == torch.float32
+
+
 def test_a_reset_slot_is_new_whatever_it_held(path: Path, rng: np.random.Generator) -> None:
     runner, codes = make_runner(path), random_codes(rng, path, 20)
     runner.step([0], random_codes(rng, path, 90)[None])
