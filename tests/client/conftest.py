@@ -16,13 +16,18 @@ RUNNING = 8
 
 
 @pytest.fixture(scope="session")
-def shared_server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server whose streams end at max_frames only, so that a test decides how long they are."""
+def endless_checkpoint(checkpoints: Path) -> Path:
+    """A checkpoint whose streams end at max_frames only, so that a test decides how long they are."""
     if not CAN_SERVE:
         pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
-    checkpoint = make_checkpoint(checkpoints / "endless_client", eos_gain=0.0)
+    return make_checkpoint(checkpoints / "endless_client", eos_gain=0.0)
+
+
+@pytest.fixture(scope="session")
+def shared_server(endless_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """The server of all tests that do not harm it."""
     log_file = tmp_path_factory.mktemp("client_server") / "log"
-    with new_server(checkpoint, log_file, max_num_seqs=str(RUNNING), max_waiting_requests="1") as running:
+    with new_server(endless_checkpoint, log_file, max_num_seqs=str(RUNNING), max_waiting_requests="1") as running:
         yield running
 
 
