@@ -12,15 +12,18 @@ STATUS_CODES = ("INVALID_ARG", "UNAVAILABLE", "INTERNAL")
 def status(error: BaseException) -> tuple[str, str]:
     """Name of the Triton code (an attribute of TritonError) and message for `error`.
 
-    What was not raised on purpose is INTERNAL, with the type but without the text of the exception: that might quote a user.
+    The message begins with the code too: on a gRPC stream Triton passes on the text alone. What was not raised on purpose is
+    INTERNAL, with the type but without the text of the exception: that might quote a user.
     """
     if isinstance(error, InvalidRequestError):
-        return "INVALID_ARG", str(error)
-    if isinstance(error, OverloadedError | EngineDeadError):
-        return "UNAVAILABLE", str(error)
-    if isinstance(error, Qwen3TTSError):
-        return "INTERNAL", str(error)
-    return "INTERNAL", f"unexpected {type(error).__name__}; the server's log has the place"
+        code, message = "INVALID_ARG", str(error)
+    elif isinstance(error, OverloadedError | EngineDeadError):
+        code, message = "UNAVAILABLE", str(error)
+    elif isinstance(error, Qwen3TTSError):
+        code, message = "INTERNAL", str(error)
+    else:
+        code, message = "INTERNAL", f"unexpected {type(error).__name__}; the server's log has the place"
+    return code, f"{code}: {message}"
 
 
 def place_of(error: BaseException) -> str:

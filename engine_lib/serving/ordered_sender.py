@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 
 class OrderedSender:

@@ -22,6 +22,10 @@ from engine_lib.serving.server_installation import ServerError, ServerInstallati
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 8.0
+# By then streams have been drained. What still keeps a 24.10 server from ending will not go away: an ensemble request it
+# leaked when a client cancelled just after the end, or a gRPC stream that its client leaves open though nothing follows.
+EXIT_SECONDS = 4
+KILL_SECONDS = 6.0
 LOG_LINES_SHOWN = 15
 
 
@@ -102,6 +106,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             "--exit-on-error=false",  # stay up long enough to be asked for the reason
+            f"--exit-timeout-secs={EXIT_SECONDS}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
@@ -175,7 +180,7 @@ class TritonServer:
         if process.poll() is None:
             process.terminate()
 
-    def stop(self, timeout: float = 30.0) -> int | None:
+    def stop(self, timeout: float = KILL_SECONDS) -> int | None:
         """Stop the server in order, or by SIGKILL after `timeout` seconds. Return its exit code, None if it never ran."""
         code = None
         if self._process is not None:

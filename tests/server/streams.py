@@ -1,0 +1,211 @@
+"""What the server tests share: streams of the official gRPC client, in-process audio to compare with, metrics, processes."""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.config import EngineConfig
+from engine_lib.prompt import PromptBuilder
+from engine_lib.serving.parse import default_sampling
+from engine_lib.serving.server_process import TritonServer
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import CodesChunk, Request
+
+TEXT = "Good morning! How are you today?"
+SAMPLES_PER_FRAME = 1920
+PATIENCE = 60.0  # seconds after which something that has not happened counts as hanging
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One response of the ensemble."""
+
+    audio: npt.NDArray[np.float32]
+    sample_rate: int
+    index: int
+    is_final: bool
+    finish_reason: str
+    error: str
+    audio_base64: str
+    request_id: str
+    has_final_flag: bool
+
+    @classmethod
+    def read(cls, result: Any) -> Chunk:
+        response = result.get_response()
+        return cls(
+            audio=result.as_numpy("audio"),
+            sample_rate=int(result.as_numpy("sample_rate")[0]),
+            index=int(result.as_numpy("chunk_index")[0]),
+            is_final=bool(result.as_numpy("is_final")[0]),
+            finish_reason=result.as_numpy("finish_reason")[0].decode(),
+            error=result.as_numpy("error")[0].decode(),
+            audio_base64=result.as_numpy("audio_base64")[0].decode(),
+            request_id=response.id,
+            has_final_flag=response.parameters["triton_final_response"].bool_param,
+        )
+
+
+def inputs(text: str | bytes = TEXT, *, sampling: Mapping[str, Any] | str | None = None, **strings: str | bytes) -> list[Any]:
+    """Input tensors of one request."""
+    values: dict[str, str | bytes] = {"text": text, **strings}
+    if sampling is not None:
+        values["sampling_parameters"] = sampling if isinstance(sampling, str) else json.dumps(sampling)
+    tensors = []
+    for name, value in values.items():
+        tensor = triton.InferInput(name, [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([value.encode() if isinstance(value, str) else value], np.object_))
+        tensors.append(tensor)
+    return tensors
+
+
+class Stream:
+    """One stream over a connection of its own, read with the official synchronous client."""
+
+    def __init__(self, server: TritonServer, tensors: list[Any], *, request_id: str = "", parameters: dict[str, Any] | None = None) -> None:
+        self._received: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        self._has_ended = self._is_closed = False
+        self._client = triton.InferenceServerClient(f"localhost:{server.grpc_port}")
+        self._client.start_stream(lambda result, error: self._received.put((result, error)))
+        self._client.async_stream_infer("qwen3_tts", tensors, request_id=request_id, parameters=parameters)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
+
+    def next(self) -> Chunk:
+        """Wait for the next chunk.
+
+        Raises:
+            InferenceServerException: the server sent an error instead.
+        """
+        result, error = self._received.get(timeout=PATIENCE)
+        if error is not None:
+            self._has_ended = True
+            raise error
+        chunk = Chunk.read(result)
+        self._has_ended = chunk.has_final_flag
+        return chunk
+
+    def all(self, first: int = 0) -> list[Chunk]:
+        """Wait for the stream's end; its chunks, from index `first` on, must be well formed."""
+        chunks = [self.next()]
+        while not chunks[-1].has_final_flag:
+            chunks.append(self.next())
+        assert [chunk.index for chunk in chunks] == list(range(first, first + len(chunks)))
+        assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+        assert all(chunk.finish_reason == "" and chunk.error == "" for chunk in chunks[:-1])
+        assert len(chunks[-1].audio) == 0
+        assert chunks[-1].audio_base64 == ""
+        assert chunks[-1].finish_reason != ""
+        return chunks
+
+    def cancel(self) -> None:
+        """Drop the stream and its connection.
+
+        A stream that has ended must not be cancelled: 24.10 then keeps the ensemble for ever and stops at its exit timeout.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._client.stop_stream(cancel_requests=not self._has_ended)
+            self._client.close()
+
+
+def audio_of(chunks: list[Chunk]) -> npt.NDArray[np.float32]:
+    """All samples of a stream."""
+    return np.concatenate([chunk.audio for chunk in chunks])
+
+
+def in_process_audio(model_path: Path, sampling: Mapping[str, Any], chunk_frames: tuple[int, ...]) -> list[npt.NDArray[np.float32]]:
+    """What the engines give for TEXT without a server: the samples of each chunk, the empty last one included."""
+    checkpoint = Checkpoint(model_path)
+    config = EngineConfig(device="cpu", max_num_seqs=16, max_model_len=2048)
+    talker, codec = TalkerEngine(checkpoint, config), CodecEngine(checkpoint, config)
+    answers: queue.SimpleQueue[AudioChunk] = queue.SimpleQueue()
+
+    def decode(chunk: CodesChunk) -> None:
+        codec.submit(CodecRequest("stream", chunk.index, chunk.codes, chunk.is_final, answers.put))
+
+    codec.start()
+    talker.start()
+    try:
+        prompt = PromptBuilder(checkpoint, config.max_text_length).build(text=TEXT)
+        defaults = default_sampling(checkpoint.config.generation_defaults)
+        talker.submit(Request("stream", prompt, defaults.updated(sampling), chunk_frames, decode))
+        chunks = [answers.get(timeout=PATIENCE)]
+        while not chunks[-1].is_final:
+            chunks.append(answers.get(timeout=PATIENCE))
+    finally:
+        talker.shutdown()
+        codec.shutdown()
+    return [chunk.audio for chunk in chunks]
+
+
+def metric(server: TritonServer, name: str, **labels: str) -> float:
+    """Value of one of this project's metrics."""
+    for line in server.metrics().splitlines():
+        found = re.fullmatch(r"qwen3_tts_(\w+)\{(.*)\} (\S+)", line)
+        if found and found[1] == name and all(f'{label}="{value}"' in found[2] for label, value in labels.items()):
+            return float(found[3])
+    raise AssertionError(f"no metric qwen3_tts_{name} with {labels}")
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until `condition` holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.05)
+
+
+def eventually_free(server: TritonServer) -> None:
+    """Wait until no stream holds anything."""
+    eventually(
+        lambda: (
+            metric(server, "active_streams") == 0
+            and metric(server, "running_requests") == 0
+            and metric(server, "codec_open_streams") == 0
+            and metric(server, "kv_blocks_free") == metric(server, "kv_blocks_total")
+        ),
+        "all streams, KV blocks and codec slots are free",
+    )
+
+
+@dataclass(frozen=True)
+class ModelProcess:
+    """The process of one Python model, and the shared memory its command line names."""
+
+    pid: int
+    region: Path
+
+    @property
+    def is_alive(self) -> bool:
+        return Path(f"/proc/{self.pid}").exists()
+
+
+def model_process(server: TritonServer, model: str) -> ModelProcess:
+    """The process that runs `model` in `server`."""
+    children = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=True).stdout.split()
+    for pid in map(int, children):
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if any(argument.endswith(f"/{model}/1/model.py") for argument in arguments):
+            region = next(argument for argument in arguments if argument.startswith("triton_python_backend_shm_region"))
+            return ModelProcess(pid, Path("/dev/shm", region))
+    raise AssertionError(f"no process of {model}")

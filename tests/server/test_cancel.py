@@ -1,0 +1,57 @@
+"""A client that leaves stops the work for it, and everything its stream held is free again."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+
+from engine_lib.serving.server_process import TritonServer
+from server.streams import TEXT, Stream, eventually, eventually_free, inputs, metric
+
+ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
+
+
+def test_a_cancelled_stream_stops_within_a_chunk_and_frees_everything(small_server: TritonServer) -> None:
+    eventually_free(small_server)
+    cancelled = metric(small_server, "finished_requests_total", reason="cancelled")
+    with Stream(small_server, inputs(sampling=ENDLESS)) as stream:
+        for _ in range(5):
+            stream.next()
+    eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "the stream is cancelled")
+    eventually_free(small_server)
+    frames = metric(small_server, "frames_total")
+    time.sleep(1.5)  # several times the period at which metrics are published
+    assert metric(small_server, "frames_total") == frames
+
+
+def test_a_dropped_http_connection_stops_its_stream(small_server: TritonServer) -> None:
+    cancels = metric(small_server, "client_cancels_total")
+    connection = http.client.HTTPConnection("localhost", small_server.http_port)
+    body = json.dumps({"text": TEXT, "sampling_parameters": json.dumps(ENDLESS | {"audio_format": "pcm16_base64"})})
+    connection.request("POST", "/v2/models/qwen3_tts/generate_stream", body)
+    connection.getresponse().readline()
+    connection.close()
+    eventually(lambda: metric(small_server, "client_cancels_total") == cancels + 1, "the client's going is seen")
+    eventually_free(small_server)
+
+
+def test_a_cancelled_stream_leaves_others_alone(small_server: TritonServer) -> None:
+    with Stream(small_server, inputs(sampling={"max_frames": 60})) as staying:
+        with Stream(small_server, inputs(sampling=ENDLESS)) as leaving:
+            leaving.next()
+        assert staying.all()[-1].finish_reason == "length"
+    eventually_free(small_server)
+
+
+def test_a_stream_cancelled_while_it_waits_is_freed(small_server: TritonServer) -> None:
+    with (
+        Stream(small_server, inputs(sampling={"max_frames": 100})) as first,
+        Stream(small_server, inputs(sampling={"max_frames": 100})) as second,
+    ):
+        first.next()
+        second.next()
+        with Stream(small_server, inputs(sampling=ENDLESS)):
+            eventually(lambda: metric(small_server, "waiting_requests") == 1, "the third stream waits")
+        assert [stream.all(first=1)[-1].finish_reason for stream in (first, second)] == ["length", "length"]
+    eventually_free(small_server)

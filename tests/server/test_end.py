@@ -1,0 +1,193 @@
+"""How servers end: in order, by an engine's or a process's death, or before they began. No client waits for ever, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from engine_lib.serving.server_installation import ServerError
+from engine_lib.serving.server_process import MODEL_REPOSITORY, TritonServer
+from server.conftest import new_server
+from server.streams import PATIENCE, Chunk, ModelProcess, Stream, eventually, inputs, model_process
+
+MODELS = ("talker", "codec_decoder")
+ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
+
+
+@contextmanager
+def streams_in_flight(server: TritonServer) -> Iterator[list[Stream]]:
+    """Three endless streams, each of which has begun."""
+    with ExitStack() as stack:
+        streams = [Stream(server, inputs(sampling=ENDLESS)) for _ in range(3)]
+        for stream in streams:
+            stack.callback(stream.cancel)
+            stream.next()
+        yield streams
+
+
+def last_chunk(stream: Stream) -> Chunk:
+    """Read a stream to its end and close its connection: a client that leaves it open holds a stopping server up."""
+    chunk = stream.next()
+    while not chunk.has_final_flag:
+        chunk = stream.next()
+    stream.cancel()
+    return chunk
+
+
+def processes_of(server: TritonServer) -> list[ModelProcess]:
+    return [model_process(server, model) for model in MODELS]
+
+
+def nothing_is_left_of(processes: list[ModelProcess]) -> None:
+    eventually(lambda: not any(process.is_alive for process in processes), "the models' processes end")
+    eventually(lambda: not any(process.region.exists() for process in processes), "their shared memory is removed")
+
+
+def repository_with(folder: Path, model: str, prelude: str) -> Path:
+    """A copy of the model repository in which `model` runs `prelude` before its shell."""
+    repository = Path(shutil.copytree(MODEL_REPOSITORY, folder / "repository"))
+    shell = repository / model / "1" / "model.py"
+    future, rest = shell.read_text().split("from __future__ import annotations\n", 1)
+    shell.write_text(f"{future}from __future__ import annotations\n{prelude}\n{rest}")
+    return repository
+
+
+def test_a_server_with_streams_in_flight_stops_within_ten_seconds(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server:
+        processes = processes_of(server)
+        with streams_in_flight(server) as streams:
+            deadline = time.monotonic() + 10
+            server.terminate()
+            ends = [last_chunk(stream) for stream in streams]
+            assert server.wait(deadline - time.monotonic()) == 0
+    assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
+    nothing_is_left_of(processes)
+
+
+def test_a_server_stopped_without_a_drain_keeps_no_client_waiting(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server:
+        processes = processes_of(server)
+        with streams_in_flight(server) as streams:
+            os.kill(server.pid, signal.SIGTERM)
+            for stream in streams:
+                with suppress(InferenceServerException):  # the server may have closed the connection
+                    assert last_chunk(stream).finish_reason == "error"
+            server.wait(PATIENCE)
+    nothing_is_left_of(processes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_killed_model_takes_the_server_down_and_clients_get_an_error(endless_voice: Path, tmp_path: Path, model: str) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server:
+        processes = processes_of(server)
+        with streams_in_flight(server) as streams:
+            os.kill(model_process(server, model).pid, signal.SIGKILL)
+            for stream in streams:
+                with pytest.raises(InferenceServerException):
+                    last_chunk(stream)
+            server.wait(PATIENCE)
+        assert not any(server.is_model_ready(name) for name in server.models)
+    nothing_is_left_of(processes)
+
+
+def test_a_killed_server_leaves_no_model_process_behind(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server:
+        processes = processes_of(server)
+        with streams_in_flight(server) as streams:
+            os.kill(server.pid, signal.SIGKILL)
+            for stream in streams:
+                with pytest.raises(InferenceServerException):
+                    last_chunk(stream)
+    nothing_is_left_of(processes)
+
+
+TALKER_DIES = """
+from engine_lib.talker.runner import TalkerRunner
+decode, steps = TalkerRunner.decode, []
+def dying_decode(*args):
+    steps.append(0)
+    if len(steps) > 20:
+        raise RuntimeError("injected")
+    return decode(*args)
+TalkerRunner.decode = dying_decode
+"""
+
+CODEC_DIES = """
+from engine_lib.codec.engine import CodecEngine
+decode, steps = CodecEngine._decode, []
+def dying_decode(*args):
+    steps.append(0)
+    if len(steps) > 20:
+        raise RuntimeError("injected")
+    return decode(*args)
+CodecEngine._decode = dying_decode
+"""
+
+
+@pytest.mark.parametrize(("model", "prelude"), [("talker", TALKER_DIES), ("codec_decoder", CODEC_DIES)], ids=MODELS)
+def test_a_dead_engine_ends_every_stream_in_band_and_then_the_server(endless_voice: Path, tmp_path: Path, model: str, prelude: str) -> None:
+    repository = repository_with(tmp_path, model, prelude)
+    with new_server(endless_voice, tmp_path / "log", repository=repository) as server:
+        processes = processes_of(server)
+        with streams_in_flight(server) as streams:
+            for stream in streams:
+                end = last_chunk(stream)
+                assert (end.is_final, end.finish_reason) == (True, "error")
+                assert "failed: RuntimeError" in end.error
+            server.wait(PATIENCE)
+        assert not any(server.is_model_ready(name) for name in server.models)
+    nothing_is_left_of(processes)
+
+
+def test_a_bad_option_stops_the_load_with_its_name_and_value(endless_voice: Path, tmp_path: Path) -> None:
+    server = new_server(endless_voice, tmp_path / "log", max_num_seqs="many")
+    with pytest.raises(ServerError, match=r"talker: ConfigError: max_num_seqs: 'many' is not a whole number"), server:
+        pass
+
+
+SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
+
+
+def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [*SERVE, "--model", str(endless_voice), "--http-port", str(port)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert f"http port {port} cannot be used" in result.stderr
+
+
+def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [
+        *SERVE,
+        "--model",
+        str(endless_voice),
+        "--device",
+        "cpu",
+        "--option",
+        "max_num_seqs=2",
+        *ports,
+        "--log-file",
+        str(tmp_path / "log"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
+        assert serve.stdout is not None
+        lines = [serve.stdout.readline() for _ in range(3)]
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(PATIENCE) == 0
+    assert lines[1] == "ready: codec_decoder, qwen3_tts, talker\n"
+    assert lines[2].startswith("http ")

@@ -1,0 +1,113 @@
+"""What is refused before anything is queued: each with its code, the field and what is allowed, and nobody else disturbed."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from engine_lib.serving.server_process import TritonServer
+from server.streams import Stream, eventually, eventually_free, inputs, metric
+
+INVALID = [
+    ("empty text", inputs(""), "text", "give at least one word"),
+    ("blank text", inputs(" \n"), "text", "give at least one word"),
+    ("over-long text", inputs("word " * 1000), "text", "at most 4000"),
+    ("text that is not UTF-8", inputs(b"\xff\xfe"), "text", "UTF-8"),
+    ("unknown voice", inputs(voice="nobody"), "voice", "vivian"),
+    ("voice that is not UTF-8", inputs(voice=b"\xff"), "voice", "UTF-8"),
+    ("unknown language", inputs(language="klingon"), "language", "english"),
+    ("sampling that is not JSON", inputs(sampling="{"), "sampling_parameters", "JSON object"),
+    ("sampling that is no object", inputs(sampling="[1]"), "sampling_parameters", "JSON object"),
+    ("unknown sampling name", inputs(sampling={"temprature": 1}), "sampling_parameters", "temperature"),
+    ("sampling out of range", inputs(sampling={"top_p": 0}), "top_p", "above 0"),
+    ("sampling of the wrong type", inputs(sampling={"do_sample": 1}), "do_sample", "true or false"),
+    ("sampling that is NaN", inputs(sampling='{"temperature": NaN}'), "sampling_parameters", "JSON"),
+    ("too many frames", inputs(sampling={"max_frames": 10**6}), "max_frames", "at most"),
+    ("chunks without frames", inputs(sampling={"chunk_frames": [0]}), "chunk_frames", "from 1 to 64"),
+    ("unknown audio format", inputs(sampling={"audio_format": "mp3"}), "audio_format", "pcm16_base64"),
+    ("wrong non_streaming_mode", inputs(sampling={"non_streaming_mode": "yes"}), "non_streaming_mode", "true or false"),
+    ("reference for a custom_voice checkpoint", inputs(reference_text="hello"), "reference_text", "kind base"),
+]
+
+
+def reference_audio() -> list[Any]:
+    tensor = triton.InferInput("reference_audio", [100], "FP32")
+    tensor.set_data_from_numpy(np.zeros(100, np.float32))
+    return [*inputs(), tensor]
+
+
+def refusal(server: TritonServer, tensors: list[Any]) -> str:
+    """The message a request is refused with, without the prefix Triton's core puts in front."""
+    with Stream(server, tensors) as stream, pytest.raises(InferenceServerException) as error:
+        stream.next()
+    return error.value.message().removeprefix("in ensemble 'qwen3_tts', ")
+
+
+@pytest.mark.parametrize(("tensors", "field", "allowed"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
+def test_a_bad_field_is_named_with_what_is_allowed(server: TritonServer, tensors: list[Any], field: str, allowed: str) -> None:
+    message = refusal(server, tensors)
+    assert message.startswith(f"INVALID_ARG: {field}: ")
+    assert allowed in message
+
+
+def test_reference_audio_needs_a_base_checkpoint(server: TritonServer) -> None:
+    message = refusal(server, reference_audio())
+    assert message.startswith("INVALID_ARG: reference_audio: ")
+    assert "kind base" in message
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(server: TritonServer) -> None:
+    tensor = triton.InferInput("text", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([b"a", b"b"], np.object_))
+    with Stream(server, [tensor]) as stream, pytest.raises(InferenceServerException, match=r"text.*\[1\]"):
+        stream.next()
+
+
+def test_a_refused_text_is_not_in_the_log(server: TritonServer) -> None:
+    refusal(server, inputs("xylophone" * 1000))
+    assert "xylophone" not in server.log_file.read_text(errors="replace")
+
+
+def test_refusals_leave_nothing_behind(server: TritonServer) -> None:
+    refusal(server, inputs(voice="nobody"))
+    eventually_free(server)
+
+
+def http_refusal(server: TritonServer, body: dict[str, Any]) -> str:
+    """The message of a refusal over HTTP. Its status is 400 whatever the code in a 24.10 server, so the text has to say it."""
+    url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts/generate_stream"
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=30)
+    message: str = json.loads(error.value.read().removeprefix(b"data: "))["error"]
+    return message.removeprefix("in ensemble 'qwen3_tts', ")
+
+
+def test_http_clients_read_the_same_message(server: TritonServer) -> None:
+    assert http_refusal(server, {"text": "hello", "voice": "nobody"}) == refusal(server, inputs("hello", voice="nobody"))
+
+
+@pytest.fixture
+def full_server(small_server: TritonServer) -> Iterator[list[Stream]]:
+    """Two endless streams that run and one that waits: there is no room for more."""
+    with ExitStack() as streams:
+        running = [streams.enter_context(Stream(small_server, inputs(sampling={"max_frames": 1900}))) for _ in range(3)]
+        eventually(lambda: metric(small_server, "waiting_requests") == 1, "one stream waits")
+        yield running
+    eventually_free(small_server)
+
+
+def test_overload_is_refused_at_once_and_running_streams_go_on(small_server: TritonServer, full_server: list[Stream]) -> None:
+    message = refusal(small_server, inputs())
+    assert message.startswith("UNAVAILABLE: ")
+    assert http_refusal(small_server, {"text": "hello"}).startswith("UNAVAILABLE: ")
+    last = [stream.next().index for stream in full_server[:2]]
+    assert [stream.next().index for stream in full_server[:2]] == [index + 1 for index in last]

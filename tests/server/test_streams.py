@@ -1,0 +1,104 @@
+"""What a well-behaved client gets: whole, ordered streams of the audio that the engines compute without a server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import tritonclient.grpc.aio as triton_aio
+
+from engine_lib.serving.message import pcm16
+from engine_lib.serving.server_process import TritonServer
+from server.streams import SAMPLES_PER_FRAME, TEXT, Chunk, Stream, audio_of, eventually, eventually_free, in_process_audio, inputs, metric
+
+
+def test_a_stream_is_the_audio_the_engines_compute_in_process(server: TritonServer, tiny_custom_voice: Path) -> None:
+    sampling = {"seed": 20}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the server's processes: sums over other numbers of threads round differently
+    try:
+        expected = in_process_audio(tiny_custom_voice, sampling, (1, 2, 4, 8))
+    finally:
+        torch.set_num_threads(threads)
+    with Stream(server, inputs(sampling=sampling)) as stream:
+        chunks = stream.all()
+    assert chunks[-1].finish_reason == "stop"
+    assert {chunk.sample_rate for chunk in chunks} == {24000}
+    assert [len(chunk.audio) for chunk in chunks] == [len(audio) for audio in expected]
+    np.testing.assert_allclose(audio_of(chunks), np.concatenate(expected), atol=1e-5)
+
+
+def test_chunks_have_the_frames_the_request_asks_for(small_server: TritonServer) -> None:
+    with Stream(small_server, inputs(sampling={"seed": 1, "max_frames": 8, "chunk_frames": [3, 1, 2]})) as stream:
+        frames = [len(chunk.audio) // SAMPLES_PER_FRAME for chunk in stream.all()]
+    assert frames == [3, 1, 2, 2, 0]
+
+
+def test_sixteen_streams_with_the_same_request_id_stay_apart(server: TritonServer) -> None:
+    def speak(number: int) -> tuple[int, list[Chunk]]:
+        limit = 4 + number
+        with Stream(server, inputs(sampling={"seed": number, "max_frames": limit}), request_id="same") as stream:
+            return limit, stream.all()
+
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(speak, range(16)))
+    for limit, chunks in results:
+        frames = len(audio_of(chunks)) // SAMPLES_PER_FRAME
+        assert {chunk.request_id for chunk in chunks} == {"same"}
+        assert frames == limit if chunks[-1].finish_reason == "length" else frames < limit
+    eventually_free(server)
+
+
+async def test_the_asyncio_client_reads_the_same_stream(server: TritonServer) -> None:
+    sampling = {"seed": 5, "max_frames": 10}
+    async with triton_aio.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
+
+        async def requests():
+            yield {"model_name": "qwen3_tts", "inputs": inputs(sampling=sampling)}
+
+        chunks = []
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            chunks.append(Chunk.read(result))
+    assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    with Stream(server, inputs(sampling=sampling)) as stream:
+        np.testing.assert_allclose(audio_of(chunks), audio_of(stream.all()), atol=1e-5)
+
+
+def test_generate_stream_gives_the_same_samples_as_base64(server: TritonServer) -> None:
+    sampling = {"seed": 6, "max_frames": 10}
+    body = json.dumps({"text": TEXT, "sampling_parameters": json.dumps(sampling | {"audio_format": "pcm16_base64"})}).encode()
+    url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts/generate_stream"
+    with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=60) as response:
+        events = [json.loads(line.removeprefix(b"data: ")) for line in response if line.startswith(b"data: ")]
+    assert [event["chunk_index"] for event in events] == list(range(len(events)))
+    assert [event["is_final"] for event in events] == [False] * (len(events) - 1) + [True]
+    assert events[-1]["finish_reason"] in ("stop", "length")
+    samples = b"".join(base64.b64decode(event["audio_base64"]) for event in events)
+    with Stream(server, inputs(sampling=sampling)) as stream:
+        assert samples == pcm16(audio_of(stream.all()))
+
+
+def test_fields_may_come_as_request_parameters_and_tensors_win(server: TritonServer) -> None:
+    sampling = {"seed": 7, "max_frames": 5}
+    parameters = {"voice": "vivian", "language": "nowhere", "sampling_parameters": json.dumps(sampling)}
+    with Stream(server, inputs(language="english"), parameters=parameters) as stream:
+        by_parameters = audio_of(stream.all())
+    with Stream(server, inputs(sampling=sampling, voice="vivian", language="english")) as stream:
+        np.testing.assert_allclose(by_parameters, audio_of(stream.all()), atol=1e-5)
+
+
+def test_metrics_count_what_was_served(small_server: TritonServer) -> None:
+    frames = metric(small_server, "frames_total")
+    finished = metric(small_server, "finished_requests_total", reason="length")
+    with Stream(small_server, inputs(sampling={"max_frames": 6})) as stream:
+        assert stream.all()[-1].finish_reason == "length"
+    eventually(lambda: metric(small_server, "frames_total") >= frames + 6, "six more frames are counted")
+    eventually(lambda: metric(small_server, "finished_requests_total", reason="length") > finished, "the stream is counted")
+    assert metric(small_server, "time_to_first_codes_seconds_count", model="talker", version="1") > 0
+    assert metric(small_server, "audio_seconds_total", model="codec_decoder", version="1") > 0

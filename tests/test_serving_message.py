@@ -1,0 +1,89 @@
+"""The talker's message and the client's answer survive the trip through tensors, and the tensors are those of config.pbtxt."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors, pcm16
+
+MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
+TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "STRING": np.object_}
+
+
+def message(**changes: object) -> CodesMessage:
+    codes = np.arange(32, dtype=np.int16).reshape(2, 16)
+    fields: dict[str, object] = {"codes": codes, "stream_key": "k", "chunk_index": 3} | changes
+    return CodesMessage(**fields)  # type: ignore[arg-type]
+
+
+def answer(audio_format: AudioFormat) -> AudioAnswer:
+    audio = np.array([0.0, 0.5, -1.0, 1.0, 2.0], np.float32)
+    return AudioAnswer(audio, 24000, 7, False, "", "", audio_format)
+
+
+def configured(model: str, section: str) -> dict[str, type]:
+    """Names and numpy types of the tensors a config.pbtxt lists."""
+    text = (MODEL_REPOSITORY / model / "config.pbtxt").read_text()
+    block = re.search(rf"^{section} \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    return {name: TRITON_TYPES[kind] for name, kind in re.findall(r'name: "(\w+)" data_type: TYPE_(\w+)', block[1])}
+
+
+def types(tensors: Tensors) -> dict[str, type]:
+    return {name: tensor.dtype.type for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        message(),
+        message(audio_format=AudioFormat.PCM16_BASE64),
+        message(codes=np.empty((0, 16), np.int16), is_final=True, finish_reason="error", error="größer als erlaubt"),
+    ],
+    ids=["frames", "as base64", "final"],
+)
+def test_a_message_is_the_same_after_unpacking(original: CodesMessage) -> None:
+    unpacked = CodesMessage.unpack(original.pack())
+    np.testing.assert_array_equal(unpacked.codes, original.codes)
+    assert unpacked.codes.shape == original.codes.shape
+    for name in ("stream_key", "chunk_index", "is_final", "finish_reason", "error", "audio_format"):
+        assert getattr(unpacked, name) == getattr(original, name)
+
+
+def test_unpacked_codes_are_a_copy() -> None:
+    tensors = message().pack()
+    unpacked = CodesMessage.unpack(tensors)
+    tensors["codes"][:] = -1
+    assert unpacked.codes.min() == 0
+
+
+def test_the_configs_list_exactly_the_tensors_that_travel() -> None:
+    packed = types(message().pack())
+    assert configured("talker", "output") == packed
+    assert configured("codec_decoder", "input") == packed
+    answered = types(answer(AudioFormat.FLOAT32).pack())
+    assert configured("codec_decoder", "output") == answered
+    assert configured("qwen3_tts", "output") == answered
+
+
+def test_the_ensemble_takes_what_the_talker_takes_but_control_requests() -> None:
+    talker = configured("talker", "input")
+    assert talker.pop("cancel") is np.object_
+    assert configured("qwen3_tts", "input") == talker
+
+
+def test_audio_travels_as_floats_or_as_base64_but_never_as_both() -> None:
+    floats, text = answer(AudioFormat.FLOAT32).pack(), answer(AudioFormat.PCM16_BASE64).pack()
+    assert (len(floats["audio"]), floats["audio_base64"][0]) == (5, b"")
+    assert len(text["audio"]) == 0
+    samples = np.frombuffer(base64.b64decode(text["audio_base64"][0]), "<i2")
+    np.testing.assert_array_equal(samples, [0, 16384, -32767, 32767, 32767])
+
+
+def test_no_samples_are_no_bytes() -> None:
+    assert pcm16(np.empty(0, np.float32)) == b""

@@ -1,0 +1,62 @@
+"""OrderedSender keeps each stream's jobs in order, whatever the streams beside it do."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+from collections import defaultdict
+from functools import partial
+
+from engine_lib.serving.ordered_sender import OrderedSender
+
+
+def ignore(error: BaseException) -> None:
+    raise AssertionError("no job should fail here") from error
+
+
+def test_jobs_of_a_stream_run_in_order_and_never_overlap() -> None:
+    seed = secrets.randbits(32)
+    print(f"seed = {seed}")
+    keys = random.Random(seed).choices("abcdefgh", k=2000)
+    done: dict[str, list[int]] = defaultdict(list)
+    running: dict[str, threading.Lock] = {key: threading.Lock() for key in "abcdefgh"}
+
+    def job(key: str, number: int) -> None:
+        assert running[key].acquire(blocking=False)
+        done[key].append(number)
+        running[key].release()
+
+    sender = OrderedSender("test", 4, ignore)
+    for number, key in enumerate(keys):
+        sender.put(key, partial(job, key, number))
+    assert sender.close(timeout=30)
+    assert {key: [number for number, other in enumerate(keys) if other == key] for key in set(keys)} == done
+
+
+def test_a_failing_job_is_reported_and_the_next_one_runs() -> None:
+    failures: list[str] = []
+    ran = threading.Event()
+    sender = OrderedSender("test", 1, lambda error: failures.append(str(error)))
+    sender.put("a", partial(int, "not a number"))
+    sender.put("a", ran.set)
+    assert sender.close(timeout=30)
+    assert ran.is_set()
+    assert len(failures) == 1
+
+
+def test_close_says_when_a_job_does_not_end() -> None:
+    release = threading.Event()
+    sender = OrderedSender("test", 1, ignore)
+    sender.put("a", lambda: release.wait(30))
+    assert not sender.close(timeout=0.05)
+    release.set()
+
+
+def test_put_does_not_wait_for_a_slow_job() -> None:
+    release = threading.Event()
+    sender = OrderedSender("test", 1, ignore)
+    for _ in range(100):
+        sender.put("a", lambda: release.wait(30))
+    release.set()  # reached although no job has ended
+    assert sender.close(timeout=30)
