@@ -8,6 +8,7 @@
 # DEVICE  as in serve.py         VENV    virtual environment (default: .venv); see install.sh for what else can be set
 set -euo pipefail
 if [[ -n ${MODEL:-} ]]; then
+    [[ -f $MODEL/config.json ]] || { echo "demo.sh: MODEL=$MODEL is not a checkpoint folder: it has no config.json" >&2; exit 2; }
     MODEL=$(realpath "$MODEL")
 fi
 cd "$(dirname "$0")/.."
@@ -30,8 +31,8 @@ stop_server() {
         [[ $code -ne 0 ]] || code=$server_code
     fi
     if [[ $code -ne 0 && $code -ne 130 && -n $server_pid ]]; then
-        echo "--- the demo failed; the end of $server_output and $server_log:" >&2
-        tail -n 20 "$server_output" "$server_log" >&2 || true
+        echo "--- the demo failed; $server_log and $server_output end with" >&2
+        tail -q -n 20 "$server_log" "$server_output" | cut -c 1-300 >&2
     fi
     exit "$code"
 }
@@ -59,7 +60,8 @@ else
     device=${DEVICE:-auto}
 fi
 
-: >"$server_log"
+# Emptied here: the server's own redirection comes too late to keep the loop below from reading the ports of an earlier run.
+: >"$server_log" >"$server_output"
 python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port 0 --metrics-port 0 --log-file "$server_log" \
     >"$server_output" 2>&1 &
 server_pid=$!
