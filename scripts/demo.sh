@@ -61,7 +61,8 @@ else
 fi
 
 # Emptied here: the server's own redirection comes too late to keep the loop below from reading the ports of an earlier run.
-: >"$server_log" >"$server_output"
+: >"$server_log"
+: >"$server_output"
 python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port 0 --metrics-port 0 --log-file "$server_log" \
     >"$server_output" 2>&1 &
 server_pid=$!
