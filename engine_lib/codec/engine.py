@@ -34,7 +34,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CodecStats:
-    """A snapshot for metrics and tests. Counters count since the start."""
+    """A snapshot for metrics and tests.
+
+    Attributes:
+        open_streams: slots in use; streams that wait for one are not counted.
+        queued_chunks: chunks not answered yet.
+        num_steps, num_frames: cohorts and frames decoded since the start.
+        num_failed_streams: streams that ended with an error since the start, dropped ones included.
+    """
 
     open_streams: int
     free_slots: int
@@ -225,9 +232,11 @@ class CodecEngine:
             chunk = self.batcher.pop(stream)
             if chunk.request.is_final:
                 self._close(stream)
-            _answer(chunk.request, np.concatenate(chunk.audio) if chunk.audio else NO_AUDIO)
+            was_taken = _answer(chunk.request, np.concatenate(chunk.audio) if chunk.audio else NO_AUDIO)
             if chunk.request.is_final and stream.pending:
                 self._fail(stream, "the stream has ended")
+            elif not was_taken and not chunk.request.is_final:
+                self._fail(stream, "on_audio failed for an earlier chunk of the stream")
 
     def _fail(self, stream: Stream, error: str) -> None:
         """Free the stream's slot and answer what waits for it with `error`. It is forgotten with its final chunk."""
@@ -268,9 +277,12 @@ class CodecEngine:
                 _answer(item, error=reason)
 
 
-def _answer(request: CodecRequest, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> None:
+def _answer(request: CodecRequest, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> bool:
+    """Hand the answer to the listener of `request`; False where that failed, which must not reach other streams."""
     try:
         request.on_audio(request.answer(audio, error))
-    except Exception:
-        # One listener's failure is not the others'.
-        logger.exception("on_audio failed for chunk %d of a stream", request.index)
+    except Exception as failure:
+        # Its message and traceback stay out of the log: they may hold what a user said.
+        logger.error("on_audio raised %s for chunk %d of stream %s", type(failure).__name__, request.index, request.stream_key)
+        return False
+    return True
