@@ -22,40 +22,14 @@ from engine_lib.talker.block_manager import NULL_BLOCK
 from engine_lib.talker.graphs import StepGraphs
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.philox import frame_uniforms
+from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
 from engine_lib.talker.request import Request
-from engine_lib.talker.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, sample
+from engine_lib.talker.sampler import BAD_CODE, apply_repetition_penalty, sample
 from engine_lib.talker.scheduler import PrefillChunk
+from engine_lib.talker.state import SlotState
 
 NUM_SUPPRESSED_IDS = 1024  # the top of the codec vocabulary: special ids, never spoken (EOS excepted)
 MIN_FRAMES = 2  # EOS is not allowed earlier, as in the official generate()
-
-
-@dataclass
-class SlotState:
-    """What the device knows of the stream in each slot; the first dimension of every tensor is the slot.
-
-    Attributes:
-        positions: int64, input rows in the cache.
-        frames: int64, frames drawn so far.
-        codes: [slots, num_code_groups] int64, the latest frame.
-        text_ids: [slots, max_model_len] int64, the text that joins each frame; tts_pad after its end, always in the last column.
-        block_tables: [slots, blocks of max_model_len] int32.
-        seen: [slots, vocab] bool, codebook-0 ids this stream has used.
-        seeds: int64.
-        repetition_penalty: float32.
-        first, rest: sampling of codebook 0, and of the other codebooks.
-    """
-
-    positions: torch.Tensor
-    frames: torch.Tensor
-    codes: torch.Tensor
-    text_ids: torch.Tensor
-    block_tables: torch.Tensor
-    seen: torch.Tensor
-    seeds: torch.Tensor
-    repetition_penalty: torch.Tensor
-    first: SamplingTensors
-    rest: SamplingTensors
 
 
 @dataclass
@@ -89,8 +63,16 @@ class TalkerRunner:
         # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
         self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
         self.scratch_slot = config.max_num_seqs
-        self.state = self._new_state(config.max_num_seqs + 1)
         vocab, eos = self.talker_config.vocab_size, self.talker_config.codec_eos_token_id
+        self.state = SlotState.allocate(
+            config.max_num_seqs + 1,
+            num_code_groups=self.talker_config.num_code_groups,
+            text_columns=config.max_model_len,
+            pad_text_id=self.model.tts_pad_token_id,
+            width=self._blocks_for(config.max_model_len),
+            vocab_size=vocab,
+            device=device,
+        )
         self.suppressed = torch.arange(vocab, device=device) >= vocab - NUM_SUPPRESSED_IDS
         self.suppressed[eos] = False
         self.is_eos = torch.arange(vocab, device=device) == eos
@@ -114,14 +96,13 @@ class TalkerRunner:
         state.frames[slot] = kept
         state.seeds[slot] = request.seed
         state.repetition_penalty[slot] = sampling.repetition_penalty
-        _write_sampling(state.first, slot, sampling.temperature, sampling.top_k, sampling.top_p, sampling.do_sample)
-        _write_sampling(
-            state.rest,
+        state.first.write(slot, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, do_sample=sampling.do_sample)
+        state.rest.write(
             slot,
-            sampling.subtalker_temperature,
-            sampling.subtalker_top_k,
-            sampling.subtalker_top_p,
-            sampling.subtalker_dosample,
+            temperature=sampling.subtalker_temperature,
+            top_k=sampling.subtalker_top_k,
+            top_p=sampling.subtalker_top_p,
+            do_sample=sampling.subtalker_dosample,
         )
         state.seen[slot] = False
         if kept:
@@ -141,29 +122,30 @@ class TalkerRunner:
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
         """Run the rows of `chunks`; a request whose rows are now all in draws its next frame."""
-        rows = [chunk.request.rows(chunk.start, chunk.stop, self.model.tts_pad_token_id) for chunk in chunks]
-        text_ids, codes = (self._upload(np.concatenate(part), np.int64) for part in zip(*rows, strict=True))
-        starts = np.cumsum([0, *(chunk.stop - chunk.start for chunk in chunks)])
-        positions = self._upload(np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks]), np.int64)
-        lengths = self._upload([chunk.stop for chunk in chunks], np.int32)
-        slots = self._upload([chunk.request.slot for chunk in chunks], np.int64)
-        query_starts = self._upload(starts, np.int32)
-        block_tables = self.state.block_tables[slots, : self._blocks_for(max(chunk.stop for chunk in chunks))]
-        tables_of_rows = block_tables.repeat_interleave(query_starts.diff(), dim=0, output_size=int(starts[-1]))
-        cache_rows = self._cache_rows(tables_of_rows, positions)
+        layout = PrefillLayout.exact(chunks, self.config.kv_block_size)
+        buffer = layout.pack(
+            chunks,
+            block_size=self.config.kv_block_size,
+            pad_text_id=self.model.tts_pad_token_id,
+            scratch_slot=self.scratch_slot,
+        )
+        codes = self.prefill_step(layout.unpack(self._upload(buffer, np.int64)))
+        drawing = [chunk.request for chunk in chunks if chunk.completes_prompt]
+        return self._result(drawing, codes) if drawing else None
+
+    def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
+        """Run prompt rows and draw a frame for the requests they complete: [draws, num_code_groups] int64, as `step`."""
+        block_tables, lengths, query_starts = (t.to(torch.int32) for t in (inputs.block_tables, inputs.lengths, inputs.query_starts))
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self.kv_cache[layer]
-            store_kv(k, v, k_cache, v_cache, cache_rows)
+            store_kv(k, v, k_cache, v_cache, inputs.cache_rows)
             return self.attention.prefill(q, k_cache, v_cache, block_tables, lengths, query_starts)
 
-        hidden = self.model.forward(self.model.embed(text_ids, codes), positions, attend)
-        complete = [i for i, chunk in enumerate(chunks) if chunk.completes_prompt]
-        if not complete:
-            return None
-        last_rows = self._upload(starts[1:][complete] - 1, np.int64)
-        frames = self._draw_frame(slots[self._upload(complete, np.int64)], hidden[last_rows])
-        return self._result([chunks[i].request for i in complete], frames)
+        hidden = self.model.forward(self.model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
+        if not len(inputs.draw_rows):
+            return inputs.codes[:0]
+        return self._draw_frame(inputs.draw_slots, hidden[inputs.draw_rows])
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
@@ -267,42 +249,8 @@ class TalkerRunner:
             return config.num_kv_blocks + 1
         return config.max_num_seqs * longest + 1
 
-    def _new_state(self, slots: int) -> SlotState:
-        device, config, groups = self.device, self.config, self.talker_config.num_code_groups
-
-        def sampling() -> SamplingTensors:
-            return SamplingTensors(
-                temperature=torch.ones(slots, device=device),
-                top_k=torch.ones(slots, dtype=torch.int32, device=device),
-                top_p=torch.ones(slots, device=device),
-                do_sample=torch.zeros(slots, dtype=torch.bool, device=device),
-            )
-
-        def integers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
-
-        return SlotState(
-            positions=integers(),
-            frames=integers(),
-            codes=integers(groups),
-            text_ids=torch.full((slots, config.max_model_len), self.model.tts_pad_token_id, device=device),
-            block_tables=integers(self._blocks_for(config.max_model_len), dtype=torch.int32),
-            seen=integers(self.talker_config.vocab_size, dtype=torch.bool),
-            seeds=integers(),
-            repetition_penalty=torch.ones(slots, device=device),
-            first=sampling(),
-            rest=sampling(),
-        )
-
 
 def _attention_backend(config: EngineConfig) -> AttentionBackend:
     if config.attention_backend in ("auto", "torch"):
         return TorchAttention()
     raise ConfigError(f"attention_backend: {config.attention_backend!r} is not available; use auto or torch")
-
-
-def _write_sampling(tensors: SamplingTensors, slot: int, temperature: float, top_k: int, top_p: float, do_sample: bool) -> None:
-    tensors.temperature[slot] = temperature
-    tensors.top_k[slot] = top_k if top_k > 0 else torch.iinfo(torch.int32).max
-    tensors.top_p[slot] = top_p
-    tensors.do_sample[slot] = do_sample

@@ -30,6 +30,23 @@ class SamplingTensors:
     top_p: torch.Tensor
     do_sample: torch.Tensor
 
+    @classmethod
+    def allocate(cls, rows: int, device: torch.device) -> SamplingTensors:
+        """Parameters of `rows` rows that all take the likeliest id."""
+        return cls(
+            temperature=torch.ones(rows, device=device),
+            top_k=torch.ones(rows, dtype=torch.int32, device=device),
+            top_p=torch.ones(rows, device=device),
+            do_sample=torch.zeros(rows, dtype=torch.bool, device=device),
+        )
+
+    def write(self, row: int, *, temperature: float, top_k: int, top_p: float, do_sample: bool) -> None:
+        """Set the parameters of one row; `top_k` 0 keeps all ids."""
+        self.temperature[row] = temperature
+        self.top_k[row] = top_k if top_k > 0 else torch.iinfo(torch.int32).max
+        self.top_p[row] = top_p
+        self.do_sample[row] = do_sample
+
     def __getitem__(self, rows: torch.Tensor) -> SamplingTensors:
         return SamplingTensors(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.do_sample[rows])
 
@@ -62,13 +79,16 @@ def sample(logits: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor
 
 
 def filter_logits(logits: torch.Tensor, params: SamplingTensors) -> torch.Tensor:
-    """Temperature, top-k and top-p (Holtzman et al. 2020): [batch, vocab], -inf where an id is cut. Ties at the k-th stay."""
+    """Temperature, top-k and top-p (Holtzman et al. 2020): [batch, vocab], -inf where an id is cut.
+
+    Ids as likely as the k-th stay; of equally likely ones top-p cuts the smaller first.
+    """
     logits = logits / params.temperature[:, None]
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    kth = ordered.gather(1, (params.top_k[:, None].long() - 1).clamp(0, logits.shape[1] - 1))
+    ordered, ids = logits.sort(dim=-1, stable=True)
+    vocab = logits.shape[1]
+    kth = ordered.gather(1, (vocab - params.top_k[:, None].long()).clamp(0, vocab - 1))
     ordered = ordered.masked_fill(ordered < kth, _NEVER)
     # Cut an id when it and all less likely ones together hold no more than 1 - top_p; the likeliest is never cut.
-    tail = torch.softmax(ordered, dim=-1).flip(-1).cumsum(-1).flip(-1)
-    cut = tail <= 1 - params.top_p[:, None]
-    cut[:, 0] = False
+    cut = torch.softmax(ordered, dim=-1).cumsum(-1) <= 1 - params.top_p[:, None]
+    cut[:, -1] = False
     return logits.masked_fill(logits < kth, _NEVER).masked_fill(cut.scatter(1, ids, cut), _NEVER)

@@ -1,0 +1,128 @@
+"""What one prefill step feeds the device: packed prompt rows of several requests, in one buffer and one copy.
+
+The buffer's layout is fixed by a PrefillLayout, so that a captured graph can read the same places in every step. A layout may
+have more rows, sequences and draws than a step has: padding rows form a sequence of their own in NULL_BLOCK, padding draws
+belong to the scratch slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine_lib.prompt import NO_ID
+from engine_lib.talker.block_manager import NULL_BLOCK
+from engine_lib.talker.scheduler import PrefillChunk
+
+
+@dataclass(frozen=True)
+class PrefillInputs:
+    """Views into the buffer of one step, all int64.
+
+    Attributes:
+        text_ids: [rows], NO_ID where a row has no text.
+        codes: [rows, num_code_groups], NO_ID where a row has no code.
+        positions: [rows], of each row in its request.
+        cache_rows: [rows], where its keys and values go in the flattened cache.
+        query_starts: [sequences + 1], first row of each sequence, and the number of rows.
+        lengths: [sequences], rows of each in the cache after this step.
+        block_tables: [sequences, width].
+        draw_rows: [draws], last prompt rows whose requests draw a frame.
+        draw_slots: [draws], their slots.
+    """
+
+    text_ids: torch.Tensor
+    codes: torch.Tensor
+    positions: torch.Tensor
+    cache_rows: torch.Tensor
+    query_starts: torch.Tensor
+    lengths: torch.Tensor
+    block_tables: torch.Tensor
+    draw_rows: torch.Tensor
+    draw_slots: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PrefillLayout:
+    """Sizes of the parts of a prefill buffer."""
+
+    rows: int
+    sequences: int
+    draws: int
+    width: int
+    num_code_groups: int
+
+    @classmethod
+    def exact(cls, chunks: Sequence[PrefillChunk], block_size: int) -> PrefillLayout:
+        """The layout without padding."""
+        return cls(
+            rows=sum(chunk.stop - chunk.start for chunk in chunks),
+            sequences=len(chunks),
+            draws=sum(chunk.completes_prompt for chunk in chunks),
+            width=max(-(-chunk.stop // block_size) for chunk in chunks),
+            num_code_groups=chunks[0].request.prompt.codes.shape[1],
+        )
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "text_ids": (self.rows,),
+            "codes": (self.rows, self.num_code_groups),
+            "positions": (self.rows,),
+            "cache_rows": (self.rows,),
+            "query_starts": (self.sequences + 1,),
+            "lengths": (self.sequences,),
+            "block_tables": (self.sequences, self.width),
+            "draw_rows": (self.draws,),
+            "draw_slots": (self.draws,),
+        }
+
+    @property
+    def size(self) -> int:
+        """Numbers in the buffer."""
+        return sum(int(np.prod(shape)) for shape in self._shapes.values())
+
+    def unpack(self, buffer: torch.Tensor) -> PrefillInputs:
+        """Views into `buffer` [size] int64."""
+        shapes = self._shapes
+        parts = buffer.split([int(np.prod(shape)) for shape in shapes.values()])
+        return PrefillInputs(**{name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
+
+    def pack(self, chunks: Sequence[PrefillChunk], *, block_size: int, pad_text_id: int, scratch_slot: int) -> npt.NDArray[np.int64]:
+        """The buffer [size] for `chunks`, which must fit this layout.
+
+        Args:
+            block_size: rows of a KV block.
+            pad_text_id: text that joins the frames behind a request's own text.
+            scratch_slot: slot of padding draws.
+        """
+        buffer = np.zeros(self.size, np.int64)
+        inputs = self.unpack(torch.from_numpy(buffer))
+        arrays = {name: getattr(inputs, name).numpy() for name in self._shapes}
+        arrays["text_ids"][:], arrays["codes"][:], arrays["block_tables"][:] = NO_ID, NO_ID, NULL_BLOCK
+        arrays["draw_slots"][:] = scratch_slot
+        row = draw = 0
+        for i, chunk in enumerate(chunks):
+            request, stop = chunk.request, row + chunk.stop - chunk.start
+            arrays["text_ids"][row:stop], arrays["codes"][row:stop] = request.rows(chunk.start, chunk.stop, pad_text_id)
+            positions = np.arange(chunk.start, chunk.stop)
+            table = np.array(request.block_table[: self.width])
+            arrays["positions"][row:stop] = positions
+            arrays["cache_rows"][row:stop] = table[positions // block_size] * block_size + positions % block_size
+            arrays["query_starts"][i + 1] = stop
+            arrays["lengths"][i] = chunk.stop
+            arrays["block_tables"][i, : len(table)] = table
+            if chunk.completes_prompt:
+                arrays["draw_rows"][draw], arrays["draw_slots"][draw] = stop - 1, request.slot
+                draw += 1
+            row = stop
+        # Padding rows are a sequence of their own, so that no row is without one.
+        padding = self.rows - row
+        arrays["cache_rows"][row:] = NULL_BLOCK * block_size + np.arange(padding) % block_size
+        arrays["query_starts"][len(chunks) + 1 :] = self.rows
+        arrays["lengths"][len(chunks) : len(chunks) + 1] = padding
+        return buffer
