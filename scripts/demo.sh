@@ -30,7 +30,7 @@ stop_server() {
         wait "$server_pid" || server_code=$?
         [[ $code -ne 0 ]] || code=$server_code
     fi
-    if [[ $code -ne 0 && $code -ne 130 && -n $server_pid ]]; then
+    if [[ $code -ne 0 && $code -ne 130 && $code -ne 143 && -n $server_pid ]]; then
         echo "--- the demo failed; $server_log and $server_output end with" >&2
         tail -q -n 20 "$server_log" "$server_output" | cut -c 1-300 >&2
     fi

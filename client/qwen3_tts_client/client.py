@@ -81,7 +81,6 @@ class Client:
         Raises:
             InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed, RequestTimeout: see qwen3_tts_client.errors.
         """
-        _check_open(self._closed)
         return self._chunks(build_request(self.model, text, **options), timeout)
 
     def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
@@ -89,6 +88,7 @@ class Client:
         return Speech.from_chunks(list(self.stream(text, timeout=timeout, **options)))
 
     def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Generator[AudioChunk, None, None]:
+        _check_open(self._closed)
         call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout)
         reader = _Reader(self.url)
         try:
@@ -138,7 +138,6 @@ class AsyncClient:
 
         Leaving the loop early cancels the request in the next turn of the event loop; cancelling the task does so at once.
         """
-        _check_open(self._closed)
         return self._chunks(build_request(self.model, text, **options), timeout)
 
     async def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
@@ -146,6 +145,7 @@ class AsyncClient:
         return Speech.from_chunks([chunk async for chunk in self.stream(text, timeout=timeout, **options)])
 
     async def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> AsyncGenerator[AudioChunk, None]:
+        _check_open(self._closed)
         call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout)
         reader = _Reader(self.url)
         try:

@@ -222,14 +222,15 @@ def test_an_address_with_a_scheme_is_refused() -> None:
 def test_closing_the_client_ends_its_streams(server: TritonServer, url: str) -> None:
     cancelled = cancelled_streams(server)
     client = Client(url)
-    stream = client.stream(TEXT, **ENDLESS)
+    stream, unread = client.stream(TEXT, **ENDLESS), client.stream(TEXT, **ENDLESS)
     next(stream)
     client.close()
     with pytest.raises(StreamFailed) as caught:
         list(stream)
     assert caught.value.chunks_received >= 1
-    with pytest.raises(Qwen3TTSClientError, match="closed"):
-        client.stream(TEXT)
+    for late in (unread, client.stream(TEXT)):
+        with pytest.raises(Qwen3TTSClientError, match="the client is closed"):
+            next(late)
     eventually(lambda: cancelled_streams(server) == cancelled + 1, "the talker ended the stream")
 
 
