@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al. 2021) in the half-split form of the official package.
 
-The talker's three M-RoPE rows carry equal positions for this model, so plain RoPE is exact for it (tests/test_rope.py).
+The talker's three M-RoPE rows carry equal positions for this model, so plain RoPE is exact for it (tests/talker/test_rope.py).
 """
 
 from __future__ import annotations
