@@ -7,7 +7,6 @@ the stream, answers what still comes, and the talker's final message ends it lik
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
@@ -15,20 +14,16 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.serving.backend import Reply, TritonBackend
-from engine_lib.serving.errors import place_of
-from engine_lib.serving.lifecycle import Lifecycle
 from engine_lib.serving.message import AudioAnswer, CodesMessage
-from engine_lib.serving.metrics import Counter, Metrics
+from engine_lib.serving.metrics import Counter
 from engine_lib.serving.ordered_sender import OrderedSender
-from engine_lib.serving.server_guard import ServerGuard
+from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.talker.request import FinishReason
 
-SENDER_THREADS = 4
-SHUTDOWN_SECONDS = 4.0
 TALKER_MODEL = "talker"
 
 
-class CodecService:
+class CodecService(EngineService):
     """The codec decoder of one server."""
 
     def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
@@ -37,25 +32,12 @@ class CodecService:
         Raises:
             ConfigError, CheckpointError: the model must not load.
         """
-        self._backend = backend
+        super().__init__(backend, config)
         self._engine = CodecEngine(Checkpoint(config.model_path), config)
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
-        self._add_metrics(Metrics(backend.metric_family, {"model": backend.name, "version": backend.version}))
-        self._sender = OrderedSender("codec-send", SENDER_THREADS, self._log_failure)
         self._canceller = OrderedSender("codec-cancel", 1, self._log_failure)
-        self._engine.start()
-        self._lifecycle = Lifecycle(
-            self._engine,
-            open_streams=lambda: len(self._streams),
-            publish=self._metrics.publish,
-            log_error=backend.log.log_error,
-        )
-        self._guard = ServerGuard(os.getppid(), backend.name)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a new stream would be decoded."""
-        return self._engine.is_alive
+        self._add_metrics()
+        self._start(self._engine, self._streams)
 
     def handle(self, request: Any) -> None:
         """Queue one message for decoding."""
@@ -73,12 +55,8 @@ class CodecService:
 
     def shutdown(self) -> None:
         """Answer what is queued, then end the engine and all threads, within a few seconds."""
-        self._guard.release()
-        self._lifecycle.stop(SHUTDOWN_SECONDS)
-        self._engine.shutdown(SHUTDOWN_SECONDS)
-        self._sender.close(SHUTDOWN_SECONDS)
+        super().shutdown()
         self._canceller.close(SHUTDOWN_SECONDS)
-        self._metrics.close()
 
     def _answer_later(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread."""
@@ -114,14 +92,11 @@ class CodecService:
             counter.add(1)
             self._canceller.put(stream_key, partial(self._backend.cancel_stream, TALKER_MODEL, stream_key))
 
-    def _add_metrics(self, metrics: Metrics) -> None:
-        self._metrics, stats = metrics, self._engine.stats
+    def _add_metrics(self) -> None:
+        metrics, stats = self._metrics, self._engine.stats
         metrics.gauge("codec_open_streams", "Codec slots in use", lambda: stats().open_streams)
         metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
         metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
-
-    def _log_failure(self, error: BaseException) -> None:
-        self._backend.log.log_error(place_of(error))

@@ -32,6 +32,10 @@ class Engine(Protocol):
         """False once the engine thread has stopped."""
         ...
 
+    def start(self) -> None:
+        """Start the engine thread."""
+        ...
+
     def shutdown(self, timeout: float = 10.0) -> None:
         """End every open stream and the engine thread."""
         ...

@@ -137,9 +137,12 @@ class TritonServer:
                 index = json.loads(self._http("v2/repository/index", b"{}"))
             except OSError:
                 index = []
-            failed = [f"{entry['name']}: {_reason(entry)}" for entry in index if entry.get("state") == "UNAVAILABLE"]
+            # Once the server answers, loading is over; a model whose config.pbtxt it could not read is listed without a state.
+            failed = [entry for entry in index if entry.get("state") not in ("READY", "LOADING")]
             if failed:
-                raise ServerError("the model repository did not load\n" + "\n".join(failed))
+                reasons = [f"{entry['name']}: {self._reason(entry)}" for entry in failed if entry.get("reason")]
+                unread = [f"{entry['name']}: {self._reason(entry)}" for entry in failed]
+                raise ServerError("\n".join(["the model repository did not load", *(reasons or unread)]))
             if index and all(self.is_model_ready(model) for model in self.models):
                 return
             time.sleep(POLL_SECONDS)
@@ -193,6 +196,15 @@ class TritonServer:
         self._run_directory.cleanup()
         return code
 
+    def _reason(self, entry: Mapping[str, str]) -> str:
+        """Why a model is not there: what the server says, without the stack the Python backend appends, or else what it logged."""
+        if entry.get("reason"):
+            return re.split(r"\n\s*At:\n", entry["reason"])[0].strip().removeprefix("Internal: ")
+        logged = [
+            line for line in self.log_file.read_text(errors="replace").splitlines() if line.startswith("E") and f"'{entry['name']}'" in line
+        ]
+        return logged[0].split("] ", 1)[-1].strip('"') if logged else f"not loaded; see {self.log_file}"
+
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise ServerError("the server has not been started")
@@ -210,11 +222,6 @@ class TritonServer:
 def option_environment(options: Mapping[str, str]) -> dict[str, str]:
     """The environment variables that set engine options."""
     return {ENVIRONMENT_PREFIX + name.upper(): value for name, value in options.items()}
-
-
-def _reason(entry: Mapping[str, str]) -> str:
-    """Why a model is not there, without the stack the Python backend appends."""
-    return re.split(r"\n\s*At:\n", entry.get("reason", "unknown reason"))[0].strip().removeprefix("Internal: ")
 
 
 def _check_port(name: str, port: int) -> None:

@@ -7,7 +7,6 @@ carries FINAL.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +18,13 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, TritonBackend
-from engine_lib.serving.errors import STATUS_CODES, place_of, status
-from engine_lib.serving.lifecycle import Lifecycle
+from engine_lib.serving.errors import STATUS_CODES, status
 from engine_lib.serving.message import AudioFormat, CodesMessage
-from engine_lib.serving.metrics import Metrics
-from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.parse import RequestParser, default_sampling
-from engine_lib.serving.server_guard import ServerGuard
+from engine_lib.serving.service import EngineService
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
 
-SENDER_THREADS = 4
-SHUTDOWN_SECONDS = 4.0
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -42,7 +36,7 @@ class _Stream:
     accepted_at: float
 
 
-class TalkerService:
+class TalkerService(EngineService):
     """The talker of one server."""
 
     def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
@@ -51,29 +45,15 @@ class TalkerService:
         Raises:
             ConfigError, CheckpointError: the model must not load.
         """
+        super().__init__(backend, config)
         checkpoint = Checkpoint(config.model_path)
-        self._backend = backend
         self._prompts = PromptBuilder(checkpoint, config.max_text_length)
         sampling = default_sampling(checkpoint.config.generation_defaults)
         self._parser = RequestParser(kind=checkpoint.config.kind, sampling=sampling, chunk_frames=config.chunk_frames)
         self._engine = TalkerEngine(checkpoint, config)
         self._streams: dict[str, _Stream] = {}
-        self._add_metrics(Metrics(backend.metric_family, {"model": backend.name, "version": backend.version}))
-        self._sender = OrderedSender("talker-send", SENDER_THREADS, self._log_failure)
-        self._engine.start()
-        self._lifecycle = Lifecycle(
-            self._engine,
-            open_streams=lambda: len(self._streams),
-            publish=self._metrics.publish,
-            log_error=backend.log.log_error,
-            ping=backend.ping,
-        )
-        self._guard = ServerGuard(os.getppid(), backend.name)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a new request would be served."""
-        return self._engine.is_alive
+        self._add_metrics()
+        self._start(self._engine, self._streams, backend.ping)
 
     def handle(self, request: Any) -> None:
         """Queue one request of Triton's, or refuse it. A request with the input `cancel` stops the stream it names."""
@@ -91,14 +71,6 @@ class TalkerService:
             if code == "INTERNAL":
                 self._log_failure(error)
             reply.fail(code, message)
-
-    def shutdown(self) -> None:
-        """End every open stream, the engine and all threads, within a few seconds."""
-        self._guard.release()
-        self._lifecycle.stop(SHUTDOWN_SECONDS)
-        self._engine.shutdown(SHUTDOWN_SECONDS)
-        self._sender.close(SHUTDOWN_SECONDS)
-        self._metrics.close()
 
     def _accept(self, tensors: dict[str, Any], parameters: str, reply: Reply) -> None:
         if self._lifecycle.is_draining:
@@ -145,8 +117,8 @@ class TalkerService:
             if chunk.is_final:
                 del self._streams[stream.key]
 
-    def _add_metrics(self, metrics: Metrics) -> None:
-        self._metrics, stats = metrics, self._engine.stats
+    def _add_metrics(self) -> None:
+        metrics, stats = self._metrics, self._engine.stats
         reasons = [reason.value for reason in FinishReason]
         metrics.gauge("active_streams", "Streams whose last message has not been sent", lambda: len(self._streams))
         metrics.gauge("running_requests", "Requests the talker decodes together", lambda: stats().running)
@@ -160,6 +132,3 @@ class TalkerService:
         metrics.total("frames_total", "Codec frames generated", lambda: stats().num_frames)
         self._finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
         self._refused = metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES)
-
-    def _log_failure(self, error: BaseException) -> None:
-        self._backend.log.log_error(place_of(error))

@@ -156,6 +156,15 @@ def test_a_bad_option_stops_the_load_with_its_name_and_value(endless_voice: Path
         pass
 
 
+def test_a_model_whose_config_is_broken_is_reported_with_what_the_server_logged(endless_voice: Path, tmp_path: Path) -> None:
+    repository = repository_with(tmp_path, "talker", "")
+    with (repository / "qwen3_tts" / "config.pbtxt").open("a") as config:
+        config.write("no_such_field: 1\n")
+    server = new_server(endless_voice, tmp_path / "log", repository=repository)
+    with pytest.raises(ServerError, match=r"qwen3_tts: Poll failed.*config\.pbtxt"), server:
+        pass
+
+
 SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 
 
