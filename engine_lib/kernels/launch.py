@@ -57,18 +57,18 @@ def wait_for_previous(HOPPER: tl.constexpr):
 
 
 @triton.jit
-def prefetch_to_l2(address, num_bytes, THREADS: tl.constexpr):
+def prefetch_to_l2(address, num_bytes, NUM_WARPS: tl.constexpr):
     """Ask for `num_bytes` (a multiple of 16) from `address` (int64, 16-byte aligned) to be in L2; returns at once. Needs HOPPER.
 
-    THREADS is the number of threads of the program, which share the bytes among them.
+    Each warp asks for its share in one instruction: its threads all name the same bytes, for the instruction takes one
+    address a warp and would be repeated for every other.
     """
-    share = tl.cdiv(num_bytes, THREADS * 16) * 16
-    start = tl.arange(0, THREADS) * share
-    sizes = tl.minimum(num_bytes - start, share)
+    share = tl.cdiv(num_bytes, NUM_WARPS * 16) * 16
+    start = tl.arange(0, NUM_WARPS * 32) // 32 * share
     tl.inline_asm_elementwise(
         "{ .reg .pred some; setp.gt.s32 some, $2, 0; @some cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
         "=r,l,r",
-        [address + start, sizes],
+        [address + start, tl.minimum(num_bytes - start, share)],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

@@ -208,7 +208,7 @@ def _launch(
         RESIDUAL=residual is not None,
         NORMED=normed is not None,
         PREFETCH=prefetch is not None,
-        THREADS=32 * tile.num_warps,
+        NUM_WARPS=tile.num_warps,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **launch_options(x.device),
@@ -268,7 +268,7 @@ def _linear_small_kernel(
     RESIDUAL: tl.constexpr,
     NORMED: tl.constexpr,
     PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
+    NUM_WARPS: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
@@ -285,10 +285,13 @@ def _linear_small_kernel(
             up_weights = _load_weight(weight, OUT + first, inner, OUT, IN, BLOCK_OUT, WHOLE_IN and WHOLE_OUT)
     elif HOPPER and WHOLE_OUT:
         tile_bytes = BLOCK_OUT * IN * (dtype.primitive_bitwidth // 8)
-        prefetch_to_l2(weight.to(tl.int64) + program.to(tl.int64) * tile_bytes, tile_bytes, THREADS)
+        prefetch_to_l2(weight.to(tl.int64) + program.to(tl.int64) * tile_bytes, tile_bytes, NUM_WARPS)
         if GATED:
             up_bytes = OUT * IN * (dtype.primitive_bitwidth // 8)
-            prefetch_to_l2(weight.to(tl.int64) + up_bytes + program.to(tl.int64) * tile_bytes, tile_bytes, THREADS)
+            prefetch_to_l2(weight.to(tl.int64) + up_bytes + program.to(tl.int64) * tile_bytes, tile_bytes, NUM_WARPS)
+    if PREFETCH and HOPPER:
+        start = (program + tl.program_id(1) * tl.num_programs(0)) * prefetch_share
+        prefetch_to_l2(prefetch.to(tl.int64) + start, tl.minimum(prefetch_bytes - start, prefetch_share), NUM_WARPS)
     wait_for_previous(HOPPER)
 
     # norm
@@ -321,9 +324,6 @@ def _linear_small_kernel(
         acc = matmul(weights, part, acc)
         if GATED:
             up_acc = matmul(up_weights, part, up_acc)
-    if PREFETCH and HOPPER:
-        start = (program + tl.program_id(1) * tl.num_programs(0)) * prefetch_share
-        prefetch_to_l2(prefetch.to(tl.int64) + start, tl.minimum(prefetch_bytes - start, prefetch_share), THREADS)
 
     # what follows, rounding where torch does
     y = tl.sum(acc, axis=0)

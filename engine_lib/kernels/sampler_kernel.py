@@ -1,0 +1,286 @@
+"""The draw of one codebook for a whole batch in one launch: penalty, masks, top-k, top-p, the draw, and what follows it.
+
+One program draws one row, all of whose vocabulary is in registers. Nothing is sorted: the k-th logit is found by bisection on
+the bits of the floats, which is exact, and so is the least logit that top-p keeps. The random number is that of
+engine_lib/talker/philox.py, the choice that of engine_lib/talker/sampler.py, which are the twins; sums are rounded in another
+order, so a draw may differ where the uniform number falls within rounding of the border between two ids.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import triton
+import triton.language as tl
+
+from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
+
+_BAD_CODE = tl.constexpr(-1)
+
+
+class Sampling(Protocol):
+    """Sampling parameters, [slots] each: float32, int32, float32, bool (engine_lib.talker.sampler.SamplingTensors)."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    do_sample: torch.Tensor
+
+
+class Slots(Protocol):
+    """What the streams in the slots carry from frame to frame (engine_lib.talker.runner.SlotState)."""
+
+    positions: torch.Tensor
+    frames: torch.Tensor
+    codes: torch.Tensor
+    seen: torch.Tensor
+    seeds: torch.Tensor
+    repetition_penalty: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FirstCodebook:
+    """The rules of codebook 0.
+
+    Attributes:
+        suppressed: [vocab] bool, ids that are never drawn.
+        eos: id that ends the stream.
+        min_frames: frames before which it is not drawn.
+    """
+
+    suppressed: torch.Tensor
+    eos: int
+    min_frames: int
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Where the drawn id's embedding goes: row of `table` [ids, width] to `out` [batch, width], whose rows may have gaps."""
+
+    table: torch.Tensor
+    out: torch.Tensor
+
+
+def draw_codes(
+    logits: torch.Tensor,
+    codebook: int,
+    slots: torch.Tensor,
+    sampling: Sampling,
+    state: Slots,
+    codes: torch.Tensor,
+    *,
+    first: FirstCodebook | None = None,
+    embedding: Embedding | None = None,
+    advance: int | None = None,
+) -> None:
+    """Draw codebook `codebook` of every row.
+
+    Args:
+        logits: [batch, vocab], float32 or bfloat16.
+        slots: [batch] int64, the slot of each row.
+        sampling, state: indexed by slot. `state.codes` gets the code, BAD_CODE as 0; `state.seen` too, for codebook 0.
+        codes: [batch, num_code_groups] int64; column `codebook` gets the ids, BAD_CODE where the logits hold NaN or +inf or
+            allow nothing.
+        first: for codebook 0, with repetition penalty, suppressed ids and the least number of frames.
+        embedding: copy the id's embedding, that of id 0 for BAD_CODE.
+        advance: with the last codebook, the input rows this frame took: `state.frames` grows by one, `state.positions` by this.
+    """
+    batch, vocab = logits.shape
+    check_rows("logits", logits, batch, vocab)
+    check(
+        slots.shape == (batch,) and slots.dtype == torch.int64, f"slots: {slots.dtype} {tuple(slots.shape)}; int64 ({batch},) is expected"
+    )
+    check(
+        codes.shape[0] == batch and codes.dtype == torch.int64,
+        f"codes: {codes.dtype} {tuple(codes.shape)}; int64, {batch} rows are expected",
+    )
+    check(0 <= codebook < codes.shape[1], f"codebook: {codebook}; codes has {codes.shape[1]} columns")
+    check(sampling.top_k.dtype == torch.int32, f"top_k: {sampling.top_k.dtype}; int32 is expected")
+    if first is not None:
+        check_rows("seen", state.seen, len(state.seen), vocab)
+        check_rows("suppressed", first.suppressed, vocab)
+    width = 0
+    if embedding is not None:
+        width = embedding.table.shape[1]
+        check(embedding.table.is_contiguous(), f"embedding.table: strides {embedding.table.stride()} are not those of a contiguous table")
+        check_rows("embedding.out", embedding.out, batch, width)
+    _draw_codes_kernel[(batch,)](
+        logits,
+        slots,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.do_sample,
+        state.seeds,
+        state.frames,
+        state.positions,
+        state.seen,
+        state.repetition_penalty,
+        state.codes,
+        logits if first is None else first.suppressed,
+        codes,
+        logits if embedding is None else embedding.table,
+        logits if embedding is None else embedding.out,
+        codebook,
+        logits.stride(0),
+        codes.stride(0),
+        state.codes.stride(0),
+        0 if embedding is None else embedding.out.stride(0),
+        0 if first is None else first.eos,
+        0 if first is None else first.min_frames,
+        0 if advance is None else advance,
+        VOCAB=vocab,
+        PADDED=triton.next_power_of_2(vocab),
+        WIDTH=width,
+        WIDTH_PADDED=triton.next_power_of_2(max(width, 1)),
+        FIRST=first is not None,
+        EMBED=embedding is not None,
+        ADVANCE=advance is not None,
+        num_warps=4 if vocab <= 2048 else 8,
+        **launch_options(logits.device),
+    )
+
+
+@triton.jit
+def _sort_keys(x):
+    """int32 in the order of the floats; both zeros are equal."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _top_k_floor(keys, lowest, highest, k):
+    """A key that exactly the `k` largest of `keys`, and what ties with the k-th, reach."""
+    low, high = lowest.to(tl.int64), highest.to(tl.int64) + 1  # enough reach low, too few high
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        count = tl.sum((keys >= middle.to(tl.int32)).to(tl.int32))
+        low = tl.where(count >= k, middle, low)
+        high = tl.where(count == k, middle + 1, tl.where(count < k, middle, high))
+    return low.to(tl.int32)
+
+
+@triton.jit
+def _top_p_floor(keys, probabilities, lowest, highest, limit):
+    """The largest of `keys` below which lies a mass of no more than `limit`, and that mass."""
+    low, high = lowest.to(tl.int64), highest.to(tl.int64) + 1
+    mass_below = limit * 0.0
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        mass = tl.sum(tl.where(keys < middle.to(tl.int32), probabilities, 0.0))
+        fits = mass <= limit
+        low, mass_below = tl.where(fits, middle, low), tl.where(fits, mass, mass_below)
+        high = tl.where(fits, high, middle)
+    return low.to(tl.int32), mass_below
+
+
+@triton.jit
+def _draw(logits, ids, best_id, temperature, k, top_p, uniform, VOCAB: tl.constexpr, PADDED: tl.constexpr):
+    """The id whose share of the cumulative distribution, in id order, holds `uniform`."""
+    x = tl.where(ids < VOCAB, tl.math.div_rn(logits, tl.zeros_like(logits) + temperature), float("-inf"))
+    keys = tl.where(ids < VOCAB, _sort_keys(x), -0x80000000)
+    highest = tl.max(keys)
+    lowest = tl.min(tl.where(ids < VOCAB, keys, 0x7FFFFFFF))
+    kept = (keys >= _top_k_floor(keys, lowest, highest, k)) & (ids < VOCAB)
+    shifted = tl.where(kept, x - tl.max(x), float("-inf"))
+    weights = tl.exp(shifted)
+    if top_p < 1:
+        probabilities = weights / tl.sum(weights)
+        limit = 1 - top_p
+        floor, mass_below = _top_p_floor(keys, probabilities, lowest, highest, limit)
+        # Of equal logits the smaller ids are cut first; the last of the likeliest always stays.
+        tied = keys == floor
+        cut = (keys < floor) | (tied & (mass_below + probabilities * tl.cumsum(tied.to(tl.int32)) <= limit))
+        last = tl.max(tl.where(keys == highest, ids, 0))
+        weights = tl.where(cut & (ids != last), 0.0, weights)
+    weights = weights / tl.sum(weights)
+    cumulative = tl.cumsum(weights)
+    reached = (cumulative > uniform * tl.max(cumulative)) & (weights > 0)
+    drawn = tl.min(tl.where(reached, ids, PADDED))
+    return tl.where(drawn < PADDED, drawn, best_id)
+
+
+@triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "advance"])
+def _draw_codes_kernel(
+    logits,
+    slots,
+    temperature,
+    top_k,
+    top_p,
+    do_sample,
+    seeds,
+    frames,
+    positions,
+    seen,
+    repetition_penalty,
+    state_codes,
+    suppressed,
+    codes,
+    table,
+    embedded,
+    codebook,
+    logits_stride,
+    codes_stride,
+    state_codes_stride,
+    embedded_stride,
+    eos,
+    min_frames,
+    advance,
+    VOCAB: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    FIRST: tl.constexpr,
+    EMBED: tl.constexpr,
+    ADVANCE: tl.constexpr,
+    HOPPER: tl.constexpr,
+):
+    start_next(HOPPER)
+    wait_for_previous(HOPPER)
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
+    ids = tl.arange(0, PADDED)
+    real = ids < VOCAB
+    x = tl.load(logits + row * logits_stride + ids, mask=real, other=0.0).to(tl.float32)
+    frame = tl.load(frames + slot)
+
+    # penalty and masks
+    if FIRST:
+        penalty = tl.zeros_like(x) + tl.load(repetition_penalty + slot)
+        was_seen = tl.load(seen + slot * VOCAB + ids, mask=real, other=0) != 0
+        x = tl.where(was_seen, tl.where(x < 0, x * penalty, tl.math.div_rn(x, penalty)), x)
+    has_nan = tl.max((x != x).to(tl.int32)) > 0
+    if FIRST:
+        hidden = (tl.load(suppressed + ids, mask=real, other=0) != 0) | ((ids == eos) & (frame < min_frames))
+        x = tl.where(hidden, float("-inf"), x)
+    x = tl.where(real & ~has_nan, x, float("-inf"))
+
+    # draw
+    best, best_id = tl.max(x, axis=0, return_indices=True)
+    failed = has_nan | (best == float("-inf")) | (best == float("inf"))
+    code = best_id
+    if (tl.load(do_sample + slot) != 0) & (failed == 0):
+        word, _, _, _ = tl.philox(
+            tl.load(seeds + slot), codebook.to(tl.uint32), frame.to(tl.uint32), tl.zeros_like(codebook), tl.zeros_like(codebook)
+        )
+        uniform = (word >> 8).to(tl.float32) * (2.0**-24)
+        k = tl.minimum(tl.maximum(tl.load(top_k + slot), 1), VOCAB)
+        code = _draw(x, ids, best_id, tl.load(temperature + slot), k, tl.load(top_p + slot), uniform, VOCAB, PADDED)
+    code = tl.where(failed, _BAD_CODE, code).to(tl.int64)
+    valid = tl.maximum(code, 0)
+
+    # what follows
+    tl.store(codes + row * codes_stride + codebook, code)
+    tl.store(state_codes + slot * state_codes_stride + codebook, valid)
+    if FIRST:
+        tl.store(seen + slot * VOCAB + valid, True)
+    if EMBED:
+        column = tl.arange(0, WIDTH_PADDED)
+        line = tl.load(table + valid * WIDTH + column, mask=column < WIDTH)
+        tl.store(embedded + row * embedded_stride + column, line, mask=column < WIDTH)
+    if ADVANCE:
+        tl.store(frames + slot, frame + 1)
+        tl.store(positions + slot, tl.load(positions + slot) + advance)
