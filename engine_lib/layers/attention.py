@@ -13,9 +13,15 @@ import torch.nn.functional as F
 
 
 class AttentionBackend(Protocol):
-    """Causal attention with grouped heads, scaled by head_dim ** -0.5."""
+    """Causal attention with grouped heads, scaled by head_dim ** -0.5.
+
+    Attributes:
+        name: as in the option `attention_backend`.
+        can_be_captured: whether both calls leave the host alone, so that a CUDA graph can hold them.
+    """
 
     name: str
+    can_be_captured: bool
 
     def decode(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, block_tables: torch.Tensor, lengths: torch.Tensor
@@ -65,6 +71,7 @@ class TorchAttention:
     """Gathers the cached rows and calls scaled_dot_product_attention."""
 
     name = "torch"
+    can_be_captured = False  # prefill loops over the sequences on the host
 
     def decode(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, block_tables: torch.Tensor, lengths: torch.Tensor

@@ -57,7 +57,11 @@ class TalkerEngine:
             self.runner = TalkerRunner(checkpoint, config, device=device, dtype=resolve_dtype(config.dtype, device))
             self.runner.capture()
         block_manager = BlockManager(self.runner.num_blocks, config.kv_block_size)
-        self.scheduler = Scheduler(block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
+        self.scheduler = Scheduler(
+            block_manager,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=min(config.max_num_batched_tokens, config.max_model_len),
+        )
         # On a GPU one result stays unread while the next step runs; the CPU runs a launch at once, so waiting only delays audio.
         self._pipelined = device.type == "cuda"
         self._unread: deque[FrameResult] = deque()

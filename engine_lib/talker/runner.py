@@ -19,7 +19,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import AttentionBackend, TorchAttention, store_kv
 from engine_lib.talker.block_manager import NULL_BLOCK
-from engine_lib.talker.graphs import StepGraphs
+from engine_lib.talker.graphs import TalkerGraphs
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.philox import frame_uniforms
 from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
@@ -76,17 +76,24 @@ class TalkerRunner:
         self.suppressed = torch.arange(vocab, device=device) >= vocab - NUM_SUPPRESSED_IDS
         self.suppressed[eos] = False
         self.is_eos = torch.arange(vocab, device=device) == eos
-        self.graphs: StepGraphs | None = None
+        self.graphs: TalkerGraphs | None = None
 
     def capture(self) -> None:
-        """Capture the frame step in CUDA graphs, unless the device or `enforce_eager` says otherwise."""
-        if self.device.type != "cuda" or self.config.enforce_eager:
+        """Capture frame steps and prefill in CUDA graphs, unless device, backend or `enforce_eager` say otherwise."""
+        if self.device.type != "cuda" or self.config.enforce_eager or not self.attention.can_be_captured:
             return
         width = self.state.block_tables.shape[1]
-        self.graphs = StepGraphs(
-            lambda slots: self.step(slots, width), max_batch=self.config.max_num_seqs, scratch_slot=self.scratch_slot, device=self.device
+        self.graphs = TalkerGraphs(
+            lambda slots: self.step(slots, width),
+            lambda layout, buffer: self.prefill_step(layout.unpack(buffer)),
+            max_batch=self.config.max_num_seqs,
+            max_prefill_rows=min(self.config.max_num_batched_tokens, self.config.max_model_len),
+            width=width,
+            num_code_groups=self.talker_config.num_code_groups,
+            pack=self._pack,
+            scratch_slot=self.scratch_slot,
+            device=self.device,
         )
-        self.graphs.capture()
 
     def admit(self, request: Request) -> None:
         """Write the slot of `request`: its sampling, its text, and what its kept frames (after a preemption) imply."""
@@ -122,16 +129,18 @@ class TalkerRunner:
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
         """Run the rows of `chunks`; a request whose rows are now all in draws its next frame."""
-        layout = PrefillLayout.exact(chunks, self.config.kv_block_size)
-        buffer = layout.pack(
-            chunks,
-            block_size=self.config.kv_block_size,
-            pad_text_id=self.model.tts_pad_token_id,
-            scratch_slot=self.scratch_slot,
-        )
-        codes = self.prefill_step(layout.unpack(self._upload(buffer, np.int64)))
+        if self.graphs is not None:
+            codes = self.graphs.prefill(chunks)
+        else:
+            layout = PrefillLayout.exact(chunks, self.config.kv_block_size)
+            codes = self.prefill_step(layout.unpack(self._upload(self._pack(layout, chunks), np.int64)))
         drawing = [chunk.request for chunk in chunks if chunk.completes_prompt]
         return self._result(drawing, codes) if drawing else None
+
+    def _pack(self, layout: PrefillLayout, chunks: Sequence[PrefillChunk]) -> npt.NDArray[np.int64]:
+        return layout.pack(
+            chunks, block_size=self.config.kv_block_size, pad_text_id=self.model.tts_pad_token_id, scratch_slot=self.scratch_slot
+        )
 
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
         """Run prompt rows and draw a frame for the requests they complete: [draws, num_code_groups] int64, as `step`."""
@@ -150,7 +159,7 @@ class TalkerRunner:
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
         if self.graphs is not None:
-            return self._result(list(requests), self.graphs.replay([request.slot for request in requests]))
+            return self._result(list(requests), self.graphs.step([request.slot for request in requests]))
         slots = self._upload([request.slot for request in requests], np.int64)
         width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
         return self._result(list(requests), self.step(slots, width))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.request import Request, RequestStatus
 
+MAX_PREFILL_REQUESTS = 16  # in one step: prefill graphs have a fixed number of sequences
+
 
 @dataclass(frozen=True)
 class PrefillChunk:
@@ -36,6 +38,10 @@ class Schedule:
     grown: list[Request] = field(default_factory=list)
     prefill: list[PrefillChunk] = field(default_factory=list)
     decode: list[Request] = field(default_factory=list)
+
+    @property
+    def num_prefill_rows(self) -> int:
+        return sum(chunk.stop - chunk.start for chunk in self.prefill)
 
 
 class Scheduler:
@@ -74,15 +80,14 @@ class Scheduler:
                         schedule.grown.append(request)
 
         # prefill
-        budget = self.max_num_batched_tokens
         for request in self.active:
-            if request.status is RequestStatus.PREFILLING and budget > 0:
-                budget -= self._plan_prefill(request, budget, schedule)
-        while budget > 0 and self._free_slots and self.waiting and self._admit(self.waiting[0]):
+            if request.status is RequestStatus.PREFILLING:
+                self._plan_prefill(request, schedule)
+        while self._may_prefill_more(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
             request = self.waiting.popleft()
             schedule.admitted.append(request)
             schedule.grown.append(request)
-            budget -= self._plan_prefill(request, budget, schedule)
+            self._plan_prefill(request, schedule)
 
         # A later reservation may have preempted a stream that was planned earlier.
         for planned in (schedule.decode, schedule.grown):
@@ -143,9 +148,12 @@ class Scheduler:
         self.active.append(request)
         return True
 
-    def _plan_prefill(self, request: Request, budget: int, schedule: Schedule) -> int:
-        """Plan the next rows of `request` within `budget`; returns how many."""
-        start = request.num_prefilled_rows
-        stop = min(request.num_rows, start + budget)
-        schedule.prefill.append(PrefillChunk(request, start, stop))
-        return stop - start
+    def _may_prefill_more(self, schedule: Schedule) -> bool:
+        return schedule.num_prefill_rows < self.max_num_batched_tokens and len(schedule.prefill) < MAX_PREFILL_REQUESTS
+
+    def _plan_prefill(self, request: Request, schedule: Schedule) -> None:
+        """Plan as many of the next rows of `request` as this step has room for."""
+        if self._may_prefill_more(schedule):
+            start = request.num_prefilled_rows
+            stop = min(request.num_rows, start + self.max_num_batched_tokens - schedule.num_prefill_rows)
+            schedule.prefill.append(PrefillChunk(request, start, stop))
