@@ -1,0 +1,115 @@
+"""Options: typed, checked, overridden by the environment; a bad one is named with its value and what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from engine_lib.config import EngineConfig
+from engine_lib.errors import ConfigError
+
+NOTHING: dict[str, str] = {}  # an environment without overrides
+
+
+def test_defaults_are_valid_and_documented():
+    config = EngineConfig.from_options({}, NOTHING)
+    assert config == EngineConfig()
+    for spec in fields(EngineConfig):
+        assert spec.metadata["help"].endswith("."), spec.name
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("max_num_seqs", "8", 8),
+        ("max_num_seqs", " 8 ", 8),
+        ("max_num_seqs", 8, 8),
+        ("gpu_memory_utilization", "0.5", 0.5),
+        ("codec_idle_timeout", 3, 3.0),
+        ("enforce_eager", "true", True),
+        ("enforce_eager", " Yes", True),
+        ("enforce_eager", "on", True),
+        ("enforce_eager", "1", True),
+        ("enforce_eager", "OFF", False),
+        ("enforce_eager", "no", False),
+        ("enforce_eager", "0", False),
+        ("enforce_eager", False, False),
+        ("chunk_frames", "1,2,4", (1, 2, 4)),
+        ("chunk_frames", " 3 ", (3,)),
+        ("chunk_frames", [2, 2], (2, 2)),
+        ("chunk_frames", (5,), (5,)),
+        ("dtype", "bfloat16", "bfloat16"),
+        ("max_waiting_requests", "0", 0),
+        ("model_path", "/models/voice", "/models/voice"),
+    ],
+)
+def test_an_option_may_be_a_string_or_a_typed_value(name: str, text: Any, value: Any):
+    config = EngineConfig.from_options({name: text}, NOTHING)
+    assert getattr(config, name) == value
+    assert type(getattr(config, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("max_num_seqs", "0", "1 to 1024"),
+        ("max_num_seqs", "1025", "1 to 1024"),
+        ("max_num_seqs", "many", "a whole number"),
+        ("max_num_seqs", "", "a whole number"),
+        ("max_num_seqs", 2.0, "a whole number"),
+        ("max_num_seqs", True, "a whole number"),
+        ("max_num_seqs", None, "a whole number"),
+        ("max_model_len", -1, "16 to unlimited"),
+        ("gpu_memory_utilization", "1.5", "0.05 to 0.98"),
+        ("gpu_memory_utilization", "nan", "0.05 to 0.98"),
+        ("gpu_memory_utilization", "half", "a number"),
+        ("enforce_eager", "maybe", "true or false"),
+        ("enforce_eager", 2, "true or false"),
+        ("dtype", "float16", "auto, float32, bfloat16"),
+        ("attention_backend", "fast", "auto, torch, triton, flash-attn"),
+        ("device", 0, "a string"),
+        ("chunk_frames", "", "whole numbers separated by commas"),
+        ("chunk_frames", "1,two", "whole numbers separated by commas"),
+        ("chunk_frames", "1;2", "whole numbers separated by commas"),
+        ("chunk_frames", 4, "whole numbers separated by commas"),
+        ("chunk_frames", [1.5], "whole numbers separated by commas"),
+        ("chunk_frames", (1, 0), "1 to 64"),
+        ("chunk_frames", (1, 65), "1 to 64"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str):
+    with pytest.raises(ConfigError) as error:
+        EngineConfig.from_options({name: value}, NOTHING)
+    message = str(error.value)
+    assert message.startswith(f"{name}: ")
+    assert allowed in message
+    assert str(value) in message
+
+
+def test_an_unknown_option_is_named_with_those_that_exist():
+    with pytest.raises(ConfigError, match=r"unknown option max_seqs, speed; allowed: model_path, .*max_num_seqs"):
+        EngineConfig.from_options({"speed": "1", "max_seqs": "2", "dtype": "auto"}, NOTHING)
+
+
+def test_the_environment_overrides_an_option():
+    environment = {"QWEN3_TTS_MAX_NUM_SEQS": "5", "QWEN3_TTS_CHUNK_FRAMES": "2,8", "QWEN3_TTS_UNRELATED": "x", "MAX_MODEL_LEN": "99"}
+    config = EngineConfig.from_options({"max_num_seqs": "7", "max_model_len": "64"}, environment)
+    assert (config.max_num_seqs, config.max_model_len, config.chunk_frames) == (5, 64, (2, 8))
+
+
+def test_a_bad_value_from_the_environment_is_refused_like_any_other():
+    with pytest.raises(ConfigError, match="max_num_seqs: 'all' is not a whole number"):
+        EngineConfig.from_options({"max_num_seqs": "7"}, {"QWEN3_TTS_MAX_NUM_SEQS": "all"})
+
+
+def test_the_environment_of_the_process_is_read_where_none_is_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("QWEN3_TTS_KV_BLOCK_SIZE", "32")
+    assert EngineConfig.from_options({}).kv_block_size == 32
+
+
+def test_every_running_stream_needs_a_codec_slot():
+    with pytest.raises(ConfigError, match=r"codec_slots: 4 is less than max_num_seqs \(8\)"):
+        EngineConfig(max_num_seqs=8, codec_slots=4)
+    assert EngineConfig(max_num_seqs=8, codec_slots=8).codec_slots == 8
