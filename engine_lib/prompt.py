@@ -156,12 +156,13 @@ class PromptBuilder:
             raise InvalidRequestError(field, "is empty; give at least one word")
         if len(text) > self.max_text_length:
             raise InvalidRequestError(field, f"has {len(text)} characters; at most {self.max_text_length} are allowed")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(field, "holds a lone surrogate; give valid Unicode text") from None
 
     def _tokenize(self, text: str) -> list[int]:
-        try:
-            return list(self._tokenizer(text)["input_ids"])
-        except UnicodeEncodeError:
-            raise InvalidRequestError("text", "holds a lone surrogate; give valid Unicode text") from None
+        return list(self._tokenizer(text)["input_ids"])
 
 
 class _Rows:
