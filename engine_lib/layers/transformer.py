@@ -78,7 +78,7 @@ class Transformer:
             attend: attention of one layer, keeping keys and values where its caller wants them.
 
         Returns:
-            [rows, hidden], after the final norm.
+            [rows, hidden], before the final norm.
         """
         shape, eps = self.shape, self.shape.rms_norm_eps
         heads, kv_heads, head_dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
@@ -90,4 +90,8 @@ class Transformer:
             x = x + F.linear(attend(i, q, k, v).flatten(1), layer.output)
             gate, up = F.linear(rms_norm(x, layer.post_attention_norm, eps), layer.gate_up).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, layer.down)
-        return rms_norm(x, self.final_norm, eps)
+        return x
+
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        """The final norm of `x` [rows, hidden]."""
+        return rms_norm(x, self.final_norm, self.shape.rms_norm_eps)

@@ -84,7 +84,7 @@ class CodePredictor:
             return out.transpose(1, 2).flatten(0, 1)
 
         cos, sin = (table[position:stop].repeat(batch, 1) for table in (self.cos, self.sin))
-        return self.transformer.forward(x.flatten(0, 1), cos, sin, attend).unflatten(0, (batch, n))[:, -1]
+        return self.transformer.norm(self.transformer.forward(x.flatten(0, 1), cos, sin, attend).unflatten(0, (batch, n))[:, -1])
 
     def _projected(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.projection is None else F.linear(x, *self.projection)

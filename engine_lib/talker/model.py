@@ -59,7 +59,7 @@ class TalkerModel:
         return F.embedding(rows, self.code_table).sum(1) + F.embedding(text_rows, self.text_table)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states [rows, hidden] of input rows `x` [rows, hidden] at `positions` [rows], after the final norm."""
+        """Hidden states [rows, hidden] of input rows `x` [rows, hidden] at `positions` [rows], before the final norm."""
         return self.transformer.forward(x, self.cos[positions], self.sin[positions], attend)
 
     def first_code_logits(self, hidden: torch.Tensor) -> torch.Tensor:

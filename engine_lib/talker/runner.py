@@ -19,17 +19,13 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import AttentionBackend, TorchAttention, store_kv
 from engine_lib.talker.block_manager import NULL_BLOCK
+from engine_lib.talker.frame import FirstCodebookRules, draw_frame
 from engine_lib.talker.graphs import TalkerGraphs
 from engine_lib.talker.model import TalkerModel
-from engine_lib.talker.philox import frame_uniforms
 from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
 from engine_lib.talker.request import Request
-from engine_lib.talker.sampler import BAD_CODE, apply_repetition_penalty, sample
 from engine_lib.talker.scheduler import PrefillChunk
 from engine_lib.talker.state import SlotState
-
-NUM_SUPPRESSED_IDS = 1024  # the top of the codec vocabulary: special ids, never spoken (EOS excepted)
-MIN_FRAMES = 2  # EOS is not allowed earlier, as in the official generate()
 
 
 @dataclass
@@ -63,19 +59,17 @@ class TalkerRunner:
         # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
         self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
         self.scratch_slot = config.max_num_seqs
-        vocab, eos = self.talker_config.vocab_size, self.talker_config.codec_eos_token_id
         self.state = SlotState.allocate(
             config.max_num_seqs + 1,
             num_code_groups=self.talker_config.num_code_groups,
             text_columns=config.max_model_len,
             pad_text_id=self.model.tts_pad_token_id,
             width=self._blocks_for(config.max_model_len),
-            vocab_size=vocab,
+            vocab_size=self.talker_config.vocab_size,
             device=device,
         )
-        self.suppressed = torch.arange(vocab, device=device) >= vocab - NUM_SUPPRESSED_IDS
-        self.suppressed[eos] = False
-        self.is_eos = torch.arange(vocab, device=device) == eos
+        self.rules = FirstCodebookRules.of(self.talker_config, device)
+        self._draw_frame = draw_frame
         self.graphs: TalkerGraphs | None = None
 
     def capture(self) -> None:
@@ -151,10 +145,10 @@ class TalkerRunner:
             store_kv(k, v, k_cache, v_cache, inputs.cache_rows)
             return self.attention.prefill(q, k_cache, v_cache, block_tables, lengths, query_starts)
 
-        hidden = self.model.forward(self.model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
+        x = self.model.forward(self.model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
         if not len(inputs.draw_rows):
             return inputs.codes[:0]
-        return self._draw_frame(inputs.draw_slots, hidden[inputs.draw_rows])
+        return self._draw_frame(self.model, self.state, self.rules, inputs.draw_slots, x[inputs.draw_rows], advance=0)
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
@@ -187,39 +181,13 @@ class TalkerRunner:
             return self.attention.decode(q, k_cache, v_cache, block_tables, lengths)
 
         x = self.model.embed(state.text_ids[slots, text_columns], state.codes[slots])
-        hidden = self.model.forward(x, positions, attend)
-        # Padding stays at the first row: it would attend to ever more rows of nothing, and run past the tables in the end.
-        state.positions[slots] = torch.where(slots == self.scratch_slot, 0, positions + 1)
-        return self._draw_frame(slots, hidden)
+        x = self.model.forward(x, positions, attend)
+        return self._draw_frame(self.model, state, self.rules, slots, x, advance=1)
 
     def erase(self, blocks: Sequence[int]) -> None:
         """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
         if blocks:
             self.kv_cache[:, :, self._upload(blocks, np.int64)] = 0
-
-    def _draw_frame(self, slots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Draw the 16 codes that follow `hidden` [batch, hidden] and move the state of `slots` on by one frame."""
-        state = self.state
-        frames = state.frames[slots]
-        uniforms = frame_uniforms(state.seeds[slots], frames, self.talker_config.num_code_groups)
-        seen = state.seen[slots]
-        logits = apply_repetition_penalty(self.model.first_code_logits(hidden), seen, state.repetition_penalty[slots])
-        too_early = self.is_eos & (frames < MIN_FRAMES)[:, None]
-        # A failed row must stay visible: a mask that hid its only NaN would let it through.
-        failed = logits.isnan().any(-1)
-        logits = logits.masked_fill(self.suppressed | too_early, float("-inf"))
-        code0 = torch.where(failed, BAD_CODE, sample(logits, state.first[slots], uniforms[:, 0]))
-        valid_code0 = code0.clamp(min=0)
-
-        rest = state.rest[slots]
-        codes = self.model.code_predictor.generate(
-            hidden, valid_code0, lambda codebook, logits: sample(logits, rest, uniforms[:, codebook])
-        )
-        codes = torch.cat([code0[:, None], codes], dim=1)
-        state.seen[slots] = seen.scatter(1, valid_code0[:, None], True)
-        state.codes[slots] = codes.clamp(min=0)
-        state.frames[slots] = frames + 1
-        return codes
 
     def _cache_rows(self, block_tables: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Row of the flattened cache for each (block table [rows, width], position [rows])."""

@@ -1,0 +1,80 @@
+"""Drawing a frame: codebook 0 from the talker's last layer, the other codebooks from the code predictor, the state moved on.
+
+This is the plain path, in torch: the CPU's, and the twin of talker/fused_frame.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine_lib.checkpoint_config import TalkerConfig
+from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.philox import frame_uniforms
+from engine_lib.talker.sampler import BAD_CODE, apply_repetition_penalty, sample
+from engine_lib.talker.state import SlotState
+
+NUM_SUPPRESSED_IDS = 1024  # the top of the codec vocabulary: special ids, never spoken (EOS excepted)
+MIN_FRAMES = 2  # EOS is not allowed earlier, as in the official generate()
+
+
+@dataclass(frozen=True)
+class FirstCodebookRules:
+    """What codebook 0 may not be.
+
+    Attributes:
+        suppressed: [vocab] bool, ids that are never drawn.
+        eos: id that ends the stream.
+        min_frames: frames before which it is not drawn.
+    """
+
+    suppressed: torch.Tensor
+    eos: int
+    min_frames: int
+
+    @classmethod
+    def of(cls, config: TalkerConfig, device: torch.device) -> FirstCodebookRules:
+        """The rules of the official generate()."""
+        suppressed = torch.arange(config.vocab_size, device=device) >= config.vocab_size - NUM_SUPPRESSED_IDS
+        suppressed[config.codec_eos_token_id] = False
+        return cls(suppressed, config.codec_eos_token_id, MIN_FRAMES)
+
+
+def draw_frame(
+    model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor, *, advance: int
+) -> torch.Tensor:
+    """Draw the frame that follows `x` and move the state of `slots` on.
+
+    Args:
+        slots: [batch] int64; the last slot of `state` is scratch and stays at its first row.
+        x: [batch, hidden], the talker's last layer before its final norm.
+        advance: input rows this step took: 1, or 0 after a prefill, which has counted its rows already.
+
+    Returns:
+        [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
+    """
+    hidden = model.transformer.norm(x)
+    frames, seen, rest = state.frames[slots], state.seen[slots], state.rest[slots]
+    uniforms = frame_uniforms(state.seeds[slots], frames, model.config.num_code_groups)
+
+    # codebook 0
+    logits = apply_repetition_penalty(model.first_code_logits(hidden), seen, state.repetition_penalty[slots])
+    # A failed row must stay visible: a mask that hid its only NaN would let it through.
+    failed = logits.isnan().any(-1)
+    logits = logits.masked_fill(rules.suppressed, float("-inf"))
+    logits[:, rules.eos].masked_fill_(frames < rules.min_frames, float("-inf"))
+    code0 = torch.where(failed, BAD_CODE, sample(logits, state.first[slots], uniforms[:, 0]))
+    valid_code0 = code0.clamp(min=0)
+
+    # codebooks 1 to 15
+    others = model.code_predictor.generate(hidden, valid_code0, lambda book, logits: sample(logits, rest, uniforms[:, book]))
+    codes = torch.cat([code0[:, None], others], dim=1)
+
+    state.seen[slots] = seen.scatter(1, valid_code0[:, None], True)
+    state.codes[slots] = codes.clamp(min=0)
+    state.frames[slots] = frames + 1
+    # Padding stays at the first row: it would attend to ever more rows of nothing, and run past the tables in the end.
+    scratch = len(state.positions) - 1
+    state.positions[slots] = torch.where(slots == scratch, 0, state.positions[slots] + advance)
+    return codes

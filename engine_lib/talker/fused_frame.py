@@ -1,0 +1,64 @@
+"""Drawing a frame on a GPU: head, draws and code predictor in few launches. The twin is TalkerRunner's plain path.
+
+Importing this module needs Triton's compiler.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine_lib.kernels.linear_small import Norm, linear_small
+from engine_lib.kernels.predictor_attention import predictor_attention
+from engine_lib.kernels.sampler_kernel import Embedding, FirstCodebook, draw_codes
+from engine_lib.layers.fused import forward_fused
+from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.state import SlotState
+
+
+def draw_frame_fused(
+    model: TalkerModel, state: SlotState, first: FirstCodebook, slots: torch.Tensor, x: torch.Tensor, *, advance: int
+) -> torch.Tensor:
+    """Draw the frame that follows `x` and move the state of `slots` on.
+
+    Args:
+        first: the rules of codebook 0.
+        slots: [batch] int64.
+        x: [batch, hidden], the talker's last layer before its final norm.
+        advance: input rows this step took: 1, or 0 after a prefill, which has counted its rows already.
+
+    Returns:
+        [batch, num_code_groups] int64, BAD_CODE where a row went wrong.
+    """
+    predictor, batch = model.code_predictor, len(slots)
+    shape, groups = predictor.transformer.shape, predictor.num_code_groups
+    codes = torch.empty(batch, groups, dtype=torch.int64, device=x.device)
+    cache = x.new_empty(shape.num_hidden_layers, 2, batch, shape.num_key_value_heads, groups, shape.head_dim)
+    rows = x.new_empty(batch, 2, shape.hidden_size)  # the predictor's first two positions
+
+    # codebook 0; its kernel leaves the normed hidden state and the code's embedding where the predictor reads them
+    hidden = rows[:, 0] if predictor.projection is None else torch.empty_like(x)
+    final_norm = Norm(model.transformer.final_norm, model.transformer.shape.rms_norm_eps)
+    logits = linear_small(x, model.head, norm=final_norm, normed=hidden)
+    if predictor.projection is not None:
+        weight, bias = predictor.projection
+        linear_small(hidden, weight, bias=bias, out=rows[:, 0])
+    draw_codes(logits, 0, slots, state.first, state, codes, first=first, embedding=Embedding(predictor.code_embeddings[0], rows[:, 1]))
+
+    # codebooks 1 to 15
+    position, x, norm = 0, rows.flatten(0, 1), Norm(predictor.transformer.final_norm, shape.rms_norm_eps)
+    for codebook in range(1, groups):
+        is_last = codebook == groups - 1
+
+        def attend(layer: int, qkv: torch.Tensor, position: int = position) -> torch.Tensor:
+            weights = predictor.transformer.layers[layer]
+            return predictor_attention(
+                qkv, weights.q_norm, weights.k_norm, shape.rms_norm_eps, predictor.cos, predictor.sin, cache[layer], position
+            )
+
+        y = forward_fused(predictor.transformer, x, attend)
+        logits = linear_small(y.view(batch, -1, shape.hidden_size)[:, -1], predictor.heads[codebook - 1], norm=norm)
+        position += len(x) // batch
+        x = x.new_empty(batch, shape.hidden_size)
+        embedding = None if is_last else Embedding(predictor.code_embeddings[codebook], x)
+        draw_codes(logits, codebook, slots, state.rest, state, codes, embedding=embedding, advance=advance if is_last else None)
+    return codes
