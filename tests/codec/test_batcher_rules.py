@@ -1,0 +1,126 @@
+"""The batcher's rules hold in any order of events; they are checked here slowly, one by one, against its plain state."""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+import numpy as np
+
+from engine_lib.codec.batcher import Batcher, Cohort, Stream
+from engine_lib.codec.request import CodecRequest
+
+FRAME_SECONDS = 1 / 16  # a power of two, so that deadlines that are equal are equal in floating point too
+MAX_PIECE = 16
+
+
+class Model:
+    """What must be true of the batcher, kept apart from it."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.now = rng, 0.0
+        self.num_slots, self.max_batch_size = rng.randint(1, 6), rng.randint(1, 4)
+        self.batcher = Batcher(self.num_slots, self.max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE))
+        self.opened: list[str] = []
+        self.sent: dict[str, list[int]] = {}  # number of each frame sent, by stream
+        self.decoded: dict[str, list[int]] = {}
+        self.first_audio_at: dict[str, float] = {}
+
+    def send(self, key: str) -> None:
+        frames = self.rng.choice((1, 2, 4, 8, self.rng.randint(1, 3 * MAX_PIECE)))
+        if key not in self.sent:
+            self.opened.append(key)
+            self.sent[key], self.decoded[key] = [], []
+        numbers = list(range(len(self.sent[key]), len(self.sent[key]) + frames))
+        self.sent[key] += numbers
+        self.batcher.add(CodecRequest(key, 0, np.array(numbers)[:, None], False, lambda _: None), self.now)
+
+    def waiting_frames(self, stream: Stream) -> int:
+        """Frames of the stream's oldest chunk that one step may take; 0 where nothing waits."""
+        return min(stream.pending[0].frames_left, MAX_PIECE) if stream.pending else 0
+
+    def deadline(self, key: str) -> float:
+        """When the listener runs out of audio; long ago for a stream that has not been heard yet."""
+        if key not in self.first_audio_at:
+            return -1.0
+        return self.first_audio_at[key] + len(self.decoded[key]) * FRAME_SECONDS
+
+    def check(self, cohort: Cohort | None) -> None:
+        streams = self.batcher.streams
+        held = [stream.slot for stream in streams.values() if stream.slot is not None]
+        assert sorted([*held, *self.batcher.free_slots]) == list(range(self.num_slots)), "a slot is lost or shared"
+        ready = [key for key in self.opened if key in streams and self.waiting_frames(streams[key])]
+        for i, key in enumerate(ready):
+            if streams[key].slot is None:
+                assert not self.batcher.free_slots, "a stream waits although a slot is free"
+                assert all(streams[later].slot is None for later in ready[i + 1 :]), "a slot went to a later one"
+        ready = [key for key in ready if streams[key].slot is not None]
+        if cohort is None:
+            assert not ready, "nothing was decoded although something could be"
+            return
+        members = [stream.key for stream in cohort.streams]
+        assert 1 <= len(members) == len(set(members)) <= self.max_batch_size
+        assert set(members) <= set(ready)
+        assert cohort.slots() == [streams[key].slot for key in members]
+        assert all(self.waiting_frames(streams[key]) == cohort.frames for key in members)
+        by_urgency = sorted(ready, key=lambda key: (self.deadline(key), self.opened.index(key)))
+        assert members[0] == by_urgency[0], "something was more urgent"
+        same_size = [key for key in by_urgency if self.waiting_frames(streams[key]) == cohort.frames]
+        assert members == same_size[: self.max_batch_size], "the cohort is not full, or not the most urgent of its size"
+
+    def decode(self, cohort: Cohort) -> None:
+        for stream, codes in zip(cohort.streams, cohort.codes(), strict=True):
+            self.decoded[stream.key] += codes[:, 0].tolist()
+            self.first_audio_at.setdefault(stream.key, self.now)
+            self.batcher.decoded(stream, cohort.frames, np.zeros(cohort.frames, np.float32), self.now)
+            if not stream.pending[0].frames_left:
+                chunk = self.batcher.pop(stream)
+                assert sum(len(audio) for audio in chunk.audio) == len(chunk.request.codes)
+
+    def close(self, key: str) -> None:
+        stream = self.batcher.streams.pop(key)
+        while stream.pending:
+            self.batcher.pop(stream)
+        self.batcher.free_slot(stream)
+
+
+def test_every_cohort_obeys_the_rules_in_any_order_of_events() -> None:
+    for _ in range(40):
+        seed = secrets.randbits(32)
+        print(f"seed = {seed}")
+        model = Model(random.Random(seed))
+        for _ in range(80):
+            event = model.rng.random()
+            if event < 0.15:
+                model.send(f"stream {len(model.opened)}")
+            elif event < 0.5 and model.batcher.streams:
+                model.send(model.rng.choice(list(model.batcher.streams)))
+            elif event < 0.55 and model.batcher.streams:
+                model.close(model.rng.choice(list(model.batcher.streams)))
+            elif event < 0.65:
+                model.now += model.rng.randrange(20) * FRAME_SECONDS
+            else:
+                cohort = model.batcher.next_cohort()
+                model.check(cohort)
+                if cohort is not None:
+                    model.decode(cohort)
+        drain(model)
+
+
+def drain(model: Model) -> None:
+    """Nothing more comes: all that was sent is decoded, in the order it was sent, and all slots become free."""
+    for _ in range(10_000):
+        cohort = model.batcher.next_cohort()
+        model.check(cohort)
+        if cohort is not None:
+            model.decode(cohort)
+        else:
+            done = [key for key, stream in model.batcher.streams.items() if not stream.pending]
+            if not done:
+                break
+            for key in done:
+                assert model.decoded[key] == model.sent[key]
+                model.close(key)
+    assert not model.batcher.streams
+    assert model.batcher.num_pending == 0
+    assert sorted(model.batcher.free_slots) == list(range(model.num_slots))
