@@ -86,7 +86,8 @@ def draw_codes(
             allow nothing.
         first: for codebook 0, with repetition penalty, suppressed ids and the least number of frames.
         embedding: copy the id's embedding, that of id 0 for BAD_CODE.
-        advance: with the last codebook, the input rows this frame took: `state.frames` grows by one, `state.positions` by this.
+        advance: with the last codebook, the input rows this frame took: `state.frames` grows by one, `state.positions` by this,
+            but stays 0 in the last slot, which is scratch.
     """
     batch, vocab = logits.shape
     check_rows("logits", logits, batch, vocab)
@@ -132,6 +133,7 @@ def draw_codes(
         0 if first is None else first.eos,
         0 if first is None else first.min_frames,
         0 if advance is None else advance,
+        len(state.positions) - 1,
         VOCAB=vocab,
         PADDED=triton.next_power_of_2(vocab),
         WIDTH=width,
@@ -203,7 +205,7 @@ def _draw(logits, ids, best_id, temperature, k, top_p, uniform, VOCAB: tl.conste
     return tl.where(drawn < PADDED, drawn, best_id)
 
 
-@triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "advance"])
+@triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "advance", "scratch_slot"])
 def _draw_codes_kernel(
     logits,
     slots,
@@ -229,6 +231,7 @@ def _draw_codes_kernel(
     eos,
     min_frames,
     advance,
+    scratch_slot,
     VOCAB: tl.constexpr,
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -283,4 +286,4 @@ def _draw_codes_kernel(
         tl.store(embedded + row * embedded_stride + column, line, mask=column < WIDTH)
     if ADVANCE:
         tl.store(frames + slot, frame + 1)
-        tl.store(positions + slot, tl.load(positions + slot) + advance)
+        tl.store(positions + slot, tl.where(slot == scratch_slot, 0, tl.load(positions + slot) + advance))

@@ -1,0 +1,177 @@
+"""The paged attention kernels against the torch backend, on caches whose unowned rows are NaN."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from engine_lib.kernels.paged_attention import HeadRotation, PagedCache, decode_attention_qkv
+from engine_lib.kernels.qkv_rope_cache import rotate_and_store, rotate_and_store_torch
+from engine_lib.kernels.triton_attention import TritonAttention
+from engine_lib.layers.attention import TorchAttention
+from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
+from kernels.compare import assert_near
+
+DTYPES = [torch.float32, torch.bfloat16]
+PUBLISHED = (16, 8, 128)
+Heads = tuple[int, int, int]
+
+
+@dataclass
+class Pool:
+    """A paged cache that several sequences own blocks of, in random order; every row nobody owns is NaN."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    block_tables: torch.Tensor
+
+    @classmethod
+    def filled(cls, lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device, *, block_size: int = 16) -> Pool:
+        _, kv_heads, head_dim = heads
+        width = max(lengths) // block_size + 2
+        shape = (len(lengths) * width + 1, block_size, kv_heads, head_dim)
+        k, v = (torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2))
+        order = 1 + torch.randperm(shape[0] - 1)
+        tables = order.view(len(lengths), width).to(torch.int32).to(device)
+        pool = cls(k, v, tables)
+        for sequence, length in enumerate(lengths):
+            rows = pool.rows(sequence, torch.arange(length, device=device))
+            for cache in (k, v):
+                cache.flatten(0, 1)[rows] = torch.randn(length, kv_heads, head_dim, device=device).to(dtype)
+        return pool
+
+    def rows(self, sequence: int, positions: torch.Tensor) -> torch.Tensor:
+        size = self.k.shape[1]
+        return self.block_tables[sequence, positions // size].long() * size + positions % size
+
+    def wide(self) -> Pool:
+        """The same in float32, NaN as 0: the torch backend multiplies what it masks."""
+        return Pool(self.k.float().nan_to_num(), self.v.float().nan_to_num(), self.block_tables)
+
+
+def some_heads(rng: random.Random) -> Heads:
+    kv_heads = rng.randint(1, 2)
+    return kv_heads * rng.randint(1, 3), kv_heads, 2 * rng.randint(4, 20)
+
+
+def some_rotation(heads: Heads, positions: int, dtype: torch.dtype, device: torch.device) -> HeadRotation:
+    cos, sin = rope_cos_sin(torch.arange(positions, device=device), inverse_frequencies(heads[2], 1e4, device), dtype)
+    q_norm, k_norm = torch.randn(2, heads[2], device=device).to(dtype)
+    return HeadRotation(q_norm, k_norm, 1e-6, cos, sin)
+
+
+def wide_rotation(rotation: HeadRotation) -> HeadRotation:
+    q_norm, k_norm, cos, sin = (t.float() for t in (rotation.q_norm, rotation.k_norm, rotation.cos, rotation.sin))
+    return HeadRotation(q_norm, k_norm, rotation.eps, cos, sin)
+
+
+def check_decode(lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
+    pool = Pool.filled(lengths, heads, dtype, device)
+    q = torch.randn(len(lengths), heads[0], heads[2], device=device).to(dtype)
+    counts = torch.tensor(lengths, dtype=torch.int32, device=device)
+    out = TritonAttention().decode(q, pool.k, pool.v, pool.block_tables, counts)
+    wide = pool.wide()
+    assert_near(out, TorchAttention().decode(q.float(), wide.k, wide.v, wide.block_tables, counts))
+
+
+def check_decode_qkv(lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
+    """Sequences live in slots in another order than the batch; `lengths` counts the cached rows."""
+    batch, (num_heads, kv_heads, head_dim) = len(lengths), heads
+    pool = Pool.filled(lengths, heads, dtype, device)
+    rotation = some_rotation(heads, max(lengths) + 1, dtype, device)
+    slots = torch.randperm(batch, device=device)
+    positions = torch.tensor(lengths, device=device)
+    qkv = torch.randn(batch, (num_heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
+    wide = pool.wide()
+    out = torch.full((batch, num_heads * head_dim), torch.nan, dtype=dtype, device=device)
+
+    decode_attention_qkv(qkv, rotation, PagedCache(pool.k, pool.v, pool.block_tables), positions, slots, out)
+
+    cache_rows = torch.stack([pool.rows(int(slot), positions[slot]) for slot in slots])
+    q = rotate_and_store_torch(qkv.float(), wide_rotation(rotation), positions[slots], wide.k, wide.v, cache_rows)
+    truth = TorchAttention().decode(q, wide.k, wide.v, wide.block_tables[slots], (positions[slots] + 1).to(torch.int32))
+    assert_near(out, truth.flatten(1))
+    assert_near(pool.k.nan_to_num(), wide.k)
+    assert_near(pool.v.nan_to_num(), wide.v)
+
+
+def check_prefill(lengths: list[int], new_rows: list[int], padding: int, heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
+    pool = Pool.filled(lengths, heads, dtype, device)
+    starts = torch.tensor([0, *new_rows], device=device).cumsum(0).to(torch.int32)
+    rows = sum(new_rows)
+    q = torch.randn(rows + padding, heads[0], heads[2], device=device).to(dtype)
+    counts = torch.tensor(lengths, dtype=torch.int32, device=device)
+    out = TritonAttention().prefill(q, pool.k, pool.v, pool.block_tables, counts, starts)
+    wide = pool.wide()
+    truth = TorchAttention().prefill(q[:rows].float(), wide.k, wide.v, wide.block_tables, counts, starts)
+    assert_near(out[:rows], truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decode_equals_the_torch_backend_and_reads_no_row_it_does_not_own(
+    rng: random.Random, device: torch.device, dtype: torch.dtype
+) -> None:
+    check_decode([1, 64, 65, rng.randint(2, 200)], some_heads(rng), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decode_from_raw_qkv_equals_norm_rope_store_and_decode(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+    check_decode_qkv([0, 63, 64, rng.randint(2, 200)], some_heads(rng), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prefill_equals_the_torch_backend_with_chunks_and_padding(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+    lengths = [rng.randint(1, 90) for _ in range(3)]
+    new_rows = [lengths[0], rng.randint(1, lengths[1]), rng.randint(1, lengths[2])]
+    check_prefill([*lengths, 1], [*new_rows, 0], rng.choice([0, 5]), some_heads(rng), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prompt_rows_are_rotated_and_stored_like_the_twin(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+    heads, rows = some_heads(rng), rng.randint(1, 20)
+    num_heads, kv_heads, head_dim = heads
+    rotation = some_rotation(heads, 50, dtype, device)
+    qkv = torch.randn(rows, (num_heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
+    positions, cache_rows = (torch.randperm(50, device=device)[:rows] for _ in range(2))
+    k, v = torch.zeros(2, 4, 16, kv_heads, head_dim, dtype=dtype, device=device)
+    true_k, true_v = k.float(), v.float()
+    q = rotate_and_store(qkv, rotation, positions, k, v, cache_rows)
+    assert_near(q, rotate_and_store_torch(qkv.float(), wide_rotation(rotation), positions, true_k, true_v, cache_rows))
+    assert_near(k, true_k)
+    assert_near(v, true_v)
+
+
+def test_a_sequence_is_the_same_alone_and_in_any_batch(rng: random.Random, device: torch.device) -> None:
+    heads, lengths = (2, 1, 32), [130, 70, *[rng.randint(1, 100) for _ in range(6)]]
+    pool = Pool.filled(lengths, heads, torch.float32, device)
+    q = torch.randn(len(lengths), 2, 32, device=device)
+    counts = torch.tensor(lengths, dtype=torch.int32, device=device)
+    backend = TritonAttention()
+    whole = backend.decode(q, pool.k, pool.v, pool.block_tables, counts)
+    for batch in (1, 3):
+        part = backend.decode(q[:batch], pool.k, pool.v, pool.block_tables[:batch], counts[:batch])
+        assert torch.equal(whole[:batch], part)
+
+
+def test_too_many_queries_to_a_kv_head_are_refused(device: torch.device) -> None:
+    cache = torch.zeros(2, 16, 1, 16, device=device)
+    tables, counts = torch.ones(1, 1, dtype=torch.int32, device=device), torch.ones(1, dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="heads: 17"):
+        TritonAttention().decode(torch.zeros(1, 17, 16, device=device), cache, cache, tables, counts)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 12, 64])
+def test_published_heads_decode_like_the_torch_backend(rng: random.Random, device: torch.device, batch: int) -> None:
+    lengths = [rng.randint(1, 600) for _ in range(batch)]
+    check_decode(lengths, PUBLISHED, torch.bfloat16, device)
+    check_decode_qkv(lengths, PUBLISHED, torch.bfloat16, device)
+
+
+@pytest.mark.gpu
+def test_published_heads_prefill_like_the_torch_backend(rng: random.Random, device: torch.device) -> None:
+    lengths = [rng.randint(1, 600) for _ in range(5)]
+    check_prefill(lengths, [rng.randint(1, length) for length in lengths], 30, PUBLISHED, torch.bfloat16, device)
