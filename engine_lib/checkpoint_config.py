@@ -183,7 +183,7 @@ def _decoder_shape(section: _Fields) -> DecoderShape:
         num_hidden_layers=section.get("num_hidden_layers", int),
         num_attention_heads=heads,
         num_key_value_heads=section.get("num_key_value_heads", int),
-        head_dim=int(section.values.get("head_dim") or hidden_size // heads),
+        head_dim=section.get("head_dim", int) if section.values.get("head_dim") is not None else hidden_size // heads,
         rms_norm_eps=float(section.get("rms_norm_eps", float)),
         rope_theta=float(section.get("rope_theta", float)),
     )

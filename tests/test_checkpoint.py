@@ -1,0 +1,213 @@
+"""A folder that is not a usable checkpoint is refused at load, and the message names the file, field or weight."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine_lib.checkpoint import Checkpoint, Weights
+from engine_lib.errors import CheckpointError
+from engine_lib.talker.model import TalkerModel
+from make_checkpoint import make_checkpoint
+
+CPU = torch.device("cpu")
+# A weight of each part of the talker, to be removed or mis-shaped.
+TALKER_WEIGHTS = [
+    "talker.model.text_embedding.weight",
+    "talker.model.codec_embedding.weight",
+    "talker.model.layers.2.self_attn.k_proj.weight",
+    "talker.model.layers.0.mlp.gate_proj.weight",
+    "talker.model.norm.weight",
+    "talker.text_projection.linear_fc2.bias",
+    "talker.codec_head.weight",
+    "talker.code_predictor.model.codec_embedding.14.weight",
+    "talker.code_predictor.model.layers.0.self_attn.q_norm.weight",
+    "talker.code_predictor.lm_head.7.weight",
+    "talker.code_predictor.small_to_mtp_projection.bias",
+]
+
+
+@pytest.fixture
+def folder(tiny_custom_voice_1b7: Path, tmp_path: Path) -> Path:
+    """Return a copy that a test may spoil."""
+    return Path(shutil.copytree(tiny_custom_voice_1b7, tmp_path / "checkpoint"))
+
+
+def edit(file: Path, key: str, value: Any) -> None:
+    """Set the dotted `key` of a JSON file; None removes it."""
+    root = node = json.loads(file.read_text())
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    if value is None:
+        del node[leaf]
+    else:
+        node[leaf] = value
+    file.write_text(json.dumps(root))
+
+
+def load_talker(folder: Path) -> TalkerModel:
+    return TalkerModel(Checkpoint(folder), dtype=torch.float32, device=CPU, max_positions=8)
+
+
+# files
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"model_path: '.*/nowhere' is not a folder"):
+        Checkpoint(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        Checkpoint(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "speech_tokenizer/config.json"])
+def test_a_missing_or_broken_json_file_is_named(folder: Path, file: str):
+    (folder / file).write_bytes(b'{"tts_model_type": "cust')
+    with pytest.raises(CheckpointError, match=f"{file} is not valid JSON"):
+        Checkpoint(folder)
+    (folder / file).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(CheckpointError, match=f"{file} is not valid JSON"):
+        Checkpoint(folder)
+    (folder / file).write_text("[]")
+    with pytest.raises(CheckpointError, match=f"{file} does not hold a JSON object"):
+        Checkpoint(folder)
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=f"{file} is missing; the folder is not a complete"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "speech_tokenizer/model.safetensors"])
+def test_a_missing_or_broken_weight_file_is_named(folder: Path, file: str):
+    part = (folder / file).parent
+    (folder / file).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00not a header!")
+    with pytest.raises(CheckpointError, match=rf"{file} cannot be read"):
+        Weights(part)
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=rf"{file} is missing, and there is no model.safetensors.index.json"):
+        Weights(part)
+
+
+# fields
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tts_model_type", None, r"config.json: tts_model_type is None; str expected"),
+        ("tts_model_type", "singing", r"tts_model_type is 'singing'; supported: custom_voice, base, voice_design"),
+        ("tts_pad_token_id", "151671", r"tts_pad_token_id is '151671'; int expected"),
+        ("talker_config", None, r"talker_config is None; dict expected"),
+        ("talker_config.hidden_size", None, r"config.json \(talker_config\): hidden_size is None; int expected"),
+        ("talker_config.num_code_groups", True, r"num_code_groups is True; int expected"),
+        ("talker_config.rms_norm_eps", "tiny", r"rms_norm_eps is 'tiny'; float expected"),
+        ("talker_config.attention_bias", True, r"\(talker_config\): attention_bias is True; only False is supported"),
+        ("talker_config.use_sliding_window", True, r"\(talker_config\): use_sliding_window is True"),
+        ("talker_config.hidden_act", "gelu", r"\(talker_config\): hidden_act is 'gelu'; only 'silu' is supported"),
+        ("talker_config.rope_scaling.rope_type", "yarn", r"\(talker_config\): rope_scaling type 'yarn' is not supported"),
+        (
+            "talker_config.code_predictor_config.attention_bias",
+            True,
+            r"\(talker_config.code_predictor_config\): attention_bias is True; only False is supported",
+        ),
+        ("talker_config.code_predictor_config.rope_scaling", {"type": "linear"}, r"rope_scaling type 'linear' is not supported"),
+        ("talker_config.code_predictor_config.num_code_groups", 8, r"num_code_groups differs from the talker's \(16\)"),
+        ("talker_config.code_predictor_config.head_dim", 2.5, r"head_dim is 2.5; int expected"),
+    ],
+)
+def test_a_field_that_is_missing_or_not_supported_is_named(folder: Path, key: str, value: Any, message: str):
+    edit(folder / "config.json", key, value)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("decoder_config.sliding_window", None, r"speech_tokenizer/config.json \(decoder_config\): sliding_window is None; int expected"),
+        ("decoder_config.upsample_rates", 8, r"upsample_rates is 8; list expected"),
+        ("decoder_config.hidden_act", "relu", r"hidden_act is 'relu'; only 'silu' is supported"),
+        ("output_sample_rate", None, r"output_sample_rate is None; int expected"),
+    ],
+)
+def test_a_field_of_the_codec_that_is_missing_or_not_supported_is_named(folder: Path, key: str, value: Any, message: str):
+    edit(folder / "speech_tokenizer" / "config.json", key, value)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(folder)
+
+
+def test_a_head_dim_that_is_left_out_follows_from_the_heads(folder: Path):
+    edit(folder / "config.json", "talker_config.head_dim", None)
+    assert Checkpoint(folder).config.talker.shape.head_dim == 96 // 6
+
+
+def test_the_published_ids_and_sizes_are_read(tiny_published_ids: Path):
+    config = Checkpoint(tiny_published_ids).config
+    assert (config.kind, config.size) == ("custom_voice", "0b6")
+    assert (config.tts_pad_token_id, config.tts_bos_token_id, config.tts_eos_token_id) == (151671, 151672, 151673)
+    assert config.talker.speaker_ids["ryan"] == 3061
+    assert config.talker.speaker_dialects["eric"] == "sichuan_dialect"
+    assert config.talker.speaker_dialects["ryan"] is None
+    assert config.talker.language_ids["german"] == 2053
+    assert config.codec.samples_per_frame == 1920
+
+
+def test_sampling_starts_from_what_the_checkpoint_says(folder: Path):
+    edit(folder / "generation_config.json", "temperature", 0.5)
+    edit(folder / "generation_config.json", "subtalker_top_k", None)
+    edit(folder / "generation_config.json", "unheard_of", 3)
+    sampling = Checkpoint(folder).sampling_defaults()
+    assert (sampling.temperature, sampling.subtalker_top_k, sampling.repetition_penalty) == (0.5, 50, 1.05)
+
+
+# weights
+
+
+@pytest.mark.parametrize("name", TALKER_WEIGHTS)
+def test_a_missing_or_misshaped_weight_is_named(folder: Path, name: str):
+    tensors = load_file(folder / "model.safetensors")
+    weight = tensors.pop(name)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"weight {name} is missing"):
+        load_talker(folder)
+    save_file(tensors | {name: weight[:-1].clone()}, folder / "model.safetensors")
+    shape, wrong = tuple(weight.shape), (len(weight) - 1, *weight.shape[1:])
+    with pytest.raises(CheckpointError) as error:
+        load_talker(folder)
+    assert str(error.value).endswith(f"weight {name} has shape {wrong}; {shape} expected")
+
+
+def test_shards_give_the_weights_of_one_file(tiny_custom_voice: Path, tmp_path: Path):
+    sharded = make_checkpoint(tmp_path / "sharded", shards=3)
+    assert not (sharded / "model.safetensors").exists()
+    whole, parts = Weights(tiny_custom_voice), Weights(sharded)
+    assert parts.names() == whole.names()
+    tensors = load_file(tiny_custom_voice / "model.safetensors")
+    for name, tensor in tensors.items():
+        for weights in (whole, parts):
+            assert torch.equal(weights.take(name, tensor.shape, dtype=tensor.dtype, device=CPU), tensor), name
+    a, b = load_talker(tiny_custom_voice), load_talker(sharded)
+    assert torch.equal(a.text_table, b.text_table)
+    assert torch.equal(a.code_predictor.heads, b.code_predictor.heads)
+
+
+def test_a_missing_shard_or_a_broken_index_is_named(tmp_path: Path):
+    sharded = make_checkpoint(tmp_path / "sharded", shards=2)
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors cannot be read"):
+        Weights(sharded)
+    for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
+        (sharded / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"model.safetensors.index.json: no usable weight_map"):
+            Weights(sharded)
+
+
+def test_weights_arrive_in_the_dtype_that_was_asked_for(tiny_custom_voice: Path):
+    taken = Weights(tiny_custom_voice).take("talker.codec_head.weight", (3072, 64), dtype=torch.bfloat16, device=CPU)
+    assert taken.dtype == torch.bfloat16
