@@ -11,7 +11,7 @@ import pytest
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.message import AudioFormat
-from engine_lib.serving.parse import RequestParser, SpeechRequest, default_sampling
+from engine_lib.serving.parse import RequestParser, SpeechRequest
 
 DEFAULTS = SamplingParams(temperature=0.5)
 
@@ -103,7 +103,3 @@ def test_a_sampling_parameter_is_no_request_parameter() -> None:
 
 def test_a_parameter_of_the_wrong_type_is_refused() -> None:
     refused("voice", "give a string", {"voice": 3}, text="a")
-
-
-def test_the_checkpoint_gives_the_defaults_it_knows() -> None:
-    assert default_sampling({"top_k": 7, "max_new_tokens": 8192}) == SamplingParams(top_k=7)

@@ -92,11 +92,6 @@ class RequestParser:
         )
 
 
-def default_sampling(generation_defaults: Mapping[str, Any]) -> SamplingParams:
-    """Sampling of a request that sets none: what the checkpoint's generation_config.json says."""
-    return SamplingParams().updated({name: value for name, value in generation_defaults.items() if name in SAMPLING_NAMES})
-
-
 class _Values:
     """Fields of one request by name: its tensors, and its parameters where there is no tensor."""
 

@@ -20,7 +20,7 @@ from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.errors import STATUS_CODES, status
 from engine_lib.serving.message import AudioFormat, CodesMessage
-from engine_lib.serving.parse import RequestParser, default_sampling
+from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.service import EngineService
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
@@ -48,7 +48,7 @@ class TalkerService(EngineService):
         super().__init__(backend, config)
         checkpoint = Checkpoint(config.model_path)
         self._prompts = PromptBuilder(checkpoint, config.max_text_length)
-        sampling = default_sampling(checkpoint.config.generation_defaults)
+        sampling = checkpoint.sampling_defaults()
         self._parser = RequestParser(kind=checkpoint.config.kind, sampling=sampling, chunk_frames=config.chunk_frames)
         self._engine = TalkerEngine(checkpoint, config)
         self._streams: dict[str, _Stream] = {}

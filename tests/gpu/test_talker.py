@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from talker.support import GREEDY, Utterance, running_engine, speak, start
 
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.request import Request
+from engine_lib.talker.runner import FrameResult
 
 pytestmark = pytest.mark.gpu
 
@@ -57,11 +60,11 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
 
 def test_a_steady_batch_neither_waits_for_the_device_nor_allocates(tiny_custom_voice: Path) -> None:
     with running_engine(tiny_custom_voice, device="cuda", max_model_len=512) as engine:
-        launched = []
+        launched: list[int] = []
         decode = engine.runner.decode
         steady = range(20, 60)
 
-        def watched(requests):  # type: ignore[no-untyped-def]
+        def watched(requests: Sequence[Request]) -> FrameResult:
             if len(launched) not in steady:
                 torch.cuda.set_sync_debug_mode("default")
                 launched.append(torch.cuda.memory_stats()["allocation.all.allocated"])

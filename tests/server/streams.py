@@ -21,7 +21,6 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.parse import default_sampling
 from engine_lib.serving.server_process import TritonServer
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request
@@ -147,7 +146,7 @@ def in_process_audio(model_path: Path, sampling: Mapping[str, Any], chunk_frames
     talker.start()
     try:
         prompt = PromptBuilder(checkpoint, config.max_text_length).build(text=TEXT)
-        defaults = default_sampling(checkpoint.config.generation_defaults)
+        defaults = checkpoint.sampling_defaults()
         talker.submit(Request("stream", prompt, defaults.updated(sampling), chunk_frames, decode))
         chunks = [answers.get(timeout=PATIENCE)]
         while not chunks[-1].is_final:

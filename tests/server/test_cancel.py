@@ -12,7 +12,20 @@ from server.streams import TEXT, Stream, eventually, eventually_free, inputs, me
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
 
 
-def test_a_cancelled_stream_stops_within_a_chunk_and_frees_everything(small_server: TritonServer) -> None:
+def test_a_cancelled_stream_stops_within_a_chunk(small_server: TritonServer) -> None:
+    eventually_free(small_server)
+    frames, cancelled = metric(small_server, "frames_total"), metric(small_server, "finished_requests_total", reason="cancelled")
+    with Stream(small_server, inputs(sampling={"max_frames": 1900, "chunk_frames": [8]})) as stream:
+        for _ in range(3):
+            stream.next()
+    eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "the stream is cancelled")
+    eventually_free(small_server)
+    # The chunk that is being generated when the client leaves is the one on which the codec sees it; one more covers the
+    # time the client's word takes.
+    assert metric(small_server, "frames_total") - frames <= (3 + 2) * 8
+
+
+def test_a_cancelled_stream_frees_everything(small_server: TritonServer) -> None:
     eventually_free(small_server)
     cancelled = metric(small_server, "finished_requests_total", reason="cancelled")
     with Stream(small_server, inputs(sampling=ENDLESS)) as stream:
