@@ -6,7 +6,7 @@ import gc
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -356,12 +356,13 @@ def test_more_texts_than_the_batch_holds_wait_for_their_turn(tts: Qwen3TTS):
 def test_a_list_that_does_not_fit_is_refused_and_leaves_nothing_running(method: str, endless: Path):
     with load(endless, max_num_seqs=2, codec_slots=2, max_waiting_requests=2, max_model_len=4096, num_kv_blocks=600) as tts:
         open_stream = tts.stream_custom_voice("Good morning!", "ryan", max_new_tokens=31)
-        with pytest.raises(OverloadedError):
+        with pytest.raises(OverloadedError) as refusal:
             getattr(tts, method)(["Good morning!"] * 4, "ryan")
         assert sum(len(chunk.audio) for chunk in open_stream) == 30 * SAMPLES_PER_FRAME
         assert eventually(lambda: is_idle(tts))
         assert tts._talker.stats().num_frames < 1000
         assert len(tts.generate_codes(["Good morning!"] * 4, "ryan", max_new_tokens=3)) == 4
+        assert "at most 4 are allowed" in str(refusal.value)
 
 
 def test_a_text_too_long_for_the_engine_takes_the_others_of_its_list_along(endless: Path):
@@ -370,6 +371,23 @@ def test_a_text_too_long_for_the_engine_takes_the_others_of_its_list_along(endle
             tts.generate_codes(["Good morning!", "again and " * 100], "ryan")
         assert eventually(lambda: is_idle(tts))
         assert tts._talker.stats().num_frames < 100
+
+
+def test_a_text_that_fails_ends_the_others_of_its_list(endless: Path, monkeypatch: pytest.MonkeyPatch):
+    with load(endless, max_model_len=4096, num_kv_blocks=600) as tts:
+        step = tts._codec.runner.step
+
+        def failing_in_slot_0(slots: Sequence[int], codes: np.ndarray) -> np.ndarray:
+            audio = step(slots, codes)
+            audio[np.array(slots) == 0] = np.nan
+            return audio
+
+        monkeypatch.setattr(tts._codec.runner, "step", failing_in_slot_0)
+        with pytest.raises(Qwen3TTSError, match="numbers") as failure:
+            tts.generate_custom_voice(["Good morning!"] * 3, "ryan")
+        assert eventually(lambda: is_idle(tts))
+        assert tts._talker.stats().num_frames < 1000
+        assert failure.traceback  # until here, and with it everything the call held
 
 
 def test_threads_that_call_at_once_get_what_each_gets_alone(tiny_custom_voice: Path):
