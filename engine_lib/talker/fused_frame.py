@@ -11,17 +11,17 @@ from engine_lib.kernels.linear_small import Norm, linear_small
 from engine_lib.kernels.predictor_attention import predictor_attention
 from engine_lib.kernels.sampler_kernel import Embedding, FirstCodebook, draw_codes
 from engine_lib.layers.fused import forward_fused
+from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.state import SlotState
 
 
 def draw_frame_fused(
-    model: TalkerModel, state: SlotState, first: FirstCodebook, slots: torch.Tensor, x: torch.Tensor, *, advance: int
+    model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor, *, advance: int
 ) -> torch.Tensor:
     """Draw the frame that follows `x` and move the state of `slots` on.
 
     Args:
-        first: the rules of codebook 0.
         slots: [batch] int64.
         x: [batch, hidden], the talker's last layer before its final norm.
         advance: input rows this step took: 1, or 0 after a prefill, which has counted its rows already.
@@ -42,6 +42,7 @@ def draw_frame_fused(
     if predictor.projection is not None:
         weight, bias = predictor.projection
         linear_small(hidden, weight, bias=bias, out=rows[:, 0])
+    first = FirstCodebook(rules.suppressed, rules.eos, rules.min_frames)
     draw_codes(logits, 0, slots, state.first, state, codes, first=first, embedding=Embedding(predictor.code_embeddings[0], rows[:, 1]))
 
     # codebooks 1 to 15

@@ -6,6 +6,7 @@ value on the host: their codes come back through a FrameResult, which the engine
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,18 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
-from engine_lib.layers.attention import AttentionBackend, TorchAttention, store_kv
+from engine_lib.layers.attention import TorchAttention
 from engine_lib.talker.block_manager import NULL_BLOCK
-from engine_lib.talker.frame import FirstCodebookRules, draw_frame
+from engine_lib.talker.forward import PlainForward, TalkerForward
+from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.graphs import TalkerGraphs
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
 from engine_lib.talker.request import Request
 from engine_lib.talker.scheduler import PrefillChunk
 from engine_lib.talker.state import SlotState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,7 +55,6 @@ class TalkerRunner:
         self.config = config
         self.device, self.dtype = device, dtype
         self.model = TalkerModel(checkpoint, dtype=dtype, device=device, max_positions=config.max_model_len)
-        self.attention: AttentionBackend = _attention_backend(config)
         self.talker_config = checkpoint.config.talker
         self.num_blocks = self._num_blocks()
         shape = self.talker_config.shape
@@ -68,13 +71,14 @@ class TalkerRunner:
             vocab_size=self.talker_config.vocab_size,
             device=device,
         )
-        self.rules = FirstCodebookRules.of(self.talker_config, device)
-        self._draw_frame = draw_frame
+        rules = FirstCodebookRules.of(self.talker_config, device)
+        self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
+        logger.info("talker on %s in %s, attention and kernels: %s", device, dtype, self.forward.name)
         self.graphs: TalkerGraphs | None = None
 
     def capture(self) -> None:
         """Capture frame steps and prefill in CUDA graphs, unless device, backend or `enforce_eager` say otherwise."""
-        if self.device.type != "cuda" or self.config.enforce_eager or not self.attention.can_be_captured:
+        if self.device.type != "cuda" or self.config.enforce_eager or not self.forward.can_be_captured:
             return
         width = self.state.block_tables.shape[1]
         self.graphs = TalkerGraphs(
@@ -138,17 +142,10 @@ class TalkerRunner:
 
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
         """Run prompt rows and draw a frame for the requests they complete: [draws, num_code_groups] int64, as `step`."""
-        block_tables, lengths, query_starts = (t.to(torch.int32) for t in (inputs.block_tables, inputs.lengths, inputs.query_starts))
-
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            k_cache, v_cache = self.kv_cache[layer]
-            store_kv(k, v, k_cache, v_cache, inputs.cache_rows)
-            return self.attention.prefill(q, k_cache, v_cache, block_tables, lengths, query_starts)
-
-        x = self.model.forward(self.model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
+        x = self.forward.prefill(inputs)
         if not len(inputs.draw_rows):
             return inputs.codes[:0]
-        return self._draw_frame(self.model, self.state, self.rules, inputs.draw_slots, x[inputs.draw_rows], advance=0)
+        return self.forward.draw(inputs.draw_slots, x[inputs.draw_rows], advance=0)
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
@@ -168,32 +165,12 @@ class TalkerRunner:
         Returns:
             [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
         """
-        state = self.state
-        positions = state.positions[slots]
-        text_columns = (state.frames[slots] - 1).clamp(0, state.text_ids.shape[1] - 1)
-        block_tables = state.block_tables[slots, :width]
-        cache_rows = self._cache_rows(block_tables, positions)
-        lengths = (positions + 1).to(torch.int32)
-
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            k_cache, v_cache = self.kv_cache[layer]
-            store_kv(k, v, k_cache, v_cache, cache_rows)
-            return self.attention.decode(q, k_cache, v_cache, block_tables, lengths)
-
-        x = self.model.embed(state.text_ids[slots, text_columns], state.codes[slots])
-        x = self.model.forward(x, positions, attend)
-        return self._draw_frame(self.model, state, self.rules, slots, x, advance=1)
+        return self.forward.draw(slots, self.forward.decode(slots, width), advance=1)
 
     def erase(self, blocks: Sequence[int]) -> None:
         """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
         if blocks:
             self.kv_cache[:, :, self._upload(blocks, np.int64)] = 0
-
-    def _cache_rows(self, block_tables: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Row of the flattened cache for each (block table [rows, width], position [rows])."""
-        size = self.config.kv_block_size
-        blocks = block_tables.gather(1, (positions // size)[:, None])[:, 0].long()
-        return blocks * size + positions % size
 
     def _upload(self, values: npt.ArrayLike, dtype: type[np.integer[Any]]) -> torch.Tensor:
         """`values` on the device, without waiting for it."""
@@ -227,7 +204,19 @@ class TalkerRunner:
         return config.max_num_seqs * longest + 1
 
 
-def _attention_backend(config: EngineConfig) -> AttentionBackend:
-    if config.attention_backend in ("auto", "torch"):
-        return TorchAttention()
-    raise ConfigError(f"attention_backend: {config.attention_backend!r} is not available; use auto or torch")
+def _forward(
+    config: EngineConfig, model: TalkerModel, kv_cache: torch.Tensor, state: SlotState, rules: FirstCodebookRules
+) -> TalkerForward:
+    """What `attention_backend` asks for; `auto` is the fused kernels where they run, else torch."""
+    backend = config.attention_backend
+    if backend == "auto":
+        backend = "triton" if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (8, 0) else "torch"
+    if backend == "torch":
+        return PlainForward(model, kv_cache, state, rules, TorchAttention())
+    if backend == "triton":
+        if model.device.type != "cuda":
+            raise ConfigError("attention_backend: triton needs a CUDA device; use auto or torch")
+        from engine_lib.talker.fused_forward import FusedForward  # needs Triton's compiler, which CPU builds of torch lack
+
+        return FusedForward(model, kv_cache, state, rules)
+    raise ConfigError(f"attention_backend: {backend!r} is not available in this version; use auto, torch or triton")
