@@ -58,8 +58,8 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
             np.testing.assert_array_equal(frames, codes[False, batch, i], err_msg=f"batch {batch}, row {i}")
 
 
-def test_a_steady_batch_neither_waits_for_the_device_nor_allocates(tiny_custom_voice: Path) -> None:
-    with running_engine(tiny_custom_voice, device="cuda", max_model_len=512) as engine:
+def test_a_steady_batch_neither_waits_for_the_device_nor_allocates(tiny_custom_voice_1b7: Path) -> None:
+    with running_engine(tiny_custom_voice_1b7, device="cuda", max_model_len=512) as engine:
         launched: list[int] = []
         decode = engine.runner.decode
         steady = range(20, 60)
