@@ -42,6 +42,14 @@ def check_rows(name: str, tensor: torch.Tensor, *shape: int) -> None:
     check(tensor.stride(-1) == 1, f"{name}: the last dimension has stride {tensor.stride(-1)}; it must be 1")
 
 
+def prefetch_shares(tensor: torch.Tensor | None, programs: int) -> tuple[int, int]:
+    """Bytes that each of `programs` asks into L2 with `prefetch_own_share`, and bytes in all; zeros without a tensor."""
+    if tensor is None:
+        return 0, 0
+    check(tensor.is_contiguous(), f"prefetch: strides {tensor.stride()} are not those of a contiguous tensor")
+    return triton.cdiv(tensor.nbytes, programs * 16) * 16, tensor.nbytes // 16 * 16
+
+
 @triton.jit
 def start_next(HOPPER: tl.constexpr):
     """Let the next kernel of the stream start now."""
@@ -73,6 +81,14 @@ def prefetch_to_l2(address, num_bytes, NUM_WARPS: tl.constexpr):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def prefetch_own_share(tensor, program, share, num_bytes, NUM_WARPS: tl.constexpr, HOPPER: tl.constexpr):
+    """Ask for the share of `program` of the `num_bytes` of a tensor, cut by `prefetch_shares`; nothing without HOPPER."""
+    if HOPPER:
+        start = program.to(tl.int64) * share
+        prefetch_to_l2(tensor.to(tl.int64) + start, tl.minimum(num_bytes - start, share).to(tl.int32), NUM_WARPS)
 
 
 @triton.jit

@@ -16,7 +16,19 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, plus, prefetch_to_l2, start_next, times, wait_for_previous
+from engine_lib.kernels.launch import (
+    check,
+    check_rows,
+    launch_options,
+    matmul,
+    plus,
+    prefetch_own_share,
+    prefetch_shares,
+    prefetch_to_l2,
+    start_next,
+    times,
+    wait_for_previous,
+)
 from engine_lib.layers.norm import rms_norm
 
 
@@ -46,11 +58,18 @@ class Norm:
     eps: float
 
 
+# (out, in, gated) -> {rows of x in a program: tile}; measured by scripts/bench_kernels.py.
+MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {}
+
+
 def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> LinearTile:
     """The tile for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x."""
     if dtype == torch.float32:
         return LinearTile(block_out=8, chunk=16)  # for checks of exactness only; without tensor cores registers are short
-    block_rows = _block_rows(rows)
+    block_rows = block_rows_for(rows)
+    measured = MEASURED_TILES.get((out_features, in_features, gated), {}).get(block_rows)
+    if measured is not None:
+        return measured
     wide, narrow = out_features > 3072 and in_features <= 1024, out_features <= 1024
     block_out = 16 if gated else 32 if wide else 8 if narrow else 16
     # A chunk of all segments together is what a program holds in registers or shared memory at a time.
@@ -143,7 +162,7 @@ def gate_up_small_torch(x: torch.Tensor, weight: torch.Tensor, *, norm: Norm | N
     return F.silu(gate) * up
 
 
-def _block_rows(rows: int) -> int:
+def block_rows_for(rows: int) -> int:
     """Rows of x in one program: a power of two, the tensor cores' 8 at least; more than 64 take several programs."""
     return min(max(triton.next_power_of_2(rows), 8), 64)
 
@@ -167,11 +186,10 @@ def _launch(
     check_rows("weight", weight, len(weight), in_features)
     check_rows("out", out, rows, out_features)
     check(weight.is_contiguous(), f"weight: strides {weight.stride()} are not those of a contiguous matrix")
-    check(prefetch is None or prefetch.is_contiguous(), "prefetch: the tensor is not contiguous")
     if normed is not None:
         check_rows("normed", normed, rows, in_features)
     tile = tile or tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)
-    block_rows = _block_rows(rows)
+    block_rows = block_rows_for(rows)
     segment = triton.cdiv(triton.cdiv(in_features, tile.split_k), tile.chunk) * tile.chunk
     grid = (triton.cdiv(out_features, tile.block_out), triton.cdiv(rows, block_rows))
     _linear_small_kernel[grid](
@@ -188,9 +206,7 @@ def _launch(
         0 if residual is None else residual.stride(0),
         out.stride(0),
         0 if normed is None else normed.stride(0),
-        # bytes each program asks into L2
-        0 if prefetch is None else triton.cdiv(prefetch.nbytes, grid[0] * grid[1] * 16) * 16,
-        0 if prefetch is None else prefetch.nbytes // 16 * 16,
+        *prefetch_shares(prefetch, grid[0] * grid[1]),
         norm.eps if norm else 0.0,
         OUT=out_features,
         IN=in_features,
@@ -234,7 +250,7 @@ def _load_rows(x_row, inner, mask, IN: tl.constexpr, WHOLE: tl.constexpr):
     return tl.load(x_row + inner, mask=mask & (inner < IN), other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_small_kernel(
     x,
     weight,
@@ -289,9 +305,9 @@ def _linear_small_kernel(
         if GATED:
             up_bytes = OUT * IN * (dtype.primitive_bitwidth // 8)
             prefetch_to_l2(weight.to(tl.int64) + up_bytes + program.to(tl.int64) * tile_bytes, tile_bytes, NUM_WARPS)
-    if PREFETCH and HOPPER:
-        start = (program + tl.program_id(1) * tl.num_programs(0)) * prefetch_share
-        prefetch_to_l2(prefetch.to(tl.int64) + start, tl.minimum(prefetch_bytes - start, prefetch_share), NUM_WARPS)
+    if PREFETCH:
+        flat = program + tl.program_id(1) * tl.num_programs(0)
+        prefetch_own_share(prefetch, flat, prefetch_share, prefetch_bytes, NUM_WARPS, HOPPER)
     wait_for_previous(HOPPER)
 
     # norm

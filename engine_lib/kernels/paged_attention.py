@@ -15,11 +15,21 @@ import torch
 import triton
 import triton.language as tl
 
-from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, prefetch_to_l2, start_next, wait_for_previous
+from engine_lib.kernels.launch import (
+    check,
+    check_rows,
+    launch_options,
+    matmul,
+    prefetch_own_share,
+    prefetch_shares,
+    start_next,
+    wait_for_previous,
+)
 from engine_lib.kernels.rope import load_halves, norm_and_rotate
 
 SPLIT = 64
 _MIN_DOT = 16  # tensor cores take no fewer rows or columns
+_NUM_WARPS = 4
 _PROGRAMS = 256  # about two for each multiprocessor
 
 
@@ -162,8 +172,7 @@ def _launch(
         cache.block_tables.stride(0),
         cache.block_tables.shape[1],
         splits,
-        0 if prefetch is None else triton.cdiv(prefetch.nbytes, batch * kv_heads * programs * 16) * 16,
-        0 if prefetch is None else prefetch.nbytes // 16 * 16,
+        *prefetch_shares(prefetch, batch * kv_heads * programs),
         0.0 if rotation is None else rotation.eps,
         head_dim**-0.5,
         KV_HEADS=kv_heads,
@@ -172,8 +181,8 @@ def _launch(
         BLOCK_SIZE=block_size,
         HALF_PADDED=max(triton.next_power_of_2(head_dim // 2), _MIN_DOT),
         PREFETCH=prefetch is not None,
-        NUM_WARPS=4,
-        num_warps=4,
+        NUM_WARPS=_NUM_WARPS,
+        num_warps=_NUM_WARPS,
         num_stages=3,
         **shared,
     )
@@ -188,7 +197,7 @@ def _launch(
         batch * heads * splits,
         WIDTH_PADDED=triton.next_power_of_2(head_dim),
         CHUNK=16,
-        num_warps=4,
+        num_warps=_NUM_WARPS,
         **shared,
     )
 
@@ -231,9 +240,9 @@ def _split_kernel(
 ):
     start_next(HOPPER)
     row, kv_head, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if PREFETCH and HOPPER:
-        start = ((row * KV_HEADS + kv_head) * tl.num_programs(2) + program) * prefetch_share
-        prefetch_to_l2(prefetch.to(tl.int64) + start, tl.minimum(prefetch_bytes - start, prefetch_share), NUM_WARPS)
+    if PREFETCH:
+        flat = (row * KV_HEADS + kv_head) * tl.num_programs(2) + program
+        prefetch_own_share(prefetch, flat, prefetch_share, prefetch_bytes, NUM_WARPS, HOPPER)
     wait_for_previous(HOPPER)
     sequence = tl.load(slots + row) if FUSED else row.to(tl.int64)
     cached = tl.load(lengths + sequence).to(tl.int32)  # rows to read from the cache; the new row, if any, comes after them
