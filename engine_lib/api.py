@@ -30,7 +30,7 @@ from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
 from engine_lib.speech_stream import SpeechChunk, SpeechStream
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, checked_chunk_frames
 
 __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream"]
 
@@ -39,7 +39,6 @@ Audio = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
 OFFICIAL_MAX_NEW_TOKENS = 2048  # where neither the caller nor generation_config.json says
-MAX_CHUNK_FRAMES = 64
 WHOLE_UTTERANCE_CHUNK = (16,)  # nobody listens before the end, so larger chunks are cheaper
 
 
@@ -155,9 +154,7 @@ class Qwen3TTS:
         """
         if not isinstance(text, str):
             raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string")
-        ramp = self.config.chunk_frames if chunk_frames is None else tuple(chunk_frames)
-        if not ramp or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in ramp):
-            raise InvalidRequestError("chunk_frames", f"{chunk_frames!r} is not allowed; give whole numbers from 1 to {MAX_CHUNK_FRAMES}")
+        ramp = self.config.chunk_frames if chunk_frames is None else checked_chunk_frames(list(chunk_frames))
         [request] = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
         return self._start(*request, ramp)
 

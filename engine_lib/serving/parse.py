@@ -17,13 +17,12 @@ import numpy.typing as npt
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.message import AudioFormat
+from engine_lib.talker.request import checked_chunk_frames
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that say how a stream is served rather than how its codes are drawn.
 SERVING_NAMES = ("chunk_frames", "audio_format", "non_streaming_mode")
-MAX_CHUNK_FRAMES = 64
-MAX_CHUNK_STEPS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class RequestParser:
             instruct=values.string("instruct"),
             non_streaming_mode=_non_streaming_mode(serving.get("non_streaming_mode")),
             sampling=self.sampling.updated(options),
-            chunk_frames=_chunk_frames(serving.get("chunk_frames"), self.chunk_frames),
+            chunk_frames=self.chunk_frames if serving.get("chunk_frames") is None else checked_chunk_frames(serving["chunk_frames"]),
             audio_format=_audio_format(serving.get("audio_format")),
         )
 
@@ -145,21 +144,6 @@ def _non_streaming_mode(value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise InvalidRequestError("non_streaming_mode", f"{value!r:.100} is not allowed; give true or false")
-
-
-def _chunk_frames(value: Any, default: tuple[int, ...]) -> tuple[int, ...]:
-    if value is None:
-        return default
-    if (
-        not isinstance(value, list)
-        or not 1 <= len(value) <= MAX_CHUNK_STEPS
-        or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in value)
-    ):
-        raise InvalidRequestError(
-            "chunk_frames",
-            f"{value!r:.100} is not allowed; give a list of 1 to {MAX_CHUNK_STEPS} whole numbers from 1 to {MAX_CHUNK_FRAMES}",
-        )
-    return tuple(value)
 
 
 def _audio_format(value: Any) -> AudioFormat:

@@ -7,10 +7,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 
@@ -19,6 +21,26 @@ logger = logging.getLogger(__name__)
 # Frames a text may take before it is cut: speech seldom needs more than four frames a token.
 FRAME_BUDGET_BASE = 100
 FRAME_BUDGET_PER_TOKEN = 12
+
+
+MAX_CHUNK_FRAMES = 64
+MAX_CHUNK_STEPS = 64
+
+
+def checked_chunk_frames(value: Any) -> tuple[int, ...]:
+    """`value` as the chunk ramp of a request.
+
+    Raises:
+        InvalidRequestError: it is not a list of whole numbers in range.
+    """
+    if (
+        not isinstance(value, list | tuple)
+        or not 1 <= len(value) <= MAX_CHUNK_STEPS
+        or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in value)
+    ):
+        allowed = f"a list of 1 to {MAX_CHUNK_STEPS} whole numbers from 1 to {MAX_CHUNK_FRAMES}"
+        raise InvalidRequestError("chunk_frames", f"{value!r:.100} is not allowed; give {allowed}")
+    return tuple(value)
 
 
 class FinishReason(str, Enum):
