@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from engine_lib.talker.engine import TalkerEngine
 from make_checkpoint import make_checkpoint
+from talker.support import GREETING, Codes, assert_nothing_is_held, running_engine, speak
 
 
 @pytest.fixture(params=["tiny_custom_voice", "tiny_custom_voice_1b7"])
@@ -29,3 +32,19 @@ def fresh_seed() -> int:
     seed = secrets.randbits(32)
     print(f"fresh_seed = {seed}")
     return seed
+
+
+@pytest.fixture(name="engine")
+def engine_of_the_endless_voice(endless_voice: Path) -> Iterator[TalkerEngine]:
+    """Yield a running engine that must live, and hold nothing, when the test ends."""
+    with running_engine(endless_voice) as engine:
+        yield engine
+        assert engine.is_alive
+        assert_nothing_is_held(engine)
+
+
+@pytest.fixture(scope="module")
+def codes(endless_voice: Path) -> Codes:
+    """Return twenty greedy frames of GREETING."""
+    with running_engine(endless_voice) as engine:
+        return speak(engine, GREETING, max_frames=20)

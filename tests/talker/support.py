@@ -47,6 +47,9 @@ class Utterance:
         return prompt_builder(path).build(**asdict(self))
 
 
+GREETING = Utterance("Good morning!")
+
+
 class Stream:
     """Gathers the chunks of one request; as its listener it runs on the engine thread.
 

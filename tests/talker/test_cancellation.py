@@ -1,0 +1,149 @@
+"""Streams that end before their time: cancelled, or left by a listener that raised. Others do not notice, nothing stays held."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_lib.sampling import SamplingParams
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import CodesChunk, Request, RequestStatus
+from talker.support import GREEDY, GREETING, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+
+
+def test_cancelling_a_running_request_ends_it_before_its_next_frame(engine: TalkerEngine, codes: Codes):
+    victim = start(engine, GREETING, max_frames=100, at={3: lambda stream: engine.cancel(stream.request.request_id)})
+    mate = start(engine, GREETING, max_frames=9)
+    assert victim.end().finish_reason == "cancelled"
+    assert mate.end().finish_reason == "length"
+    np.testing.assert_array_equal(victim.codes, codes[:3])
+    np.testing.assert_array_equal(mate.codes, codes[:9])
+
+
+def test_cancelling_a_waiting_request_ends_it_without_frames(endless_voice: Path, codes: Codes):
+    victims: list[Stream] = []
+
+    def submit_and_cancel(_: Stream) -> None:
+        victims.append(start(engine, GREETING, max_frames=5))
+        victims.append(start(engine, GREETING, max_frames=5))
+        engine.cancel(victims[0].request.request_id)  # still in the inbox
+
+    def cancel_the_other(_: Stream) -> None:
+        assert victims[1].request.status is RequestStatus.WAITING
+        engine.cancel(victims[1].request.request_id)
+
+    with running_engine(endless_voice, max_num_seqs=1) as engine:
+        first = start(engine, GREETING, max_frames=8, at={2: submit_and_cancel, 5: cancel_the_other})
+        assert first.end().finish_reason == "length"
+        np.testing.assert_array_equal(first.codes, codes[:8])
+        for victim in victims:
+            assert victim.end().finish_reason == "cancelled"
+            assert len(victim.codes) == 0
+        assert_nothing_is_held(engine)
+
+
+def test_cancelling_a_request_in_the_middle_of_its_prefill_frees_its_blocks(endless_voice: Path, codes: Codes):
+    victims: list[Stream] = []
+
+    def join(_: Stream) -> None:
+        victims.append(start(engine, GREETING, max_frames=9))
+
+    def cancel(_: Stream) -> None:
+        assert victims[0].request.status is RequestStatus.PREFILLING
+        assert 0 < victims[0].request.num_prefilled_rows < victims[0].request.num_rows
+        engine.cancel(victims[0].request.request_id)
+
+    with running_engine(endless_voice, max_num_batched_tokens=2) as engine:
+        running = start(engine, GREETING, max_frames=10, at={1: join, 5: cancel})
+        assert running.end().finish_reason == "length"
+        assert victims[0].end().finish_reason == "cancelled"
+        np.testing.assert_array_equal(running.codes, codes[:10])
+        assert_nothing_is_held(engine)
+
+
+def test_cancelling_what_is_unknown_or_over_or_cancelled_already_does_nothing(engine: TalkerEngine, codes: Codes):
+    engine.cancel("nobody")
+    over = start(engine, GREETING, max_frames=2)
+    over.end()
+    engine.cancel(over.request.request_id)
+
+    def cancel_twice(stream: Stream) -> None:
+        engine.cancel(stream.request.request_id)
+        engine.cancel(stream.request.request_id)
+
+    twice = start(engine, GREETING, max_frames=50, at={2: cancel_twice})
+    assert twice.end().finish_reason == "cancelled"
+    np.testing.assert_array_equal(speak(engine, GREETING, max_frames=4), codes[:4])
+    assert over.end().finish_reason == "length"
+
+
+# listeners
+
+
+@pytest.mark.parametrize("fails_at", [0, 2])
+def test_a_listener_that_raises_loses_its_own_stream_only(
+    engine: TalkerEngine, codes: Codes, caplog: pytest.LogCaptureFixture, fails_at: int
+):
+    received: list[CodesChunk] = []
+
+    def listener(chunk: CodesChunk) -> None:
+        received.append(chunk)
+        if chunk.index >= fails_at:
+            raise RuntimeError("what a user said")
+
+    prompt = GREETING.prompt(engine.checkpoint.path)
+    mate = start(engine, GREETING, max_frames=12)
+    with caplog.at_level(logging.ERROR):
+        engine.submit(Request("deaf", prompt, GREEDY, (1,), listener))
+        assert mate.end().finish_reason == "length"
+    np.testing.assert_array_equal(mate.codes, codes[:12])
+    assert [chunk.is_final for chunk in received] == [False] * (fails_at + 1) + [True]
+    assert received[-1].finish_reason == "cancelled"
+    assert "deaf" in caplog.text
+    assert "what a user said" not in caplog.text
+
+
+def test_a_listener_that_raises_on_the_rest_or_on_the_end_harms_nobody(engine: TalkerEngine, codes: Codes):
+    received: list[CodesChunk] = []
+
+    def listener(chunk: CodesChunk) -> None:
+        received.append(chunk)
+        raise RuntimeError
+
+    prompt = GREETING.prompt(engine.checkpoint.path)
+    engine.submit(Request("deaf", prompt, replace(GREEDY, max_frames=3), (2, 8), listener))
+    engine.submit(Request("deaf at the end", prompt, replace(GREEDY, max_frames=3), (8,), listener))
+    np.testing.assert_array_equal(speak(engine, GREETING, max_frames=12), codes[:12])
+    assert sum(chunk.is_final for chunk in received) == 2
+    assert {chunk.finish_reason for chunk in received if chunk.is_final} == {"cancelled"}
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_any_joining_leaving_and_cancelling_leaves_nothing_behind(endless_voice: Path, pipelined: bool, fresh_seed: int):
+    rng = np.random.default_rng(fresh_seed)
+    utterances = [Utterance("Good morning! " * n, non_streaming_mode=layout) for n in (1, 2) for layout in (True, False)]
+    streams: list[Stream] = []
+    options: dict[str, Any] = {"max_model_len": 64, "num_kv_blocks": 24, "max_num_batched_tokens": 16, "max_num_seqs": 6}
+    with running_engine(endless_voice, pipelined=pipelined, **options) as engine:
+        for event in range(300):
+            if rng.random() < 0.5 or not streams:
+                sampling = SamplingParams(seed=int(rng.integers(2**62)))
+                chunk_frames = tuple(rng.integers(1, 5, size=2).tolist())
+                utterance = utterances[rng.integers(len(utterances))]
+                streams.append(start(engine, utterance, sampling, max_frames=int(rng.integers(1, 12)), chunk_frames=chunk_frames))
+            else:
+                engine.cancel(streams[rng.integers(max(len(streams) - 12, 0), len(streams))].request.request_id)
+            if event % 10 == 0:
+                streams[rng.integers(len(streams))].end()
+        for stream in streams:
+            final = stream.end()
+            assert final.finish_reason in ("length", "cancelled")
+            assert len(stream.codes) == stream.request.max_frames or final.finish_reason == "cancelled"
+        assert len(streams) > 100
+        assert_nothing_is_held(engine)
+        assert [stream.request.block_table for stream in streams if stream.request.block_table] == []
