@@ -59,7 +59,22 @@ class Norm:
 
 
 # (out, in, gated) -> {rows of x in a program: tile}; measured by scripts/bench_kernels.py.
-MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {}
+# One weight keeps one (split_k, num_warps), so that a row's result does not depend on the batch.
+MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
+    # 0.6B talker and both predictors: qkv, output, gate_up, down, heads
+    (4096, 1024, False): {8: LinearTile(32, 128, 8, 8, 3), 16: LinearTile(16, 128, 8, 8, 1)},
+    (1024, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(16, 256, 8, 8, 1)},
+    (3072, 1024, True): {8: LinearTile(16, 256, 4, 4, 1), 16: LinearTile(16, 256, 4, 4, 1)},
+    (1024, 3072, False): {8: LinearTile(16, 128, 8, 8, 4), 16: LinearTile(16, 128, 8, 8, 4)},
+    (3072, 1024, False): {8: LinearTile(32, 128, 8, 8, 1), 16: LinearTile(32, 128, 8, 8, 1)},
+    (2048, 1024, False): {8: LinearTile(32, 128, 8, 8, 1), 16: LinearTile(32, 128, 8, 8, 1)},
+    # 1.7B talker
+    (4096, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(32, 64, 8, 8, 4)},
+    (2048, 2048, False): {8: LinearTile(16, 256, 4, 4, 3), 16: LinearTile(16, 256, 4, 4, 3)},
+    (6144, 2048, True): {8: LinearTile(16, 128, 4, 4, 3), 16: LinearTile(32, 64, 4, 4, 3)},
+    (2048, 6144, False): {8: LinearTile(16, 256, 4, 4, 3), 16: LinearTile(16, 256, 4, 4, 3)},
+    (3072, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(32, 64, 8, 8, 4)},
+}
 
 
 def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> LinearTile:
@@ -76,7 +91,7 @@ def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dty
     chunk = 128 if block_rows <= 16 else 64 if block_rows <= 32 else 32
     while chunk > 16 and chunk * 8 >= 2 * in_features:
         chunk //= 2
-    return LinearTile(block_out, chunk)
+    return LinearTile(block_out, chunk, num_stages=2 if gated else 3)
 
 
 def linear_small(

@@ -10,7 +10,7 @@ import torch
 from engine_lib.kernels.linear_small import Norm, linear_small
 from engine_lib.kernels.predictor_attention import predictor_attention
 from engine_lib.kernels.sampler_kernel import Embedding, FirstCodebook, draw_codes
-from engine_lib.layers.fused import forward_fused
+from engine_lib.layers.fused import forward_fused, linear_fused
 from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.state import SlotState
@@ -38,7 +38,7 @@ def draw_frame_fused(
     # codebook 0; its kernel leaves the normed hidden state and the code's embedding where the predictor reads them
     hidden = rows[:, 0] if predictor.projection is None else torch.empty_like(x)
     final_norm = Norm(model.transformer.final_norm, model.transformer.shape.rms_norm_eps)
-    logits = linear_small(x, model.head, norm=final_norm, normed=hidden)
+    logits = linear_fused(x, model.head, final_norm, hidden)
     if predictor.projection is not None:
         weight, bias = predictor.projection
         linear_small(hidden, weight, bias=bias, out=rows[:, 0])
@@ -57,7 +57,7 @@ def draw_frame_fused(
             )
 
         y = forward_fused(predictor.transformer, x, attend)
-        logits = linear_small(y.view(batch, -1, shape.hidden_size)[:, -1], predictor.heads[codebook - 1], norm=norm)
+        logits = linear_fused(y.view(batch, -1, shape.hidden_size)[:, -1], predictor.heads[codebook - 1], norm)
         position += len(x) // batch
         x = x.new_empty(batch, shape.hidden_size)
         embedding = None if is_last else Embedding(predictor.code_embeddings[codebook], x)
