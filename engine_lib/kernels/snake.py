@@ -1,0 +1,50 @@
+"""SnakeBeta in one pass over memory. Its torch twin, engine_lib.layers.snake.snake_beta_torch, needs nine."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
+
+BLOCK = 1024
+NUM_WARPS = 4  # 16 bytes of bfloat16 a thread
+
+
+def snake_beta(x: torch.Tensor, alpha: torch.Tensor, inverse_beta: torch.Tensor) -> torch.Tensor:
+    """x + sin(alpha x)^2 / beta, in float32, rounded once.
+
+    Args:
+        x: [..., width] contiguous, float32 or bfloat16.
+        alpha, inverse_beta: [width] float32.
+
+    Returns:
+        As `x`.
+    """
+    width = x.shape[-1]
+    check(x.is_contiguous(), f"x: strides {x.stride()} are not those of a contiguous tensor")
+    check_rows("alpha", alpha, width)
+    check_rows("inverse_beta", inverse_beta, width)
+    check(alpha.dtype == inverse_beta.dtype == torch.float32, f"alpha, inverse_beta: {alpha.dtype}, {inverse_beta.dtype}; float32 expected")
+    out = torch.empty_like(x)
+    size = x.numel()
+    if size:
+        _snake_kernel[(triton.cdiv(size, BLOCK),)](
+            x, alpha, inverse_beta, out, size, WIDTH=width, BLOCK=BLOCK, num_warps=NUM_WARPS, **launch_options(x.device)
+        )
+    return out
+
+
+@triton.jit
+def _snake_kernel(x, alpha, inverse_beta, out, size, WIDTH: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr):
+    start_next(HOPPER)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_there = at < size
+    channel = at % WIDTH
+    a, inverse_b = tl.load(alpha + channel), tl.load(inverse_beta + channel)
+    wait_for_previous(HOPPER)
+    value = tl.load(x + at, mask=is_there, other=0.0).to(tl.float32)
+    sine = tl.sin(value * a)
+    tl.store(out + at, (value + inverse_b * sine * sine).to(out.dtype.element_ty), mask=is_there)
