@@ -1,4 +1,4 @@
-"""StateArena: the state of every stream the codec decodes, in tensors allocated once, one row a slot.
+"""StateArena: the state of every stream the codec decodes, in one buffer allocated once, one row a slot.
 
 A batch is a tensor of slots on the device: its past is gathered from their rows and written back to them, by operations
 whose shapes depend only on the batch size and the piece length and which the host never waits for. They can be captured in a
@@ -7,11 +7,14 @@ CUDA graph. One more row, the scratch slot, serves rows that only fill up a batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 
 from engine_lib.codec.streaming import StreamingLayer
+
+ALIGNMENT = 128  # bytes; a layer's past starts at a multiple, as wide loads and any dtype need
 
 
 class StateArena:
@@ -24,17 +27,16 @@ class StateArena:
     def __init__(self, layers: Iterable[StreamingLayer], num_slots: int, device: torch.device) -> None:
         """Allocate the state of `layers` on `device`; every slot is that of a new stream."""
         self.scratch_slot = num_slots
-        self._positions = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
-        self._pasts = {
-            layer: torch.zeros(num_slots + 1, layer.num_past, *layer.step_shape, dtype=layer.dtype, device=device)
-            for layer in layers
-            if layer.num_past
-        }
+        layers = [layer for layer in layers if layer.num_past]
+        sizes = [_aligned(layer.num_past * math.prod(layer.step_shape) * layer.dtype.itemsize) for layer in layers]
+        self._rows = torch.zeros(num_slots + 1, ALIGNMENT + sum(sizes), dtype=torch.uint8, device=device)
+        positions, *pasts = self._rows.split((ALIGNMENT, *sizes), dim=1)
+        self._positions = positions.view(torch.int64)[:, 0]
+        self._pasts = {layer: _past(layer, row) for layer, row in zip(layers, pasts, strict=True)}
 
     def reset(self, slot: int) -> None:
         """Make `slot` that of a new stream, whatever it holds (it may hold NaN)."""
-        for rows in (self._positions, *self._pasts.values()):
-            rows[slot].zero_()
+        self._rows[slot].zero_()
 
     def batch(self, slots: torch.Tensor) -> BatchState:
         """State of the streams in `slots` [batch] int64, on the arena's device."""
@@ -62,3 +64,13 @@ class BatchState:
     def advance(self, frames: int) -> None:
         """Count the frames of the piece, once all layers have run."""
         self._positions.index_copy_(0, self._slots, self.positions + frames)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _past(layer: StreamingLayer, rows: torch.Tensor) -> torch.Tensor:
+    """The past of `layer` [slots, num_past, *step_shape], as a view of its bytes in `rows` [slots, bytes]."""
+    shape = (layer.num_past, *layer.step_shape)
+    return rows.view(layer.dtype)[:, : math.prod(shape)].unflatten(1, shape)

@@ -19,6 +19,7 @@ from engine_lib.checkpoint_config import CodecDecoderConfig
 from engine_lib.codec.streaming import CausalConv, CausalTransposedConv, SlidingWindowAttention, StreamingLayer, StreamState, window_mask
 from engine_lib.layers.norm import rms_norm
 from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
+from engine_lib.layers.snake import snake_beta
 
 # (name below "decoder.", *shape) -> float32 tensor
 Take = Callable[..., torch.Tensor]
@@ -55,10 +56,9 @@ class CodecDecoder(nn.Module):
             for i, (rate, (into, out)) in enumerate(zip(rates, pairwise(widths), strict=True))
         )
         self.last_snake = SnakeBeta(take, f"decoder.{len(rates) + 1}", widths[-1])
-        self.to_audio = _conv(take, f"decoder.{len(rates) + 2}.conv", widths[-1], 1, kernel=7)
         self.to(dtype)
-        # A sample needs more digits than bfloat16 has, and this layer is cheap.
-        self.to_audio.float()
+        # It stays float32: a sample needs more digits than bfloat16 has, and this layer is cheap.
+        self.to_audio = _conv(take, f"decoder.{len(rates) + 2}.conv", widths[-1], 1, kernel=7)
 
     def streaming_layers(self) -> list[StreamingLayer]:
         """The layers whose past a stream has to keep."""
@@ -72,7 +72,7 @@ class CodecDecoder(nn.Module):
             state: of the same streams, in this order; it is moved on, except for its positions.
 
         Returns:
-            [batch, frames * samples_per_frame] float32 in -1..1.
+            [batch, frames * samples_per_frame] float32, not yet clamped to -1..1.
         """
         x = self.pre_conv(self.codebooks(codes), state)
         x = self.transformer(x, state)
@@ -81,8 +81,7 @@ class CodecDecoder(nn.Module):
         x = self.widen(x, state)
         for stage in self.synthesis:
             x = stage(x, state)
-        x = self.to_audio(self.last_snake(x).float(), state)
-        return x.squeeze(2).clamp(-1, 1)
+        return self.to_audio(self.last_snake(x).float(), state).squeeze(2)
 
 
 class Codebooks(nn.Module):
@@ -231,19 +230,17 @@ class ResidualUnit(nn.Module):
 
 
 class SnakeBeta(nn.Module):
-    """x + sin(alpha x)^2 / beta, with alpha and beta for each channel (Ziyin et al. 2020; beta as in BigVGAN)."""
-
-    alpha: torch.Tensor
-    inverse_beta: torch.Tensor
+    """x + sin(alpha x)^2 / beta, with alpha and beta for each channel. Both are stored as logarithms."""
 
     def __init__(self, take: Take, name: str, width: int) -> None:
         super().__init__()
-        self.register_buffer("alpha", take(f"{name}.alpha", width).exp())
-        self.register_buffer("inverse_beta", 1.0 / (take(f"{name}.beta", width).exp() + SNAKE_EPSILON))
+        # No buffers: they stay float32.
+        self.alpha = take(f"{name}.alpha", width).exp()
+        self.inverse_beta = 1.0 / (take(f"{name}.beta", width).exp() + SNAKE_EPSILON)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., width] to the same."""
-        return torch.addcmul(x, self.inverse_beta, (x * self.alpha).sin_().square_())
+        return snake_beta(x, self.alpha, self.inverse_beta)
 
 
 class Linear(nn.Module):

@@ -60,21 +60,22 @@ class CausalConv(StreamingLayer):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, dilation: int = 1, groups: int = 1) -> None:
         """
         Args:
-            weight: [out, in / groups, kernel].
+            weight: [out, in / groups, kernel]; a kernel of 1 has one group.
             bias: [out].
         """
         _, into, kernel = weight.shape
         super().__init__((kernel - 1) * dilation, (into * groups,))
         self.dilation, self.groups = dilation, groups
-        # As a 2-D convolution of height 1, because only those keep channels last in memory.
-        self.register_buffer("weight", weight[:, :, None].contiguous(memory_format=torch.channels_last))
+        # One tap is a mere product; more are a 2-D convolution of height 1, because only those keep channels last in memory.
+        image = weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", image if self.num_past else weight[:, :, 0].contiguous())
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
         """[batch, time, in] to [batch, time, out]."""
-        if self.num_past:
-            x = state.extend(self, x)
-        image = x.unsqueeze(1).permute(0, 3, 1, 2)
+        if not self.num_past:
+            return F.linear(x, self.weight, self.bias)
+        image = state.extend(self, x).unsqueeze(1).permute(0, 3, 1, 2)
         out = F.conv2d(image, self.weight, self.bias, dilation=(1, self.dilation), groups=self.groups)
         return out.permute(0, 2, 3, 1).squeeze(1)
 
