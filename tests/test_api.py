@@ -17,6 +17,7 @@ import torch
 
 import oracle
 from engine_lib.api import Qwen3TTS, SpeechChunk
+from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.request import Request
@@ -377,9 +378,9 @@ def test_a_text_that_fails_ends_the_others_of_its_list(endless: Path, monkeypatc
     with load(endless, max_model_len=4096, num_kv_blocks=600) as tts:
         step = tts._codec.runner.step
 
-        def failing_in_slot_0(slots: Sequence[int], codes: np.ndarray) -> np.ndarray:
+        def failing_in_slot_0(slots: Sequence[int], codes: np.ndarray) -> StepAudio:
             audio = step(slots, codes)
-            audio[np.array(slots) == 0] = np.nan
+            audio.read()[np.array(slots) == 0] = np.nan
             return audio
 
         monkeypatch.setattr(tts._codec.runner, "step", failing_in_slot_0)

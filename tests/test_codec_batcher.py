@@ -96,11 +96,11 @@ def test_a_cohort_holds_only_pieces_of_the_most_urgent_size() -> None:
     batcher = make_batcher()
     for key, frames in {"a": 2, "b": 1, "c": 2, "d": 1}.items():
         add(batcher, key, frames)
-    cohort = batcher.next_cohort()
+    cohort = run(batcher, 0.0)
     assert cohort is not None
     assert cohort.frames == 2
     assert cohort.codes().shape == (2, 2, 2)
-    assert keys(run(batcher, 0.0)) == ["a", "c"]
+    assert keys(cohort) == ["a", "c"]
     assert keys(run(batcher, 0.0)) == ["b", "d"]
 
 
@@ -125,23 +125,56 @@ def test_chunks_of_one_stream_are_decoded_in_order_one_a_cohort(sizes: tuple[int
     for index, frames in enumerate(sizes):
         add(batcher, "a", frames, index=index)
     for index, frames in enumerate(sizes):
-        cohort = batcher.next_cohort()
+        cohort = run(batcher, 0.0)
         assert cohort is not None
         assert (cohort.codes() == [[[index, frame] for frame in range(frames)]]).all()
-        run(batcher, 0.0)
 
 
 def test_a_long_chunk_is_decoded_in_pieces() -> None:
     batcher = make_batcher()
     stream = add(batcher, "a", 150)
     frames = []
-    while (cohort := batcher.next_cohort()) is not None:
+    while stream.pending:
+        cohort = run(batcher, 0.0)
+        assert cohort is not None
         frames.append(cohort.codes()[0, :, 1])
-        assert len(stream.pending) == 1
-        run(batcher, 0.0)
     assert [len(piece) for piece in frames] == [64, 64, 22]
     assert (np.concatenate(frames) == np.arange(150)).all()
-    assert not stream.pending
+
+
+def test_frames_on_the_device_are_not_taken_twice() -> None:
+    batcher = make_batcher()
+    for key in ("a", "b"):
+        add(batcher, key, 70)
+        add(batcher, key, 3, index=1)
+    cohorts = []
+    while (cohort := batcher.next_cohort()) is not None:  # nothing is decoded meanwhile
+        cohorts.append(cohort)
+    assert [keys(cohort) for cohort in cohorts] == [["a", "b"]] * 3
+    expected = [[0, frame] for frame in range(70)] + [[1, frame] for frame in range(3)]
+    for row in (0, 1):
+        assert np.concatenate([cohort.codes()[row] for cohort in cohorts]).tolist() == expected
+
+
+def test_audio_on_the_device_counts_towards_the_deadline() -> None:
+    batcher = make_batcher(max_batch_size=1)
+    heard(batcher, "a", 1, now=0.0)
+    heard(batcher, "b", 2, now=0.0)
+    for index in (1, 2):
+        add(batcher, "a", 2, index=index)
+        add(batcher, "b", 2, index=index)
+    # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
+    assert [keys(batcher.next_cohort()) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
+
+
+def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and_before_the_others() -> None:
+    batcher = make_batcher(max_batch_size=1)
+    heard(batcher, "playing", 1, now=0.0)
+    for index in (0, 1):
+        add(batcher, "new", 1, index=index)
+    add(batcher, "newer", 1)
+    add(batcher, "playing", 1, index=1)
+    assert [keys(batcher.next_cohort()) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
 
 
 def test_a_whole_utterance_gives_way_to_streams_that_play_once_it_has_begun() -> None:

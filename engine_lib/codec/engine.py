@@ -22,7 +22,7 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.batcher import Batcher, Cohort, Stream
 from engine_lib.codec.request import NO_AUDIO, AudioChunk, CodecRequest
-from engine_lib.codec.runner import CodecRunner
+from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
@@ -39,7 +39,7 @@ class CodecStats:
     Attributes:
         open_streams: slots in use; streams that wait for one are not counted.
         queued_chunks: chunks not answered yet.
-        num_steps, num_frames: cohorts and frames decoded since the start.
+        num_steps, num_frames: cohorts and frames whose decoding has begun since the start.
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
     """
 
@@ -49,6 +49,14 @@ class CodecStats:
     num_steps: int
     num_frames: int
     num_failed_streams: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A cohort whose decoding was launched."""
+
+    cohort: Cohort
+    audio: StepAudio
 
 
 class CodecEngine:
@@ -63,6 +71,10 @@ class CodecEngine:
         self.config, self._codec = config, checkpoint.config.codec
         device = resolve_device(config.device)
         self.runner = CodecRunner(checkpoint, config.codec_slots, dtype=resolve_dtype(config.codec_dtype, device), device=device)
+        if not config.enforce_eager:
+            self.runner.capture(config.codec_max_batch_size)
+        # The CPU decodes in `step` itself, where waiting for the next step only delays audio.
+        self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
         self.batcher = Batcher(config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames)
         self._num_steps = self._num_frames = self._num_failed_streams = 0
@@ -160,13 +172,22 @@ class CodecEngine:
     def _run(self) -> None:
         reason = "the codec is shutting down"
         try:
-            cohort = None
-            while self._wait(busy=cohort is not None):
+            busy, last = False, None  # last: the step on the device
+            while self._wait(busy):
+                if last is not None:
+                    last.audio.wait()
                 self._take_inbox()
                 self._close_idle_streams()
-                cohort = self.batcher.next_cohort()
-                if cohort is not None:
-                    self._decode(cohort)
+                # The device goes on with the next step while the last one is answered. A step is chosen only when the device
+                # is free for it, so a first chunk waits for one step at most.
+                step = self._launch_next()
+                busy = step is not None or last is not None
+                if last is not None:
+                    self._read(last)
+                if self._pipelined:
+                    last = step
+                elif step is not None:
+                    self._read(step)
         except Exception as error:
             reason = f"the codec failed: {type(error).__name__}"
             logger.exception("the codec engine failed")
@@ -213,18 +234,27 @@ class CodecEngine:
             return f"values {codes.min()} to {codes.max()}; only 0 to {size - 1} are codes"
         return ""
 
-    def _decode(self, cohort: Cohort) -> None:
-        """Decode the pieces of one cohort, then answer the chunks that are complete with them."""
-        audio = self.runner.step(cohort.slots(), cohort.codes())
-        now = time.monotonic()
+    def _launch_next(self) -> Step | None:
+        """Start to decode the most urgent cohort."""
+        cohort = self.batcher.next_cohort()
+        if cohort is None:
+            return None
         self._num_steps += 1
         self._num_frames += len(cohort.streams) * cohort.frames
-        for stream, samples in zip(cohort.streams, audio, strict=True):
-            if np.isfinite(samples).all():
-                self.batcher.decoded(stream, cohort.frames, samples, now)
-                self._answer_decoded(stream)
-            else:
+        return Step(cohort, self.runner.step(cohort.slots(), cohort.codes()))
+
+    def _read(self, step: Step) -> None:
+        """Answer the chunks that are complete with the pieces of `step`."""
+        rows, now = step.audio.read(), time.monotonic()
+        for stream, row in zip(step.cohort.streams, rows, strict=True):
+            if stream.error:
+                continue  # it failed or was dropped after the launch, and all its chunks are answered
+            if np.isnan(row[0]):
                 self._fail(stream, "the codec computed samples that are not numbers")
+            else:
+                # A copy, for the rows share memory that the device needs again.
+                self.batcher.decoded(stream, step.cohort.frames, row.copy(), now)
+                self._answer_decoded(stream)
 
     def _answer_decoded(self, stream: Stream) -> None:
         """Answer the stream's oldest chunks as far as they have no frames left; a final one ends it."""
@@ -232,7 +262,7 @@ class CodecEngine:
             chunk = self.batcher.pop(stream)
             if chunk.request.is_final:
                 self._close(stream)
-            was_taken = _answer(chunk.request, np.concatenate(chunk.audio) if chunk.audio else NO_AUDIO)
+            was_taken = _answer(chunk.request, _joined(chunk.audio))
             if chunk.request.is_final and stream.pending:
                 self._fail(stream, "the stream has ended")
             elif not was_taken and not chunk.request.is_final:
@@ -275,6 +305,12 @@ class CodecEngine:
             item = self._inbox.popleft()
             if isinstance(item, CodecRequest):
                 _answer(item, error=reason)
+
+
+def _joined(pieces: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else NO_AUDIO
 
 
 def _answer(request: CodecRequest, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> bool:

@@ -1,8 +1,12 @@
-"""CodecRunner: the decoder and its arena on one device; decodes cohorts, streams that each bring the same number of frames."""
+"""CodecRunner: the decoder and its arena on one device; decodes cohorts, streams that each bring the same number of frames.
+
+On a GPU it has a CUDA stream of its own, `step` reads no device value on the host, and its audio comes back through a StepAudio.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +16,32 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.arena import StateArena
 from engine_lib.codec.decoder import CodecDecoder
+from engine_lib.codec.graphs import FRAME_BUCKETS, StepGraphs, split_inputs
 
 MAX_PIECE_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class StepAudio:
+    """The audio of one step on its way to the host.
+
+    Attributes:
+        samples: [rows, frames * samples_per_frame] float32, on the host; valid after `wait`.
+        copied: comes after the copy of `samples`; None where nothing has to be waited for.
+    """
+
+    samples: torch.Tensor
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Wait until the device has done the step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """[rows, frames * samples_per_frame] in -1..1; a row whose state has gone wrong is NaN throughout. Waits if need be."""
+        self.wait()
+        return self.samples.numpy()
 
 
 class CodecRunner:
@@ -25,38 +53,89 @@ class CodecRunner:
         Raises:
             CheckpointError: a weight is missing or has another shape.
         """
-        self.device = device
+        self.device, self.dtype = device, dtype
+        self.num_quantizers = checkpoint.config.codec.num_quantizers
         weights = checkpoint.speech_tokenizer_weights()
         self.decoder = CodecDecoder(weights, checkpoint.config.codec, dtype=dtype, device=device)
         self.arena = StateArena(self.decoder.streaming_layers(), num_slots, device)
+        self.graphs: StepGraphs | None = None
+        self.stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            # Float32 means float32: torch would let cuDNN round the operands of convolutions to TF32.
+            torch.backends.cudnn.allow_tf32 = False
+            self.stream = torch.cuda.Stream(device)
+            self.stream.wait_stream(torch.cuda.current_stream(device))  # the weights may still be on their way
 
-    @staticmethod
-    def piece_frames(frames: int) -> int:
+    @torch.inference_mode()
+    def capture(self, max_batch: int) -> None:
+        """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams; not on the CPU."""
+        if self.device.type != "cuda":
+            return
+        graphs = StepGraphs(
+            self._decode,
+            num_quantizers=self.num_quantizers,
+            max_batch=max_batch,
+            scratch_slot=self.arena.scratch_slot,
+            device=self.device,
+        )
+        with torch.cuda.stream(self.stream):
+            graphs.capture()
+        self.graphs = graphs
+        # A second step starts before the audio of the first is let go; here both get their pinned memory, which torch then keeps.
+        silence = [np.zeros((batch, frames, self.num_quantizers), np.int64) for batch, frames in graphs.shapes for _ in range(2)]
+        held = [self.step([self.arena.scratch_slot] * len(codes), codes) for codes in silence]
+        held[-1].wait()
+
+    def piece_frames(self, frames: int) -> int:
         """How many of `frames` frames of one stream to decode in one step, so that none holds up the others for long."""
+        if self.graphs is not None:
+            return max(bucket for bucket in FRAME_BUCKETS if bucket <= frames)
         return min(frames, MAX_PIECE_FRAMES)
 
     def reset(self, slot: int) -> None:
-        """Make `slot` that of a new stream."""
-        self.arena.reset(slot)
+        """Make `slot` that of a new stream, for the steps launched from now on."""
+        with torch.cuda.stream(self.stream):
+            self.arena.reset(slot)
 
     @torch.inference_mode()
-    def step(self, slots: Sequence[int], codes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-        """Decode the next frames of the streams in `slots`.
+    def step(self, slots: Sequence[int], codes: npt.NDArray[np.integer[Any]]) -> StepAudio:
+        """Decode the next frames of the streams in `slots`. On a GPU this only launches the work.
 
         Args:
             slots: all different; `arena.scratch_slot` alone may repeat, for rows that fill up a batch.
-            codes: [len(slots), frames, num_quantizers], each in 0..codebook_size - 1; the caller has checked that.
-
-        Returns:
-            [len(slots), frames * samples_per_frame] in -1..1; a row whose state has gone wrong holds NaN.
+            codes: [len(slots), frames, num_quantizers], each in 0..codebook_size - 1; the caller has checked that. With
+                graphs, `frames` is a result of `piece_frames` and there are no more rows than `max_batch`.
         """
-        slots_there = torch.tensor(slots, dtype=torch.int64).to(self.device)
-        codes_there = torch.from_numpy(codes.astype(np.int64)).to(self.device)
-        return self._decode(slots_there, codes_there).cpu().numpy()
+        rows, frames = codes.shape[:2]
+        batch = rows if self.graphs is None else self.graphs.batch_size(rows)
+        inputs = self._empty_here(batch * (1 + frames * self.num_quantizers), torch.int64)
+        slots_here, codes_here = (part.numpy() for part in split_inputs(inputs, batch, frames))
+        slots_here[:rows], codes_here[:rows] = slots, codes
+        slots_here[rows:], codes_here[rows:] = self.arena.scratch_slot, 0
+        with torch.cuda.stream(self.stream):
+            if self.graphs is not None:
+                audio = self.graphs.replay(inputs, batch, frames)[:rows]
+            else:
+                audio = self._decode(*split_inputs(inputs.to(self.device, non_blocking=True), batch, frames))
+            return self._bring_here(audio)
 
     def _decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The part of `step` that runs on the device alone: no host reads, shapes by cohort size and frames only."""
         state = self.arena.batch(slots)
         audio = self.decoder(codes, state)
         state.advance(codes.shape[1])
-        return audio
+        # Spread over the row, what went wrong cannot hide in one sample or in the clamp.
+        failed = ~audio.isfinite().all(1, keepdim=True)
+        return audio.clamp(-1, 1).masked_fill(failed, torch.nan)
+
+    def _bring_here(self, audio: torch.Tensor) -> StepAudio:
+        if self.device.type != "cuda":
+            return StepAudio(audio)
+        samples = self._empty_here(audio.shape, audio.dtype).copy_(audio, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return StepAudio(samples, copied)
+
+    def _empty_here(self, shape: int | torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor on the host that the device can copy to or from while the host goes on."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")

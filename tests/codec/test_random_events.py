@@ -24,6 +24,7 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.runner import StepAudio
 from engine_lib.config import EngineConfig
 from oracle import official_decode
 
@@ -290,7 +291,7 @@ def test_a_long_utterance_is_decoded_in_pieces_of_bounded_size(
     sizes: list[int] = []
     step = engine.runner.step
 
-    def recording(slots: list[int], codes: Codes) -> npt.NDArray[np.float32]:
+    def recording(slots: list[int], codes: Codes) -> StepAudio:
         sizes.append(codes.shape[1])
         return step(slots, codes)
 
