@@ -16,7 +16,7 @@ from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
 from engine_lib.layers.transformer import Transformer
 
-FEW_ROWS = 8
+FEW_ROWS = 16
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]

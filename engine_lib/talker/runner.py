@@ -31,6 +31,8 @@ from engine_lib.talker.state import SlotState
 
 logger = logging.getLogger(__name__)
 
+GRAPH_BYTES = 2 * 2**30  # left for the memory of captured graphs and of prefill
+
 
 @dataclass
 class FrameResult:
@@ -73,7 +75,17 @@ class TalkerRunner:
         )
         rules = FirstCodebookRules.of(self.talker_config, device)
         self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
-        logger.info("talker on %s in %s, attention and kernels: %s", device, dtype, self.forward.name)
+        rows = (self.num_blocks - 1) * config.kv_block_size
+        logger.info(
+            "talker on %s in %s, kernels: %s; KV cache of %d blocks, %.1f GiB: %d streams of %d rows",
+            device,
+            dtype,
+            self.forward.name,
+            self.num_blocks - 1,
+            self.kv_cache.nbytes / 2**30,
+            rows // config.max_model_len,
+            config.max_model_len,
+        )
         self.graphs: TalkerGraphs | None = None
 
     def capture(self) -> None:
@@ -201,7 +213,22 @@ class TalkerRunner:
                     f"max_model_len {config.max_model_len}; give at least {longest} or lower max_model_len"
                 )
             return config.num_kv_blocks + 1
-        return config.max_num_seqs * longest + 1
+        wanted = config.max_num_seqs * longest + 1
+        return min(wanted, self._blocks_that_fit(longest)) if self.device.type == "cuda" else wanted
+
+    def _blocks_that_fit(self, longest: int) -> int:
+        """Blocks that `gpu_memory_utilization` leaves room for beside the weights; `longest` are one request's."""
+        shape, config = self.talker_config.shape, self.config
+        row_bytes = shape.num_hidden_layers * 2 * shape.num_key_value_heads * shape.head_dim * self.dtype.itemsize
+        free, total = torch.cuda.mem_get_info(self.device)
+        room = config.gpu_memory_utilization * total - (total - free) - GRAPH_BYTES
+        blocks = int(room // (row_bytes * config.kv_block_size))
+        if blocks <= longest:
+            raise ConfigError(
+                f"gpu_memory_utilization: {config.gpu_memory_utilization} of {total / 2**30:.0f} GiB leaves {room / 2**30:.1f} GiB for the "
+                f"KV cache, too little for one request of max_model_len {config.max_model_len}; raise it or lower max_model_len"
+            )
+        return blocks
 
 
 def _forward(
