@@ -9,16 +9,13 @@ Every figure stands beside its floor: the bytes of weights and cache one frame m
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarking import command, machine, random_checkpoint, timed, wait, write_results
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -26,7 +23,6 @@ from engine_lib.prompt import NO_ID, Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from make_checkpoint import make_checkpoint
 
 CONTEXT_ROWS = 64  # rows in the cache before the timed steps: a sentence's prompt
 
@@ -51,21 +47,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
 
-    print("command:", " ".join(["python", *sys.argv]))
+    print("command:", command())
     results = []
-    for folder in [Path(arguments.model)] if arguments.model else [_random_checkpoint(arguments.checkpoints, s) for s in arguments.sizes]:
+    for folder in [Path(arguments.model)] if arguments.model else [random_checkpoint(arguments.checkpoints, s) for s in arguments.sizes]:
         for eager in (False, True) if arguments.eager else (False,):
             results += measure(folder, eager, arguments)
     if arguments.output:
-        arguments.output.write_text(json.dumps({"machine": machine(), "command": sys.argv, "results": results}, indent=1))
-
-
-def machine() -> str:
-    """The GPU, or the processor."""
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return f"{properties.name}, {properties.multi_processor_count} SMs, torch {torch.__version__}"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        write_results(arguments.output, results)
 
 
 def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[dict[str, object]]:
@@ -82,7 +70,7 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
     started = time.perf_counter()
     engine = TalkerEngine(Checkpoint(folder), config)
     with torch.inference_mode():
-        _wait()
+        wait()
         mode = "eager" if eager or engine.runner.graphs is None else "graph"
         print(f"\n{machine()}; {folder.name}, {engine.runner.dtype}, {mode}; ready in {time.perf_counter() - started:.1f} s")
         results = []
@@ -103,11 +91,6 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
             print(f"{rows:>12} {milliseconds:>18.3f}", flush=True)
             results.append({"checkpoint": folder.name, "mode": mode, "prompt_rows": rows, "first_codes_ms": milliseconds})
     return results
-
-
-def _random_checkpoint(folder: Path, size: str) -> Path:
-    path = folder / f"{size}-custom_voice"
-    return path if (path / "config.json").exists() else make_checkpoint(path, size=size, dtype="bfloat16")
 
 
 def _prompt(engine: TalkerEngine, rows: int) -> Prompt:
@@ -153,7 +136,7 @@ def _time_decode(engine: TalkerEngine, batch: int, frames: int) -> tuple[float, 
     requests = _admit(engine, batch, CONTEXT_ROWS)
     for _ in range(5):
         _launch(engine)
-    times = [_timed(lambda: _launch(engine)) for _ in range(frames)]
+    times = [timed(lambda: _launch(engine)) for _ in range(frames)]
     _release(engine, requests)
     return statistics.median(device for device, _ in times), statistics.median(host for _, host in times) * 1e3
 
@@ -166,30 +149,7 @@ def _time_prefill(engine: TalkerEngine, rows: int) -> float:
 
     for _ in range(3):
         once()
-    return statistics.median(_timed(once)[0] for _ in range(10))
-
-
-def _timed(work: Callable[[], None]) -> tuple[float, float]:
-    """(device milliseconds, host milliseconds) of one call; the device is idle before it."""
-    _wait()
-    if not torch.cuda.is_available():
-        started = time.perf_counter()
-        work()
-        elapsed = (time.perf_counter() - started) * 1e3
-        return elapsed, elapsed
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    started = time.perf_counter()
-    work()
-    host = (time.perf_counter() - started) * 1e3
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end), host
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return statistics.median(timed(once)[0] for _ in range(10))
 
 
 def _frame_bytes(engine: TalkerEngine, batch: int) -> int:

@@ -1,0 +1,210 @@
+"""Measure the codec on one GPU: milliseconds per cohort by streams and frames, as CUDA graphs and eager, and bfloat16's error.
+
+    python scripts/bench_codec.py --eager --output bench_codec.json
+
+Weights are random (written once into --checkpoints), because speed does not depend on them; --model takes a real checkpoint.
+Every time stands beside its floor: the larger of the arithmetic at --bf16-flops or --fp32-flops (one H200: 790 TFLOP/s of
+matrix products measured, 60 TFLOP/s of float32) and of the bytes of the weights and of the streams' state at --bandwidth. With
+the published sizes one frame is 4.95 GFLOP over 0.21 GB of bfloat16 weights, so a cohort below some 8 frames cannot be faster
+than the weights come, 0.05 ms, and 8 frames of 32 streams need 1.6 ms of arithmetic.
+
+ms: device time of one cohort among cohorts launched back to back. alone ms: from a call on an idle device until the audio is on
+the host. host us: what launching takes of the host. Eager is the same step with the same kernels, launched one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from benchmarking import command, machine, random_checkpoint, timed, wait, write_results
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.runner import CodecRunner
+from engine_lib.devices import resolve_device
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+STEPS = 8  # cohorts in a row
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one cohort."""
+
+    dtype: str
+    mode: str
+    streams: int
+    frames: int
+    ms: float
+    alone_ms: float
+    audio_seconds_per_second: float
+    floor_ms: float
+    ratio: float
+    host_us: float
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs are alike"
+    )
+    parser.add_argument("--model", type=Path, help="measure this checkpoint folder instead")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints"), help="where random checkpoints are written and found again"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--long", type=int, default=300, help="frames of the stream whose bfloat16 error is measured")
+    parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
+    parser.add_argument("--profile", action="store_true", help="also print which kernels the time goes to")
+    parser.add_argument("--bf16-flops", type=float, default=790e12, help="bfloat16 operations a second (default: one H200, measured)")
+    parser.add_argument(
+        "--fp32-flops", type=float, default=60e12, help="float32 operations a second (default: one H200, by its data sheet)"
+    )
+    parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+
+    print("command:", command())
+    folder = arguments.model or random_checkpoint(arguments.checkpoints, arguments.size)
+    checkpoint = Checkpoint(folder)
+    results: list[dict[str, object]] = []
+    streams: dict[str, npt.NDArray[np.float32]] = {}
+    for name in arguments.dtypes:
+        runner = CodecRunner(checkpoint, max(arguments.streams), dtype=DTYPES[name], device=resolve_device(arguments.device))
+        started = time.perf_counter()
+        runner.capture(max(arguments.streams))
+        wait()
+        seconds = time.perf_counter() - started
+        memory = torch.cuda.memory_reserved() / 1e9 if runner.graphs else 0.0
+        print(f"\n{machine()}; {folder.name}, {name}; graphs captured in {seconds:.1f} s; {memory:.2f} GB reserved")
+        results.append({"dtype": name, "capture_s": seconds, "reserved_gb": memory})
+        streams[name] = _long_stream(runner, checkpoint, arguments.long)
+        for mode in ["graph"] * (runner.graphs is not None) + ["eager"] * (arguments.eager or runner.graphs is None):
+            if mode == "eager":
+                runner.graphs = None
+            results += [asdict(row) for row in _measure(runner, checkpoint, name, mode, arguments)]
+        if arguments.profile and runner.device.type == "cuda":
+            runner.graphs = None
+            for shape in sorted({(1, min(arguments.frames)), (max(arguments.streams), max(arguments.frames))}):
+                _profile(runner, checkpoint, *shape)
+        del runner
+    if len(streams) == len(DTYPES):
+        error = _signal_to_noise(streams["float32"], streams["bfloat16"])
+        print(f"\nbfloat16 against float32 over {arguments.long} frames: {error:.1f} dB signal to noise")
+        results.append({"bf16_snr_db": error, "frames": arguments.long})
+    if arguments.output:
+        write_results(arguments.output, results)
+
+
+def _measure(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str, arguments: argparse.Namespace) -> list[Row]:
+    """Time every cohort, and print its line."""
+    codec = checkpoint.config.codec
+    frame_seconds = codec.samples_per_frame / codec.sample_rate
+    rate = arguments.bf16_flops if dtype == "bfloat16" else arguments.fp32_flops
+    meta = CodecRunner(checkpoint, max(arguments.streams), dtype=DTYPES[dtype], device=torch.device("meta"))
+    print(f"{mode:>6} {'streams':>8} {'frames':>7} {'ms':>8} {'alone ms':>9} {'audio-s/s':>10} {'floor ms':>9} {'ratio':>6} {'host us':>8}")
+    rows = []
+    for frames in arguments.frames:
+        for streams in arguments.streams:
+            milliseconds, alone, host = _time(runner, _codes(checkpoint, streams, frames))
+            floor = max(_flops(meta, streams, frames) / rate, _num_bytes(runner, streams) / arguments.bandwidth) * 1e3
+            audio_rate = streams * frames * frame_seconds / milliseconds * 1e3
+            rows.append(Row(dtype, mode, streams, frames, milliseconds, alone, audio_rate, floor, milliseconds / floor, host))
+            print(
+                f"{'':>6} {streams:>8} {frames:>7} {milliseconds:>8.3f} {alone:>9.3f} {audio_rate:>10.0f} {floor:>9.3f} "
+                f"{milliseconds / floor:>6.1f} {host:>8.0f}",
+                flush=True,
+            )
+    return rows
+
+
+def _codes(checkpoint: Checkpoint, streams: int, frames: int) -> npt.NDArray[np.int64]:
+    codec = checkpoint.config.codec
+    return np.random.default_rng(frames).integers(0, codec.codebook_size, (streams, frames, codec.num_quantizers))
+
+
+def _time(runner: CodecRunner, codes: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+    """Milliseconds of a cohort in a row of them and alone, and microseconds of the host to launch one; medians."""
+    slots = list(range(len(codes)))
+
+    def row() -> None:
+        held = [runner.step(slots, codes) for _ in range(STEPS)]
+        del held
+
+    alone = []
+    with runner.on_stream():
+        row()
+        times = [timed(row) for _ in range(3)]
+        for _ in range(5):
+            wait()
+            started = time.perf_counter()
+            runner.step(slots, codes).wait()
+            alone.append((time.perf_counter() - started) * 1e3)
+    device, host = (statistics.median(pair[i] for pair in times) / STEPS for i in (0, 1))
+    return device, statistics.median(alone), host * 1e3
+
+
+def _flops(meta: CodecRunner, streams: int, frames: int) -> int:
+    """Operations of the matrix products and convolutions of one step; two to a multiplication and its addition."""
+    slots = torch.empty(streams, dtype=torch.int64, device="meta")
+    codes = torch.empty(streams, frames, meta.num_quantizers, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        meta.decode(slots, codes)
+    return counter.get_total_flops()
+
+
+def _num_bytes(runner: CodecRunner, streams: int) -> int:
+    """Bytes a step must read: every weight once (but of the codebooks next to nothing) and the past of its streams."""
+    weights = sum(weight.numel() * weight.element_size() for weight in runner.decoder.buffers())
+    codebooks = runner.decoder.codebooks.table
+    return weights - codebooks.numel() * codebooks.element_size() + streams * runner.arena.bytes_per_slot
+
+
+def _long_stream(runner: CodecRunner, checkpoint: Checkpoint, frames: int) -> npt.NDArray[np.float32]:
+    """Audio of one stream, decoded in the pieces a server would make of it."""
+    codes, audio, done = _codes(checkpoint, 1, frames), [], 0
+    runner.reset(0)
+    while done < frames:
+        size = runner.piece_frames(frames - done)
+        audio.append(runner.step([0], codes[:, done : done + size]).read()[0])
+        done += size
+    return np.concatenate(audio)
+
+
+def _signal_to_noise(exact: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """In dB."""
+    return float(10 * np.log10(np.square(exact).mean(dtype=np.float64) / np.square(exact - other).mean(dtype=np.float64)))
+
+
+def _profile(runner: CodecRunner, checkpoint: Checkpoint, streams: int, frames: int) -> None:
+    """Print where the device's time goes, by operator with the shapes of its inputs and by kernel."""
+    codes = _codes(checkpoint, streams, frames)
+    slots = list(range(streams))
+    runner.step(slots, codes).wait()
+    with torch.profiler.profile(record_shapes=True) as profiler:
+        runner.step(slots, codes).wait()
+        wait()
+    events = profiler.key_averages(group_by_input_shape=True)
+    for title, device in (("operators", "CPU"), ("kernels", "CUDA")):
+        costly = [event for event in events if event.device_type.name == device and event.self_device_time_total > 0]
+        costly.sort(key=lambda event: -event.self_device_time_total)
+        total, count = sum(event.self_device_time_total for event in costly), sum(event.count for event in costly)
+        print(f"\n{streams} streams, {frames} frames, one step: {total:.0f} us in {count} calls, by {title}")
+        for event in costly[:25]:
+            shapes = " ".join("x".join(map(str, shape)) for shape in event.input_shapes or [] if shape)
+            print(f"{event.self_device_time_total:>8.0f} us {event.count:>4} x  {event.key[:70]:70}  {shapes[:70]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What the benchmarks share: the machine's name, timing on device and host, random checkpoints, results as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from make_checkpoint import make_checkpoint
+
+
+def machine() -> str:
+    """The GPU, or the processor."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name}, {properties.multi_processor_count} SMs, torch {torch.__version__}"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def command() -> str:
+    """The command line of this run."""
+    return " ".join(["python", *sys.argv])
+
+
+def random_checkpoint(folder: Path, size: str) -> Path:
+    """A checkpoint of random weights of the published `size`, written into `folder` unless it is there already."""
+    path = folder / f"{size}-custom_voice"
+    return path if (path / "config.json").exists() else make_checkpoint(path, size=size, dtype="bfloat16")
+
+
+def write_results(path: Path, results: list[dict[str, object]]) -> None:
+    """Write figures with the machine and the command they come from."""
+    path.write_text(json.dumps({"machine": machine(), "command": command(), "results": results}, indent=1))
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """(device milliseconds, host milliseconds) of one call that launches on the current stream; the device is idle before it."""
+    wait()
+    if not torch.cuda.is_available():
+        started = time.perf_counter()
+        work()
+        elapsed = (time.perf_counter() - started) * 1e3
+        return elapsed, elapsed
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    started = time.perf_counter()
+    work()
+    host = (time.perf_counter() - started) * 1e3
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end), host
+
+
+def wait() -> None:
+    """Until the device is idle."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
