@@ -171,7 +171,7 @@ def test_a_step_reads_no_value_of_the_device_on_the_host(path: Path) -> None:
     config = checkpoint.config.codec
     runner = CodecRunner(checkpoint, 4, dtype=torch.bfloat16, device=meta)
     codes = torch.empty(3, 8, config.num_quantizers, dtype=torch.int64, device=meta)
-    audio = runner._decode(torch.empty(3, dtype=torch.int64, device=meta), codes)
+    audio = runner.decode(torch.empty(3, dtype=torch.int64, device=meta), codes)
     assert audio.shape == (3, 8 * config.samples_per_frame)
     assert audio.dtype == torch.float32
 

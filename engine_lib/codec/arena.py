@@ -22,6 +22,7 @@ class StateArena:
 
     Attributes:
         scratch_slot: a slot no stream owns; a batch may name it several times. What it holds means nothing.
+        bytes_per_slot: memory of one stream.
     """
 
     def __init__(self, layers: Iterable[StreamingLayer], num_slots: int, device: torch.device) -> None:
@@ -29,7 +30,8 @@ class StateArena:
         self.scratch_slot = num_slots
         layers = [layer for layer in layers if layer.num_past]
         sizes = [_aligned(layer.num_past * math.prod(layer.step_shape) * layer.dtype.itemsize) for layer in layers]
-        self._rows = torch.zeros(num_slots + 1, ALIGNMENT + sum(sizes), dtype=torch.uint8, device=device)
+        self.bytes_per_slot = ALIGNMENT + sum(sizes)
+        self._rows = torch.zeros(num_slots + 1, self.bytes_per_slot, dtype=torch.uint8, device=device)
         positions, *pasts = self._rows.split((ALIGNMENT, *sizes), dim=1)
         self._positions = positions.view(torch.int64)[:, 0]
         self._pasts = {layer: _past(layer, row) for layer, row in zip(layers, pasts, strict=True)}

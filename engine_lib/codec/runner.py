@@ -6,6 +6,7 @@ On a GPU it has a CUDA stream of its own, `step` reads no device value on the ho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +73,13 @@ class CodecRunner:
         if self.device.type != "cuda":
             return
         graphs = StepGraphs(
-            self._decode,
+            self.decode,
             num_quantizers=self.num_quantizers,
             max_batch=max_batch,
             scratch_slot=self.arena.scratch_slot,
             device=self.device,
         )
-        with torch.cuda.stream(self.stream):
+        with self.on_stream():
             graphs.capture()
         self.graphs = graphs
         # A second step starts before the audio of the first is let go; here both get their pinned memory, which torch then keeps.
@@ -94,7 +95,7 @@ class CodecRunner:
 
     def reset(self, slot: int) -> None:
         """Make `slot` that of a new stream, for the steps launched from now on."""
-        with torch.cuda.stream(self.stream):
+        with self.on_stream():
             self.arena.reset(slot)
 
     @torch.inference_mode()
@@ -112,21 +113,33 @@ class CodecRunner:
         slots_here, codes_here = (part.numpy() for part in split_inputs(inputs, batch, frames))
         slots_here[:rows], codes_here[:rows] = slots, codes
         slots_here[rows:], codes_here[rows:] = self.arena.scratch_slot, 0
-        with torch.cuda.stream(self.stream):
+        with self.on_stream():
             if self.graphs is not None:
                 audio = self.graphs.replay(inputs, batch, frames)[:rows]
             else:
-                audio = self._decode(*split_inputs(inputs.to(self.device, non_blocking=True), batch, frames))
+                audio = self.decode(*split_inputs(inputs.to(self.device, non_blocking=True), batch, frames))
             return self._bring_here(audio)
 
-    def _decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The part of `step` that runs on the device alone: no host reads, shapes by cohort size and frames only."""
+    def decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The part of `step` that runs on the device alone: no host reads, shapes by cohort size and frames only.
+
+        Args:
+            slots: [batch] int64.
+            codes: [batch, frames, num_quantizers] int64.
+
+        Returns:
+            [batch, frames * samples_per_frame] float32 as `StepAudio.read` gives it.
+        """
         state = self.arena.batch(slots)
         audio = self.decoder(codes, state)
         state.advance(codes.shape[1])
         # Spread over the row, what went wrong cannot hide in one sample or in the clamp.
         failed = ~audio.isfinite().all(1, keepdim=True)
         return audio.clamp(-1, 1).masked_fill(failed, torch.nan)
+
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """What is launched within comes after the steps launched so far."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def _bring_here(self, audio: torch.Tensor) -> StepAudio:
         if self.device.type != "cuda":
