@@ -1,0 +1,40 @@
+"""How busy the first GPU is, as nvidia-smi says: the share of time in which any kernel ran."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+import time
+
+INTERVAL_MS = 250
+
+
+class GpuUtilization:
+    """Reads nvidia-smi in a thread while the context is open; where there is none, there are no samples."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float]] = []  # time.monotonic(), percent
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> GpuUtilization:
+        if shutil.which("nvidia-smi"):
+            query = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--loop-ms={INTERVAL_MS}"]
+            self._process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def mean(self, begin: float, end: float) -> float | None:
+        """Percent, from `begin` to `end` of time.monotonic(); None without samples."""
+        samples = [percent for moment, percent in list(self._samples) if begin <= moment < end]
+        return sum(samples) / len(samples) if samples else None
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            if line.strip().isdigit():  # "[N/A]" where the driver does not say
+                self._samples.append((time.monotonic(), float(line)))

@@ -1,0 +1,72 @@
+"""What other servers of this model reach, with the hardware and the source of each figure, beside ours. For bench_server.py.
+
+Where a range was measured, the better end stands here. Published figures are other machines' and other texts': orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+MEASURED = "measured here over its HTTP API, random weights"
+PUBLISHED = "published by its authors"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One figure of a peer, Qwen3-TTS 1.7B.
+
+    Attributes:
+        name, hardware, source: whose figure, on what, from where.
+        streams, rate: the load: a closed loop of so many streams, or, streams being 0, requests a second.
+        figure: the name of ours to hold beside it.
+        value: in the unit of ours.
+    """
+
+    name: str
+    hardware: str
+    source: str
+    streams: int
+    rate: float
+    figure: str
+    value: float
+
+
+P50, P95, THROUGHPUT = "first_audio_p50_ms", "first_audio_p95_ms", "audio_seconds_per_second"
+NARI, SGLANG, VLLM = "nari-qwen3-tts", "sglang-omni", "vLLM-Omni"
+PEERS = (
+    Peer(NARI, "H200", MEASURED, 1, 0, P50, 12.8),
+    Peer(NARI, "H200", MEASURED, 16, 0, P50, 37),
+    Peer(NARI, "H200", MEASURED, 16, 0, THROUGHPUT, 128),
+    Peer(NARI, "H200", MEASURED, 64, 0, P50, 96),
+    Peer(NARI, "H200", MEASURED, 64, 0, P95, 131),
+    Peer(NARI, "H200", MEASURED, 64, 0, THROUGHPUT, 238),
+    Peer(VLLM, "H100", PUBLISHED, 64, 0, THROUGHPUT, 112),
+    Peer(NARI, "H100", PUBLISHED + " (first audible audio)", 0, 1, P95, 26.5),
+    Peer(NARI, "H100", PUBLISHED + " (first audible audio)", 0, 10, P95, 34.1),
+    Peer(NARI, "H100", PUBLISHED + " (first audible audio)", 0, 20, P95, 77.2),
+    Peer(SGLANG, "H100", PUBLISHED, 0, 1, P50, 28.5),
+    Peer(SGLANG, "H100", PUBLISHED, 0, 20, P50, 37),
+)
+
+
+def peers_of(size: object) -> tuple[Peer, ...]:
+    """The peers a checkpoint of this `tts_model_size` may be held beside; None, an unknown one, leaves that to the reader."""
+    return PEERS if size in ("1b7", None) else ()
+
+
+def comparisons(results: Sequence[Mapping[str, object]], peers: Sequence[Peer]) -> Iterator[str]:
+    """Lines of a table: our figure, the peer's and their ratio, for each peer's figure at a load that was measured."""
+    lines = []
+    for peer in peers:
+        for point in results:
+            ours = point.get(peer.figure)
+            if (point.get("streams"), point.get("rate")) == (peer.streams, peer.rate) and isinstance(ours, float):
+                load = f"{peer.streams} streams" if peer.streams else f"{peer.rate:g} /s"
+                lines.append(
+                    f"{load:>12} {peer.figure:<25} {ours:>8.1f} {peer.value:>8.1f} {ours / peer.value:>6.2f}  "
+                    f"{peer.name}, {peer.hardware}, {peer.source}"
+                )
+    if lines:
+        yield f"\n{'load':>12} {'figure':<25} {'ours':>8} {'peer':>8} {'ratio':>6}  peer (all of them 1.7B)"
+        yield from lines

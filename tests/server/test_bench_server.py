@@ -1,0 +1,58 @@
+"""The benchmark of the server, run as its users run it. What it measures here says nothing; that it measures is what is tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from speech_load import Report, Spoken, summary
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ("first_audio_p50_ms", "first_audio_p95_ms", "first_audio_p99_ms", "gap_p99_ms", "audio_seconds_per_second", "mean_frames")
+
+
+def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    command = [sys.executable, "scripts/bench_server.py", "--size", "tiny", "--device", "cpu", "--streams", "1", "2", "--rates", "1"]
+    command += ["--seconds", "3", "--warm-up", "1", "--option", "num_threads=1", "--option", "max_model_len=2048"]
+    command += ["--checkpoints", str(tmp_path), "--log-file", str(tmp_path / "log"), "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    written = json.loads(output.read_text())
+    assert "bench_server.py" in written["command"]
+    assert written["machine"] in run.stdout
+    start, *points = written["results"]
+    assert start["ready_s"] > 0
+    assert [(point["streams"], point["rate"]) for point in points] == [(1, 0), (2, 0), (0, 1)]
+    for point in points:
+        assert point["done"] > 0, point
+        assert point["refused"] == point["failed"] == point["unfinished"] == 0, point
+        assert all(point[name] > 0 for name in FIGURES), point
+        assert point["client_cpu"] > 0
+        assert {"underruns", "streams_with_underruns", "gpu_utilization"} <= point.keys()
+
+
+def test_a_chunk_is_late_only_when_what_came_before_it_was_played_out() -> None:
+    # Frames of 80 ms: the second comes in time, the third 20 ms late, the fourth in time only because playback waited for the third.
+    stream = Spoken(sent=0.0, arrivals=[1.0, 1.05, 1.18, 1.25], seconds=[0.08, 0.08, 0.08, 0.08])
+    assert stream.late_chunks() == 1
+
+
+def test_streams_are_measured_by_their_beginning_and_audio_by_its_arrival() -> None:
+    before = Spoken(sent=0.5, outcome="done", arrivals=[0.9, 1.5], seconds=[1.0, 2.0])
+    within = Spoken(sent=1.25, outcome="done", arrivals=[1.75, 2.5], seconds=[4.0, 8.0])
+    refused = Spoken(sent=1.5, outcome="refused")
+    figures = summary([Report([before, refused], 0.1), Report([within], 0.2)], begin=1.0, end=2.0)
+    assert figures["first_audio_p50_ms"] == pytest.approx(500)
+    assert figures["gap_p99_ms"] == pytest.approx(750)
+    assert figures["audio_seconds_per_second"] == pytest.approx(6.0)
+    assert (figures["done"], figures["refused"], figures["client_cpu"]) == (1, 1, 0.2)
+
+
+def test_a_point_at_which_nothing_was_answered_has_no_percentiles() -> None:
+    figures = summary([Report([Spoken(sent=1.0, outcome="failed", error="gone")], 0.0)], begin=1.0, end=2.0)
+    assert figures["first_audio_p99_ms"] is None
+    assert figures["first_error"] == "gone"
