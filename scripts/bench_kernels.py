@@ -1,10 +1,11 @@
-"""Check and time the Triton kernels on one GPU, at the sizes of the published models, and find the best tile for each weight.
+"""Check and time the products of a few rows on one GPU, at the sizes of the published models, and find each weight's best tile.
 
-    python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: under four minutes on an H200
+    python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: about two minutes on an H200
     python scripts/bench_kernels.py --check                         # correctness alone
 
 Every time is of one launch in a captured chain of many, over weights that together exceed the L2 cache several times. Beside it
-stand the bytes of the weight over that time, and their share of the memory's bandwidth.
+stand the share of the memory's bandwidth that its weight takes, and the same through cuBLAS: where the two cross is FEW_ROWS of
+engine_lib/layers/fused.py. Then come the step's other kernels (step_kernels.py). Whole frames are timed by bench_engine.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,27 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_frame import EPS, FrameModel, weight
+import torch.nn.functional as F
+from step_kernels import EPS, StepKernels, weight
 
-from engine_lib.kernels import launch
-from engine_lib.kernels.linear_small import (
-    MEASURED_TILES,
-    LinearTile,
-    Norm,
-    block_rows_for,
-    gate_up_small,
-    gate_up_small_torch,
-    linear_small,
-    linear_small_torch,
-    tile_for,
-)
+from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
+from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
+from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, block_rows_for, tile_for
 
 BATCHES = (1, 2, 4, 8, 12, 16, 32, 64)
-TUNED_BATCHES = (1, 12, 32, 64)  # one for each number of rows a program may hold
+TUNED_BATCHES = (1, 12)  # one for each number of rows a program may hold, up to FEW_ROWS
 CHAIN_BYTES = 200e6  # weights of one chain: several times the L2 cache
 SHARED_MEMORY = 220e3
 BF16_ERROR, F32_ERROR = 1e-2, 1e-5
-GOALS = {"0.6B": {1: 2.6, 12: 3.2, 64: 5.0}, "1.7B": {1: 3.2, 12: 4.0, 64: 6.5}}  # ms per frame
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,13 @@ class Product:
         if self.gated:
             return gate_up_small(x, w, norm=norm, tile=tile)
         return linear_small(x, w, norm=norm, residual=None if self.norm else residual, tile=tile)
+
+    def run_cublas(self, x: torch.Tensor, w: torch.Tensor, norm: Norm | None, residual: torch.Tensor) -> torch.Tensor:
+        """The same by cuBLAS, as layers/fused.py has it for more rows."""
+        if norm is not None:
+            y = F.linear(rms_norm_rows(x, norm.weight, norm.eps), w)
+            return silu_and_mul(y) if self.gated else y
+        return torch.addmm(residual, x, w.T)
 
     def error(self, batch: int, dtype: torch.dtype, tile: LinearTile | None) -> float:
         """Relative error against the twin in float32 on upcast inputs."""
@@ -164,16 +163,14 @@ class Timer:
             self._weights[product] = [weight(product.weight_rows, product.inner) for _ in range(count)]
         return self._weights[product]
 
-    def product(self, product: Product, batch: int, tile: LinearTile | None) -> dict[str, Any]:
+    def product(self, product: Product, batch: int, tile: LinearTile | None, *, cublas: bool = False) -> dict[str, Any]:
         x, residual = weight(batch, product.inner), weight(batch, product.out)
         norm = Norm(1 + weight(product.inner), EPS) if product.norm else None
         weights = self.weights(product)
-        seconds = seconds_per_launch([lambda w=w: product.run(x, w, norm, residual, tile) for w in weights])  # type: ignore[misc]
-        return self.row(product.name, batch, seconds, weights[0].nbytes)
-
-    def row(self, name: str, batch: int, seconds: float, nbytes: int) -> dict[str, Any]:
-        rate = nbytes / seconds
-        return {"name": name, "batch": batch, "us": seconds * 1e6, "GB/s": rate / 1e9, "share": rate / self.bandwidth}
+        run = product.run_cublas if cublas else partial(product.run, tile=tile)
+        seconds = seconds_per_launch([partial(run, x, w, norm, residual) for w in weights])
+        rate = weights[0].nbytes / seconds
+        return {"name": product.name, "batch": batch, "us": seconds * 1e6, "GB/s": rate / 1e9, "share": rate / self.bandwidth}
 
 
 def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> list[dict[str, Any]]:
@@ -197,89 +194,6 @@ def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> 
             key = (product.out, product.inner, product.gated)
             MEASURED_TILES[key] = {block_rows_for(b): min(complete[split][b], key=lambda pair: pair[0])[1] for b in TUNED_BATCHES}
     return rows
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How a frame is launched: with programmatic dependent launch or not, and weights asked into L2 so many kernels ahead."""
-
-    name: str
-    programmatic: bool
-    ahead: int
-
-    def apply(self) -> None:
-        launch.is_hopper = _IS_HOPPER if self.programmatic else _never  # type: ignore[assignment]
-
-
-MODES = (Mode("plain", False, 0), Mode("pdl", True, 0), Mode("pdl ahead 2", True, 2))
-_IS_HOPPER = launch.is_hopper
-
-
-def _never(device: torch.device) -> bool:
-    return False
-
-
-def compile_frame(job: tuple[str, int, Mode, dict[Any, Any]]) -> None:
-    """Run one frame in a worker, to fill the compiler's cache."""
-    size, batch, mode, tiles = job
-    MEASURED_TILES.update(tiles)
-    mode.apply()
-    if _models.get("size") != size:
-        _models.clear()
-        _models.update(size=size, model=FrameModel(size))
-    _models["model"].step(torch.arange(batch, device="cuda"), mode.ahead)
-    torch.cuda.synchronize()
-
-
-_models: dict[str, Any] = {}
-
-
-def time_frames(model: FrameModel, bandwidth: float, label: str, modes: Iterable[Mode], batches: Iterable[int]) -> list[dict[str, Any]]:
-    """Time the whole frame and its two halves in each mode."""
-    floor = model.weight_bytes() / bandwidth * 1e3
-    rows = []
-    for mode in modes:
-        mode.apply()
-        for batch in batches:
-            slots = torch.arange(batch, device="cuda")
-            x = weight(batch, 2, model.width)
-            codes = torch.zeros(batch, 16, dtype=torch.int64, device="cuda")
-            parts: dict[str, Callable[[], object]] = {
-                "ms": partial(model.step, slots, mode.ahead),
-                "talker": partial(model.talker_step, slots, x, mode.ahead),
-                "predictor": partial(model.predictor_steps, slots, x, codes, mode.ahead),
-            }
-            times = {name: 1e3 * seconds_per_launch([part], repeats=10) for name, part in parts.items()}
-            wrong = int((model.step(slots, mode.ahead) < 0).sum())
-            rows.append({"size": model.size, "tiles": label, "mode": mode.name, "batch": batch, **times, "floor": floor, "wrong": wrong})
-    MODES[1].apply()
-    return rows
-
-
-def print_frames(rows: list[dict[str, Any]]) -> None:
-    """One line a frame time."""
-    for row in rows:
-        goal = f"goal {GOALS[row['size']][row['batch']]:.1f}" if row["batch"] in GOALS[row["size"]] else ""
-        goal += f" WRONG CODES: {row['wrong']}" if row["wrong"] else ""
-        print(
-            f"frame {row['size']} {row['tiles']:8} {row['mode']:14} batch {row['batch']:2}: {row['ms']:6.3f} ms "
-            f"(talker {row['talker']:.3f}, predictor {row['predictor']:.3f}) {row['ms'] / row['floor']:.2f} x floor {goal}"
-        )
-
-
-def kernel_shares(model: FrameModel, batch: int) -> list[str]:
-    """Microseconds a launch and launches of each kernel in one frame, by the profiler, launched one by one."""
-    slots = torch.arange(batch, device="cuda")
-    model.step(slots, 0)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        model.step(slots, 0)
-        torch.cuda.synchronize()
-    events = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
-    events.sort(key=lambda event: -event.self_device_time_total)
-    return [
-        f"{e.key[:40]:40} {e.count:4} x {e.self_device_time_total / e.count:6.2f} us = {e.self_device_time_total / 1e3:.3f} ms"
-        for e in events[:8]
-    ]
 
 
 class Bench:
@@ -316,23 +230,6 @@ class Bench:
             print("  failed:", *failure)
         return not bad and wide < F32_ERROR
 
-    def frames(self, label: str, modes: tuple[Mode, ...], batches: tuple[int, ...]) -> None:
-        """Time frames with the tiles there are."""
-        jobs = [(size, b, mode, dict(MEASURED_TILES)) for size in self.arguments.sizes for b in batches for mode in modes]
-        list(self.pool.map(compile_frame, jobs))
-        self.passed(f"compiled frames with {label} tiles")
-        for size in self.arguments.sizes:
-            model = FrameModel(size)
-            model.set_lengths(50, 500)
-            rows = time_frames(model, self.arguments.bandwidth, label, modes, batches)
-            self.results.setdefault("frames", []).extend(rows)
-            print_frames(rows)
-            if label == "best":
-                for batch in (1, 64):
-                    print(f"{size} batch {batch}, kernels of a frame launched one by one:")
-                    print("\n".join("  " + line for line in kernel_shares(model, batch)))
-        self.passed(f"frames with {label} tiles")
-
     def products(self) -> None:
         """Time each product, with every tile if asked, and print the best."""
         timer = Timer(self.arguments.bandwidth)
@@ -343,11 +240,26 @@ class Bench:
             for key, best in MEASURED_TILES.items():
                 cells = ", ".join(f"{rows}: LinearTile{tuple(asdict(tile).values())}" for rows, tile in best.items())
                 print(f"    {key}: {{{cells}}},")
-        rows = self.results["products"] = [timer.product(product, batch, None) for product in PRODUCTS for batch in BATCHES]
-        self.passed("best tiles: us (share of bandwidth) at batch " + " ".join(str(batch) for batch in BATCHES))
+        self.results["products"], self.results["cublas"] = [], []
         for product in PRODUCTS:
-            cells = " ".join(f"{row['us']:5.2f} ({row['share']:.2f})" for row in rows if row["name"] == product.name)
-            print(f"  {product.name:24}{cells}")
+            self.results["products"] += [timer.product(product, batch, None) for batch in BATCHES]
+            self.results["cublas"] += [timer.product(product, batch, None, cublas=True) for batch in BATCHES]
+        for name in ("products", "cublas"):
+            self.passed(f"{name}: us (share of bandwidth) at batch " + " ".join(str(batch) for batch in BATCHES))
+            for product in PRODUCTS:
+                rows = [row for row in self.results[name] if row["name"] == product.name]
+                print(f"  {product.name:24}" + " ".join(f"{row['us']:6.2f} ({row['share']:.2f})" for row in rows))
+
+    def others(self) -> None:
+        """Time the step's other kernels."""
+        times: dict[str, list[float]] = {}
+        for batch in BATCHES:
+            for name, launches in StepKernels(batch).launches().items():
+                times.setdefault(name, []).append(1e6 * seconds_per_launch(launches))
+        self.results["others"] = {"batches": BATCHES, "us": times}
+        self.passed("others: us at batch " + " ".join(str(batch) for batch in BATCHES))
+        for name, cells in times.items():
+            print(f"  {name:24}" + " ".join(f"{us:6.2f}" for us in cells))
 
 
 def main() -> None:
@@ -355,7 +267,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the products of every size and leave; the tests check the rest")
     parser.add_argument("--no-tune", dest="tune", action="store_false", help="time only the tiles in the repository")
-    parser.add_argument("--sizes", nargs="+", default=["0.6B", "1.7B"], choices=["0.6B", "1.7B"])
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
@@ -365,9 +276,8 @@ def main() -> None:
         bench = Bench(arguments, pool)
         right = bench.check()
         if not arguments.check:
-            bench.frames("default", MODES, (1, 12, 64))
             bench.products()
-            bench.frames("best", MODES[1:], (1, 2, 4, 8, 12, 16, 32, 64))
+            bench.others()
     sys.exit(not right)
 
 

@@ -47,6 +47,7 @@ def embed_frames(
     check(code_table.is_contiguous() and text_table.is_contiguous(), "code_table, text_table: the tables must be contiguous")
     check(text_table.shape[1] == hidden, f"text_table: rows of {text_table.shape[1]}; those of code_table are {hidden} wide")
     check(code_offsets.shape == (groups,), f"code_offsets: the shape is {tuple(code_offsets.shape)}; ({groups},) is expected")
+    check_rows("slots", slots, batch)
     check_rows("state.codes", state.codes, len(state.codes), groups)
     check_rows("state.text_ids", state.text_ids, len(state.codes), state.text_ids.shape[1])
     out = code_table.new_empty(batch, hidden) if out is None else out

@@ -1,8 +1,15 @@
 """What all kernels share: programmatic dependent launch, prefetching into L2, and checks of their arguments.
 
-Programmatic dependent launch (Hopper and later) starts a kernel while the one before it still runs; until `wait_for_previous`
-it may only touch what no kernel of the chain writes, the weights. Every kernel here waits before it reads or writes anything
-else, so the end of one kernel means that all before it have ended too.
+Programmatic dependent launch (Hopper and later) starts a kernel once every program of the one before it has said `start_next`,
+so that kernels overlap. What keeps that correct, in a CUDA graph too, whose pool gives the memory of a freed temporary to a
+later kernel:
+
+- Every program of every kernel here calls `wait_for_previous`, on every path. It returns when the kernel before has ended and
+  its writes are seen. That kernel could not end before its own wait returned, and so on: after the wait *all* earlier kernels
+  of the stream have ended, also those several launches back, and whatever they read may be overwritten.
+- Before the wait a kernel writes nothing and reads weights alone, which were written and waited for when the model was loaded.
+- Work launched without the attribute (cuBLAS, torch's own kernels, copies) starts only when the kernel before has ended, and a
+  kernel here that follows it waits for its end as for any other's.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -42,10 +49,16 @@ def check_rows(name: str, tensor: torch.Tensor, *shape: int) -> None:
     check(tensor.stride(-1) == 1, f"{name}: the last dimension has stride {tensor.stride(-1)}; it must be 1")
 
 
+def check_aligned(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that bulk copies cannot read: they take addresses that are multiples of 16."""
+    check(tensor.data_ptr() % 16 == 0, f"{name}: the address {tensor.data_ptr():#x} is not a multiple of 16")
+
+
 def prefetch_shares(tensor: torch.Tensor | None, programs: int) -> tuple[int, int]:
     """Bytes that each of `programs` asks into L2 with `prefetch_own_share`, and bytes in all; zeros without a tensor."""
     if tensor is None:
         return 0, 0
+    check_aligned("prefetch", tensor)
     check(tensor.is_contiguous(), f"prefetch: strides {tensor.stride()} are not those of a contiguous tensor")
     return triton.cdiv(tensor.nbytes, programs * 16) * 16, tensor.nbytes // 16 * 16
 

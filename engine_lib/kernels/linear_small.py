@@ -18,6 +18,7 @@ import triton.language as tl
 
 from engine_lib.kernels.launch import (
     check,
+    check_aligned,
     check_rows,
     launch_options,
     matmul,
@@ -29,25 +30,8 @@ from engine_lib.kernels.launch import (
     times,
     wait_for_previous,
 )
+from engine_lib.kernels.tiles import LinearTile, block_rows_for, tile_for
 from engine_lib.layers.norm import rms_norm
-
-
-@dataclass(frozen=True)
-class LinearTile:
-    """How one weight is cut.
-
-    Attributes:
-        block_out: rows of the weight a program owns (of gate and of up each, in `gate_up_small`).
-        chunk: elements of each segment of the inner dimension that are read at a time.
-        split_k, num_warps: segments, and warps that share them; results depend on these two alone.
-        num_stages: chunks under way at a time.
-    """
-
-    block_out: int
-    chunk: int
-    split_k: int = 8
-    num_warps: int = 8
-    num_stages: int = 3
 
 
 @dataclass(frozen=True)
@@ -56,42 +40,6 @@ class Norm:
 
     weight: torch.Tensor
     eps: float
-
-
-# (out, in, gated) -> {rows of x in a program: tile}; measured by scripts/bench_kernels.py.
-# One weight keeps one (split_k, num_warps), so that a row's result does not depend on the batch.
-MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
-    # 0.6B talker and both predictors: qkv, output, gate_up, down, heads
-    (4096, 1024, False): {8: LinearTile(32, 128, 8, 8, 3), 16: LinearTile(16, 128, 8, 8, 1)},
-    (1024, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(16, 256, 8, 8, 1)},
-    (3072, 1024, True): {8: LinearTile(16, 256, 4, 4, 1), 16: LinearTile(16, 256, 4, 4, 1)},
-    (1024, 3072, False): {8: LinearTile(16, 128, 8, 8, 4), 16: LinearTile(16, 128, 8, 8, 4)},
-    (3072, 1024, False): {8: LinearTile(32, 128, 8, 8, 1), 16: LinearTile(32, 128, 8, 8, 1)},
-    (2048, 1024, False): {8: LinearTile(32, 128, 8, 8, 1), 16: LinearTile(32, 128, 8, 8, 1)},
-    # 1.7B talker
-    (4096, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(32, 64, 8, 8, 4)},
-    (2048, 2048, False): {8: LinearTile(16, 256, 4, 4, 3), 16: LinearTile(16, 256, 4, 4, 3)},
-    (6144, 2048, True): {8: LinearTile(16, 128, 4, 4, 3), 16: LinearTile(32, 64, 4, 4, 3)},
-    (2048, 6144, False): {8: LinearTile(16, 256, 4, 4, 3), 16: LinearTile(16, 256, 4, 4, 3)},
-    (3072, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(32, 64, 8, 8, 4)},
-}
-
-
-def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> LinearTile:
-    """The tile for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x."""
-    if dtype == torch.float32:
-        return LinearTile(block_out=8, chunk=16)  # for checks of exactness only; without tensor cores registers are short
-    block_rows = block_rows_for(rows)
-    measured = MEASURED_TILES.get((out_features, in_features, gated), {}).get(block_rows)
-    if measured is not None:
-        return measured
-    wide, narrow = out_features > 3072 and in_features <= 1024, out_features <= 1024
-    block_out = 16 if gated else 32 if wide else 8 if narrow else 16
-    # A chunk of all segments together is what a program holds in registers or shared memory at a time.
-    chunk = 128 if block_rows <= 16 else 64 if block_rows <= 32 else 32
-    while chunk > 16 and chunk * 8 >= 2 * in_features:
-        chunk //= 2
-    return LinearTile(block_out, chunk, num_stages=2 if gated else 3)
 
 
 def linear_small(
@@ -116,7 +64,7 @@ def linear_small(
         residual: [rows, out], added after rounding; may be `out` itself.
         out: [rows, out], where to write; None allocates.
         normed: [rows, in], takes norm(x).
-        prefetch: a tensor that the next kernels read, contiguous; asked into L2 meanwhile.
+        prefetch: a weight that a later kernel reads, contiguous; asked into L2 meanwhile.
         tile: None takes `tile_for`.
 
     Returns:
@@ -151,7 +99,6 @@ def gate_up_small(
     *,
     norm: Norm | None = None,
     out: torch.Tensor | None = None,
-    prefetch: torch.Tensor | None = None,
     tile: LinearTile | None = None,
 ) -> torch.Tensor:
     """silu(gate) * up of gate, up = norm(x) @ weight.T.
@@ -168,18 +115,13 @@ def gate_up_small(
     ffn = weight.shape[0] // 2
     if out is None:
         out = x.new_empty(len(x), ffn)
-    return _launch(x, weight, ffn, norm, None, None, out, None, prefetch, tile, gated=True)
+    return _launch(x, weight, ffn, norm, None, None, out, None, None, tile, gated=True)
 
 
 def gate_up_small_torch(x: torch.Tensor, weight: torch.Tensor, *, norm: Norm | None = None) -> torch.Tensor:
     """Twin of `gate_up_small`."""
     gate, up = linear_small_torch(x, weight, norm=norm).chunk(2, dim=-1)
     return F.silu(gate) * up
-
-
-def block_rows_for(rows: int) -> int:
-    """Rows of x in one program: a power of two, the tensor cores' 8 at least; more than 64 take several programs."""
-    return min(max(triton.next_power_of_2(rows), 8), 64)
 
 
 def _launch(
@@ -201,6 +143,7 @@ def _launch(
     check_rows("weight", weight, len(weight), in_features)
     check_rows("out", out, rows, out_features)
     check(weight.is_contiguous(), f"weight: strides {weight.stride()} are not those of a contiguous matrix")
+    check_aligned("weight", weight)
     if normed is not None:
         check_rows("normed", normed, rows, in_features)
     tile = tile or tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)

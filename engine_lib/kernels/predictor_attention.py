@@ -12,12 +12,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from engine_lib.kernels.launch import check, check_rows, launch_options, prefetch_own_share, prefetch_shares, start_next, wait_for_previous
+from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
 from engine_lib.kernels.rope import load_halves, norm_and_rotate
 from engine_lib.layers.norm import rms_norm
 from engine_lib.layers.rope import apply_rope
-
-_NUM_WARPS = 4
 
 
 def predictor_attention(
@@ -30,7 +28,6 @@ def predictor_attention(
     cache: torch.Tensor,
     position: int,
     out: torch.Tensor | None = None,
-    prefetch: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend from the new positions of each row to them and all before them; their keys and values join the cache.
 
@@ -41,7 +38,6 @@ def predictor_attention(
         cache: [2, batch, kv_heads, positions, head_dim], keys and values of this layer.
         position: of the first new row; those before it are in the cache.
         out: [batch * n, heads * head_dim], where to write; None allocates.
-        prefetch: a contiguous tensor that the next kernels read; asked into L2 meanwhile.
 
     Returns:
         `out`. The twin is `predictor_attention_torch`.
@@ -68,12 +64,10 @@ def predictor_attention(
         sin,
         cache,
         out,
-        qkv if prefetch is None else prefetch,
         qkv.stride(0),
         out.stride(0),
         batch * kv_heads * positions * head_dim,
         position,
-        *prefetch_shares(prefetch, batch * kv_heads),
         eps,
         head_dim**-0.5,
         NEW=rows // batch,
@@ -84,9 +78,7 @@ def predictor_attention(
         POSITIONS_PADDED=triton.next_power_of_2(positions),
         HALF=head_dim // 2,
         HALF_PADDED=triton.next_power_of_2(head_dim // 2),
-        NUM_WARPS=_NUM_WARPS,
-        PREFETCH=prefetch is not None,
-        num_warps=_NUM_WARPS,
+        num_warps=4,
         **launch_options(qkv.device),
     )
     return out
@@ -125,13 +117,10 @@ def _predictor_attention_kernel(
     sin,
     cache,
     out,
-    prefetch,
     qkv_stride,
     out_stride,
     values_offset,
     position,
-    prefetch_share,
-    prefetch_bytes,
     eps,
     scale,
     NEW: tl.constexpr,
@@ -142,15 +131,11 @@ def _predictor_attention_kernel(
     POSITIONS_PADDED: tl.constexpr,
     HALF: tl.constexpr,
     HALF_PADDED: tl.constexpr,
-    NUM_WARPS: tl.constexpr,
-    PREFETCH: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
-    batch_row, kv_head = tl.program_id(0), tl.program_id(1)
-    if PREFETCH:
-        prefetch_own_share(prefetch, batch_row * KV_HEADS + kv_head, prefetch_share, prefetch_bytes, NUM_WARPS, HOPPER)
     wait_for_previous(HOPPER)
+    batch_row, kv_head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, HALF_PADDED)[None, :]
     real = column < HALF
     first_row = qkv + batch_row.to(tl.int64) * NEW * qkv_stride

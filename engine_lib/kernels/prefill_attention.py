@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from engine_lib.kernels.launch import check, launch_options, matmul, start_next, wait_for_previous
-from engine_lib.kernels.paged_attention import PagedCache
+from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
+from engine_lib.kernels.paged_cache import PagedCache
 from engine_lib.kernels.rope import load_halves
 
 _MIN_DOT = 16
@@ -42,7 +42,8 @@ def prefill_attention(
     block_size, kv_heads = cache.k.shape[1:3]
     sequences = len(lengths)
     check(q.is_contiguous(), f"q: strides {q.stride()} are not those of a contiguous tensor")
-    check(query_starts.shape == (sequences + 1,), f"query_starts: the shape is {tuple(query_starts.shape)}; ({sequences + 1},) is expected")
+    check_rows("lengths", lengths, sequences)
+    check_rows("query_starts", query_starts, sequences + 1)
     check(len(cache.block_tables) >= sequences, f"block_tables: {len(cache.block_tables)} rows for {sequences} sequences")
     check(heads % kv_heads == 0, f"heads: {heads} are not a multiple of {kv_heads} KV heads")
     out = torch.empty_like(q) if out is None else out

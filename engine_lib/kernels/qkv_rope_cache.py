@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
-from engine_lib.kernels.paged_attention import HeadRotation
+from engine_lib.kernels.paged_cache import HeadRotation
 from engine_lib.kernels.rope import load_halves, norm_and_rotate
 from engine_lib.layers.attention import store_kv
 from engine_lib.layers.norm import rms_norm
@@ -44,7 +44,8 @@ def rotate_and_store(
     check(heads > 0 and width % head_dim == 0, f"qkv: {width} columns do not fit {kv_heads} KV heads of {head_dim}")
     check(k_cache.is_contiguous() and v_cache.is_contiguous(), "k_cache, v_cache: the caches of a layer must be contiguous")
     for name, tensor in (("positions", positions), ("cache_rows", cache_rows)):
-        check(tensor.shape == (rows,), f"{name}: the shape is {tuple(tensor.shape)}; ({rows},) is expected")
+        check_rows(name, tensor, rows)
+        check(tensor.dtype == torch.int64, f"{name}: {tensor.dtype}; int64 is expected")
     q = qkv.new_empty(rows, heads, head_dim) if q is None else q
     check(q.is_contiguous() and q.shape == (rows, heads, head_dim), f"q: not a contiguous {(rows, heads, head_dim)}")
     _rotate_and_store_kernel[(rows,)](

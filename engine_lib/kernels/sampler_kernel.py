@@ -31,7 +31,7 @@ class Sampling(Protocol):
 
 
 class Slots(Protocol):
-    """What the streams in the slots carry from frame to frame (engine_lib.talker.runner.SlotState)."""
+    """What the streams in the slots carry from frame to frame (engine_lib.talker.state.SlotState)."""
 
     positions: torch.Tensor
     frames: torch.Tensor
@@ -41,19 +41,17 @@ class Slots(Protocol):
     repetition_penalty: torch.Tensor
 
 
-@dataclass(frozen=True)
-class FirstCodebook:
-    """The rules of codebook 0.
+class FirstCodebook(Protocol):
+    """What codebook 0 may not be: [vocab] bool, the id that ends a stream, its least frames (talker.frame.FirstCodebookRules)."""
 
-    Attributes:
-        suppressed: [vocab] bool, ids that are never drawn.
-        eos: id that ends the stream.
-        min_frames: frames before which it is not drawn.
-    """
+    @property
+    def suppressed(self) -> torch.Tensor: ...
 
-    suppressed: torch.Tensor
-    eos: int
-    min_frames: int
+    @property
+    def eos(self) -> int: ...
+
+    @property
+    def min_frames(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -91,17 +89,14 @@ def draw_codes(
     """
     batch, vocab = logits.shape
     check_rows("logits", logits, batch, vocab)
-    check(
-        slots.shape == (batch,) and slots.dtype == torch.int64, f"slots: {slots.dtype} {tuple(slots.shape)}; int64 ({batch},) is expected"
-    )
-    check(
-        codes.shape[0] == batch and codes.dtype == torch.int64,
-        f"codes: {codes.dtype} {tuple(codes.shape)}; int64, {batch} rows are expected",
-    )
+    check_rows("slots", slots, batch)
+    check_rows("codes", codes, batch, codes.shape[1])
+    check(slots.dtype == codes.dtype == torch.int64, f"slots, codes: {slots.dtype}, {codes.dtype}; int64 is expected")
     check(0 <= codebook < codes.shape[1], f"codebook: {codebook}; codes has {codes.shape[1]} columns")
     check(sampling.top_k.dtype == torch.int32, f"top_k: {sampling.top_k.dtype}; int32 is expected")
     if first is not None:
-        check_rows("seen", state.seen, len(state.seen), vocab)
+        check_rows("seen", state.seen, len(state.positions), vocab)
+        check(state.seen.is_contiguous(), f"seen: strides {state.seen.stride()} are not those of a contiguous table")
         check_rows("suppressed", first.suppressed, vocab)
     width = 0
     if embedding is not None:

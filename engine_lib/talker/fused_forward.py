@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from engine_lib.kernels.decode_attention import decode_attention
 from engine_lib.kernels.embed import embed_frames
-from engine_lib.kernels.paged_attention import HeadRotation, PagedCache, decode_attention_qkv
+from engine_lib.kernels.paged_cache import HeadRotation, PagedCache
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.layers.fused import forward_fused
@@ -20,7 +21,7 @@ from engine_lib.talker.state import SlotState
 
 
 class FusedForward:
-    """Six launches a talker layer, five a code predictor layer."""
+    """Six launches a talker layer and five a code predictor layer for few rows; see layers/fused.py for more."""
 
     name = "triton"
     can_be_captured = True
@@ -39,7 +40,7 @@ class FusedForward:
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self._kv_cache[layer]
             cache = PagedCache(k_cache, v_cache, block_tables)
-            return decode_attention_qkv(qkv, self._rotations[layer], cache, state.positions, slots)
+            return decode_attention(qkv, self._rotations[layer], cache, state.positions, slots)
 
         x = embed_frames(slots, state, model.code_table, model.code_offsets, model.text_table)
         return forward_fused(model.transformer, x, attend)

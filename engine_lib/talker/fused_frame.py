@@ -1,4 +1,4 @@
-"""Drawing a frame on a GPU: head, draws and code predictor in few launches. The twin is TalkerRunner's plain path.
+"""Drawing a frame on a GPU: head, draws and code predictor in few launches. The twin is frame.draw_frame.
 
 Importing this module needs Triton's compiler.
 """
@@ -9,7 +9,7 @@ import torch
 
 from engine_lib.kernels.linear_small import Norm, linear_small
 from engine_lib.kernels.predictor_attention import predictor_attention
-from engine_lib.kernels.sampler_kernel import Embedding, FirstCodebook, draw_codes
+from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
 from engine_lib.layers.fused import forward_fused, linear_fused
 from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.model import TalkerModel
@@ -42,8 +42,7 @@ def draw_frame_fused(
     if predictor.projection is not None:
         weight, bias = predictor.projection
         linear_small(hidden, weight, bias=bias, out=rows[:, 0])
-    first = FirstCodebook(rules.suppressed, rules.eos, rules.min_frames)
-    draw_codes(logits, 0, slots, state.first, state, codes, first=first, embedding=Embedding(predictor.code_embeddings[0], rows[:, 1]))
+    draw_codes(logits, 0, slots, state.first, state, codes, first=rules, embedding=Embedding(predictor.code_embeddings[0], rows[:, 1]))
 
     # codebooks 1 to 15
     position, x, norm = 0, rows.flatten(0, 1), Norm(predictor.transformer.final_norm, shape.rms_norm_eps)

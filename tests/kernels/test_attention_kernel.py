@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine_lib.kernels.paged_attention import HeadRotation, PagedCache, decode_attention_qkv
+from engine_lib.kernels.decode_attention import decode_attention
+from engine_lib.kernels.paged_cache import HeadRotation, PagedCache
+from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store, rotate_and_store_torch
-from engine_lib.kernels.triton_attention import TritonAttention
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16]
+BLOCK_SIZES = [1, 4, 16, 24]
 PUBLISHED = (16, 8, 128)
 Heads = tuple[int, int, int]
 
@@ -47,6 +49,10 @@ class Pool:
         size = self.k.shape[1]
         return self.block_tables[sequence, positions // size].long() * size + positions % size
 
+    @property
+    def cache(self) -> PagedCache:
+        return PagedCache(self.k, self.v, self.block_tables)
+
     def wide(self) -> Pool:
         """The same in float32, NaN as 0: the torch backend multiplies what it masks."""
         return Pool(self.k.float().nan_to_num(), self.v.float().nan_to_num(), self.block_tables)
@@ -68,19 +74,10 @@ def wide_rotation(rotation: HeadRotation) -> HeadRotation:
     return HeadRotation(q_norm, k_norm, rotation.eps, cos, sin)
 
 
-def check_decode(lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
-    pool = Pool.filled(lengths, heads, dtype, device)
-    q = torch.randn(len(lengths), heads[0], heads[2], device=device).to(dtype)
-    counts = torch.tensor(lengths, dtype=torch.int32, device=device)
-    out = TritonAttention().decode(q, pool.k, pool.v, pool.block_tables, counts)
-    wide = pool.wide()
-    assert_near(out, TorchAttention().decode(q.float(), wide.k, wide.v, wide.block_tables, counts))
-
-
-def check_decode_qkv(lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
+def check_decode(lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device, *, block_size: int = 16) -> None:
     """Sequences live in slots in another order than the batch; `lengths` counts the cached rows."""
     batch, (num_heads, kv_heads, head_dim) = len(lengths), heads
-    pool = Pool.filled(lengths, heads, dtype, device)
+    pool = Pool.filled(lengths, heads, dtype, device, block_size=block_size)
     rotation = some_rotation(heads, max(lengths) + 1, dtype, device)
     slots = torch.randperm(batch, device=device)
     positions = torch.tensor(lengths, device=device)
@@ -88,7 +85,7 @@ def check_decode_qkv(lengths: list[int], heads: Heads, dtype: torch.dtype, devic
     wide = pool.wide()
     out = torch.full((batch, num_heads * head_dim), torch.nan, dtype=dtype, device=device)
 
-    decode_attention_qkv(qkv, rotation, PagedCache(pool.k, pool.v, pool.block_tables), positions, slots, out)
+    decode_attention(qkv, rotation, pool.cache, positions, slots, out)
 
     cache_rows = torch.stack([pool.rows(int(slot), positions[slot]) for slot in slots])
     q = rotate_and_store_torch(qkv.float(), wide_rotation(rotation), positions[slots], wide.k, wide.v, cache_rows)
@@ -98,35 +95,43 @@ def check_decode_qkv(lengths: list[int], heads: Heads, dtype: torch.dtype, devic
     assert_near(pool.v.nan_to_num(), wide.v)
 
 
-def check_prefill(lengths: list[int], new_rows: list[int], padding: int, heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
-    pool = Pool.filled(lengths, heads, dtype, device)
+def check_prefill(
+    lengths: list[int],
+    new_rows: list[int],
+    padding: int,
+    heads: Heads,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    block_size: int = 16,
+) -> None:
+    pool = Pool.filled(lengths, heads, dtype, device, block_size=block_size)
     starts = torch.tensor([0, *new_rows], device=device).cumsum(0).to(torch.int32)
     rows = sum(new_rows)
     q = torch.randn(rows + padding, heads[0], heads[2], device=device).to(dtype)
     counts = torch.tensor(lengths, dtype=torch.int32, device=device)
-    out = TritonAttention().prefill(q, pool.k, pool.v, pool.block_tables, counts, starts)
+    out = prefill_attention(q, pool.cache, counts, starts)
     wide = pool.wide()
     truth = TorchAttention().prefill(q[:rows].float(), wide.k, wide.v, wide.block_tables, counts, starts)
     assert_near(out[:rows], truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_decode_equals_the_torch_backend_and_reads_no_row_it_does_not_own(
-    rng: random.Random, device: torch.device, dtype: torch.dtype
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_decode_equals_norm_rope_store_and_the_torch_backend_and_reads_no_row_it_does_not_own(
+    rng: random.Random, device: torch.device, dtype: torch.dtype, block_size: int
 ) -> None:
-    check_decode([1, 64, 65, rng.randint(2, 200)], some_heads(rng), dtype, device)
+    check_decode([0, 63, 64, rng.randint(2, 200)], some_heads(rng), dtype, device, block_size=block_size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_decode_from_raw_qkv_equals_norm_rope_store_and_decode(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
-    check_decode_qkv([0, 63, 64, rng.randint(2, 200)], some_heads(rng), dtype, device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_prefill_equals_the_torch_backend_with_chunks_and_padding(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_prefill_equals_the_torch_backend_with_chunks_and_padding(
+    rng: random.Random, device: torch.device, dtype: torch.dtype, block_size: int
+) -> None:
     lengths = [rng.randint(1, 90) for _ in range(3)]
     new_rows = [lengths[0], rng.randint(1, lengths[1]), rng.randint(1, lengths[2])]
-    check_prefill([*lengths, 1], [*new_rows, 0], rng.choice([0, 5]), some_heads(rng), dtype, device)
+    check_prefill([*lengths, 1], [*new_rows, 0], rng.choice([0, 5]), some_heads(rng), dtype, device, block_size=block_size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,23 +149,79 @@ def test_prompt_rows_are_rotated_and_stored_like_the_twin(rng: random.Random, de
     assert_near(v, true_v)
 
 
+def some_decode(pool: Pool, positions: list[int], heads: Heads, device: torch.device) -> tuple[torch.Tensor, HeadRotation, torch.Tensor]:
+    """A qkv for each sequence of the pool, a rotation, and the positions of the new rows."""
+    qkv = torch.randn(len(positions), (heads[0] + 2 * heads[1]) * heads[2], device=device).to(pool.k.dtype)
+    rows = pool.block_tables.shape[1] * pool.k.shape[1]
+    return qkv, some_rotation(heads, rows, pool.k.dtype, device), torch.tensor(positions, device=device)
+
+
 def test_a_sequence_is_the_same_alone_and_in_any_batch(rng: random.Random, device: torch.device) -> None:
     heads, lengths = (2, 1, 32), [130, 70, *[rng.randint(1, 100) for _ in range(6)]]
     pool = Pool.filled(lengths, heads, torch.float32, device)
-    q = torch.randn(len(lengths), 2, 32, device=device)
-    counts = torch.tensor(lengths, dtype=torch.int32, device=device)
-    backend = TritonAttention()
-    whole = backend.decode(q, pool.k, pool.v, pool.block_tables, counts)
+    qkv, rotation, positions = some_decode(pool, lengths, heads, device)
+    slots = torch.arange(len(lengths), device=device)
+    whole = decode_attention(qkv, rotation, pool.cache, positions, slots)
     for batch in (1, 3):
-        part = backend.decode(q[:batch], pool.k, pool.v, pool.block_tables[:batch], counts[:batch])
-        assert torch.equal(whole[:batch], part)
+        assert torch.equal(decode_attention(qkv[:batch], rotation, pool.cache, positions, slots[:batch]), whole[:batch])
+
+
+def test_padding_rows_that_share_a_slot_leave_the_others_alone(rng: random.Random, device: torch.device) -> None:
+    heads, lengths = (2, 1, 32), [rng.randint(1, 100), 0]
+    pool = Pool.filled(lengths, heads, torch.float32, device)
+    pool.block_tables[1] = 0  # the scratch slot has the null block alone
+    qkv, rotation, positions = some_decode(pool, lengths, heads, device)
+    alone = decode_attention(qkv[:1], rotation, pool.cache, positions, torch.tensor([0], device=device))
+    kept = pool.k[1:].clone()
+    out = decode_attention(qkv[[0, 1, 1, 1]], rotation, pool.cache, positions, torch.tensor([0, 1, 1, 1], device=device))
+    assert torch.equal(out[:1], alone)
+    assert torch.equal(pool.k[1:].nan_to_num(), kept.nan_to_num())
+    assert not out.isnan().any()
+
+
+def test_a_position_past_the_block_table_harms_no_other_sequence(rng: random.Random, device: torch.device) -> None:
+    heads = (2, 1, 32)
+    pool = Pool.filled([64, 96, 64], heads, torch.float32, device)
+    capacity = pool.block_tables.shape[1] * pool.k.shape[1]
+    qkv, rotation, positions = some_decode(pool, [64, capacity + rng.randint(0, 100), 64], heads, device)
+    slots, mates = torch.arange(3, device=device), torch.tensor([0, 2], device=device)
+    others = decode_attention(qkv[mates], rotation, pool.cache, positions, mates)
+    kept = pool.k.clone()
+    assert torch.equal(decode_attention(qkv, rotation, pool.cache, positions, slots)[mates], others)
+    changed = (pool.k.nan_to_num() != kept.nan_to_num()).flatten(0, 1).any(-1).any(-1).nonzero().flatten().tolist()
+    assert changed == [int(pool.rows(1, torch.tensor(capacity - 1, device=device)))]
+
+
+def test_a_cache_of_more_than_two_to_the_31_elements_is_read_and_written_in_place(rng: random.Random, device: torch.device) -> None:
+    heads, lengths = (4, 4, 128), [rng.randint(2, 70), rng.randint(2, 70)]
+    pool = Pool.filled(lengths, heads, torch.bfloat16, device, block_size=64)
+    first = 2**31 // pool.k[0].numel()
+    k, v = (pool.k.new_empty(first + len(pool.k), *pool.k.shape[1:]) for _ in range(2))  # pages that nobody touches take no memory
+    k[first:], v[first:] = pool.k, pool.v
+    far = Pool(k, v, pool.block_tables + first)
+    qkv, rotation, positions = some_decode(pool, lengths, heads, device)
+    slots = torch.arange(2, device=device)
+
+    near_out, far_out = (decode_attention(qkv, rotation, p.cache, positions, slots) for p in (pool, far))
+    assert torch.equal(near_out, far_out)
+
+    rows = [pool.rows(i, positions[i] - 1)[None] for i in range(2)]
+    near_q, far_q = (
+        rotate_and_store(qkv, rotation, positions - 1, p.k, p.v, torch.cat(rows) + start * 64) for p, start in ((pool, 0), (far, first))
+    )
+    counts, starts = positions.to(torch.int32), torch.arange(3, dtype=torch.int32, device=device)
+    near_out, far_out = (prefill_attention(q, p.cache, counts, starts) for q, p in ((near_q, pool), (far_q, far)))
+    assert torch.equal(near_out, far_out)
+    for near, distant in ((pool.k, k), (pool.v, v)):
+        assert torch.equal(near.nan_to_num(), distant[first:].nan_to_num())
 
 
 def test_too_many_queries_to_a_kv_head_are_refused(device: torch.device) -> None:
-    cache = torch.zeros(2, 16, 1, 16, device=device)
-    tables, counts = torch.ones(1, 1, dtype=torch.int32, device=device), torch.ones(1, dtype=torch.int32, device=device)
+    heads = (17, 1, 16)
+    pool = Pool.filled([3], heads, torch.float32, device)
+    qkv, rotation, positions = some_decode(pool, [3], heads, device)
     with pytest.raises(ValueError, match="heads: 17"):
-        TritonAttention().decode(torch.zeros(1, 17, 16, device=device), cache, cache, tables, counts)
+        decode_attention(qkv, rotation, pool.cache, positions, torch.zeros(1, dtype=torch.int64, device=device))
 
 
 @pytest.mark.gpu
@@ -168,7 +229,6 @@ def test_too_many_queries_to_a_kv_head_are_refused(device: torch.device) -> None
 def test_published_heads_decode_like_the_torch_backend(rng: random.Random, device: torch.device, batch: int) -> None:
     lengths = [rng.randint(1, 600) for _ in range(batch)]
     check_decode(lengths, PUBLISHED, torch.bfloat16, device)
-    check_decode_qkv(lengths, PUBLISHED, torch.bfloat16, device)
 
 
 @pytest.mark.gpu

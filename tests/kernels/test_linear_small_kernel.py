@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from engine_lib.kernels.linear_small import LinearTile, Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
+from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
+from engine_lib.kernels.tiles import LinearTile
 from kernels.compare import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine_lib.kernels.sampler_kernel import Embedding, FirstCodebook, draw_codes
+from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
+from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.philox import frame_uniforms
 from engine_lib.talker.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
 
@@ -113,7 +114,7 @@ def test_the_first_codebook_obeys_penalty_and_masks_and_is_remembered(rng: rando
     vocab, batch, eos = rng.randint(60, 200), 12, 33
     state, sampling, slots = new_state(batch, vocab, device), new_sampling(batch, device, top_k=5), batch_of(batch, batch, device)
     state.frames[: batch // 2] = torch.arange(batch // 2, device=device) % 3
-    first = FirstCodebook(torch.arange(vocab, device=device) >= vocab - 20, eos, 2)
+    first = FirstCodebookRules(torch.arange(vocab, device=device) >= vocab - 20, eos, 2)
     logits = torch.randn(batch, vocab, device=device)
     logits[:, eos] += 4
     before = state.seen.clone()
@@ -133,7 +134,7 @@ def test_a_row_that_went_wrong_is_marked_and_its_mates_are_not(rng: random.Rando
     state, slots = new_state(6, vocab, device), torch.arange(6, device=device)
     sampling = new_sampling(6, device)
     sampling.do_sample[::2] = False
-    first = FirstCodebook(torch.arange(vocab, device=device) >= 40, 3, 0)
+    first = FirstCodebookRules(torch.arange(vocab, device=device) >= 40, 3, 0)
     logits = torch.randn(6, vocab, device=device)
     logits[1, 45] = torch.nan  # hidden by a mask, and wrong all the same
     logits[2, 7] = torch.inf
