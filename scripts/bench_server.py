@@ -142,7 +142,6 @@ def _wait_for_all(started: Barrier) -> None:
 
 def _measure(clients: Pool, gpu: GpuUtilization, arguments: argparse.Namespace, url: str, streams: int, rate: float) -> dict[str, object]:
     """Figures of one point."""
-    processes = min(arguments.client_processes, streams or arguments.client_processes)
     begin = time.monotonic() + LEAD_SECONDS + arguments.warm_up
     end = begin + arguments.seconds
     loads = [
@@ -150,15 +149,17 @@ def _measure(clients: Pool, gpu: GpuUtilization, arguments: argparse.Namespace, 
             url=url,
             voice=arguments.voice or None,
             chunk_frames=tuple(arguments.chunk_frames) if arguments.chunk_frames else None,
-            streams=streams // processes + (index < streams % processes),
-            rate=rate / processes,
+            streams=streams,
+            rate=rate,
+            index=index,
+            processes=arguments.client_processes,
             warm_up=arguments.warm_up,
             begin=begin,
             end=end,
             patience=arguments.patience,
-            seed=arguments.seed * 1000 + index,
+            seed=arguments.seed,
         )
-        for index in range(processes)
+        for index in range(arguments.client_processes)
     ]
     limit = LEAD_SECONDS + arguments.warm_up + arguments.seconds + arguments.patience + 30
     reports = clients.map_async(drive, loads, chunksize=1).get(limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-MEASURED = "measured here over its HTTP API, random weights"
+MEASURED = "measured by this project over its HTTP API, random weights"
 PUBLISHED = "published by its authors"
 
 

@@ -49,6 +49,7 @@ class Load:
         chunk_frames: the ramp to ask for; None: the server's.
         streams: closed loop of so many streams; 0: open loop.
         rate: open loop: requests a second.
+        index, processes: this process makes every `processes`th stream or request, from `index` on.
         begin, end: the window; the load begins `warm_up` seconds earlier and starts no request after the window.
         patience: seconds after the window until what still runs is cancelled and counted as unfinished.
         seed: of lengths, texts, sampling and arrivals.
@@ -59,6 +60,8 @@ class Load:
     chunk_frames: tuple[int, ...] | None
     streams: int
     rate: float
+    index: int
+    processes: int
     warm_up: float
     begin: float
     end: float
@@ -105,7 +108,7 @@ async def _drive(load: Load) -> Report:
     async with AsyncClient(load.url) as client:
         cpu = asyncio.create_task(_cpu_in_window(load))
         if load.streams:
-            loops = [_closed_loop(client, load, index, requests) for index in range(load.streams)]
+            loops = [_closed_loop(client, load, index, requests) for index in range(load.index, load.streams, load.processes)]
         else:
             loops = [_open_loop(client, load, requests)]
         with contextlib.suppress(asyncio.TimeoutError):
@@ -124,11 +127,11 @@ async def _closed_loop(client: AsyncClient, load: Load, index: int, requests: li
 
 
 async def _open_loop(client: AsyncClient, load: Load, requests: list[Spoken]) -> None:
-    generator = np.random.default_rng([load.seed])
-    texts, tasks = _texts(generator), []
+    generator = np.random.default_rng(load.seed)
+    texts, tasks = _texts(np.random.default_rng([load.seed, load.index])), []
     warm_up = generator.uniform(load.begin - load.warm_up, load.begin, round(load.rate * load.warm_up))
     measured = generator.uniform(load.begin, load.end, round(load.rate * (load.end - load.begin)))
-    for arrival in np.sort(np.concatenate([warm_up, measured])):
+    for arrival in np.sort(np.concatenate([warm_up, measured]))[load.index :: load.processes]:
         await _until(arrival)
         tasks.append(asyncio.create_task(_speak(client, load, *next(texts), requests)))
     await asyncio.gather(*tasks)
