@@ -41,9 +41,16 @@ install_all() {
                 "${pip[@]}" "torch==$torch+cpu" --index-url https://download.pytorch.org/whl/cpu || return 1
         fi
     fi
-    # numpy: the server's Python backend loses every tensor under numpy 2. torch: keep the build chosen above.
+    # numpy: the server's Python backend loses every tensor under numpy 2. torch: keep the build chosen above. triton: torch for
+    # CUDA brings its own version; beside torch for the CPU, which brings none, take one that the kernels were measured with.
     local constraints="$venv/constraints.txt"
-    "$venv/bin/python" -c "import torch; print(f'torch=={torch.__version__}\nnumpy==1.26.4\ntransformers==4.57.3')" >"$constraints" || return 1
+    "$venv/bin/python" >"$constraints" <<'PYTHON' || return 1
+import torch
+
+print(f"torch=={torch.__version__}", "numpy==1.26.4", "transformers==4.57.3", sep="\n")
+if torch.version.cuda is None:
+    print("triton==3.6.0")
+PYTHON
     "${pip[@]}" --constraint "$constraints" --editable ".[$extras]" || return 1
     if [[ $what == test ]]; then
         # Its own dependencies hold a demo page, audio tools and an exact transformers; tests/oracle.py needs none of them.

@@ -14,7 +14,7 @@ import torch
 HERE = Path(__file__).parent
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (torch for CPU does not bring it)")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed; it exists for Linux alone")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel tests run compiled on this machine")
 def test_kernels_equal_their_twins_under_the_interpreter() -> None:
     tests = sorted(str(path) for path in HERE.glob("test_*_kernel.py"))
