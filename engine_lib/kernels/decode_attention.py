@@ -46,6 +46,7 @@ def decode_attention(
         `out`. The twin is norm, RoPE, store_kv and TorchAttention.decode, as in layers/transformer.py.
     """
     cache.check()
+    rotation.check(cache.k.shape[3])
     batch, width = qkv.shape
     block_size, kv_heads, head_dim = cache.k.shape[1:]
     heads = width // head_dim - 2 * kv_heads
@@ -55,8 +56,6 @@ def decode_attention(
     check(heads // kv_heads <= _MIN_DOT, f"heads: {heads} are more than {_MIN_DOT} to each of {kv_heads} KV heads")
     check_rows("slots", slots, batch)
     check_rows("positions", positions, len(positions))
-    for name, table in (("cos", rotation.cos), ("sin", rotation.sin)):
-        check(table.is_contiguous() and table.shape[1] == head_dim // 2, f"{name}: not a contiguous [positions, head_dim / 2]")
     out = qkv.new_empty(batch, heads * head_dim) if out is None else out
     check_rows("out", out, batch, heads * head_dim)
     max_rows = min(cache.block_tables.shape[1] * block_size, len(rotation.cos))

@@ -33,7 +33,16 @@ def is_hopper(device: torch.device) -> bool:
 
 
 def launch_options(device: torch.device) -> dict[str, Any]:
-    """Arguments of every launch; HOPPER is also a constexpr of every kernel."""
+    """Arguments of every launch; HOPPER is also a constexpr of every kernel.
+
+    Raises:
+        ValueError: Triton would launch on another GPU, the thread's current one, and fault on the addresses of this one.
+    """
+    if device.type == "cuda":
+        current = torch.cuda.current_device()
+        check(
+            device.index == current, f"device: the tensors are on {device}, this thread is on cuda:{current}; torch.cuda.set_device first"
+        )
     return {"HOPPER": True, "launch_pdl": True} if is_hopper(device) else {"HOPPER": False}
 
 

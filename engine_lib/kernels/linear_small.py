@@ -144,6 +144,10 @@ def _launch(
     check_rows("out", out, rows, out_features)
     check(weight.is_contiguous(), f"weight: strides {weight.stride()} are not those of a contiguous matrix")
     check_aligned("weight", weight)
+    if norm is not None:
+        check_rows("norm.weight", norm.weight, in_features)
+    if bias is not None:
+        check_rows("bias", bias, out_features)
     if normed is not None:
         check_rows("normed", normed, rows, in_features)
     tile = tile or tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine_lib.kernels.launch import check
+from engine_lib.kernels.launch import check, check_rows
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,11 @@ class HeadRotation:
     eps: float
     cos: torch.Tensor
     sin: torch.Tensor
+
+    def check(self, head_dim: int) -> None:
+        """Refuse what the kernels do not read."""
+        check_rows("q_norm", self.q_norm, head_dim)
+        check_rows("k_norm", self.k_norm, head_dim)
+        for name, table in (("cos", self.cos), ("sin", self.sin)):
+            check_rows(name, table, len(self.cos), head_dim // 2)
+            check(table.is_contiguous(), f"{name}: strides {table.stride()} are not those of a contiguous table")

@@ -40,6 +40,7 @@ def prefill_attention(
     cache.check()
     rows, heads, head_dim = q.shape
     block_size, kv_heads = cache.k.shape[1:3]
+    check(cache.k.shape[3] == head_dim, f"q: heads of {head_dim}; those of the cache are {cache.k.shape[3]} wide")
     sequences = len(lengths)
     check(q.is_contiguous(), f"q: strides {q.stride()} are not those of a contiguous tensor")
     check_rows("lengths", lengths, sequences)

@@ -40,6 +40,7 @@ def rotate_and_store(
     rows, width = qkv.shape
     kv_heads, head_dim = k_cache.shape[2:]
     heads = width // head_dim - 2 * kv_heads
+    rotation.check(head_dim)
     check_rows("qkv", qkv, rows, width)
     check(heads > 0 and width % head_dim == 0, f"qkv: {width} columns do not fit {kv_heads} KV heads of {head_dim}")
     check(k_cache.is_contiguous() and v_cache.is_contiguous(), "k_cache, v_cache: the caches of a layer must be contiguous")
