@@ -37,7 +37,7 @@ class EngineConfig:
     device: str = option("auto", "auto (the first GPU, else CPU), cpu, cuda or cuda:N.")
     dtype: str = option("auto", "Weights of the talker; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
     enforce_eager: bool = option(False, "Launch every kernel from Python instead of replaying captured CUDA graphs.")
-    tensor_parallel_size: int = option(1, "GPUs that share one talker.", minimum=1, maximum=8)
+    tensor_parallel_size: int = option(1, "GPUs that share one talker; this version serves 1.", minimum=1, maximum=8)
     num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
 
     # talker

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+from print_options import options_page
 
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
@@ -113,3 +115,7 @@ def test_every_running_stream_needs_a_codec_slot():
     with pytest.raises(ConfigError, match=r"codec_slots: 4 is less than max_num_seqs \(8\)"):
         EngineConfig(max_num_seqs=8, codec_slots=4)
     assert EngineConfig(max_num_seqs=8, codec_slots=8).codec_slots == 8
+
+
+def test_the_page_of_options_is_that_of_the_code() -> None:
+    assert (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8") == options_page()

@@ -18,7 +18,7 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device, resolve_dtype
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.prompt import Prompt
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.request import FinishReason, Request, RequestStatus
@@ -51,6 +51,8 @@ class TalkerEngine:
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
         """
+        if config.tensor_parallel_size > 1:
+            raise ConfigError(f"tensor_parallel_size: {config.tensor_parallel_size} is not available in this version; use 1")
         self.checkpoint, self.config = checkpoint, config
         device = resolve_device(config.device)
         with torch.inference_mode():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.prompt import Prompt
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import FRAME_BUDGET_BASE, FRAME_BUDGET_PER_TOKEN, Request
@@ -186,3 +186,8 @@ def test_an_engine_that_was_never_started_takes_nothing_and_shuts_down(endless_v
         start(engine, GREETING)
     engine.shutdown()
     assert not engine.is_alive
+
+
+def test_more_gpus_than_this_version_serves_are_refused(tiny_custom_voice: Path):
+    with pytest.raises(ConfigError, match="tensor_parallel_size: 2"):
+        make_engine(tiny_custom_voice, tensor_parallel_size=2)
