@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from engine_lib.errors import ConfigError
@@ -31,3 +33,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` the current one of this thread: streams, events, graphs and Triton kernels go to the current GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -24,7 +24,7 @@ from engine_lib.codec.batcher import Batcher, Cohort, Stream
 from engine_lib.codec.request import NO_AUDIO, AudioChunk, CodecRequest
 from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.config import EngineConfig
-from engine_lib.devices import resolve_device, resolve_dtype
+from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
 
 __all__ = ["AudioChunk", "CodecEngine", "CodecRequest", "CodecStats"]
@@ -70,9 +70,10 @@ class CodecEngine:
         """
         self.config, self._codec = config, checkpoint.config.codec
         device = resolve_device(config.device)
-        self.runner = CodecRunner(checkpoint, config.codec_slots, dtype=resolve_dtype(config.codec_dtype, device), device=device)
-        if not config.enforce_eager:
-            self.runner.capture(config.codec_max_batch_size)
+        with on_device(device):
+            self.runner = CodecRunner(checkpoint, config.codec_slots, dtype=resolve_dtype(config.codec_dtype, device), device=device)
+            if not config.enforce_eager:
+                self.runner.capture(config.codec_max_batch_size)
         # The CPU decodes in `step` itself, where waiting for the next step only delays audio.
         self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
@@ -170,6 +171,11 @@ class CodecEngine:
     # codec thread
 
     def _run(self) -> None:
+        with on_device(self.runner.device):
+            self._serve()
+
+    def _serve(self) -> None:
+        """Decode and answer until the engine shall stop or fails."""
         reason = "the codec is shutting down"
         try:
             busy, last = False, None  # last: the step on the device

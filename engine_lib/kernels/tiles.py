@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -44,6 +44,8 @@ MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
     (3072, 2048, False): {8: LinearTile(16, 256, 8, 8, 1), 16: LinearTile(32, 64, 8, 8, 4)},
 }
 
+STAGED_BYTES = 200_000  # of a program's 227 KB of shared memory, for the stages under way
+
 
 def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> LinearTile:
     """The tile for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x."""
@@ -59,7 +61,9 @@ def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dty
     chunk = 128 if block_rows <= 16 else 64 if block_rows <= 32 else 32
     while chunk > 16 and chunk * 8 >= 2 * in_features:
         chunk //= 2
-    return LinearTile(block_out, chunk, num_stages=2 if gated else 3)
+    tile = LinearTile(block_out, chunk, num_stages=1)
+    stage_bytes = tile.chunk * tile.split_k * (block_out * (2 if gated else 1) + block_rows) * dtype.itemsize
+    return replace(tile, num_stages=max(1, min(3, STAGED_BYTES // stage_bytes)))
 
 
 def block_rows_for(rows: int) -> int:

@@ -17,7 +17,7 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.devices import resolve_device, resolve_dtype
+from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.prompt import Prompt
 from engine_lib.talker.block_manager import BlockManager
@@ -55,7 +55,7 @@ class TalkerEngine:
             raise ConfigError(f"tensor_parallel_size: {config.tensor_parallel_size} is not available in this version; use 1")
         self.checkpoint, self.config = checkpoint, config
         device = resolve_device(config.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), on_device(device):
             self.runner = TalkerRunner(checkpoint, config, device=device, dtype=resolve_dtype(config.dtype, device))
             self.runner.capture()
         block_manager = BlockManager(self.runner.num_blocks, config.kv_block_size)
@@ -164,7 +164,7 @@ class TalkerEngine:
     def _run(self) -> None:
         reason = "the server is shutting down"
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), on_device(self.runner.device):
                 while self._take_inbox():
                     self._step()
         except Exception as error:
