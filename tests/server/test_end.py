@@ -124,14 +124,14 @@ TalkerRunner.decode = dying_decode
 """
 
 CODEC_DIES = """
-from engine_lib.codec.engine import CodecEngine
-decode, steps = CodecEngine._decode, []
-def dying_decode(*args):
+from engine_lib.codec.runner import CodecRunner
+step, steps = CodecRunner.step, []
+def dying_step(*args):
     steps.append(0)
     if len(steps) > 20:
         raise RuntimeError("injected")
-    return decode(*args)
-CodecEngine._decode = dying_decode
+    return step(*args)
+CodecRunner.step = dying_step
 """
 
 
