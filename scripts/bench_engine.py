@@ -108,12 +108,12 @@ def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Request]:
     for request in requests:
         engine.scheduler.add(request)
     while engine.scheduler.waiting or any(request.num_launched_frames == 0 for request in requests):
-        _launch(engine)
+        launch(engine)
     return requests
 
 
-def _launch(engine: TalkerEngine) -> None:
-    """What the engine thread launches in one step."""
+def launch(engine: TalkerEngine) -> None:
+    """One step of the engine thread, without reading its result."""
     schedule = engine.scheduler.schedule()
     for request in schedule.admitted:
         engine.runner.admit(request)
@@ -135,8 +135,8 @@ def _time_decode(engine: TalkerEngine, batch: int, frames: int) -> tuple[float, 
     """Milliseconds of GPU time a frame, and microseconds of host time to launch one; both medians."""
     requests = _admit(engine, batch, CONTEXT_ROWS)
     for _ in range(5):
-        _launch(engine)
-    times = [timed(lambda: _launch(engine)) for _ in range(frames)]
+        launch(engine)
+    times = [timed(lambda: launch(engine)) for _ in range(frames)]
     _release(engine, requests)
     return statistics.median(device for device, _ in times), statistics.median(host for _, host in times) * 1e3
 

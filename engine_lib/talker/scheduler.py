@@ -88,10 +88,6 @@ class Scheduler:
             schedule.admitted.append(request)
             schedule.grown.append(request)
             self._plan_prefill(request, schedule)
-
-        # A later reservation may have preempted a stream that was planned earlier.
-        for planned in (schedule.decode, schedule.grown):
-            planned[:] = [request for request in planned if request.slot >= 0]
         return schedule
 
     def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench_engine import launch
 from talker.support import GREEDY, Utterance, make_engine, running_engine, speak, start
 
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
 from engine_lib.talker.runner import FrameResult
 
@@ -23,20 +23,6 @@ UTTERANCES = [
     Utterance(text="你好，今天天气很好。", voice="eric", language="auto"),
     Utterance(text="one two three " * 12, voice="aiden", language="auto", non_streaming_mode=False),
 ]
-
-
-def launch(engine: TalkerEngine) -> None:
-    """One step of the engine thread, without reading its result."""
-    schedule = engine.scheduler.schedule()
-    for request in schedule.admitted:
-        engine.runner.admit(request)
-    engine.runner.update_block_tables(schedule.grown)
-    if schedule.prefill:
-        engine.runner.prefill(schedule.prefill)
-        engine.scheduler.prefilled(schedule.prefill)
-    if schedule.decode:
-        engine.runner.decode(schedule.decode)
-        engine.scheduler.decoded(schedule.decode)
 
 
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])
