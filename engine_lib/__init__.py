@@ -1,0 +1,30 @@
+"""Qwen3-TTS as a library: `from engine_lib import Qwen3TTS`.
+
+Names are imported when they are first used, so that a process that needs one part does not load the others.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine_lib.api import Qwen3TTS, SpeechChunk, SpeechStream
+    from engine_lib.errors import Qwen3TTSError
+    from engine_lib.voice_prompt import VoiceClonePromptItem
+
+__all__ = ["Qwen3TTS", "Qwen3TTSError", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
+
+_HOMES = {
+    "Qwen3TTS": "api",
+    "Qwen3TTSError": "errors",
+    "SpeechChunk": "speech_stream",
+    "SpeechStream": "speech_stream",
+    "VoiceClonePromptItem": "voice_prompt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,17 +6,19 @@ Every text of every call joins one continuous batch; calls may come from any num
     wavs, sample_rate = tts.generate_custom_voice("Hello.", speaker="ryan", language="english")
     for chunk in tts.stream_custom_voice("Hello.", speaker="ryan"):
         play(chunk.audio)
+
+Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, and `*_voice_clone` for kind base.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,69 +27,79 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
-from engine_lib.errors import InvalidRequestError, Qwen3TTSError
-from engine_lib.prompt import Prompt, PromptBuilder
-from engine_lib.sampling import SamplingParams
+from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
+from engine_lib.reference_input import ReferenceInput
 from engine_lib.speech_stream import SpeechChunk, SpeechStream
+from engine_lib.talker.chunking import checked_chunk_frames
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, FinishReason, Request, checked_chunk_frames
+from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
+from engine_lib.voice_prompt import VoiceClonePromptItem
 
-__all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream"]
+__all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 
-T = TypeVar("T")
 Audio = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
-OFFICIAL_MAX_NEW_TOKENS = 2048  # where neither the caller nor generation_config.json says
 WHOLE_UTTERANCE_CHUNK = (16,)  # nobody listens before the end, so larger chunks are cheaper
+OFFICIAL_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
 class Qwen3TTS:
     """One checkpoint, loaded. Use it as a context manager, or call `close`."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
-        """Load talker and codec and start their threads. `from_pretrained` is the usual way in."""
+        """Load everything the kind of checkpoint needs and start its threads. `from_pretrained` is the usual way in."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
-        self._prompts = PromptBuilder(checkpoint, config.max_text_length)
         self._talker = TalkerEngine(checkpoint, config)
         self._codec = CodecEngine(checkpoint, config)
+        self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
         self._talker.start()
         self._codec.start()
 
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
-        device: str = "auto",
+        pretrained_model_name_or_path: str | Path,
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
+        *,
+        device_map: str | torch.device | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
         **engine_options: Any,
     ) -> Qwen3TTS:
         """Load a checkpoint folder.
 
         Args:
-            path: folder in the published layout.
+            pretrained_model_name_or_path: folder in the published layout; nothing is downloaded.
             device: auto, cpu, cuda or cuda:N.
             dtype: float32 or bfloat16 (or the torch.dtype); auto is bfloat16 on GPU, float32 on CPU.
             enforce_eager: launch kernels one by one instead of replaying CUDA graphs.
             tensor_parallel_size: GPUs that share the talker.
+            device_map: what transformers calls `device`.
+            attn_implementation: one of transformers' names, for scripts that give one. All compute the same, so it changes nothing;
+                the engine's own choice is the option `attention_backend`.
             engine_options: any other option of EngineConfig.
 
         Raises:
             CheckpointError, ConfigError: the folder or an option does not fit.
         """
+        if attn_implementation not in OFFICIAL_ATTENTION:
+            allowed = ", ".join(str(name) for name in OFFICIAL_ATTENTION)
+            raise ConfigError(f"attn_implementation: {attn_implementation!r} is not allowed; give {allowed}, or set attention_backend")
         options = dict(
             engine_options,
-            model_path=str(path),
-            device=device,
+            model_path=str(pretrained_model_name_or_path),
+            device=str(device if device_map is None else _device_of(device_map)),
             dtype=str(dtype).removeprefix("torch."),
             enforce_eager=enforce_eager,
             tensor_parallel_size=tensor_parallel_size,
         )
-        return cls(Checkpoint(path), EngineConfig.from_options(options))
+        return cls(Checkpoint(pretrained_model_name_or_path), EngineConfig.from_options(options))
 
     @property
     def sample_rate(self) -> int:
@@ -100,7 +112,9 @@ class Qwen3TTS:
 
     def get_supported_languages(self) -> list[str]:
         """`auto` and the languages a request may name, sorted."""
-        return self._prompts.languages
+        return self._utterances.prompts.languages
+
+    # whole utterances
 
     def generate_custom_voice(
         self,
@@ -124,13 +138,75 @@ class Qwen3TTS:
             (waveforms [samples] float32 in the order of the texts, sample rate).
 
         Raises:
-            InvalidRequestError (a ValueError): an argument is not allowed, or list lengths differ.
+            InvalidRequestError (a ValueError): an argument is not allowed, list lengths differ, or the checkpoint is of another kind.
             OverloadedError: more texts than the engine may hold.
         """
-        requests = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
-        with ExitStack() as stack:  # when one fails or is refused, the others are for nobody
-            streams = [stack.enter_context(closing(self._start(*request, WHOLE_UTTERANCE_CHUNK))) for request in requests]
-            return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
+        return self._speak(self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation))
+
+    def generate_voice_design(
+        self,
+        text: str | list[str],
+        instruct: str | list[str],
+        language: str | list[str] | None = None,
+        non_streaming_mode: bool = True,
+        **generation: Any,
+    ) -> tuple[list[Audio], int]:
+        """Speak each text with a voice that `instruct` describes; an empty one leaves the voice to the model.
+
+        Arguments, results and errors are those of `generate_custom_voice`.
+        """
+        return self._speak(self._utterances.voice_design(text, instruct, language, non_streaming_mode, **generation))
+
+    def generate_voice_clone(
+        self,
+        text: str | list[str],
+        language: str | list[str] | None = None,
+        ref_audio: ReferenceInput | list[ReferenceInput] | None = None,
+        ref_text: str | list[str | None] | None = None,
+        x_vector_only_mode: bool | list[bool] = False,
+        voice_clone_prompt: VoiceClonePrompt | None = None,
+        non_streaming_mode: bool = False,
+        voice: str | list[str] | None = None,
+        **generation: Any,
+    ) -> tuple[list[Audio], int]:
+        """Speak each text with a voice cloned from reference audio. The audio starts where the reference ends.
+
+        Args:
+            ref_audio, ref_text, x_vector_only_mode: as in `create_voice_clone_prompt`; one reference for all texts, or one a text.
+            voice_clone_prompt: what `create_voice_clone_prompt` gave, in place of these three.
+            voice: the name of a voice in the folder of the option `voice_store`, in place of all these; one, or one a text.
+            others: as in `generate_custom_voice`; but the text is fed while audio comes out unless `non_streaming_mode` is True.
+
+        Returns, raises:
+            As `generate_custom_voice`.
+        """
+        prompt = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
+        return self._speak(self._utterances.voice_clone(text, language, *prompt, non_streaming_mode, voice, **generation))
+
+    def create_voice_clone_prompt(
+        self,
+        ref_audio: ReferenceInput | list[ReferenceInput],
+        ref_text: str | list[str | None] | None = None,
+        x_vector_only_mode: bool | list[bool] = False,
+    ) -> list[VoiceClonePromptItem]:
+        """Make prompts of voices, to be used for any number of texts.
+
+        Args:
+            ref_audio: one reference or a list. Each is the path of an audio file, (samples [n] or [n, channels], sample rate), or
+                the bytes of an audio file in base64; `reference_min_seconds` to `reference_max_seconds` long.
+            ref_text: what each reference says; one for all, or a list. Needed unless `x_vector_only_mode`.
+            x_vector_only_mode: clone the timbre alone instead of continuing the reference; one for all, or a list.
+
+        Returns:
+            One item for each reference.
+
+        Raises:
+            InvalidRequestError (a ValueError): a reference or its text cannot be used, or the checkpoint is not of kind base.
+            OverloadedError: more references wait than the engine may hold.
+        """
+        return self._utterances.references.prompts(ref_audio, ref_text, x_vector_only_mode)
+
+    # streams
 
     def stream_custom_voice(
         self,
@@ -152,35 +228,75 @@ class Qwen3TTS:
             InvalidRequestError, OverloadedError: as there, at the call.
             Qwen3TTSError: from the iterator, when the stream fails.
         """
-        if not isinstance(text, str):
-            raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string")
-        ramp = self.config.chunk_frames if chunk_frames is None else checked_chunk_frames(list(chunk_frames))
-        [request] = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
-        return self._start(*request, ramp)
+        ramp = self._checked_stream(text, chunk_frames)
+        [utterance] = self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation)
+        return self._start(utterance, ramp)
 
-    def generate_codes(
+    def stream_voice_design(
         self,
-        text: str | list[str],
-        speaker: str | list[str],
-        language: str | list[str] | None = None,
-        instruct: str | list[str] | None = None,
+        text: str,
+        instruct: str,
+        language: str | None = None,
         non_streaming_mode: bool = True,
+        chunk_frames: Sequence[int] | None = None,
         **generation: Any,
-    ) -> list[Codes]:
-        """The talker's half of `generate_custom_voice`: codec frames [frames, num_code_groups] int16 of each text."""
-        requests = self._custom_voice(text, speaker, language, instruct, non_streaming_mode, generation)
+    ) -> SpeechStream:
+        """`generate_voice_design` as a stream; see `stream_custom_voice`."""
+        ramp = self._checked_stream(text, chunk_frames)
+        [utterance] = self._utterances.voice_design(text, instruct, language, non_streaming_mode, **generation)
+        return self._start(utterance, ramp)
+
+    def stream_voice_clone(
+        self,
+        text: str,
+        language: str | None = None,
+        ref_audio: ReferenceInput | None = None,
+        ref_text: str | None = None,
+        x_vector_only_mode: bool = False,
+        voice_clone_prompt: VoiceClonePrompt | None = None,
+        non_streaming_mode: bool = False,
+        chunk_frames: Sequence[int] | None = None,
+        voice: str | None = None,
+        **generation: Any,
+    ) -> SpeechStream:
+        """`generate_voice_clone` as a stream; see `stream_custom_voice`."""
+        prompt = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
+        ramp = self._checked_stream(text, chunk_frames)
+        [utterance] = self._utterances.voice_clone(text, language, *prompt, non_streaming_mode, voice, **generation)
+        return self._start(utterance, ramp)
+
+    # the halves
+
+    def generate_codes(self, *arguments: Any, **keywords: Any) -> list[Codes]:
+        """The talker's half: codec frames [frames, num_code_groups] int16 of each text.
+
+        Takes the arguments of the `generate_` method for this kind of checkpoint.
+        """
+        utterances: list[Utterance] = getattr(self._utterances, CALLS[self._utterances.kind])(*arguments, **keywords)
         with ExitStack() as stack:
-            pending = [self._start_codes(*request, stack) for request in requests]
+            pending = [self._start_codes(utterance, stack) for utterance in utterances]
             return [codes.result() for codes in pending]
 
-    def decode(self, codes: Codes | list[Codes]) -> tuple[list[Audio], int]:
-        """The codec's half: waveforms of codec frames [frames, num_code_groups], and the sample rate."""
-        return [self._codec.decode(frames) for frames in (codes if isinstance(codes, list) else [codes])], self.sample_rate
+    def decode(self, codes: Codes | list[Codes], voice_clone_prompt: VoiceClonePrompt | None = None) -> tuple[list[Audio], int]:
+        """The codec's half: waveforms of codec frames [frames, num_code_groups], and the sample rate.
+
+        Args:
+            voice_clone_prompt: the voices the codes were generated with, one or one each: speech cloned in context continues
+                its reference, and sounds at its start as it should only behind it.
+        """
+        pieces = codes if isinstance(codes, list) else [codes]
+        references: list[Codes | None] = [None] * len(pieces)
+        if voice_clone_prompt is not None:
+            items: list[VoiceClonePromptItem] = broadcast("voice_clone_prompt", voice_prompt_items(voice_clone_prompt), len(pieces))
+            voices = [item.checked(self.checkpoint.config) for item in items]
+            references = [None if voice.ref_code is None else voice.ref_code.numpy() for voice in voices]
+        return [self._codec.decode(*piece) for piece in zip(pieces, references, strict=True)], self.sample_rate
 
     def close(self) -> None:
-        """Stop both engines; open streams end with an error."""
+        """Stop all engines; open streams end with an error."""
         self._talker.shutdown()
         self._codec.shutdown()
+        self._utterances.shutdown()
 
     def __enter__(self) -> Qwen3TTS:
         return self
@@ -188,60 +304,24 @@ class Qwen3TTS:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _custom_voice(
-        self,
-        text: str | list[str],
-        speaker: str | list[str],
-        language: str | list[str] | None,
-        instruct: str | list[str] | None,
-        non_streaming_mode: bool,
-        generation: dict[str, Any],
-    ) -> list[tuple[Prompt, SamplingParams]]:
-        """The prompt and the sampling of each text; everything is checked before anything is queued."""
-        kind = self.checkpoint.config.kind
-        if kind != "custom_voice":
-            raise InvalidRequestError("speaker", f"a checkpoint of kind {kind} has no built-in voices; this call needs a custom_voice one")
-        texts = text if isinstance(text, list) else [text]
-        if not texts:
-            raise InvalidRequestError("text", "is an empty list; give at least one text")
-        fields = zip(
-            texts,
-            _broadcast("speaker", speaker, len(texts)),
-            _broadcast("language", "auto" if language is None else language, len(texts)),
-            _broadcast("instruct", "" if instruct is None else instruct, len(texts)),
-            strict=True,
-        )
-        prompts = []
-        for one, voice, name, how in fields:
-            try:
-                prompt = self._prompts.build(
-                    text=one, voice=voice or "", language=name, instruct=how, non_streaming_mode=non_streaming_mode
-                )
-            except InvalidRequestError as error:
-                if error.field != "voice":
-                    raise
-                raise InvalidRequestError("speaker", str(error).removeprefix("voice: ")) from None  # the name it has here
-            prompts.append(prompt)
-        return [(prompt, self._sampling(prompt, generation)) for prompt in prompts]
+    def _speak(self, utterances: list[Utterance]) -> tuple[list[Audio], int]:
+        """Queue all, and wait for the audio of each."""
+        with ExitStack() as stack:  # when one fails or is refused, the others are for nobody
+            streams = [stack.enter_context(closing(self._start(utterance, WHOLE_UTTERANCE_CHUNK))) for utterance in utterances]
+            return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
 
-    def _sampling(self, prompt: Prompt, generation: dict[str, Any]) -> SamplingParams:
-        """generation_config.json, then the caller's arguments; `max_new_tokens` counts as in the official package."""
-        arguments = dict(generation)
-        max_new_tokens = arguments.pop("max_new_tokens", None)
-        sampling = self.checkpoint.sampling_defaults().updated(arguments)
-        if sampling.max_frames is not None:
-            return sampling
-        if max_new_tokens is not None:
-            if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
-                raise InvalidRequestError(
-                    "max_new_tokens", f"{max_new_tokens!r} is not allowed; N gives N - 1 frames, so give a whole number from 2"
-                )
-            return sampling.updated({"max_frames": max_new_tokens - 1})
-        default = self.checkpoint.config.generation_defaults.get("max_new_tokens", OFFICIAL_MAX_NEW_TOKENS)
-        return sampling.updated({"max_frames": max(1, min(default - 1, self._talker.max_frames_behind(prompt)))})
+    def _checked_stream(self, text: object, chunk_frames: Sequence[int] | None) -> tuple[int, ...]:
+        """The chunk ramp of a stream of `text`, which must be one string."""
+        if not isinstance(text, str):
+            raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string")
+        return self.config.chunk_frames if chunk_frames is None else checked_chunk_frames(list(chunk_frames))
 
-    def _start_codes(self, prompt: Prompt, sampling: SamplingParams, stack: ExitStack) -> Future[Codes]:
-        """Queue one request and gather its codes; leaving `stack` cancels it."""
+    def _start(self, utterance: Utterance, chunk_frames: tuple[int, ...]) -> SpeechStream:
+        """Queue one; its audio comes out of the stream."""
+        return SpeechStream.start(self._talker, self._codec, utterance.prompt, utterance.sampling, chunk_frames)
+
+    def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[Codes]:
+        """Queue one and gather its codes; leaving `stack` cancels it."""
         chunks: list[Codes] = []
         codes: Future[Codes] = Future()
 
@@ -252,21 +332,21 @@ class Qwen3TTS:
             elif chunk.is_final:
                 codes.set_result(np.concatenate(chunks))
 
-        request = Request(uuid.uuid4().hex, prompt, sampling, WHOLE_UTTERANCE_CHUNK, on_chunk)
+        request = Request(uuid.uuid4().hex, utterance.prompt, utterance.sampling, WHOLE_UTTERANCE_CHUNK, on_chunk)
         self._talker.submit(request)
         stack.callback(self._talker.cancel, request.request_id)  # one that has ended is left alone
         return codes
 
-    def _start(self, prompt: Prompt, sampling: SamplingParams, chunk_frames: tuple[int, ...]) -> SpeechStream:
-        """Queue one request; its audio comes out of the stream."""
-        return SpeechStream.start(self._talker, self._codec, prompt, sampling, chunk_frames)
 
+def _device_of(device_map: str | torch.device | Mapping[str, Any]) -> str:
+    """The one device of a device map.
 
-def _broadcast(field: str, value: T | list[T], count: int) -> list[T]:
-    """`value` for each of `count` texts."""
-    values = value if isinstance(value, list) else [value]
-    if len(values) == 1:
-        values = values * count
-    if len(values) != count:
-        raise InvalidRequestError(field, f"has {len(values)} entries for {count} texts; give one, or one a text")
-    return values
+    Raises:
+        ConfigError: it spreads the model over several.
+    """
+    if not isinstance(device_map, Mapping):
+        return str(device_map)
+    devices = {str(device) for device in device_map.values()}
+    if len(devices) != 1:
+        raise ConfigError(f"device_map: {dict(device_map)!r:.200} is not one device; give one, or set tensor_parallel_size")
+    return devices.pop()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,22 @@ def _splits_by_case(vocab_size: int, config: Mapping[str, Any]) -> bool:
     return vocab_size > 100_000 and (written_by is None or Version("4.57.2") < Version(written_by) < Version("5.0.0"))
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` equal parts of a weight."""
+
+    index: int
+    count: int
+
+    def of(self, size: int) -> slice:
+        """The part of `size` rows or columns, which `count` divides."""
+        part = size // self.count
+        return slice(self.index * part, (self.index + 1) * part)
+
+
+WHOLE = Shard(0, 1)
+
+
 class Weights:
     """The tensors of `model.safetensors`, or of the shards `model.safetensors.index.json` lists, in one folder."""
 
@@ -119,15 +135,42 @@ class Weights:
         """All tensor names, sorted."""
         return sorted(self._files)
 
+    def stored(self, name: str) -> torch.Tensor:
+        """Tensor `name` as the file has it.
+
+        Raises:
+            CheckpointError: the weight is missing.
+        """
+        tensor: torch.Tensor = self._file_of(name).get_tensor(name)
+        return tensor
+
     def take(self, name: str, shape: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Tensor `name`, of exactly `shape`, as `dtype` on `device`.
 
         Raises:
             CheckpointError: the weight is missing or has another shape; the message names it.
         """
+        tensor = self.stored(name)
+        self._check_shape(name, tensor.shape, shape)
+        return tensor.to(device=device, dtype=dtype)
+
+    def take_shard(
+        self, name: str, shape: Iterable[int], shard: Shard, *, dim: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """As `take`, but of a weight of `shape` only a shard along `dim` (0 or 1); no more is read than that."""
+        if shard == WHOLE:
+            return self.take(name, shape, dtype=dtype, device=device)
+        stored = self._file_of(name).get_slice(name)
+        self._check_shape(name, stored.get_shape(), shape)
+        part = shard.of(stored.get_shape()[dim])
+        tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
+        return tensor.to(device=device, dtype=dtype).contiguous()
+
+    def _file_of(self, name: str) -> Any:
         if name not in self._files:
             raise CheckpointError(f"{self._folder}: weight {name} is missing")
-        tensor = self._files[name].get_tensor(name)
-        if tuple(tensor.shape) != tuple(shape):
-            raise CheckpointError(f"{self._folder}: weight {name} has shape {tuple(tensor.shape)}; {tuple(shape)} expected")
-        return tensor.to(device=device, dtype=dtype)
+        return self._files[name]
+
+    def _check_shape(self, name: str, stored: Iterable[int], expected: Iterable[int]) -> None:
+        if tuple(stored) != tuple(expected):
+            raise CheckpointError(f"{self._folder}: weight {name} has shape {tuple(stored)}; {tuple(expected)} expected")

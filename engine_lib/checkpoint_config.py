@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,15 @@ class DecoderShape:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+
+    def sharded(self, count: int) -> DecoderShape:
+        """The shape of one of `count` equal shards: each has its own heads, and its own part of the feed-forward layers."""
+        return replace(
+            self,
+            intermediate_size=self.intermediate_size // count,
+            num_attention_heads=self.num_attention_heads // count,
+            num_key_value_heads=self.num_key_value_heads // count,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,35 @@ class CodecDecoderConfig:
 
 
 @dataclass(frozen=True)
+class SpeakerEncoderConfig:
+    """The ECAPA-TDNN of `base` checkpoints: log-mel frames to an x-vector. Widths, kernels and dilations are one a block."""
+
+    mel_dim: int
+    enc_dim: int
+    enc_channels: tuple[int, ...]
+    enc_kernel_sizes: tuple[int, ...]
+    enc_dilations: tuple[int, ...]
+    enc_attention_channels: int
+    enc_res2net_scale: int
+    enc_se_channels: int
+
+
+@dataclass(frozen=True)
+class ReferenceEncoderConfig:
+    """The Mimi encoder of `speech_tokenizer/`: audio to codes.
+
+    Attributes:
+        num_quantizers: how many of its codebooks, from the first, make up a frame.
+        samples_per_frame: audio samples of one frame.
+        mimi: fields of transformers' MimiConfig, as transformers 4 and 5 both take them.
+    """
+
+    num_quantizers: int
+    samples_per_frame: int
+    mimi: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Everything the JSON files of one checkpoint folder say that this engine uses."""
 
@@ -92,6 +130,8 @@ class CheckpointConfig:
     size: str
     talker: TalkerConfig
     codec: CodecDecoderConfig
+    speaker_encoder: SpeakerEncoderConfig | None  # this one and the next: None unless kind is base
+    reference_encoder: ReferenceEncoderConfig | None
     tts_bos_token_id: int
     tts_eos_token_id: int
     tts_pad_token_id: int
@@ -110,11 +150,14 @@ class CheckpointConfig:
         if kind not in KINDS:
             raise CheckpointError(f"{model.where}: tts_model_type is {kind!r}; supported: {', '.join(KINDS)}")
         generation = _Fields(folder / "generation_config.json").values
+        tokenizer = _Fields(folder / "speech_tokenizer" / "config.json")
         return cls(
             kind=kind,
             size=model.get("tts_model_size", str),
             talker=_talker_config(talker),
-            codec=_codec_config(_Fields(folder / "speech_tokenizer" / "config.json")),
+            codec=_codec_config(tokenizer),
+            speaker_encoder=_speaker_encoder_config(model, talker) if kind == "base" else None,
+            reference_encoder=_reference_encoder_config(tokenizer, talker) if kind == "base" else None,
             tts_bos_token_id=model.get("tts_bos_token_id", int),
             tts_eos_token_id=model.get("tts_eos_token_id", int),
             tts_pad_token_id=model.get("tts_pad_token_id", int),
@@ -175,6 +218,48 @@ def _codec_config(tokenizer: _Fields) -> CodecDecoderConfig:
     )
 
 
+def _speaker_encoder_config(model: _Fields, talker: _Fields) -> SpeakerEncoderConfig:
+    """What a published config.json leaves out has the default of the official Qwen3TTSSpeakerEncoderConfig."""
+    encoder = model.nested("speaker_encoder_config")
+    encoder.must_be("sample_rate", 24000)
+    encoder.must_be("enc_dim", talker.get("hidden_size", int))  # an x-vector is a row of the talker's input
+    channels = encoder.get_integers("enc_channels", (512, 512, 512, 512, 1536))
+    kernel_sizes, dilations = (
+        encoder.get_integers("enc_kernel_sizes", (5, 3, 3, 3, 1)),
+        encoder.get_integers("enc_dilations", (1, 2, 3, 4, 1)),
+    )
+    if not 3 <= len(channels) == len(kernel_sizes) == len(dilations):
+        raise CheckpointError(f"{encoder.where}: enc_channels, enc_kernel_sizes and enc_dilations need one length, at least 3")
+    return SpeakerEncoderConfig(
+        mel_dim=encoder.get("mel_dim", int, 128),
+        enc_dim=encoder.get("enc_dim", int),
+        enc_channels=channels,
+        enc_kernel_sizes=kernel_sizes,
+        enc_dilations=dilations,
+        enc_attention_channels=encoder.get("enc_attention_channels", int, 128),
+        enc_res2net_scale=encoder.get("enc_res2net_scale", int, 8),
+        enc_se_channels=encoder.get("enc_se_channels", int, 128),
+    )
+
+
+def _reference_encoder_config(tokenizer: _Fields, talker: _Fields) -> ReferenceEncoderConfig:
+    encoder = tokenizer.nested("encoder_config")
+    for name, supported in (("audio_channels", 1), ("use_causal_conv", True), ("pad_mode", "constant"), ("rope_scaling", None)):
+        encoder.must_be(name, supported)
+    for section, name in ((encoder, "sampling_rate"), (tokenizer, "input_sample_rate")):
+        section.must_be(name, 24000)
+    tokenizer.must_be("encoder_valid_num_quantizers", talker.get("num_code_groups", int))
+    samples_per_frame = 2 * prod(encoder.get_integers("upsampling_ratios", (8, 6, 5, 4)))
+    tokenizer.must_be("encode_downsample_rate", samples_per_frame)
+    rope = encoder.values.get("rope_parameters") or encoder.values  # transformers 5 writes a section of its own
+    settings = {name: value for name, value in encoder.values.items() if not name.startswith("rope_")}
+    return ReferenceEncoderConfig(
+        num_quantizers=tokenizer.get("encoder_valid_num_quantizers", int),
+        samples_per_frame=samples_per_frame,
+        mimi=settings | {"rope_theta": float(rope.get("rope_theta", 10000.0))},
+    )
+
+
 def _decoder_shape(section: _Fields) -> DecoderShape:
     hidden_size, heads = section.get("hidden_size", int), section.get("num_attention_heads", int)
     return DecoderShape(
@@ -206,12 +291,18 @@ class _Fields:
                 raise CheckpointError(f"{file} does not hold a JSON object")
         self.values: dict[str, Any] = values
 
-    def get(self, name: str, kind: type) -> Any:
-        value = self.values.get(name)
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        value = self.values.get(name, default)
         allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
         if value is None or isinstance(value, bool) or not isinstance(value, allowed):
             raise CheckpointError(f"{self.where}: {name} is {value!r}; {kind.__name__} expected")
         return value
+
+    def get_integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        values = self.get(name, list, list(default))
+        if not all(isinstance(value, int) for value in values):
+            raise CheckpointError(f"{self.where}: {name} is {values!r}; whole numbers expected")
+        return tuple(values)
 
     def nested(self, name: str) -> _Fields:
         return _Fields(self.file, self.get(name, dict), f"{self.prefix}.{name}" if self.prefix else name)

@@ -1,7 +1,8 @@
 """Text, voice, language and instruction -> the rows the talker is prefilled with, and the text fed while it speaks.
 
 A row is one talker input: the embedding of at most one text id plus the embeddings of at most one code per codebook. So a
-prompt is integers only: cheap to make, to compare and to recompute after a preemption, whatever device the talker runs on.
+prompt is integers: cheap to make, to compare and to recompute after a preemption, whatever device the talker runs on. A cloned
+voice's x-vector is no embedding of the talker's; an id stands in its row's place until the row is sent to the device.
 The row order is that of `Qwen3TTSForConditionalGeneration.generate` in qwen-tts 0.1.1.
 """
 
@@ -15,12 +16,16 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import InvalidRequestError
+from engine_lib.voice_prompt import VoiceClonePromptItem
 
 NO_ID = -1  # a row without text, or without a code in that codebook
+X_VECTOR_ID = -2  # in codebook 0: the prompt's own `speaker_embedding`
 
-# Token counts of "<|im_start|>assistant\n" and "<|im_end|>\n<|im_start|>assistant\n", which wrap the text.
+# Token counts of "<|im_start|>assistant\n" and "<|im_end|>\n<|im_start|>assistant\n", which wrap the text, and of
+# "<|im_end|>\n", which ends a reference text.
 ROLE_LENGTH = 3
 TAIL_LENGTH = 5
+REFERENCE_TAIL_LENGTH = 2
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,20 @@ class Prompt:
 
     Attributes:
         text_ids: [rows] int32, NO_ID where a row has no text.
-        codes: [rows, num_code_groups] int32, NO_ID where a row has no code; column 0 may hold special codec ids.
+        codes: [rows, num_code_groups] int32, NO_ID where a row has no code; column 0 may hold special codec ids, and X_VECTOR_ID.
         trailing_text_ids: [n] int32; entry i joins the codes of frame i in the next input row, tts_pad after the last.
         num_text_tokens: tokens of the text to be spoken, for the frame budget.
+        speaker_embedding: [hidden_size] float32, the x-vector of a cloned voice.
+        reference_codes: [frames, num_code_groups] int16, the reference of a voice cloned in context. The codec decodes them
+            ahead of the first frame, as the past of the new speech, and gives no audio for them.
     """
 
     text_ids: npt.NDArray[np.int32]
     codes: npt.NDArray[np.int32]
     trailing_text_ids: npt.NDArray[np.int32]
     num_text_tokens: int
+    speaker_embedding: npt.NDArray[np.float32] | None = None
+    reference_codes: npt.NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return len(self.text_ids)
@@ -67,6 +77,16 @@ class PromptBuilder:
         """The voice of a request that names none: the first the checkpoint lists."""
         return next(iter(self.config.talker.speaker_ids), None) if self.config.kind == "custom_voice" else None
 
+    def check(self, *, text: str, language: str | None = None, instruct: str | None = None) -> None:
+        """Check what `build` checks of these fields, for a voice that is still being encoded.
+
+        Raises:
+            InvalidRequestError: a field has a value this checkpoint does not allow.
+        """
+        self._check_text("text", text)
+        self._language_id(language, None)
+        self._instruct_ids(instruct)
+
     def build(
         self,
         *,
@@ -75,6 +95,7 @@ class PromptBuilder:
         language: str | None = None,
         instruct: str | None = None,
         non_streaming_mode: bool | None = None,
+        voice_prompt: VoiceClonePromptItem | None = None,
     ) -> Prompt:
         """Lay out the prompt of one request.
 
@@ -83,46 +104,85 @@ class PromptBuilder:
             voice: a built-in speaker, any case; None takes `default_voice`, "" leaves the speaker row out.
             language: one of `languages`, any case; None is auto.
             instruct: how to say it; ignored by 0.6B CustomVoice checkpoints, as in the official package.
-            non_streaming_mode: True puts the whole text into the prompt, False feeds it a row a frame; None is True.
+            non_streaming_mode: True puts the whole text into the prompt, False feeds it a row a frame; None is False for
+                checkpoints of kind base and True for the others.
+            voice_prompt: the voice to clone, for checkpoints of kind base.
 
         Raises:
             InvalidRequestError: a field has a value this checkpoint does not allow.
         """
-        if self.config.kind == "base":
-            raise InvalidRequestError("reference_audio", "a checkpoint of kind base clones a voice; this version does not serve it yet")
         self._check_text("text", text)
+        voice_prompt = self._checked_voice_prompt(voice_prompt)
         voice = self._checked_voice(voice)
         language_id = self._language_id(language, voice)
         instruct_ids = self._instruct_ids(instruct)
+        if non_streaming_mode is None:
+            non_streaming_mode = self.config.kind != "base"
         ids = self._tokenize(f"<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n")
         role, spoken = ids[:ROLE_LENGTH], ids[ROLE_LENGTH:-TAIL_LENGTH]
 
         rows = _Rows(self.config.talker.num_code_groups)
         rows.add(instruct_ids)
         rows.add(role)
-        self._add_codec_tags(rows, language_id, voice)
-        talker = self.config.talker
-        if non_streaming_mode is None or non_streaming_mode:
-            text_and_end = [*spoken, self.config.tts_eos_token_id]
-            rows.add(text_and_end, [talker.codec_pad_id] * len(text_and_end))
-            rows.add([self.config.tts_pad_token_id], [talker.codec_bos_id])
-            trailing: list[int] = []
-        else:
-            rows.add(spoken[:1], [talker.codec_bos_id])
-            trailing = [*spoken[1:], self.config.tts_eos_token_id]
-        return rows.prompt(trailing, len(spoken))
+        speaker = X_VECTOR_ID if voice_prompt else self.config.talker.speaker_ids[voice] if voice else None
+        self._add_codec_tags(rows, language_id, speaker)
+        add_text = self._add_whole_text if non_streaming_mode else self._add_first_text
+        trailing = add_text(rows, spoken, voice_prompt)
+        return rows.prompt(trailing, len(spoken), voice_prompt)
 
-    def _add_codec_tags(self, rows: _Rows, language_id: int | None, voice: str | None) -> None:
-        """tts_pad.. + tts_bos over [think.., language, .., speaker, pad]; the codec's bos belongs to the text's first row."""
+    def _add_codec_tags(self, rows: _Rows, language_id: int | None, speaker: int | None) -> None:
+        """tts_pad.. + tts_bos over [think.., language, .., speaker, pad]; the codec's bos belongs to a row of the text."""
         talker = self.config.talker
         if language_id is None:
             tags = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
         else:
             tags = [talker.codec_think_id, talker.codec_think_bos_id, language_id, talker.codec_think_eos_id]
-        if voice:
-            tags.append(talker.speaker_ids[voice])
+        if speaker is not None:
+            tags.append(speaker)
         tags.append(talker.codec_pad_id)
         rows.add([self.config.tts_pad_token_id] * (len(tags) - 1) + [self.config.tts_bos_token_id], tags)
+
+    def _add_whole_text(self, rows: _Rows, spoken: list[int], voice_prompt: VoiceClonePromptItem | None) -> list[int]:
+        """All text and tts_eos over pads, then the codec's bos and the reference over tts_pad. No text is left to be fed."""
+        text = [*self._reference_ids(voice_prompt), *spoken, self.config.tts_eos_token_id]
+        frames = self._bos_and_reference(voice_prompt)
+        rows.add(text, [self.config.talker.codec_pad_id] * len(text))
+        rows.add([self.config.tts_pad_token_id] * len(frames), frames)
+        return []
+
+    def _add_first_text(self, rows: _Rows, spoken: list[int], voice_prompt: VoiceClonePromptItem | None) -> list[int]:
+        """The codec's bos and the reference, a row of text with each while there is one. Returns the text left to be fed."""
+        text = [*self._reference_ids(voice_prompt), *spoken, self.config.tts_eos_token_id]
+        frames = self._bos_and_reference(voice_prompt)
+        padding = [self.config.tts_pad_token_id] * (len(frames) - len(text))
+        rows.add([*text[: len(frames)], *padding], frames)
+        return text[len(frames) :]
+
+    def _reference_ids(self, voice_prompt: VoiceClonePromptItem | None) -> list[int]:
+        """Ids of the text of a voice cloned in context."""
+        if voice_prompt is None or not voice_prompt.icl_mode:
+            return []
+        return self._tokenize(f"<|im_start|>assistant\n{voice_prompt.ref_text}<|im_end|>\n")[ROLE_LENGTH:-REFERENCE_TAIL_LENGTH]
+
+    def _bos_and_reference(self, voice_prompt: VoiceClonePromptItem | None) -> npt.NDArray[np.int32]:
+        """[1 + frames, num_code_groups]: the codec's bos, then the codes of a voice cloned in context."""
+        bos = np.full((1, self.config.talker.num_code_groups), NO_ID, np.int32)
+        bos[0, 0] = self.config.talker.codec_bos_id
+        if voice_prompt is None or voice_prompt.ref_code is None:
+            return bos
+        return np.concatenate([bos, voice_prompt.ref_code.numpy().astype(np.int32)])
+
+    def _checked_voice_prompt(self, voice_prompt: VoiceClonePromptItem | None) -> VoiceClonePromptItem | None:
+        if self.config.kind != "base":
+            if voice_prompt is not None:
+                raise InvalidRequestError("voice_prompt", f"a {self.config.kind} checkpoint clones no voice; use one of kind base")
+            return None
+        if voice_prompt is None:
+            raise InvalidRequestError("reference_audio", "is missing; a base checkpoint speaks with a voice it clones, so give one")
+        voice_prompt = voice_prompt.checked(self.config)
+        if voice_prompt.icl_mode:
+            self._check_text("ref_text", voice_prompt.ref_text)
+        return voice_prompt
 
     def _checked_voice(self, voice: str | None) -> str | None:
         if self.config.kind != "custom_voice":
@@ -148,10 +208,14 @@ class PromptBuilder:
         # The official package tests `size in "0b6"`; only custom voice checkpoints of that size ignore instructions.
         if not instruct or (self.config.kind == "custom_voice" and self.config.size in "0b6"):
             return []
+        if self.config.kind == "base":
+            raise InvalidRequestError("instruct", "a base checkpoint takes no instruction; leave it out, or use one of another kind")
         self._check_text("instruct", instruct)
         return self._tokenize(f"<|im_start|>user\n{instruct}<|im_end|>\n")
 
-    def _check_text(self, field: str, text: str) -> None:
+    def _check_text(self, field: str, text: object) -> None:
+        if not isinstance(text, str):
+            raise InvalidRequestError(field, f"is a {type(text).__name__}; give a string")
         if not text.strip():
             raise InvalidRequestError(field, "is empty; give at least one word")
         if len(text) > self.max_text_length:
@@ -171,13 +235,23 @@ class _Rows:
     def __init__(self, num_code_groups: int) -> None:
         self._num_code_groups = num_code_groups
         self._text_ids: list[int] = []
-        self._first_codes: list[int] = []
+        self._codes: list[npt.NDArray[np.int32]] = []
 
-    def add(self, text_ids: Sequence[int], first_codes: Sequence[int] | None = None) -> None:
+    def add(self, text_ids: Sequence[int], codes: Sequence[int] | npt.NDArray[np.int32] = ()) -> None:
+        """Append rows of `text_ids` with no codes, with those of codebook 0 [rows], or with those of all [rows, num_code_groups]."""
+        rows = np.full((len(text_ids), self._num_code_groups), NO_ID, np.int32)
+        if np.ndim(codes) == 2:
+            rows[:] = codes
+        elif len(codes):
+            rows[:, 0] = codes
         self._text_ids.extend(text_ids)
-        self._first_codes.extend([NO_ID] * len(text_ids) if first_codes is None else first_codes)
+        self._codes.append(rows)
 
-    def prompt(self, trailing: Sequence[int], num_text_tokens: int) -> Prompt:
-        codes = np.full((len(self._text_ids), self._num_code_groups), NO_ID, np.int32)
-        codes[:, 0] = self._first_codes
-        return Prompt(np.array(self._text_ids, np.int32), codes, np.array(trailing, np.int32), num_text_tokens)
+    def prompt(self, trailing: Sequence[int], num_text_tokens: int, voice_prompt: VoiceClonePromptItem | None) -> Prompt:
+        """The prompt of all rows so far."""
+        embedding = reference = None
+        if voice_prompt is not None:
+            embedding = voice_prompt.ref_spk_embedding.numpy()
+            reference = None if voice_prompt.ref_code is None else voice_prompt.ref_code.numpy().astype(np.int16)
+        text_ids, trailing_ids = np.array(self._text_ids, np.int32), np.array(trailing, np.int32)
+        return Prompt(text_ids, np.concatenate(self._codes), trailing_ids, num_text_tokens, embedding, reference)

@@ -15,6 +15,7 @@ from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request
 
@@ -53,8 +54,11 @@ class SpeechStream(Iterator[SpeechChunk]):
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
         """
-        pipe = _Pipe(talker, codec)
-        talker.submit(Request(pipe.key, prompt, sampling, chunk_frames, pipe.on_codes))
+        pipe, reference, on_start = _Pipe(talker, codec), prompt.reference_codes, None
+        if reference is not None:  # the codec takes it in while the talker takes in the prompt
+            on_start = partial(codec.submit, CodecRequest.of_reference(pipe.key, reference))
+        growth = talker.chunk_growth(ChunkPolicy(talker.config.chunk_policy))
+        talker.submit(Request(pipe.key, prompt, sampling, chunk_frames, pipe.on_codes, chunk_growth=growth, on_start=on_start))
         return cls(pipe.chunks, partial(talker.cancel, pipe.key))
 
     def __next__(self) -> SpeechChunk:

@@ -93,13 +93,13 @@ def official_decode(path: str | Path, codes: torch.Tensor) -> torch.Tensor:
 
 
 def official_codes(
-    model: Any, method: str = "generate_custom_voice", /, torch_seed: int | None = None, **kwargs: Any
+    model: Any, method: str = "generate_custom_voice", /, torch_seed: int | None = None, decode: bool = True, **kwargs: Any
 ) -> tuple[list[torch.Tensor], list[npt.NDArray[np.float32]]]:
     """Run one of the official `generate_*` methods and return (codes, wavs).
 
     `model` is what `load_official` gives, or a checkpoint path; `kwargs` go to the method unchanged. Codes are int64
     [frames, 16] for each text, taken from what is handed to the codec: for a voice clone in context they therefore
-    start with the reference codes, which the wavs do not contain.
+    start with the reference codes, which the wavs do not contain. Without `decode`, which takes most of the time, the wavs are empty.
     """
     if isinstance(model, (str, Path)):
         model = load_official(model)
@@ -108,6 +108,8 @@ def official_codes(
 
     def capturing_decode(encoded: list[dict[str, torch.Tensor]]) -> Any:
         codes.extend(item["audio_codes"].clone() for item in encoded)
+        if not decode:
+            return [np.empty(0, np.float32) for _ in encoded], tokenizer.get_output_sample_rate()
         return type(tokenizer).decode(tokenizer, encoded)
 
     tokenizer.decode = capturing_decode

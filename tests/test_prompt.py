@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from voices import random_voice
 
 import oracle
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import InvalidRequestError
-from engine_lib.prompt import NO_ID, Prompt, PromptBuilder
+from engine_lib.prompt import NO_ID, X_VECTOR_ID, Prompt, PromptBuilder
 from engine_lib.talker.model import TalkerModel
+from engine_lib.voice_prompt import VoiceClonePromptItem
 
 TEXTS = [
     "Good morning! How are you today?",
@@ -51,14 +53,14 @@ class Official:
         self.model = oracle.load_official(path)
         checkpoint = Checkpoint(path)
         self.builder = PromptBuilder(checkpoint, max_text_length=4000)
-        self._talker = TalkerModel(checkpoint, dtype=torch.float32, device=torch.device("cpu"), max_positions=16)
+        self._talker = TalkerModel(checkpoint, dtype=torch.float32, device=torch.device("cpu"), max_positions=16, num_speaker_rows=2)
 
     @torch.inference_mode()
     def assert_same_rows(self, **fields: Any) -> None:
-        """Fails unless the prompt of `fields` is what generate_custom_voice or generate_voice_design feeds."""
+        """Fails unless the prompt of `fields` is what the official method for this kind of checkpoint feeds."""
         prompt = self.builder.build(**fields)
         fed = self._fed(fields)
-        rows = self._talker.embed(torch.from_numpy(prompt.text_ids).long(), torch.from_numpy(prompt.codes).long())
+        rows = self._talker.embed(torch.from_numpy(prompt.text_ids).long(), self._codes_with_speaker_in_slot_1(prompt))
         torch.testing.assert_close(rows[None], fed["inputs_embeds"], rtol=0, atol=ATOL)
         assert fed["attention_mask"].all()
         nothing = torch.full((len(prompt.trailing_text_ids), 16), NO_ID)
@@ -68,9 +70,18 @@ class Official:
             official_trailing, trailing = official_trailing - fed["tts_pad_embed"][0], trailing.new_zeros(1, trailing.shape[1])
         torch.testing.assert_close(trailing, official_trailing, rtol=0, atol=ATOL)
 
+    def _codes_with_speaker_in_slot_1(self, prompt: Prompt) -> torch.Tensor:
+        codes = torch.from_numpy(prompt.codes).long()
+        if prompt.speaker_embedding is not None:
+            self._talker.speaker_rows[1] = torch.from_numpy(prompt.speaker_embedding)
+        return torch.where(codes == X_VECTOR_ID, self._talker.config.vocab_size + 1, codes)
+
     def _fed(self, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
         arguments = {{"voice": "speaker"}.get(name, name): value for name, value in fields.items()}
-        method = self.model.generate_custom_voice if "voice" in fields else self.model.generate_voice_design
+        if "voice_prompt" in arguments:
+            arguments["voice_clone_prompt"] = [arguments.pop("voice_prompt")]
+        methods = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}
+        method = getattr(self.model, f"generate_{methods[self.builder.config.kind]}")
         talker = self.model.model.talker
 
         def stop(**fed: Any) -> None:
@@ -90,6 +101,21 @@ class _Fed(Exception):
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.tensors = tensors
+
+
+def fresh_rng() -> np.random.Generator:
+    """Return a generator of its own for each run; pytest prints its seed when the test fails."""
+    rng_seed = secrets.randbits(32)
+    print(f"rng_seed = {rng_seed}")
+    return np.random.default_rng(rng_seed)
+
+
+def random_texts(rng: np.random.Generator, count: int) -> Iterator[str]:
+    """Yield texts that are not empty, of whatever may upset a tokenizer."""
+    alphabet = [*"  \n\n\t\rabcZ9.,!?'\"-/<|>_éßñЖ你好ね😀\u200b\u0301", "<|im_end|>", "iPhone", "assistant\n"]
+    for _ in range(count):
+        text = "".join(rng.choice(alphabet, rng.integers(1, 40)))
+        yield text if text.strip() else "a"
 
 
 @pytest.fixture(scope="module", params=["tiny_custom_voice", "tiny_custom_voice_1b7", "tiny_published_ids"])
@@ -124,14 +150,9 @@ def test_rows_equal_the_official_ones_for_every_text_and_instruction(custom_voic
 
 
 def test_rows_equal_the_official_ones_for_random_texts(custom_voice: Official):
-    rng_seed = secrets.randbits(32)
-    rng = np.random.default_rng(rng_seed)
-    print(f"rng_seed = {rng_seed}")
-    alphabet = [*"  \n\n\t\rabcZ9.,!?'\"-/<|>_éßñЖ你好ね😀\u200b\u0301", "<|im_end|>", "iPhone", "assistant\n"]
-    for _ in range(40):
-        text = "".join(rng.choice(alphabet, rng.integers(1, 40)))
-        if text.strip():
-            custom_voice.assert_same_rows(text=text, voice="eric", language="auto", non_streaming_mode=bool(rng.integers(2)))
+    rng = fresh_rng()
+    for text in random_texts(rng, 40):
+        custom_voice.assert_same_rows(text=text, voice="eric", language="auto", non_streaming_mode=bool(rng.integers(2)))
 
 
 @pytest.mark.parametrize("non_streaming_mode", [True, False])
@@ -139,6 +160,51 @@ def test_rows_equal_the_official_ones_for_a_designed_voice(tiny_voice_design: Pa
     official = Official(tiny_voice_design)
     for text, instruct, language in itertools.product(TEXTS[:4], ["", "A warm, low voice."], ["auto", "chinese", "English"]):
         official.assert_same_rows(text=text, instruct=instruct, language=language, non_streaming_mode=non_streaming_mode)
+
+
+@pytest.fixture(scope="module", params=["tiny_base", "tiny_base_1b7"])
+def base(request: pytest.FixtureRequest) -> Official:
+    return Official(request.getfixturevalue(request.param))
+
+
+@pytest.mark.parametrize("non_streaming_mode", [True, False])
+@pytest.mark.parametrize("frames", [None, 1, 13, 63, 250])
+def test_rows_equal_the_official_ones_for_a_cloned_voice(base: Official, frames: int | None, non_streaming_mode: bool):
+    voice = random_voice(base.builder.config, 1, frames, TEXTS[4])
+    for text, language in itertools.product(TEXTS, ["auto", "chinese", "English"]):
+        base.assert_same_rows(text=text, language=language, non_streaming_mode=non_streaming_mode, voice_prompt=voice)
+    prompt = base.builder.build(text=TEXTS[0], voice_prompt=voice)
+    assert prompt.speaker_embedding is not None
+    np.testing.assert_array_equal(prompt.speaker_embedding, voice.ref_spk_embedding)
+    assert (prompt.reference_codes is None) == (voice.ref_code is None)
+    if prompt.reference_codes is not None and voice.ref_code is not None:
+        np.testing.assert_array_equal(prompt.reference_codes, voice.ref_code)
+
+
+def test_rows_equal_the_official_ones_for_random_references(base: Official):
+    rng = fresh_rng()
+    for text, said in zip(random_texts(rng, 30), random_texts(rng, 30), strict=True):
+        voice = random_voice(base.builder.config, int(rng.integers(2**32)), int(rng.integers(1, 80)), said)
+        base.assert_same_rows(text=text, language="auto", non_streaming_mode=bool(rng.integers(2)), voice_prompt=voice)
+
+
+@pytest.mark.parametrize("difference", [-1, 0, 1])
+def test_a_reference_as_long_as_the_text_leaves_no_row_too_many(base: Official, difference: int):
+    """Fed text is laid over the reference's frames; the longer of the two decides what is left."""
+    text, spoken = "one two three", "what is said"
+    num_text_rows = (
+        sum(base.builder.build(text=t, voice_prompt=random_voice(base.builder.config, 1)).num_text_tokens for t in (text, spoken)) + 1
+    )
+    voice = random_voice(base.builder.config, 1, num_text_rows - 1 + difference, spoken)
+    base.assert_same_rows(text=text, language="auto", non_streaming_mode=False, voice_prompt=voice)
+
+
+def test_a_cloned_voice_is_fed_its_text_unless_told_otherwise_as_in_the_official_package(base: Official):
+    voice = random_voice(base.builder.config, 1, 5)
+    default, fed, whole = (base.builder.build(text=TEXTS[0], voice_prompt=voice, non_streaming_mode=mode) for mode in (None, False, True))
+    assert same(default, fed)
+    assert not same(default, whole)
+    base.assert_same_rows(text=TEXTS[0], voice_prompt=voice)
 
 
 def test_what_is_left_out_is_the_first_voice_and_auto_and_the_whole_text(builder: PromptBuilder):
@@ -195,6 +261,13 @@ def test_a_text_that_cannot_be_spoken_is_refused(instructed: PromptBuilder, fiel
         instructed.build(text=value if field == "text" else "Hello", instruct=value if field == "instruct" else None)
 
 
+@pytest.mark.parametrize("field", ["text", "instruct"])
+def test_what_is_no_text_is_refused(instructed: PromptBuilder, field: str):
+    fields: dict[str, Any] = {"text": "Hello", field: 5}
+    with refusal(field, "is a int; give a string"):
+        instructed.build(**fields)
+
+
 def test_an_empty_text_is_refused_and_the_longest_is_not(builder: PromptBuilder):
     with refusal("text", "is empty"):
         builder.build(text="")
@@ -229,6 +302,40 @@ def test_a_designed_voice_has_no_name(tiny_voice_design: Path):
         builder.build(text="Hello", voice="ryan", instruct="A warm voice.")
 
 
-def test_a_base_checkpoint_asks_for_a_reference(tiny_base: Path):
-    with refusal("reference_audio", "a checkpoint of kind base clones a voice"):
-        PromptBuilder(Checkpoint(tiny_base), max_text_length=100).build(text="Hello")
+@pytest.fixture(scope="module")
+def cloner(tiny_base: Path) -> PromptBuilder:
+    return PromptBuilder(Checkpoint(tiny_base), max_text_length=100)
+
+
+def test_a_base_checkpoint_asks_for_a_reference(cloner: PromptBuilder):
+    with refusal("reference_audio", "is missing; a base checkpoint speaks with a voice it clones"):
+        cloner.build(text="Hello")
+
+
+def test_a_base_checkpoint_takes_neither_a_built_in_voice_nor_an_instruction(cloner: PromptBuilder):
+    voice = random_voice(cloner.config, 1, 3)
+    with refusal("voice", "a base checkpoint has no built-in voices"):
+        cloner.build(text="Hello", voice="ryan", voice_prompt=voice)
+    with refusal("instruct", "a base checkpoint takes no instruction"):
+        cloner.build(text="Hello", instruct="Whisper.", voice_prompt=voice)
+    assert same(cloner.build(text="Hello", instruct="", voice_prompt=voice), cloner.build(text="Hello", voice_prompt=voice))
+
+
+@pytest.mark.parametrize("kind", ["tiny_custom_voice", "tiny_voice_design"])
+def test_only_a_base_checkpoint_clones(kind: str, cloner: PromptBuilder, request: pytest.FixtureRequest):
+    builder = PromptBuilder(Checkpoint(request.getfixturevalue(kind)), max_text_length=100)
+    with refusal("voice_prompt", f"a {builder.config.kind} checkpoint clones no voice; use one of kind base"):
+        builder.build(text="Hello", voice_prompt=random_voice(cloner.config, 1))
+
+
+@pytest.mark.parametrize(("text", "problem"), [("a" * 101, "has 101 characters; at most 100"), ("\udfff", "holds a lone surrogate")])
+def test_a_reference_text_is_checked_where_it_is_used(cloner: PromptBuilder, text: str, problem: str):
+    with refusal("ref_text", problem):
+        cloner.build(text="Hello", voice_prompt=random_voice(cloner.config, 1, 3, text))
+    cloner.build(text="Hello", voice_prompt=random_voice(cloner.config, 1, None, text))
+
+
+def test_a_voice_of_another_checkpoint_is_refused(cloner: PromptBuilder):
+    voice = VoiceClonePromptItem(None, torch.zeros(7), True, False)
+    with refusal("ref_spk_embedding", "is torch.float32 of shape (7,)"):
+        cloner.build(text="Hello", voice_prompt=voice)

@@ -1,0 +1,67 @@
+"""ReferenceStates: what a clone's reference leaves in a stream's row of the arena, remembered by content.
+
+A voice is used again and again, and its codes always leave the same state. A copy of that state takes the place of decoding
+seconds of reference before the first audio, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine_lib.codec.batcher import Stream
+from engine_lib.codec.runner import CodecRunner
+
+
+class ReferenceStates:
+    """The states of the references used last.
+
+    Attributes:
+        num_recalled: references since the start whose state was known.
+    """
+
+    def __init__(self, runner: CodecRunner, capacity: int) -> None:
+        """`capacity`: references kept; 0 keeps none."""
+        self._runner, self._capacity = runner, capacity
+        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self.num_recalled = 0
+
+    @staticmethod
+    def key(codes: npt.NDArray[np.integer[Any]]) -> str:
+        """Of a reference [frames, num_quantizers], by its content."""
+        return hashlib.sha256(np.ascontiguousarray(codes, np.int64).tobytes()).hexdigest()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._states
+
+    def recall(self, stream: Stream) -> bool:
+        """Give a stream that has just got its slot the state its reference leaves, if it begins with one that is known."""
+        request = stream.pending[0].request
+        if not (request.reference and self._capacity and len(request.codes)):
+            return False
+        stream.reference_key = self.key(request.codes)
+        state = self._states.get(stream.reference_key)
+        if state is None or stream.slot is None:
+            return False
+        self._states.move_to_end(stream.reference_key)
+        self._runner.restore(stream.slot, state)
+        self.num_recalled += 1
+        return True
+
+    def keep(self, stream: Stream) -> None:
+        """Remember the state of a stream whose reference, and nothing else, is on the device by now; else do nothing."""
+        chunk = stream.pending[0]
+        is_new = stream.reference_key and stream.reference_key not in self._states
+        if is_new and chunk.request.reference and not chunk.frames_to_take and not stream.seconds_taken and stream.slot is not None:
+            self._states[stream.reference_key] = self._runner.state(stream.slot)
+            if len(self._states) > self._capacity:
+                self._states.popitem(last=False)
+
+    def discard(self, key: str) -> None:
+        """Forget a state that went wrong."""
+        self._states.pop(key, None)

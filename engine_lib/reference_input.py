@@ -1,0 +1,71 @@
+"""The forms in which a caller of the in-process API may hand over reference audio, as samples and a sample rate.
+
+They are those of qwen-tts 0.1.1, except for URLs: this library opens no connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from engine_lib.errors import InvalidRequestError
+
+FIELD = "ref_audio"
+FORMS = "give the path of an audio file, (samples, sample rate) or the file's bytes in base64"
+SHORTEST_BASE64 = 257  # a string of this length without a slash is no file name
+
+ReferenceInput = str | Path | tuple[npt.NDArray[Any], int]
+
+
+def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
+    """The samples [samples] or [samples, channels] of `audio`, and its sample rate in Hz.
+
+    Args:
+        audio: the path of a file that libsndfile reads (WAV, FLAC, OGG, MP3 ..), such a file in base64 (a data URL or a bare string),
+            or the samples and their rate.
+
+    Raises:
+        InvalidRequestError: it has another form or cannot be read.
+    """
+    if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray):
+        return audio
+    if isinstance(audio, np.ndarray):
+        raise InvalidRequestError(FIELD, "is an array without its sample rate; give (samples, sample rate)")
+    if not isinstance(audio, (str, Path)):
+        raise InvalidRequestError(FIELD, f"is a {type(audio).__name__}; {FORMS}")
+    if isinstance(audio, str) and urlparse(audio[:100]).scheme in ("http", "https"):
+        raise InvalidRequestError(FIELD, "is a URL; download it first and give the path of the file")
+    if isinstance(audio, str) and _is_base64(audio):
+        return _read(_decoded(audio), "the file in base64")
+    if not Path(audio).is_file():
+        raise InvalidRequestError(FIELD, f"{str(audio)[:200]!r} is not a file; {FORMS}")
+    return _read(audio, repr(str(audio)[:200]))
+
+
+def _is_base64(text: str) -> bool:
+    """As the official package tells base64 from a path."""
+    return text.startswith("data:audio") or (len(text) >= SHORTEST_BASE64 and "/" not in text and "\\" not in text)
+
+
+def _decoded(text: str) -> io.BytesIO:
+    encoded = text.split(",", 1)[1] if text.startswith("data:") and "," in text else text
+    try:
+        return io.BytesIO(base64.b64decode(encoded))
+    except binascii.Error as error:
+        raise InvalidRequestError(FIELD, f"is not valid base64: {error}; {FORMS}") from None
+
+
+def _read(file: str | Path | io.BytesIO, name: str) -> tuple[npt.NDArray[np.float32], int]:
+    try:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=False)
+    except soundfile.LibsndfileError as error:
+        raise InvalidRequestError(FIELD, f"{name} cannot be read as audio: {error.error_string}; give WAV, FLAC, OGG or MP3") from None
+    return samples, rate

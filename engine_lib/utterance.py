@@ -1,0 +1,204 @@
+"""Utterances: the arguments of one call, lists and all, as a prompt and a sampling for each of its texts.
+
+What may be left out, given once or given for each text is as in `qwen_tts.Qwen3TTSModel`. Everything is checked before
+anything is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.config import EngineConfig
+from engine_lib.errors import InvalidRequestError
+from engine_lib.prompt import Prompt, PromptBuilder
+from engine_lib.reference_input import ReferenceInput
+from engine_lib.sampling import SamplingParams
+from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voice_references import VoiceReferences
+
+T = TypeVar("T")
+VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[str, list[Any]]
+
+OFFICIAL_MAX_NEW_TOKENS = 2048  # where neither the caller nor generation_config.json says
+CALLS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}  # which calls are for which kind
+NAMES_HERE = {"voice": "speaker", "voice_prompt": "voice_clone_prompt"}  # fields that the prompt builder calls otherwise
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One text, ready to be spoken."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+
+
+class UtteranceBuilder:
+    """Builds utterances for one checkpoint, by the method for its kind; the others refuse it."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, max_frames_behind: Callable[[Prompt], int]) -> None:
+        """Load what clones voices, if the checkpoint is of kind base.
+
+        Args:
+            max_frames_behind: frames the engine can hold behind a prompt.
+
+        Raises:
+            CheckpointError, ConfigError: the checkpoint or an option does not fit.
+        """
+        self.kind = checkpoint.config.kind
+        self.prompts = PromptBuilder(checkpoint, config.max_text_length)
+        self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
+        self._max_frames_behind = max_frames_behind
+        self._sampling_defaults = checkpoint.sampling_defaults()
+        self._default_max_new_tokens = checkpoint.config.generation_defaults.get("max_new_tokens", OFFICIAL_MAX_NEW_TOKENS)
+
+    def custom_voice(
+        self,
+        text: str | list[str],
+        speaker: str | list[str],
+        language: str | list[str] | None = None,
+        instruct: str | list[str] | None = None,
+        non_streaming_mode: bool | None = True,
+        **generation: Any,
+    ) -> list[Utterance]:
+        """See Qwen3TTS.generate_custom_voice."""
+        self._check_kind("custom_voice")
+        speakers = [name or "" for name in speaker] if isinstance(speaker, list) else speaker or ""
+        return self._build(text, non_streaming_mode, generation, voice=speakers, language=language, instruct=instruct)
+
+    def voice_design(
+        self,
+        text: str | list[str],
+        instruct: str | list[str],
+        language: str | list[str] | None = None,
+        non_streaming_mode: bool | None = True,
+        **generation: Any,
+    ) -> list[Utterance]:
+        """See Qwen3TTS.generate_voice_design."""
+        self._check_kind("voice_design")
+        return self._build(text, non_streaming_mode, generation, language=language, instruct=instruct)
+
+    def voice_clone(
+        self,
+        text: str | list[str],
+        language: str | list[str] | None = None,
+        ref_audio: ReferenceInput | list[ReferenceInput] | None = None,
+        ref_text: str | list[str | None] | None = None,
+        x_vector_only_mode: bool | list[bool] = False,
+        voice_clone_prompt: VoiceClonePrompt | None = None,
+        non_streaming_mode: bool | None = False,
+        voice: str | list[str] | None = None,
+        **generation: Any,
+    ) -> list[Utterance]:
+        """See Qwen3TTS.generate_voice_clone."""
+        self._check_kind("base")
+        if voice is not None:
+            if not (voice_clone_prompt is None and ref_audio is None):
+                raise InvalidRequestError("voice", "is given with ref_audio or voice_clone_prompt; give one of them")
+            names = broadcast("voice", voice, len(text) if isinstance(text, list) else 1)
+            items = [self.references.stored(name) for name in names]
+        elif voice_clone_prompt is not None:
+            items = voice_prompt_items(voice_clone_prompt)
+        elif ref_audio is not None:
+            items = self.references.prompts(ref_audio, ref_text, x_vector_only_mode)
+        else:
+            raise InvalidRequestError("ref_audio", "is missing, and so are voice_clone_prompt and voice; give one of them")
+        return self._build(text, non_streaming_mode, generation, language=language, voice_prompt=items)
+
+    @property
+    def references(self) -> VoiceReferences:
+        """What makes prompts of reference audio.
+
+        Raises:
+            InvalidRequestError: the checkpoint is not of kind base.
+        """
+        if self._references is None:
+            raise self._wrong_kind("base")
+        return self._references
+
+    def shutdown(self) -> None:
+        """Stop what clones voices."""
+        if self._references is not None:
+            self._references.shutdown()
+
+    def _check_kind(self, kind: str) -> None:
+        if self.kind != kind:
+            raise self._wrong_kind(kind)
+
+    def _wrong_kind(self, kind: str) -> InvalidRequestError:
+        fits, wanted = CALLS[self.kind], CALLS[kind]
+        return InvalidRequestError(
+            "checkpoint", f"is of kind {self.kind}; use generate_{fits} or stream_{fits}, or load one of kind {kind} for {wanted} calls"
+        )
+
+    def _build(self, text: str | list[str], non_streaming_mode: bool | None, generation: dict[str, Any], **fields: Any) -> list[Utterance]:
+        """`fields`: arguments of PromptBuilder.build; one value, a list of one, or a list of one for each text."""
+        texts = text if isinstance(text, list) else [text]
+        if not texts:
+            raise InvalidRequestError("text", "is an empty list; give at least one text")
+        columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
+        utterances = []
+        for i, one in enumerate(texts):
+            row = {name: column[i] for name, column in columns.items()}
+            try:
+                prompt = self.prompts.build(text=one, non_streaming_mode=non_streaming_mode, **row)
+            except InvalidRequestError as error:
+                if error.field not in NAMES_HERE:
+                    raise
+                raise InvalidRequestError(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
+            utterances.append(Utterance(prompt, self._sampling(prompt, generation)))
+        return utterances
+
+    def _sampling(self, prompt: Prompt, generation: Mapping[str, Any]) -> SamplingParams:
+        """generation_config.json, then the caller's arguments; `max_new_tokens` counts as in the official package."""
+        arguments = dict(generation)
+        max_new_tokens = arguments.pop("max_new_tokens", None)
+        sampling = self._sampling_defaults.updated(arguments)
+        if sampling.max_frames is not None:
+            return sampling
+        if max_new_tokens is not None:
+            if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
+                raise InvalidRequestError(
+                    "max_new_tokens", f"{max_new_tokens!r} is not allowed; N gives N - 1 frames, so give a whole number from 2"
+                )
+            return sampling.updated({"max_frames": max_new_tokens - 1})
+        return sampling.updated({"max_frames": max(1, min(self._default_max_new_tokens - 1, self._max_frames_behind(prompt)))})
+
+
+def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
+    """`value` for each of `count` texts.
+
+    Raises:
+        InvalidRequestError: it is a list of another length.
+    """
+    values = value if isinstance(value, list) else [value]
+    if len(values) == 1:
+        values = values * count
+    if len(values) != count:
+        raise InvalidRequestError(field, f"has {len(values)} entries for {count} texts; give one, or one a text")
+    return values
+
+
+def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceClonePromptItem]:
+    """The items of a `voice_clone_prompt`: an item, a list of them, or the official package's dict of lists.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if isinstance(voice_clone_prompt, Mapping):
+        names = ("ref_code", "ref_spk_embedding", "x_vector_only_mode", "icl_mode")
+        missing = [name for name in names if name not in voice_clone_prompt]
+        if missing:
+            raise InvalidRequestError("voice_clone_prompt", f"is a dict without {', '.join(missing)}; add them")
+        columns = [voice_clone_prompt[name] for name in names]
+        texts = voice_clone_prompt.get("ref_text") or [None] * len(columns[0])
+        if len({len(column) for column in (*columns, texts)}) > 1:
+            raise InvalidRequestError("voice_clone_prompt", "is a dict of lists of different lengths; give one entry a text")
+        return [VoiceClonePromptItem(*row) for row in zip(*columns, texts, strict=True)]
+    items = voice_clone_prompt if isinstance(voice_clone_prompt, list) else [voice_clone_prompt]
+    for item in items:
+        if not isinstance(item, VoiceClonePromptItem):
+            raise InvalidRequestError("voice_clone_prompt", f"holds a {type(item).__name__}; give what create_voice_clone_prompt gave")
+    return items

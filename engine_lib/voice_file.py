@@ -1,0 +1,175 @@
+"""The two files of a stored voice: its facts as JSON and its tensors as safetensors, between bytes and objects.
+
+Whoever may write to the store is not trusted: reading checks names, types, shapes and values of everything, and an error says
+what is wrong with which file, never what a text in it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+from safetensors.numpy import save
+
+from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from engine_lib.voice_prompt import VoiceClonePromptItem
+
+FORMAT_VERSION = 1
+FACTS_SUFFIX, TENSORS_SUFFIX = ".json", ".safetensors"
+MAX_NUMBER = 2**31
+# What JSON may hold for a field declared as..
+FIELD_TYPES: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    str | None: (str, type(None)),
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+}
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class RefusedError(Exception):
+    """A file of the store cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVoice:
+    """The facts about one voice.
+
+    Attributes:
+        name: what requests call it.
+        created: date and time, UTC, ISO 8601.
+        consent: who agreed to what, in the words of whoever added it.
+        reference_text: what is said in the reference; None where only its timbre is used and no text was given.
+        reference_seconds, reference_sample_rate: of the reference audio as it came.
+        x_vector_only: only the timbre is cloned; else the reference is continued, in context.
+        made_by: name of the checkpoint that encoded it.
+        enc_dim: width of its x-vector.
+        num_code_groups: codebooks of its reference codes; 0 where there are none.
+        sha256: of the file with the tensors.
+    """
+
+    name: str
+    created: str
+    consent: str
+    reference_text: str | None
+    reference_seconds: float
+    reference_sample_rate: int
+    x_vector_only: bool
+    made_by: str
+    enc_dim: int
+    num_code_groups: int
+    sha256: str
+
+    def pack(self) -> bytes:
+        """The content of NAME.json."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, ensure_ascii=False, indent=1).encode()
+
+    @classmethod
+    def unpack(cls, name: str, content: bytes) -> StoredVoice:
+        """Read the content of NAME.json.
+
+        Raises:
+            RefusedError: it is not what `pack` gives for a voice of this name.
+        """
+        file = name + FACTS_SUFFIX
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            raise RefusedError(f"{file} is not valid JSON") from None
+        if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
+            raise RefusedError(f"{file} is not an object of format_version {FORMAT_VERSION}")
+        expected = [spec.name for spec in fields(cls)]
+        if set(values) != set(expected):
+            raise RefusedError(f"{file} has other fields than {', '.join(expected)}")
+        types = get_type_hints(cls)
+        for field, value in values.items():
+            if not _is_allowed(value, FIELD_TYPES[types[field]]):
+                raise RefusedError(f"{file}: {field} has another type or range than it can have")
+        if values["name"] != name:
+            raise RefusedError(f"{file} is that of a voice of another name")
+        return cls(**values)
+
+    def arrays(self, content: bytes) -> Arrays:
+        """Read the content of NAME.safetensors: exactly the tensors, types and shapes these facts call for.
+
+        Raises:
+            RefusedError: it holds anything else, or numbers that are not finite.
+        """
+        file = self.name + TENSORS_SUFFIX
+        try:
+            tensors: Mapping[str, Mapping[str, Any]] = dict(safetensors.deserialize(content))
+        except safetensors.SafetensorError:
+            raise RefusedError(f"{file} is not a safetensors file, or is cut short") from None
+        expected: dict[str, tuple[str, type[np.generic], list[int]]] = {"ref_spk_embedding": ("F32", np.float32, [self.enc_dim])}
+        if not self.x_vector_only:
+            frames = next(iter(tensors["ref_code"]["shape"]), 0) if "ref_code" in tensors else 0
+            expected["ref_code"] = ("I16", np.int16, [frames, self.num_code_groups])
+        found = {name: (tensor["dtype"], tensor["shape"]) for name, tensor in tensors.items()}
+        if found != {name: (dtype, shape) for name, (dtype, _, shape) in expected.items()}:
+            raise RefusedError(f"{file} has other tensors, types or shapes than its .json says")
+        arrays: Arrays = {name: np.frombuffer(tensors[name]["data"], kind).reshape(shape) for name, (_, kind, shape) in expected.items()}
+        if not all(array.size and np.isfinite(array).all() for array in arrays.values()):
+            raise RefusedError(f"{file} has an empty tensor or values that are not finite numbers")
+        return arrays
+
+    def item(self, arrays: Arrays, config: CheckpointConfig) -> VoiceClonePromptItem:
+        """The voice as the talker takes it.
+
+        Raises:
+            InvalidRequestError: a checkpoint of `config` cannot speak with it.
+        """
+        import torch  # slow to import, and a process that only lists voices never needs it
+
+        from engine_lib.voice_prompt import VoiceClonePromptItem
+
+        codes = torch.from_numpy(arrays["ref_code"].astype(np.int64)) if "ref_code" in arrays else None
+        embedding = torch.from_numpy(arrays["ref_spk_embedding"].copy())
+        item = VoiceClonePromptItem(codes, embedding, self.x_vector_only, not self.x_vector_only, self.reference_text)
+        try:
+            return item.checked(config)
+        except InvalidRequestError as error:
+            made = f"it was made by {self.made_by[:100]!r} and does not fit this checkpoint"
+            raise InvalidRequestError("voice", f"{self.name!r} cannot be used: {made} ({error}); add it again with this one") from None
+
+
+def pack_tensors(item: VoiceClonePromptItem) -> bytes:
+    """The content of NAME.safetensors."""
+    # Contiguous, for safetensors writes an array's memory as it lies, whatever its strides.
+    arrays: Arrays = {"ref_spk_embedding": np.ascontiguousarray(item.ref_spk_embedding.numpy(), np.float32)}
+    if item.ref_code is not None:
+        arrays["ref_code"] = np.ascontiguousarray(item.ref_code.numpy(), np.int16)
+    return save(arrays)
+
+
+def digest(tensors: bytes) -> str:
+    """What `sha256` of a voice with these tensors is."""
+    return hashlib.sha256(tensors).hexdigest()
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: JSON can hold lone surrogates, which nothing behind it takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_allowed(value: object, kinds: tuple[type, ...]) -> bool:
+    """Whether `value` has one of `kinds`, and is a number that can be shown or a text that can be encoded."""
+    if type(value) not in kinds:
+        return False
+    if isinstance(value, str):
+        return is_unicode(value)
+    return not isinstance(value, int | float) or 0 <= value < MAX_NUMBER

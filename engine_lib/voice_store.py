@@ -1,0 +1,301 @@
+"""VoiceStore: cloned voices kept in a folder the operator names, shared by restarts, processes and servers.
+
+A voice is two files: NAME.safetensors holds what the talker needs (x-vector and reference codes, never the audio), NAME.json the
+facts about it, with the SHA-256 of the other. Files are written beside their place and renamed, the JSON last: a voice is there
+once its JSON is. Whoever may write to the folder is not trusted: links, odd files and whatever voice_file refuses are refused by
+name and stop nobody else. No error says what a text in the store says.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.config import EngineConfig
+from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
+from engine_lib.voice_file import FACTS_SUFFIX, TENSORS_SUFFIX, Arrays, RefusedError, StoredVoice, digest, is_unicode, pack_tensors
+
+if TYPE_CHECKING:
+    from engine_lib.voice_prompt import VoiceClonePromptItem
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]|\.(?!\.|$)){0,63}")
+MAX_CONSENT_LENGTH = 1000
+MAX_ATTEMPTS = 3  # of reading a voice that is being replaced meanwhile
+PARTIAL_SUFFIX = ".partial"
+
+
+def checked_name(name: str, field: str = "voice") -> str:
+    """`name` in lower case, if it can be that of a stored voice.
+
+    Raises:
+        InvalidRequestError: it cannot; `field` is what the caller calls it.
+    """
+    if not name.isascii() or not NAME_PATTERN.fullmatch(name.lower()):
+        allowed = "give 1 to 64 letters a-z, digits, -, _ and single dots, beginning with a letter or digit and not ending with a dot"
+        raise InvalidRequestError(field, f"{name[:100]!r} is not allowed as the name of a voice; {allowed}")
+    return name.lower()
+
+
+class VoiceStore:
+    """The voices of one folder. Any number of objects and processes may share it; every method may be called from any thread."""
+
+    def __init__(self, folder: str | Path, *, max_voices: int, max_voice_bytes: int) -> None:
+        """
+        Args:
+            folder: made, private to its owner, if missing.
+            max_voices: no more are added.
+            max_voice_bytes: size of each of a voice's two files; larger ones are neither written nor read.
+
+        Raises:
+            ConfigError: there is no such folder and it cannot be made, or it cannot be read.
+        """
+        self.folder, self.max_voices, self.max_voice_bytes = Path(folder), max_voices, max_voice_bytes
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.scandir(self.folder).close()
+        except OSError as error:
+            raise ConfigError(
+                f"voice_store: {str(folder)!r} cannot be used: {error.strerror}; name a folder this process may read"
+            ) from None
+        self._lock = threading.Lock()
+        # By name: what the files looked like, for which checkpoint, and what was read.
+        self._loaded: dict[str, tuple[object, CheckpointConfig, VoiceClonePromptItem]] = {}
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> VoiceStore | None:
+        """The store the options name; None where they name none.
+
+        Raises:
+            ConfigError: as above.
+        """
+        if not config.voice_store:
+            return None
+        return cls(config.voice_store, max_voices=config.voice_store_max_voices, max_voice_bytes=config.voice_store_max_bytes)
+
+    def names(self) -> list[str]:
+        """Names of all voices, usable or not, sorted.
+
+        Raises:
+            Qwen3TTSError: the folder has gone.
+        """
+        try:
+            files = os.listdir(self.folder)
+        except OSError as error:
+            raise Qwen3TTSError(f"voice_store: the folder cannot be read: {error.strerror}; ask the operator of the server") from None
+        stems = (file.removesuffix(FACTS_SUFFIX) for file in files if file.endswith(FACTS_SUFFIX))
+        return sorted(stem for stem in stems if NAME_PATTERN.fullmatch(stem))
+
+    def list(self) -> tuple[list[StoredVoice], dict[str, str]]:
+        """Every usable voice, and by name why the others are refused."""
+        voices: list[StoredVoice] = []
+        refused: dict[str, str] = {}
+        for name in self.names():
+            try:
+                voices.append(self._read(name)[0])
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except RefusedError as error:
+                refused[name] = str(error)
+        return voices, refused
+
+    def show(self, name: str) -> StoredVoice:
+        """The facts about one voice.
+
+        Raises:
+            InvalidRequestError: there is no such voice, or its files are refused.
+        """
+        return self._found(checked_name(name, "name"), "name")[0]
+
+    def load(self, name: str, config: CheckpointConfig) -> VoiceClonePromptItem:
+        """What a checkpoint of `config` needs to speak with a voice. Files that have not changed since are not read again.
+
+        Raises:
+            InvalidRequestError: there is no such voice, its files are refused, or it was made for a checkpoint of another shape.
+        """
+        name = checked_name(name)
+        seen = self._seen(name)
+        with self._lock:
+            known = self._loaded.get(name)
+        if known is not None and known[0] == seen and known[1] is config:
+            return known[2]
+        voice, arrays = self._found(name, "voice")
+        item = voice.item(arrays, config)
+        with self._lock:
+            if len(self._loaded) >= self.max_voices:
+                self._loaded.clear()
+            self._loaded[name] = (seen, config, item)
+        return item
+
+    def check_addition(self, name: str, consent: str) -> None:
+        """Check what `add` checks of these, before a voice is encoded for it.
+
+        Raises:
+            InvalidRequestError: as `add`.
+        """
+        name, names = checked_name(name, "name"), self.names()
+        _check_consent(consent)
+        if name in names:
+            raise InvalidRequestError("name", f"{name!r} is taken; remove that voice first, or choose another name")
+        if len(names) >= self.max_voices:
+            full = f"the store holds {len(names)} voices and at most {self.max_voices} (voice_store_max_voices) are allowed"
+            raise InvalidRequestError("name", f"{name!r} cannot be added: {full}; remove one first")
+
+    def add(
+        self,
+        name: str,
+        item: VoiceClonePromptItem,
+        *,
+        consent: str,
+        reference_seconds: float,
+        reference_sample_rate: int,
+        made_by: str,
+    ) -> StoredVoice:
+        """Store `item`, which has been checked against the checkpoint `made_by`.
+
+        Raises:
+            InvalidRequestError: a name or consent that is not allowed, a voice of that name is there, or the store is full.
+            Qwen3TTSError: the folder cannot be written.
+        """
+        self.check_addition(name, consent)
+        name = name.lower()
+        tensors = pack_tensors(item)
+        voice = StoredVoice(
+            name=name,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            consent=consent,
+            reference_text=item.ref_text,
+            reference_seconds=round(reference_seconds, 3),
+            reference_sample_rate=reference_sample_rate,
+            x_vector_only=item.x_vector_only_mode,
+            made_by=made_by,
+            enc_dim=len(item.ref_spk_embedding),
+            num_code_groups=0 if item.ref_code is None else item.ref_code.shape[1],
+            sha256=digest(tensors),
+        )
+        facts = voice.pack()
+        for kind, content in (("its tensors take", tensors), ("its texts take", facts)):
+            if len(content) > self.max_voice_bytes:
+                limit = f"at most {self.max_voice_bytes} (voice_store_max_bytes) are allowed; give a shorter reference"
+                raise InvalidRequestError("reference_audio", f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
+        with self._writing():
+            self.check_addition(name, consent)
+            self._write(name + TENSORS_SUFFIX, tensors)
+            self._write(name + FACTS_SUFFIX, facts)
+        return voice
+
+    def remove(self, name: str) -> None:
+        """Delete a voice, usable or not.
+
+        Raises:
+            InvalidRequestError: there is no such voice.
+            Qwen3TTSError: the folder cannot be written.
+        """
+        name = checked_name(name, "name")
+        with self._writing():
+            if name not in self.names():
+                raise self._unknown(name, "name")
+            for suffix in (FACTS_SUFFIX, TENSORS_SUFFIX):
+                (self.folder / (name + suffix)).unlink(missing_ok=True)
+
+    # reading
+
+    def _found(self, name: str, field: str) -> tuple[StoredVoice, Arrays]:
+        try:
+            return self._read(name)
+        except FileNotFoundError:
+            raise self._unknown(name, field) from None
+        except RefusedError as error:
+            raise InvalidRequestError(field, f"{name!r} cannot be used: {error}; remove it and add it again") from None
+
+    def _unknown(self, name: str, field: str) -> InvalidRequestError:
+        names = self.names()
+        stored = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
+        return InvalidRequestError(field, f"{name!r} is not a stored voice; stored: {stored}")
+
+    def _read(self, name: str) -> tuple[StoredVoice, Arrays]:
+        """Facts and tensors of one voice.
+
+        Raises:
+            FileNotFoundError: there is no such voice.
+            RefusedError: one of its files cannot be used.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            facts = self._read_file(name + FACTS_SUFFIX)
+            voice = StoredVoice.unpack(name, facts)
+            try:
+                tensors = self._read_file(name + TENSORS_SUFFIX)
+            except FileNotFoundError:
+                tensors = b""
+            if digest(tensors) == voice.sha256:
+                return voice, voice.arrays(tensors)
+            if self._read_file(name + FACTS_SUFFIX) == facts:  # else it was replaced between the two reads
+                break
+        missing = "is missing" if not tensors else "is not the one its .json was written with"
+        raise RefusedError(f"{name}{TENSORS_SUFFIX} {missing}")
+
+    def _read_file(self, file: str) -> bytes:
+        try:
+            descriptor = os.open(self.folder / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            what = "is a symbolic link" if (self.folder / file).is_symlink() else f"cannot be opened: {error.strerror}"
+            raise RefusedError(f"{file} {what}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RefusedError(f"{file} is not a regular file")
+        with open(descriptor, "rb") as opened:
+            content = opened.read(self.max_voice_bytes + 1)
+        if len(content) > self.max_voice_bytes:
+            raise RefusedError(f"{file} is larger than {self.max_voice_bytes} bytes (voice_store_max_bytes)")
+        return content
+
+    def _seen(self, name: str) -> object:
+        """What tells the files of a voice from those that may replace them."""
+        try:
+            return [
+                (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                for status in (os.lstat(self.folder / (name + suffix)) for suffix in (FACTS_SUFFIX, TENSORS_SUFFIX))
+            ]
+        except OSError:
+            return object()  # equal to nothing
+
+    # writing
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the folder, among all processes; what an interrupted writer left is removed."""
+        try:
+            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for leftover in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
+                    leftover.unlink(missing_ok=True)
+                yield
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise Qwen3TTSError(f"voice_store: the folder cannot be written: {error.strerror}; ask the operator of the server") from None
+
+    def _write(self, file: str, content: bytes) -> None:
+        partial = self.folder / f".{file}{PARTIAL_SUFFIX}"
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(partial, self.folder / file)
+
+
+def _check_consent(consent: str) -> None:
+    if not consent.strip() or len(consent) > MAX_CONSENT_LENGTH or not is_unicode(consent):
+        allowed = f"say in 1 to {MAX_CONSENT_LENGTH} characters who agreed that this voice is cloned, and where that is written down"
+        raise InvalidRequestError("consent", f"is empty, too long or not valid Unicode; {allowed}")

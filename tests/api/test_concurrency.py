@@ -1,0 +1,91 @@
+"""Many texts and callers at once: each gets what it gets alone, and what fails or is refused takes its list along, no more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from api.support import GREEDY, PATIENCE, SAMPLES_PER_FRAME, eventually, is_idle, load
+from engine_lib.api import Qwen3TTS
+from engine_lib.codec.runner import StepAudio
+from engine_lib.errors import InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.talker.runner import TalkerRunner
+
+
+def test_more_texts_than_the_batch_holds_wait_for_their_turn(tts: Qwen3TTS):
+    arguments: dict[str, Any] = {"speaker": "ryan", "language": "english", "max_new_tokens": 7} | GREEDY
+    texts = [f"Sentence number {i}, and no other." for i in range(2 * tts.config.max_num_seqs + 1)]
+    together, _ = tts.generate_custom_voice(text=texts, **arguments)
+    for text, wav in zip(texts, together, strict=True):
+        [alone], _ = tts.generate_custom_voice(text=text, **arguments)
+        np.testing.assert_allclose(wav, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["generate_custom_voice", "generate_codes"])
+def test_a_list_that_does_not_fit_is_refused_and_leaves_nothing_running(method: str, endless: Path):
+    with load(endless, max_num_seqs=2, codec_slots=2, max_waiting_requests=2, max_model_len=4096, num_kv_blocks=600) as tts:
+        open_stream = tts.stream_custom_voice("Good morning!", "ryan", max_new_tokens=31)
+        with pytest.raises(OverloadedError) as refusal:
+            getattr(tts, method)(["Good morning!"] * 4, "ryan")
+        assert sum(len(chunk.audio) for chunk in open_stream) == 30 * SAMPLES_PER_FRAME
+        assert eventually(lambda: is_idle(tts))
+        assert tts._talker.stats().num_frames < 1000
+        assert len(tts.generate_codes(["Good morning!"] * 4, "ryan", max_new_tokens=3)) == 4
+        assert "at most 4 are allowed" in str(refusal.value)
+
+
+def test_a_text_too_long_for_the_engine_takes_the_others_of_its_list_along(endless: Path):
+    with load(endless, max_model_len=128) as tts:
+        with pytest.raises(InvalidRequestError):
+            tts.generate_codes(["Good morning!", "again and " * 100], "ryan")
+        assert eventually(lambda: is_idle(tts))
+        assert tts._talker.stats().num_frames < 100
+
+
+def test_a_text_that_fails_ends_the_others_of_its_list(endless: Path, monkeypatch: pytest.MonkeyPatch):
+    with load(endless, max_model_len=4096, num_kv_blocks=600) as tts:
+        step = tts._codec.runner.step
+
+        def failing_in_slot_0(slots: Sequence[int], codes: np.ndarray) -> StepAudio:
+            audio = step(slots, codes)
+            audio.read()[np.array(slots) == 0] = np.nan
+            return audio
+
+        monkeypatch.setattr(tts._codec.runner, "step", failing_in_slot_0)
+        with pytest.raises(Qwen3TTSError, match="numbers") as failure:
+            tts.generate_custom_voice(["Good morning!"] * 3, "ryan")
+        assert eventually(lambda: is_idle(tts))
+        assert tts._talker.stats().num_frames < 1000
+        assert failure.traceback  # until here, and with it everything the call held
+
+
+def test_threads_that_call_at_once_get_what_each_gets_alone(tiny_custom_voice: Path):
+    calls: list[dict[str, Any]] = [
+        {"text": f"This is caller number {i}.", "speaker": speaker, "seed": i, "max_new_tokens": 12}
+        for i, speaker in enumerate(["ryan", "eric", "vivian", "serena", "dylan", "aiden", "sohee", "ono_anna"])
+    ]
+    with load(tiny_custom_voice) as tts:
+        # In float32 a matrix product over one row and over many differ in the last bit, and a draw on the edge tips over.
+        tts._talker.runner = TalkerRunner(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
+        alone = [tts.generate_custom_voice(**call)[0][0] for call in calls]
+        barrier = threading.Barrier(len(calls))
+
+        def speak(i: int) -> np.ndarray:
+            barrier.wait(PATIENCE)
+            if i % 2:
+                return tts.generate_custom_voice(**calls[i])[0][0]
+            return np.concatenate([chunk.audio for chunk in tts.stream_custom_voice(**calls[i])])
+
+        with ThreadPoolExecutor(len(calls)) as pool:
+            together = list(pool.map(speak, range(len(calls)), timeout=PATIENCE))
+        assert eventually(lambda: is_idle(tts))
+    for i, (wav, expected) in enumerate(zip(together, alone, strict=True)):
+        assert wav.shape == expected.shape, i
+        np.testing.assert_allclose(wav, expected, atol=1e-5, rtol=0)

@@ -1,0 +1,64 @@
+"""How it ends: closed, or died; every open call and stream ends with an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from api.support import PATIENCE, eventually, load
+from engine_lib.api import SpeechChunk
+from engine_lib.errors import EngineDeadError, Qwen3TTSError
+
+
+def test_close_ends_open_streams_with_an_error(endless: Path):
+    tts = load(endless, max_model_len=4096, num_kv_blocks=600)
+    streams = [tts.stream_custom_voice("Good morning!", "ryan") for _ in range(3)]
+    for stream in streams:
+        assert len(next(stream).audio)
+    tts.close()
+    for stream in streams:
+        with pytest.raises(Qwen3TTSError):
+            list(stream)
+
+
+def test_close_ends_calls_of_other_threads_with_an_error(endless: Path):
+    tts = load(endless, max_model_len=4096, num_kv_blocks=600)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(call, ["Good morning!"] * 6, "ryan") for call in (tts.generate_custom_voice, tts.generate_codes)]
+        assert eventually(lambda: tts._talker.stats().num_frames > 0)
+        tts.close()
+        for call in calls:
+            assert isinstance(call.exception(PATIENCE), Qwen3TTSError)
+
+
+def test_after_the_context_every_call_says_that_the_engine_has_stopped(tiny_custom_voice: Path):
+    with load(tiny_custom_voice) as tts:
+        codes = tts.generate_codes("Good morning!", "ryan", max_new_tokens=4)
+    calls: list[Callable[[], object]] = [
+        lambda: tts.generate_custom_voice("Good morning!", "ryan"),
+        lambda: tts.generate_codes("Good morning!", "ryan"),
+        lambda: tts.stream_custom_voice("Good morning!", "ryan"),
+        lambda: tts.decode(codes),
+    ]
+    for call in calls:
+        with pytest.raises(EngineDeadError):
+            call()
+    tts.close()  # once more does no harm
+
+
+def test_a_codec_that_dies_ends_the_stream_and_the_talkers_work_on_it(endless: Path, monkeypatch: pytest.MonkeyPatch):
+    with load(endless, max_model_len=4096, num_kv_blocks=600) as tts:
+        stream = tts.stream_custom_voice("Good morning!", "ryan")
+        chunks: list[SpeechChunk] = [next(stream)]
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("lost the device")
+
+        monkeypatch.setattr(tts._codec.runner, "step", broken)
+        with pytest.raises(Qwen3TTSError, match="codec"):
+            chunks.extend(stream)
+        assert eventually(lambda: tts._talker.stats().running == 0)
+        assert not tts._codec.is_alive
