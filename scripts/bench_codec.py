@@ -32,6 +32,7 @@ from engine_lib.devices import resolve_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 STEPS = 8  # cohorts in a row
+STRETCH = 300  # frames; an error that grows along a stream shows from one to the next
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--long", type=int, default=300, help="frames of the stream whose bfloat16 error is measured")
+    parser.add_argument("--long", type=int, default=1500, help="frames of the stream whose bfloat16 error is measured")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
     parser.add_argument("--profile", action="store_true", help="also print which kernels the time goes to")
     parser.add_argument("--bf16-flops", type=float, default=790e12, help="bfloat16 operations a second (default: one H200, measured)")
@@ -100,9 +101,17 @@ def main() -> None:
                 _profile(runner, checkpoint, *shape)
         del runner
     if len(streams) == len(DTYPES):
+        samples = STRETCH * checkpoint.config.codec.samples_per_frame
+        stretches = [
+            _signal_to_noise(streams["float32"][i : i + samples], streams["bfloat16"][i : i + samples])
+            for i in range(0, len(streams["float32"]), samples)
+        ]
         error = _signal_to_noise(streams["float32"], streams["bfloat16"])
-        print(f"\nbfloat16 against float32 over {arguments.long} frames: {error:.1f} dB signal to noise")
-        results.append({"bf16_snr_db": error, "frames": arguments.long})
+        print(
+            f"\nbfloat16 against float32, signal to noise over {arguments.long} frames: {error:.1f} dB; "
+            f"{STRETCH} frames at a time: {', '.join(f'{stretch:.1f}' for stretch in stretches)}"
+        )
+        results.append({"bf16_snr_db": error, "bf16_snr_db_of_stretches": stretches, "frames": arguments.long})
     if arguments.output:
         write_results(arguments.output, results)
 

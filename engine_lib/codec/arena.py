@@ -23,6 +23,7 @@ class StateArena:
     Attributes:
         scratch_slot: a slot no stream owns; a batch may name it several times. What it holds means nothing.
         bytes_per_slot: memory of one stream.
+        rows: [num_slots + 1, bytes_per_slot] uint8, all of it.
     """
 
     def __init__(self, layers: Iterable[StreamingLayer], num_slots: int, device: torch.device) -> None:
@@ -31,14 +32,18 @@ class StateArena:
         layers = [layer for layer in layers if layer.num_past]
         sizes = [_aligned(layer.num_past * math.prod(layer.step_shape) * layer.dtype.itemsize) for layer in layers]
         self.bytes_per_slot = ALIGNMENT + sum(sizes)
-        self._rows = torch.zeros(num_slots + 1, self.bytes_per_slot, dtype=torch.uint8, device=device)
-        positions, *pasts = self._rows.split((ALIGNMENT, *sizes), dim=1)
+        self.rows = torch.zeros(num_slots + 1, self.bytes_per_slot, dtype=torch.uint8, device=device)
+        positions, *pasts = self.rows.split((ALIGNMENT, *sizes), dim=1)
         self._positions = positions.view(torch.int64)[:, 0]
         self._pasts = {layer: _past(layer, row) for layer, row in zip(layers, pasts, strict=True)}
 
     def reset(self, slot: int) -> None:
         """Make `slot` that of a new stream, whatever it holds (it may hold NaN)."""
-        self._rows[slot].zero_()
+        self.rows[slot].zero_()
+
+    def offset(self, layer: StreamingLayer) -> int:
+        """Where the past of `layer` begins in a row, in bytes."""
+        return self._pasts[layer].data_ptr() - self.rows.data_ptr()
 
     def batch(self, slots: torch.Tensor) -> BatchState:
         """State of the streams in `slots` [batch] int64, on the arena's device."""
@@ -49,23 +54,28 @@ class BatchState:
     """A StreamState over the rows of an arena.
 
     Attributes:
+        slots: [batch] int64.
         positions: [batch] int64, frames decoded before this piece.
     """
 
     def __init__(self, slots: torch.Tensor, positions: torch.Tensor, pasts: dict[StreamingLayer, torch.Tensor]) -> None:
-        self._slots, self._positions, self._pasts = slots, positions, pasts
+        self.slots, self._positions, self._pasts = slots, positions, pasts
         self.positions = positions.index_select(0, slots)
 
     def extend(self, layer: StreamingLayer, x: torch.Tensor) -> torch.Tensor:
         """See StreamState."""
         past = self._pasts[layer]
-        x = torch.cat((past.index_select(0, self._slots), x), dim=1)
-        past.index_copy_(0, self._slots, x[:, -layer.num_past :])
+        x = torch.cat((past.index_select(0, self.slots), x), dim=1)
+        past.index_copy_(0, self.slots, x[:, -layer.num_past :])
         return x
+
+    def past(self, layer: StreamingLayer) -> torch.Tensor:
+        """The past of `layer` in all slots: [slots, num_past, *step_shape], with gaps between slots."""
+        return self._pasts[layer]
 
     def advance(self, frames: int) -> None:
         """Count the frames of the piece, once all layers have run."""
-        self._positions.index_copy_(0, self._slots, self.positions + frames)
+        self._positions.index_copy_(0, self.slots, self.positions + frames)
 
 
 def _aligned(num_bytes: int) -> int:

@@ -2,7 +2,8 @@
 
 Chunks of one stream are decoded strictly in order. Across streams, those that have not been heard yet come first, in the order
 they opened; the others by playback deadline, the moment their listener runs out of audio. Frames are taken by `next_cohort` and
-counted as decoded later, so that a second cohort can be made while the first is on the device. Plain data, no clock and no device.
+counted as decoded later, so that a second cohort can be made while the first is on the device. A cohort whose listeners all have
+audio left may wait a moment for more members: the talker hands out chunks in bursts. Plain data, no clock and no device.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import numpy.typing as npt
 
 from engine_lib.codec.request import CodecRequest
 
+# A listener with less audio left than this is not kept waiting: a step of others and the way to the client fit into it.
+SAFE_SECONDS = 0.05
+
 
 @dataclass(eq=False)
 class PendingChunk:
-    """A request and how far it has been decoded."""
+    """A request, when it came, and how far it has been decoded."""
 
     request: CodecRequest
+    arrived: float
     frames_taken: int = 0
     frames_done: int = 0
     audio: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -55,6 +60,7 @@ class Stream:
         seconds_taken: audio of the frames that cohorts have taken.
         last_active: when a chunk last came or was decoded.
         error: why the stream failed, or "". A failed stream stays, to answer what still comes for it.
+        reference_key: of the reference it began with, where its state may be remembered; else "".
     """
 
     key: str
@@ -64,6 +70,7 @@ class Stream:
     heard_since: float | None = None
     seconds_taken: float = 0.0
     error: str = ""
+    reference_key: str = ""
 
     @property
     def next_chunk(self) -> PendingChunk | None:
@@ -75,9 +82,13 @@ class Stream:
         """Smaller is sooner. Streams that sort equal keep the order in which they opened."""
         if not self.seconds_taken:
             return (False, 0.0)
+        return (True, self.deadline)
+
+    @property
+    def deadline(self) -> float:
+        """When its listener runs out of audio."""
         # Without a listener yet, but its first audio is on the device: the first of those that will run dry.
-        heard_since = -math.inf if self.heard_since is None else self.heard_since
-        return (True, heard_since + self.seconds_taken)
+        return -math.inf if self.heard_since is None else self.heard_since + self.seconds_taken
 
 
 @dataclass(frozen=True)
@@ -98,15 +109,23 @@ class Cohort:
 
 
 class Batcher:
-    """Open streams, free slots, pending chunks. Times are seconds on whatever clock the caller uses."""
+    """Open streams, free slots, pending chunks. Times are seconds on whatever clock the caller uses.
 
-    def __init__(self, num_slots: int, max_batch_size: int, frame_seconds: float, piece_frames: Callable[[int], int]) -> None:
+    Attributes:
+        wait_until: when a cohort that the last call of `next_cohort` held back is due; infinity where it held none back.
+    """
+
+    def __init__(
+        self, num_slots: int, max_batch_size: int, frame_seconds: float, piece_frames: Callable[[int], int], max_wait: float = 0.0
+    ) -> None:
         """
         Args:
             max_batch_size: streams in one cohort at most.
             frame_seconds: audio of one frame.
             piece_frames: how many frames of a chunk to decode in one step, given how many it has left.
+            max_wait: seconds a chunk may wait for others of its size.
         """
+        self._max_wait, self.wait_until = max_wait, math.inf
         self.max_batch_size, self._frame_seconds, self._piece_frames = max_batch_size, frame_seconds, piece_frames
         self.streams: dict[str, Stream] = {}
         self.free_slots = deque(range(num_slots))
@@ -117,26 +136,58 @@ class Batcher:
         stream = self.streams.get(request.stream_key)
         if stream is None:
             stream = self.streams[request.stream_key] = Stream(request.stream_key, now)
-        stream.pending.append(PendingChunk(request))
+        stream.pending.append(PendingChunk(request, now))
         stream.last_active = now
         self.num_pending += 1
         return stream
 
-    def next_cohort(self) -> Cohort | None:
-        """Take the frames to decode next: the most urgent stream first, all with pieces of its size; None where there are none."""
-        ready = [(stream, chunk) for stream in self.streams.values() if not stream.error and (chunk := stream.next_chunk)]
-        for stream, _ in ready:
-            if stream.slot is None and self.free_slots:
+    def open_slots(self) -> list[Stream]:
+        """Give free slots to streams that have frames to decode and no slot yet; return those streams."""
+        opened = []
+        for stream in self.streams.values():
+            if self.free_slots and stream.slot is None and not stream.error and stream.next_chunk:
                 stream.slot = self.free_slots.popleft()
-        runnable = sorted(((stream, chunk) for stream, chunk in ready if stream.slot is not None), key=lambda pair: pair[0].urgency)
-        if not runnable:
-            return None
-        sizes = [self._piece_frames(chunk.frames_to_take) for _, chunk in runnable]
-        members = [pair for pair, size in zip(runnable, sizes, strict=True) if size == sizes[0]][: self.max_batch_size]
+                opened.append(stream)
+        return opened
+
+    def next_cohort(self, now: float) -> Cohort | None:
+        """Take the frames to decode next: the most urgent stream that need not wait first, all with pieces of its size; else None."""
+        self.open_slots()
+        streams = [stream for stream in self.streams.values() if stream.slot is not None and not stream.error]
+        runnable = sorted(((stream, chunk) for stream in streams if (chunk := stream.next_chunk)), key=lambda pair: pair[0].urgency)
+        by_size: dict[int, list[tuple[Stream, PendingChunk]]] = {}
+        for pair in runnable:
+            by_size.setdefault(self._piece_frames(pair[1].frames_to_take), []).append(pair)
+        self.wait_until = math.inf
+        for frames, pairs in by_size.items():
+            members = pairs[: self.max_batch_size]
+            due = self._due(members)
+            if due <= now:
+                return self._take(members, frames)
+            self.wait_until = min(self.wait_until, due)
+        return None
+
+    def _due(self, members: list[tuple[Stream, PendingChunk]]) -> float:
+        """When a cohort must be decoded: at once, or a moment later if it may grow and nobody would run dry."""
+        if not self._max_wait or len(members) == self.max_batch_size or not any(self._may_join(stream) for stream in self.streams.values()):
+            return -math.inf
+        if any(stream.pending[-1].request.is_final for stream, _ in members):
+            return -math.inf  # its client waits for the end, and it frees a slot
+        return min(min(chunk.arrived + self._max_wait, stream.deadline - SAFE_SECONDS) for stream, chunk in members)
+
+    def _may_join(self, stream: Stream) -> bool:
+        return stream.slot is not None and not stream.error and stream.next_chunk is None
+
+    def _take(self, members: list[tuple[Stream, PendingChunk]], frames: int) -> Cohort:
         for stream, chunk in members:
             if not chunk.request.reference:
-                stream.seconds_taken += sizes[0] * self._frame_seconds
-        return Cohort([stream for stream, _ in members], sizes[0], [chunk.take(sizes[0]) for _, chunk in members])
+                stream.seconds_taken += frames * self._frame_seconds
+        return Cohort([stream for stream, _ in members], frames, [chunk.take(frames) for _, chunk in members])
+
+    def skip(self, stream: Stream) -> None:
+        """Count the stream's oldest chunk, a reference, as decoded."""
+        chunk = stream.pending[0]
+        chunk.frames_taken = chunk.frames_done = len(chunk.request.codes)
 
     def decoded(self, stream: Stream, frames: int, audio: npt.NDArray[np.float32], now: float) -> None:
         """Note `audio` as that of the next `frames` frames of the stream's oldest chunk."""

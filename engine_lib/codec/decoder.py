@@ -40,6 +40,7 @@ class CodecDecoder(nn.Module):
             CheckpointError: a weight is missing or has another shape.
         """
         super().__init__()
+        self.dtype = dtype
 
         def take(name: str, *shape: int) -> torch.Tensor:
             return weights.take(f"decoder.{name}", shape, dtype=torch.float32, device=device)
@@ -74,7 +75,11 @@ class CodecDecoder(nn.Module):
         Returns:
             [batch, frames * samples_per_frame] float32, not yet clamped to -1..1.
         """
-        x = self.pre_conv(self.codebooks(codes), state)
+        return self.synthesise(self.codebooks(codes), state)
+
+    def synthesise(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
+        """`forward` behind the codebooks: latents [batch, frames, codebook_dim] to samples. Gradients flow, so training can use it."""
+        x = self.pre_conv(latents, state)
         x = self.transformer(x, state)
         for stage in self.upsample:
             x = stage(x, state)

@@ -8,6 +8,7 @@ is wiped when its stream ends, so a free slot is always that of a new stream.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.batcher import Batcher, Cohort, Stream
+from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.codec.request import NO_AUDIO, AudioChunk, CodecRequest
 from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.config import EngineConfig
@@ -41,6 +43,7 @@ class CodecStats:
         queued_chunks: chunks not answered yet.
         num_steps, num_frames: cohorts and frames whose decoding has begun since the start.
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
+        num_recalled_references: references since the start whose state was known.
     """
 
     open_streams: int
@@ -49,6 +52,7 @@ class CodecStats:
     num_steps: int
     num_frames: int
     num_failed_streams: int
+    num_recalled_references: int
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,34 @@ class CodecEngine:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
         """
         self.config, self._codec = config, checkpoint.config.codec
-        device = resolve_device(config.device)
+        device = resolve_device(config.codec_device, "codec_device") if config.codec_device else resolve_device(config.device)
+        started = time.perf_counter()
         with on_device(device):
-            self.runner = CodecRunner(checkpoint, config.codec_slots, dtype=resolve_dtype(config.codec_dtype, device), device=device)
+            self.runner = CodecRunner(
+                checkpoint,
+                config.codec_slots,
+                dtype=resolve_dtype(config.codec_dtype, device),
+                device=device,
+                priority=config.codec_stream_priority,
+            )
             if not config.enforce_eager:
                 self.runner.capture(config.codec_max_batch_size)
+        logger.info(
+            "codec on %s in %s; state of %d streams %.2f GiB; %d graphs; loaded and captured in %.1f s",
+            device,
+            str(self.runner.dtype).removeprefix("torch."),
+            config.codec_slots,
+            self.runner.arena.rows.nbytes / 2**30,
+            len(self.runner.graphs.shapes) if self.runner.graphs is not None else 0,
+            time.perf_counter() - started,
+        )
         # The CPU decodes in `step` itself, where waiting for the next step only delays audio.
         self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
-        self.batcher = Batcher(config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames)
+        self.batcher = Batcher(
+            config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, config.codec_max_wait_ms / 1e3
+        )
+        self._references = ReferenceStates(self.runner, config.codec_reference_cache)
         self._num_steps = self._num_frames = self._num_failed_streams = 0
 
         self._changed = threading.Condition()
@@ -98,6 +121,11 @@ class CodecEngine:
     def samples_per_frame(self) -> int:
         """Audio samples of one frame."""
         return self._codec.samples_per_frame
+
+    @property
+    def num_quantizers(self) -> int:
+        """Codes of one frame."""
+        return self._codec.num_quantizers
 
     @property
     def is_alive(self) -> bool:
@@ -124,11 +152,12 @@ class CodecEngine:
             self._inbox.append(stream_key)
             self._changed.notify()
 
-    def decode(self, codes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
+    def decode(self, codes: npt.NDArray[np.integer[Any]], reference: npt.NDArray[np.integer[Any]] | None = None) -> npt.NDArray[np.float32]:
         """Decode one whole utterance as a stream among the others, and wait for it.
 
         Args:
             codes: [frames, num_quantizers] of any integer type.
+            reference: the same, the utterance's past, which gives no audio.
 
         Returns:
             [frames * samples_per_frame] in -1..1.
@@ -137,12 +166,16 @@ class CodecEngine:
             InvalidRequestError: the codes have another shape or are out of range.
             EngineDeadError, Qwen3TTSError: the engine has stopped, or stopped meanwhile.
         """
-        if problem := self._problem_with(codes):
-            raise InvalidRequestError("codes", problem)
+        for given in (codes,) if reference is None else (reference, codes):
+            if problem := self._problem_with(given):
+                raise InvalidRequestError("codes", problem)
         if not self._alive:
             raise EngineDeadError(self._dead_because)
         answer: Future[AudioChunk] = Future()
-        self.submit(CodecRequest(uuid.uuid4().hex, 0, codes, True, answer.set_result))
+        key = uuid.uuid4().hex
+        if reference is not None:
+            self.submit(CodecRequest.of_reference(key, reference))
+        self.submit(CodecRequest(key, 0, codes, True, answer.set_result))
         chunk = answer.result()
         if chunk.error:
             raise Qwen3TTSError(chunk.error)
@@ -166,6 +199,7 @@ class CodecEngine:
             num_steps=self._num_steps,
             num_frames=self._num_frames,
             num_failed_streams=self._num_failed_streams,
+            num_recalled_references=self._references.num_recalled,
         )
 
     # codec thread
@@ -204,12 +238,14 @@ class CodecEngine:
         """Wait for something to do, unless `busy`. False when the engine shall stop."""
         with self._changed:
             if not (busy or self._inbox or self._stopping):
-                self._changed.wait(self._seconds_until_idle_limit())
+                self._changed.wait(self._seconds_until_due())
             return not self._stopping
 
-    def _seconds_until_idle_limit(self) -> float | None:
-        idle_since = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=None)
-        return None if idle_since is None else max(idle_since + self.config.codec_idle_timeout - time.monotonic(), 0.0)
+    def _seconds_until_due(self) -> float | None:
+        """Until a cohort has waited long enough, or a stream was idle for too long; None where neither is to be expected."""
+        idle_since = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=math.inf)
+        due = min(idle_since + self.config.codec_idle_timeout, self.batcher.wait_until)
+        return None if due == math.inf else max(due - time.monotonic(), 0.0)
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -242,12 +278,19 @@ class CodecEngine:
 
     def _launch_next(self) -> Step | None:
         """Start to decode the most urgent cohort."""
-        cohort = self.batcher.next_cohort()
+        for stream in self.batcher.open_slots():
+            if self._references.recall(stream):
+                self.batcher.skip(stream)
+                self._answer_decoded(stream)
+        cohort = self.batcher.next_cohort(time.monotonic())
         if cohort is None:
             return None
         self._num_steps += 1
         self._num_frames += len(cohort.streams) * cohort.frames
-        return Step(cohort, self.runner.step(cohort.slots(), cohort.codes()))
+        step = Step(cohort, self.runner.step(cohort.slots(), cohort.codes()))
+        for stream in cohort.streams:
+            self._references.keep(stream)
+        return step
 
     def _read(self, step: Step) -> None:
         """Answer the chunks that are complete with the pieces of `step`."""
@@ -256,6 +299,7 @@ class CodecEngine:
             if stream.error:
                 continue  # it failed or was dropped after the launch, and all its chunks are answered
             if np.isnan(row[0]):
+                self._references.discard(stream.reference_key)
                 self._fail(stream, "the codec computed samples that are not numbers")
             else:
                 # A copy, for the rows share memory that the device needs again.

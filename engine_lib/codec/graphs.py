@@ -46,7 +46,7 @@ class StepGraphs:
         """Capture every shape, the largest first, so that the smaller ones fit into its memory."""
         benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         try:
-            for batch, frames in tqdm(self.shapes, desc="capturing codec graphs", unit="graph"):
+            for batch, frames in tqdm(self.shapes, desc="capturing codec graphs", unit="graph", disable=None):
                 self._graphs[batch, frames] = self._capture(batch, frames)
         finally:
             torch.backends.cudnn.benchmark = benchmark

@@ -35,7 +35,7 @@ class CodecRequest:
 
     Attributes:
         stream_key: unique to the stream.
-        index: 0, 1, 2.. within the stream; a stream opens with 0 or with its reference.
+        index: 0, 1, 2.. within the stream; a stream opens with 0, or with its reference.
         codes: [frames, num_quantizers] of any integer type; there may be no frames.
         is_final: the stream ends with this chunk.
         on_audio: called once, on the codec's thread; it must only pass the answer on.
@@ -48,6 +48,11 @@ class CodecRequest:
     is_final: bool
     on_audio: Callable[[AudioChunk], None]
     reference: bool = False
+
+    @classmethod
+    def of_reference(cls, stream_key: str, codes: npt.NDArray[np.integer[Any]]) -> CodecRequest:
+        """The request that opens a stream with its reference. Nobody needs its answer: if it fails so do the chunks behind it."""
+        return cls(stream_key, 0, codes, is_final=False, on_audio=lambda _answer: None, reference=True)
 
     def answer(self, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> AudioChunk:
         """The AudioChunk for this request."""

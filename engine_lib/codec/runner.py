@@ -5,8 +5,8 @@ On a GPU it has a CUDA stream of its own, `step` reads no device value on the ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.arena import StateArena
+from engine_lib.codec.arena import BatchState, StateArena
 from engine_lib.codec.decoder import CodecDecoder
 from engine_lib.codec.graphs import FRAME_BUCKETS, StepGraphs, split_inputs
+from engine_lib.devices import on_stream, own_stream
 
 MAX_PIECE_FRAMES = 64
 
@@ -48,8 +49,8 @@ class StepAudio:
 class CodecRunner:
     """Weights and stream state on one device."""
 
-    def __init__(self, checkpoint: Checkpoint, num_slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Load the weights and allocate state for `num_slots` streams, each of them new.
+    def __init__(self, checkpoint: Checkpoint, num_slots: int, *, dtype: torch.dtype, device: torch.device, priority: int = 0) -> None:
+        """Load the weights and allocate state for `num_slots` streams, each of them new; `priority` as in `own_stream`.
 
         Raises:
             CheckpointError: a weight is missing or has another shape.
@@ -59,13 +60,11 @@ class CodecRunner:
         weights = checkpoint.speech_tokenizer_weights()
         self.decoder = CodecDecoder(weights, checkpoint.config.codec, dtype=dtype, device=device)
         self.arena = StateArena(self.decoder.streaming_layers(), num_slots, device)
+        self._forward = _forward(self.decoder, self.arena)
         self.graphs: StepGraphs | None = None
-        self.stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            # Float32 means float32: torch would let cuDNN round the operands of convolutions to TF32.
-            torch.backends.cudnn.allow_tf32 = False
-            self.stream = torch.cuda.Stream(device)
-            self.stream.wait_stream(torch.cuda.current_stream(device))  # the weights may still be on their way
+        # Float32 means float32: torch would let cuDNN round the operands of convolutions to TF32.
+        torch.backends.cudnn.allow_tf32 = False
+        self.stream = own_stream(device, priority)
 
     @torch.inference_mode()
     def capture(self, max_batch: int) -> None:
@@ -97,6 +96,16 @@ class CodecRunner:
         """Make `slot` that of a new stream, for the steps launched from now on."""
         with self.on_stream():
             self.arena.reset(slot)
+
+    def state(self, slot: int) -> torch.Tensor:
+        """A copy of what `slot` holds after the steps launched so far: [bytes] uint8 on the device."""
+        with self.on_stream():
+            return self.arena.rows[slot].clone()
+
+    def restore(self, slot: int, state: torch.Tensor) -> None:
+        """Make `slot` continue from `state`, for the steps launched from now on."""
+        with self.on_stream():
+            self.arena.rows[slot].copy_(state)
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], codes: npt.NDArray[np.integer[Any]]) -> StepAudio:
@@ -131,15 +140,15 @@ class CodecRunner:
             [batch, frames * samples_per_frame] float32 as `StepAudio.read` gives it.
         """
         state = self.arena.batch(slots)
-        audio = self.decoder(codes, state)
+        audio = self._forward(codes, state)
         state.advance(codes.shape[1])
         # Spread over the row, what went wrong cannot hide in one sample or in the clamp.
         failed = ~audio.isfinite().all(1, keepdim=True)
         return audio.clamp(-1, 1).masked_fill(failed, torch.nan)
 
-    def on_stream(self) -> AbstractContextManager[Any]:
+    def on_stream(self) -> AbstractContextManager[object]:
         """What is launched within comes after the steps launched so far."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        return on_stream(self.stream)
 
     def _bring_here(self, audio: torch.Tensor) -> StepAudio:
         if self.device.type != "cuda":
@@ -152,3 +161,13 @@ class CodecRunner:
     def _empty_here(self, shape: int | torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """A tensor on the host that the device can copy to or from while the host goes on."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+
+def _forward(decoder: CodecDecoder, arena: StateArena) -> Callable[[torch.Tensor, BatchState], torch.Tensor]:
+    """The decoder, in few launches where our kernels are the faster ones: in bfloat16 on a GPU that has it."""
+    device = arena.rows.device
+    if decoder.dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return decoder
+    from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which CPU builds of torch lack
+
+    return FusedDecoder(decoder, arena)

@@ -95,6 +95,7 @@ class CausalTransposedConv(nn.Module):
         """
         super().__init__()
         into, self.out, kernel = weight.shape
+        self.stride = stride
         # Tap k = lag * stride + phase weighs the input `lag` steps back; a convolution lists its oldest input first.
         by_lag = weight.view(into, self.out, kernel // stride, stride).flip(2)
         self.conv = CausalConv(by_lag.permute(3, 1, 0, 2).flatten(0, 1), bias.repeat(stride))

@@ -15,7 +15,7 @@ _BLOCK = 256
 
 
 class FrameInputs(Protocol):
-    """What the next frame reads of each slot: [slots] int64, and the text that joins each frame (talker.state.SlotState)."""
+    """What the next input row of each slot is made of (talker.state.SlotState)."""
 
     frames: torch.Tensor
     codes: torch.Tensor
@@ -34,8 +34,8 @@ def embed_frames(
 
     Args:
         slots: [batch] int64, the slot of each row.
-        state: `codes` [slots, groups] and `text_ids` [slots, columns] int64, negative where there is none. The text of a frame
-            is in column `frames - 1`, kept within the columns.
+        state: `codes` [slots, groups] and `text_ids` [slots, columns] int64, negative where there is none. The text of
+            the next row is in column `frames`, kept within the columns.
         code_table: [codes of all groups, hidden], contiguous; group g starts at row `code_offsets[g]` (int64).
         text_table: [text ids, hidden], contiguous.
         out: [batch, hidden], where to write; None allocates.
@@ -83,7 +83,7 @@ def embed_frames_torch(
     def rows(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return table[ids.clamp(min=0)] * (ids >= 0)[..., None]
 
-    columns = (state.frames[slots] - 1).clamp(0, state.text_ids.shape[1] - 1)
+    columns = state.frames[slots].clamp(max=state.text_ids.shape[1] - 1)
     codes, text_ids = state.codes[slots], state.text_ids[slots, columns]
     return rows(code_table, torch.where(codes < 0, -1, codes + code_offsets)).sum(1) + rows(text_table, text_ids)
 
@@ -121,7 +121,7 @@ def _embed_kernel(
     mask = (code >= 0)[:, None] & real[None, :]
     lines = tl.load(code_table + table_row[:, None] * HIDDEN + column[None, :], mask=mask, other=0.0)
     total = tl.sum(lines.to(tl.float32), axis=0).to(dtype)
-    text_column = tl.minimum(tl.maximum(tl.load(frames + slot) - 1, 0), text_columns - 1)
+    text_column = tl.minimum(tl.load(frames + slot), text_columns - 1)
     text_id = tl.load(text_ids + slot * text_stride + text_column)
     line = tl.load(text_table + text_id * HIDDEN + column, mask=real & (text_id >= 0), other=0.0)
     tl.store(out + row * out_stride + column, plus(total, line, dtype), mask=real)

@@ -36,6 +36,13 @@ def norm_and_rotate(low, high, norm_low, norm_high, cos, sin, eps, HALF: tl.cons
     scale = tl.rsqrt(mean_square + eps)[:, None]
     low = times(times(wide_low, scale, dtype), norm_low, dtype)
     high = times(times(wide_high, scale, dtype), norm_high, dtype)
+    return rotate(low, high, cos, sin)
+
+
+@triton.jit
+def rotate(low, high, cos, sin):
+    """Rotate heads without a norm; arguments and result as in `norm_and_rotate`."""
+    dtype: tl.constexpr = low.dtype
     rotated_low = plus(times(low, cos, dtype), -times(high, sin, dtype).to(tl.float32), dtype)
     rotated_high = plus(times(high, cos, dtype), times(low, sin, dtype), dtype)
     return rotated_low, rotated_high

@@ -72,7 +72,7 @@ def draw_codes(
     *,
     first: FirstCodebook | None = None,
     embedding: Embedding | None = None,
-    advance: int | None = None,
+    advance: bool = False,
 ) -> None:
     """Draw codebook `codebook` of every row.
 
@@ -84,8 +84,8 @@ def draw_codes(
             allow nothing.
         first: for codebook 0, with repetition penalty, suppressed ids and the least number of frames.
         embedding: copy the id's embedding, that of id 0 for BAD_CODE.
-        advance: with the last codebook, the input rows this frame took: `state.frames` grows by one, `state.positions` by this,
-            but stays 0 in the last slot, which is scratch.
+        advance: with the last codebook: `state.frames` and `state.positions` grow by one; but the last slot, which is scratch, stays
+            at position 0.
     """
     batch, vocab = logits.shape
     check_rows("logits", logits, batch, vocab)
@@ -127,7 +127,6 @@ def draw_codes(
         0 if embedding is None else embedding.out.stride(0),
         0 if first is None else first.eos,
         0 if first is None else first.min_frames,
-        0 if advance is None else advance,
         len(state.positions) - 1,
         VOCAB=vocab,
         PADDED=triton.next_power_of_2(vocab),
@@ -135,7 +134,7 @@ def draw_codes(
         WIDTH_PADDED=triton.next_power_of_2(max(width, 1)),
         FIRST=first is not None,
         EMBED=embedding is not None,
-        ADVANCE=advance is not None,
+        ADVANCE=advance,
         num_warps=4 if vocab <= 2048 else 8,
         **launch_options(logits.device),
     )
@@ -200,7 +199,7 @@ def _draw(logits, ids, best_id, temperature, k, top_p, uniform, VOCAB: tl.conste
     return tl.where(drawn < PADDED, drawn, best_id)
 
 
-@triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "advance", "scratch_slot"])
+@triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "scratch_slot"])
 def _draw_codes_kernel(
     logits,
     slots,
@@ -225,7 +224,6 @@ def _draw_codes_kernel(
     embedded_stride,
     eos,
     min_frames,
-    advance,
     scratch_slot,
     VOCAB: tl.constexpr,
     PADDED: tl.constexpr,
@@ -281,4 +279,4 @@ def _draw_codes_kernel(
         tl.store(embedded + row * embedded_stride + column, line, mask=column < WIDTH)
     if ADVANCE:
         tl.store(frames + slot, frame + 1)
-        tl.store(positions + slot, tl.where(slot == scratch_slot, 0, tl.load(positions + slot) + advance))
+        tl.store(positions + slot, tl.where(slot == scratch_slot, 0, tl.load(positions + slot) + 1))

@@ -1,4 +1,4 @@
-"""The forward of `Transformer` on a GPU in few launches. Its twin is Transformer.forward; only rounding differs.
+"""The forward of a pre-norm transformer on a GPU in few launches. Its twin is Transformer.forward; only rounding differs.
 
 For few rows a layer is as long as reading its weights, which our own products stream once with norm, residual and SwiGLU
 fused into them: five launches a layer. From more rows on cuBLAS's products are faster: seven launches. FEW_ROWS is where the
@@ -7,43 +7,86 @@ two cross on an H200 (docs/performance.md). Importing this module needs Triton's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
-from engine_lib.layers.transformer import Transformer
 
 FEW_ROWS = 16
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
+SumShards = Callable[[torch.Tensor], torch.Tensor]
 
 
-def forward_fused(transformer: Transformer, x: torch.Tensor, attend: AttendPacked) -> torch.Tensor:
+class PackedLayer(Protocol):
+    """Weights of one pre-norm layer, as in engine_lib.layers.transformer.TransformerLayer."""
+
+    @property
+    def input_norm(self) -> torch.Tensor: ...
+    @property
+    def qkv(self) -> torch.Tensor: ...
+    @property
+    def output(self) -> torch.Tensor: ...
+    @property
+    def post_attention_norm(self) -> torch.Tensor: ...
+    @property
+    def gate_up(self) -> torch.Tensor: ...
+    @property
+    def down(self) -> torch.Tensor: ...
+
+
+class PackedTransformer(Protocol):
+    """A stack of them, and the eps of their norms."""
+
+    @property
+    def layers(self) -> Sequence[PackedLayer]: ...
+    @property
+    def eps(self) -> float: ...
+
+
+def forward_fused(
+    transformer: PackedTransformer, x: torch.Tensor, attend: AttendPacked, sum_shards: SumShards | None = None
+) -> torch.Tensor:
     """
     Args:
         x: [rows, hidden], contiguous.
         attend: norm, rotation, cache and attention of one layer.
+        sum_shards: where the transformer is a shard, adds up a product of [rows, hidden] over shards, in place.
 
     Returns:
         [rows, hidden], before the final norm: whoever reads it has a kernel that norms its input.
     """
-    eps, few = transformer.shape.rms_norm_eps, len(x) <= FEW_ROWS
+    eps, few = transformer.eps, len(x) <= FEW_ROWS
     for i, layer in enumerate(transformer.layers):
         if few:
             # Attention is too short to use the memory's bandwidth, so the weights behind it are on their way meanwhile.
             qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps), prefetch=layer.output)
-            x = linear_small(attend(i, qkv), layer.output, residual=x)
-            x = linear_small(gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps)), layer.down, residual=x)
+            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards)
+            gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
+            x = _plus_product(x, gated, layer.down, sum_shards)
         else:
             qkv = F.linear(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
-            x = torch.addmm(x, attend(i, qkv), layer.output.T)
+            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards)
             gate_up = F.linear(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up)
-            x = torch.addmm(x, silu_and_mul(gate_up), layer.down.T)
+            x = _plus_product(x, silu_and_mul(gate_up), layer.down, sum_shards)
     return x
+
+
+def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum_shards: SumShards | None) -> torch.Tensor:
+    """x + y @ weight.T, where shards hold columns of the weight: x plus the sum of their products.
+
+    The product of a shard is rounded, then their sum, then x plus the sum: x joins last, because whatever is added to it is
+    rounded to the precision of x, which is larger than a layer's product.
+    """
+    few = len(y) <= FEW_ROWS
+    if sum_shards is None:
+        return linear_small(y, weight, residual=x) if few else torch.addmm(x, y, weight.T)
+    return x + sum_shards(linear_small(y, weight) if few else F.linear(y, weight))
 
 
 def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,7 +15,7 @@ def snake_beta(x: torch.Tensor, alpha: torch.Tensor, inverse_beta: torch.Tensor)
     Returns:
         [..., width] in the dtype of `x`, in memory of its own.
     """
-    if x.is_cuda:
+    if x.is_cuda and not x.requires_grad:  # the kernel has no backward pass
         from engine_lib.kernels import snake  # needs triton, which torch for CPU does not bring
 
         return snake.snake_beta(x, alpha, inverse_beta)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine_lib.checkpoint import Weights
+from engine_lib.checkpoint import WHOLE, Shard, Weights
 from engine_lib.checkpoint_config import DecoderShape
 from engine_lib.layers.norm import rms_norm
 from engine_lib.layers.rope import apply_rope
@@ -38,37 +38,58 @@ class Transformer:
     """A stack of layers and the final norm."""
 
     def __init__(self, shape: DecoderShape, layers: list[TransformerLayer], final_norm: torch.Tensor) -> None:
+        """`shape` is that of the weights in `layers`.
+
+        Attributes:
+            sum: adds up a product of a shard's input columns over shards, in place; None where the layers are whole.
+        """
         self.shape = shape
         self.layers = layers
         self.final_norm = final_norm
+        self.sum: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def eps(self) -> float:
+        """Of the norms."""
+        return self.shape.rms_norm_eps
 
     @classmethod
-    def load(cls, weights: Weights, prefix: str, shape: DecoderShape, *, dtype: torch.dtype, device: torch.device) -> Transformer:
-        """Take the weights under `prefix` ("talker.model", ..)."""
+    def load(
+        cls, weights: Weights, prefix: str, shape: DecoderShape, *, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+    ) -> Transformer:
+        """Take the weights under `prefix` ("talker.model", ..), of `shape`: of a shard, some of the heads and of the FFN."""
         hidden, ffn, head_dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
         q_size, kv_size = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
 
         def take(name: str, *size: int) -> torch.Tensor:
             return weights.take(f"{prefix}.{name}", size, dtype=dtype, device=device)
 
+        def rows(name: str, *size: int) -> torch.Tensor:
+            return weights.take_shard(f"{prefix}.{name}", size, shard, dim=0, dtype=dtype, device=device)
+
+        def columns(name: str, *size: int) -> torch.Tensor:
+            return weights.take_shard(f"{prefix}.{name}", size, shard, dim=1, dtype=dtype, device=device)
+
         layers = []
         for i in range(shape.num_hidden_layers):
             layer = f"layers.{i}"
             attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-            qkv = [take(f"{attention}.{name}_proj.weight", size, hidden) for name, size in (("q", q_size), ("k", kv_size), ("v", kv_size))]
+            sizes = {"q": q_size, "k": kv_size, "v": kv_size}
+            qkv = [rows(f"{attention}.{name}_proj.weight", size, hidden) for name, size in sizes.items()]
+            gate_up = [rows(f"{mlp}.{name}_proj.weight", ffn, hidden) for name in ("gate", "up")]
             layers.append(
                 TransformerLayer(
                     input_norm=take(f"{layer}.input_layernorm.weight", hidden),
                     qkv=torch.cat(qkv),
                     q_norm=take(f"{attention}.q_norm.weight", head_dim),
                     k_norm=take(f"{attention}.k_norm.weight", head_dim),
-                    output=take(f"{attention}.o_proj.weight", hidden, q_size),
+                    output=columns(f"{attention}.o_proj.weight", hidden, q_size),
                     post_attention_norm=take(f"{layer}.post_attention_layernorm.weight", hidden),
-                    gate_up=torch.cat([take(f"{mlp}.{name}_proj.weight", ffn, hidden) for name in ("gate", "up")]),
-                    down=take(f"{mlp}.down_proj.weight", hidden, ffn),
+                    gate_up=torch.cat(gate_up),
+                    down=columns(f"{mlp}.down_proj.weight", hidden, ffn),
                 )
             )
-        return cls(shape, layers, take("norm.weight", hidden))
+        return cls(shape.sharded(shard.count), layers, take("norm.weight", hidden))
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
         """
@@ -87,11 +108,19 @@ class Transformer:
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
             q = apply_rope(rms_norm(q, layer.q_norm, eps), cos, sin)
             k = apply_rope(rms_norm(k, layer.k_norm, eps), cos, sin)
-            x = x + F.linear(attend(i, q, k, v).flatten(1), layer.output)
+            x = x + self._summed(F.linear(attend(i, q, k, v).flatten(1), layer.output))
             gate, up = F.linear(rms_norm(x, layer.post_attention_norm, eps), layer.gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
+            x = x + self._summed(F.linear(F.silu(gate) * up, layer.down))
         return x
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the layers and the final norm."""
+        return sum(weight.nbytes for layer in self.layers for weight in vars(layer).values()) + self.final_norm.nbytes
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
         """The final norm of `x` [rows, hidden]."""
         return rms_norm(x, self.final_norm, self.shape.rms_norm_eps)
+
+    def _summed(self, product: torch.Tensor) -> torch.Tensor:
+        return product if self.sum is None else self.sum(product)

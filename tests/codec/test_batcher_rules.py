@@ -7,7 +7,7 @@ import secrets
 
 import numpy as np
 
-from engine_lib.codec.batcher import Batcher, Cohort, Stream
+from engine_lib.codec.batcher import SAFE_SECONDS, Batcher, Cohort, Stream
 from engine_lib.codec.request import CodecRequest
 
 FRAME_SECONDS = 1 / 16  # a power of two, so that deadlines that are equal are equal in floating point too
@@ -20,7 +20,10 @@ class Model:
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.now = rng, 0.0
         self.num_slots, self.max_batch_size = rng.randint(1, 6), rng.randint(1, 4)
-        self.batcher = Batcher(self.num_slots, self.max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE))
+        self.max_wait = rng.choice((0.0, 3 * FRAME_SECONDS))
+        self.batcher = Batcher(
+            self.num_slots, self.max_batch_size, FRAME_SECONDS, lambda frames: min(frames, MAX_PIECE), max_wait=self.max_wait
+        )
         self.opened: list[str] = []
         self.sent: dict[str, list[int]] = {}  # number of each frame sent, by stream
         self.decoded: dict[str, list[int]] = {}
@@ -45,6 +48,19 @@ class Model:
             return -1.0
         return self.first_audio_at[key] + len(self.decoded[key]) * FRAME_SECONDS
 
+    def may_wait(self, by_urgency: list[str], key: str) -> bool:
+        """Whether the cohort of the size of `key`'s next piece may wait for more members."""
+        streams = self.batcher.streams
+        size = self.waiting_frames(streams[key])
+        members = [other for other in by_urgency if self.waiting_frames(streams[other]) == size][: self.max_batch_size]
+        others = [stream for stream in streams.values() if stream.slot is not None and not self.waiting_frames(stream)]
+        return (
+            len(members) < self.max_batch_size
+            and bool(others)
+            and all(self.now < streams[member].pending[0].arrived + self.max_wait for member in members)
+            and all(self.now < self.deadline(member) - SAFE_SECONDS for member in members)
+        )
+
     def check(self, cohort: Cohort | None) -> None:
         streams = self.batcher.streams
         held = [stream.slot for stream in streams.values() if stream.slot is not None]
@@ -55,16 +71,18 @@ class Model:
                 assert not self.batcher.free_slots, "a stream waits although a slot is free"
                 assert all(streams[later].slot is None for later in ready[i + 1 :]), "a slot went to a later one"
         ready = [key for key in ready if streams[key].slot is not None]
+        by_urgency = sorted(ready, key=lambda key: (self.deadline(key), self.opened.index(key)))
         if cohort is None:
-            assert not ready, "nothing was decoded although something could be"
+            assert all(self.may_wait(by_urgency, key) for key in ready), "nothing was decoded although something was due"
             return
         members = [stream.key for stream in cohort.streams]
         assert 1 <= len(members) == len(set(members)) <= self.max_batch_size
         assert set(members) <= set(ready)
         assert cohort.slots() == [streams[key].slot for key in members]
         assert all(self.waiting_frames(streams[key]) == cohort.frames for key in members)
-        by_urgency = sorted(ready, key=lambda key: (self.deadline(key), self.opened.index(key)))
-        assert members[0] == by_urgency[0], "something was more urgent"
+        assert not self.may_wait(by_urgency, members[0]), "a cohort that might have grown was decoded"
+        more_urgent = by_urgency[: by_urgency.index(members[0])]
+        assert all(self.may_wait(by_urgency, key) for key in more_urgent), "something that was due was more urgent"
         same_size = [key for key in by_urgency if self.waiting_frames(streams[key]) == cohort.frames]
         assert members == same_size[: self.max_batch_size], "the cohort is not full, or not the most urgent of its size"
 
@@ -100,7 +118,7 @@ def test_every_cohort_obeys_the_rules_in_any_order_of_events() -> None:
             elif event < 0.65:
                 model.now += model.rng.randrange(20) * FRAME_SECONDS
             else:
-                cohort = model.batcher.next_cohort()
+                cohort = model.batcher.next_cohort(model.now)
                 model.check(cohort)
                 if cohort is not None:
                     model.decode(cohort)
@@ -110,7 +128,7 @@ def test_every_cohort_obeys_the_rules_in_any_order_of_events() -> None:
 def drain(model: Model) -> None:
     """Nothing more comes: all that was sent is decoded, in the order it was sent, and all slots become free."""
     for _ in range(10_000):
-        cohort = model.batcher.next_cohort()
+        cohort = model.batcher.next_cohort(model.now)
         model.check(cohort)
         if cohort is not None:
             model.decode(cohort)

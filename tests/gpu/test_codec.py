@@ -41,7 +41,7 @@ def rng() -> random.Random:
 
 @pytest.fixture(scope="module")
 def exact(tiny_custom_voice: Path) -> CodecRunner:
-    """Return the codec in float32 on the CPU, which tests/test_codec_decoder.py holds to the official one."""
+    """Return the codec in float32 on the CPU, which tests/codec/test_decoder.py holds to the official one."""
     return CodecRunner(Checkpoint(tiny_custom_voice), 1, dtype=torch.float32, device=torch.device("cpu"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,47 +14,15 @@ from engine_lib.kernels.qkv_rope_cache import rotate_and_store, rotate_and_store
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
+from kernels.pool import Heads, Pool
 
 DTYPES = [torch.float32, torch.bfloat16]
 BLOCK_SIZES = [1, 4, 16, 24]
 PUBLISHED = (16, 8, 128)
-Heads = tuple[int, int, int]
 
 
-@dataclass
-class Pool:
-    """A paged cache that several sequences own blocks of, in random order; every row nobody owns is NaN."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-    block_tables: torch.Tensor
-
-    @classmethod
-    def filled(cls, lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device, *, block_size: int = 16) -> Pool:
-        _, kv_heads, head_dim = heads
-        width = max(lengths) // block_size + 2
-        shape = (len(lengths) * width + 1, block_size, kv_heads, head_dim)
-        k, v = (torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2))
-        order = 1 + torch.randperm(shape[0] - 1)
-        tables = order.view(len(lengths), width).to(torch.int32).to(device)
-        pool = cls(k, v, tables)
-        for sequence, length in enumerate(lengths):
-            rows = pool.rows(sequence, torch.arange(length, device=device))
-            for cache in (k, v):
-                cache.flatten(0, 1)[rows] = torch.randn(length, kv_heads, head_dim, device=device).to(dtype)
-        return pool
-
-    def rows(self, sequence: int, positions: torch.Tensor) -> torch.Tensor:
-        size = self.k.shape[1]
-        return self.block_tables[sequence, positions // size].long() * size + positions % size
-
-    @property
-    def cache(self) -> PagedCache:
-        return PagedCache(self.k, self.v, self.block_tables)
-
-    def wide(self) -> Pool:
-        """The same in float32, NaN as 0: the torch backend multiplies what it masks."""
-        return Pool(self.k.float().nan_to_num(), self.v.float().nan_to_num(), self.block_tables)
+def paged(pool: Pool) -> PagedCache:
+    return PagedCache(pool.k, pool.v, pool.block_tables)
 
 
 def some_heads(rng: random.Random) -> Heads:
@@ -85,7 +52,7 @@ def check_decode(lengths: list[int], heads: Heads, dtype: torch.dtype, device: t
     wide = pool.wide()
     out = torch.full((batch, num_heads * head_dim), torch.nan, dtype=dtype, device=device)
 
-    decode_attention(qkv, rotation, pool.cache, positions, slots, out)
+    decode_attention(qkv, rotation, paged(pool), positions, slots, out)
 
     cache_rows = torch.stack([pool.rows(int(slot), positions[slot]) for slot in slots])
     q = rotate_and_store_torch(qkv.float(), wide_rotation(rotation), positions[slots], wide.k, wide.v, cache_rows)
@@ -110,7 +77,7 @@ def check_prefill(
     rows = sum(new_rows)
     q = torch.randn(rows + padding, heads[0], heads[2], device=device).to(dtype)
     counts = torch.tensor(lengths, dtype=torch.int32, device=device)
-    out = prefill_attention(q, pool.cache, counts, starts)
+    out = prefill_attention(q, paged(pool), counts, starts)
     wide = pool.wide()
     truth = TorchAttention().prefill(q[:rows].float(), wide.k, wide.v, wide.block_tables, counts, starts)
     assert_near(out[:rows], truth)
@@ -161,9 +128,9 @@ def test_a_sequence_is_the_same_alone_and_in_any_batch(rng: random.Random, devic
     pool = Pool.filled(lengths, heads, torch.float32, device)
     qkv, rotation, positions = some_decode(pool, lengths, heads, device)
     slots = torch.arange(len(lengths), device=device)
-    whole = decode_attention(qkv, rotation, pool.cache, positions, slots)
+    whole = decode_attention(qkv, rotation, paged(pool), positions, slots)
     for batch in (1, 3):
-        assert torch.equal(decode_attention(qkv[:batch], rotation, pool.cache, positions, slots[:batch]), whole[:batch])
+        assert torch.equal(decode_attention(qkv[:batch], rotation, paged(pool), positions, slots[:batch]), whole[:batch])
 
 
 def test_padding_rows_that_share_a_slot_leave_the_others_alone(rng: random.Random, device: torch.device) -> None:
@@ -171,9 +138,9 @@ def test_padding_rows_that_share_a_slot_leave_the_others_alone(rng: random.Rando
     pool = Pool.filled(lengths, heads, torch.float32, device)
     pool.block_tables[1] = 0  # the scratch slot has the null block alone
     qkv, rotation, positions = some_decode(pool, lengths, heads, device)
-    alone = decode_attention(qkv[:1], rotation, pool.cache, positions, torch.tensor([0], device=device))
+    alone = decode_attention(qkv[:1], rotation, paged(pool), positions, torch.tensor([0], device=device))
     kept = pool.k[1:].clone()
-    out = decode_attention(qkv[[0, 1, 1, 1]], rotation, pool.cache, positions, torch.tensor([0, 1, 1, 1], device=device))
+    out = decode_attention(qkv[[0, 1, 1, 1]], rotation, paged(pool), positions, torch.tensor([0, 1, 1, 1], device=device))
     assert torch.equal(out[:1], alone)
     assert torch.equal(pool.k[1:].nan_to_num(), kept.nan_to_num())
     assert not out.isnan().any()
@@ -185,9 +152,9 @@ def test_a_position_past_the_block_table_harms_no_other_sequence(rng: random.Ran
     capacity = pool.block_tables.shape[1] * pool.k.shape[1]
     qkv, rotation, positions = some_decode(pool, [64, capacity + rng.randint(0, 100), 64], heads, device)
     slots, mates = torch.arange(3, device=device), torch.tensor([0, 2], device=device)
-    others = decode_attention(qkv[mates], rotation, pool.cache, positions, mates)
+    others = decode_attention(qkv[mates], rotation, paged(pool), positions, mates)
     kept = pool.k.clone()
-    assert torch.equal(decode_attention(qkv, rotation, pool.cache, positions, slots)[mates], others)
+    assert torch.equal(decode_attention(qkv, rotation, paged(pool), positions, slots)[mates], others)
     changed = (pool.k.nan_to_num() != kept.nan_to_num()).flatten(0, 1).any(-1).any(-1).nonzero().flatten().tolist()
     assert changed == [int(pool.rows(1, torch.tensor(capacity - 1, device=device)))]
 
@@ -202,7 +169,7 @@ def test_a_cache_of_more_than_two_to_the_31_elements_is_read_and_written_in_plac
     qkv, rotation, positions = some_decode(pool, lengths, heads, device)
     slots = torch.arange(2, device=device)
 
-    near_out, far_out = (decode_attention(qkv, rotation, p.cache, positions, slots) for p in (pool, far))
+    near_out, far_out = (decode_attention(qkv, rotation, paged(p), positions, slots) for p in (pool, far))
     assert torch.equal(near_out, far_out)
 
     rows = [pool.rows(i, positions[i] - 1)[None] for i in range(2)]
@@ -210,7 +177,7 @@ def test_a_cache_of_more_than_two_to_the_31_elements_is_read_and_written_in_plac
         rotate_and_store(qkv, rotation, positions - 1, p.k, p.v, torch.cat(rows) + start * 64) for p, start in ((pool, 0), (far, first))
     )
     counts, starts = positions.to(torch.int32), torch.arange(3, dtype=torch.int32, device=device)
-    near_out, far_out = (prefill_attention(q, p.cache, counts, starts) for q, p in ((near_q, pool), (far_q, far)))
+    near_out, far_out = (prefill_attention(q, paged(p), counts, starts) for q, p in ((near_q, pool), (far_q, far)))
     assert torch.equal(near_out, far_out)
     for near, distant in ((pool.k, k), (pool.v, v)):
         assert torch.equal(near.nan_to_num(), distant[first:].nan_to_num())
@@ -221,7 +188,7 @@ def test_too_many_queries_to_a_kv_head_are_refused(device: torch.device) -> None
     pool = Pool.filled([3], heads, torch.float32, device)
     qkv, rotation, positions = some_decode(pool, [3], heads, device)
     with pytest.raises(ValueError, match="heads: 17"):
-        decode_attention(qkv, rotation, pool.cache, positions, torch.zeros(1, dtype=torch.int64, device=device))
+        decode_attention(qkv, rotation, paged(pool), positions, torch.zeros(1, dtype=torch.int64, device=device))
 
 
 @pytest.mark.gpu

@@ -12,8 +12,9 @@ from engine_lib.kernels.tiles import LinearTile
 from kernels.compare import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16]
-# (out, in) of the weights of published sizes: qkv, output, down, head of 0.6B; qkv, down of 1.7B
-PUBLISHED = [(4096, 1024), (1024, 2048), (1024, 3072), (2048, 1024), (4096, 2048), (2048, 6144)]
+# (out, in, normed) of the weights of published sizes: qkv, output, down, head of 0.6B; qkv, down of 1.7B
+PUBLISHED = [(4096, 1024, True), (1024, 2048, False), (1024, 3072, False), (2048, 1024, True), (4096, 2048, True), (2048, 6144, False)]
+GATED = [(3072, 1024), (6144, 2048)]
 
 
 def drawn(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -96,15 +97,26 @@ def test_a_weight_with_gaps_is_refused(device: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 12, 64, 128])
 @pytest.mark.parametrize("sizes", PUBLISHED)
-def test_published_sizes_equal_their_twin(rng: random.Random, device: torch.device, sizes: tuple[int, int], rows: int) -> None:
-    outer, inner = sizes
+def test_published_sizes_equal_their_twin(rng: random.Random, device: torch.device, sizes: tuple[int, int, bool], rows: int) -> None:
+    outer, inner, normed = sizes
     x, weight = (
         drawn(rows, inner, dtype=torch.bfloat16, device=device),
         drawn(outer, inner, dtype=torch.bfloat16, device=device) / inner**0.5,
     )
+    norm = Norm(drawn(inner, dtype=torch.bfloat16, device=device), 1e-6) if normed else None
+    wide_norm = Norm(norm.weight.float(), norm.eps) if norm else None
+    assert_near(linear_small(x, weight, norm=norm), linear_small_torch(x.float(), weight.float(), norm=wide_norm))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 12, 64, 128])
+@pytest.mark.parametrize("sizes", GATED)
+def test_published_gates_equal_their_twin(rng: random.Random, device: torch.device, sizes: tuple[int, int], rows: int) -> None:
+    ffn, inner = sizes
+    x = drawn(rows, inner, dtype=torch.bfloat16, device=device)
+    weight = drawn(2 * ffn, inner, dtype=torch.bfloat16, device=device) / inner**0.5
     norm = Norm(drawn(inner, dtype=torch.bfloat16, device=device), 1e-6)
     wide_norm = Norm(norm.weight.float(), norm.eps)
-    assert_near(linear_small(x, weight, norm=norm), linear_small_torch(x.float(), weight.float(), norm=wide_norm))
     assert_near(gate_up_small(x, weight, norm=norm), gate_up_small_torch(x.float(), weight.float(), norm=wide_norm))
 
 

@@ -153,7 +153,7 @@ def test_the_embedding_of_the_id_is_copied_and_the_state_moves_on_with_the_last_
     table, out = torch.randn(vocab, width, device=device), torch.full((3, 2, width), torch.nan, device=device)
     logits = torch.randn(3, vocab, device=device)
     logits[1] = torch.nan
-    codes = drawn(logits, GROUPS - 1, slots, sampling, state, embedding=Embedding(table, out[:, 1]), advance=1)
+    codes = drawn(logits, GROUPS - 1, slots, sampling, state, embedding=Embedding(table, out[:, 1]), advance=True)
     assert torch.equal(out[:, 1], table[codes.clamp(min=0)])
     assert out[:, 0].isnan().all()
     frames[slots] += 1

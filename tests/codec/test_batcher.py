@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from engine_lib.codec.batcher import Batcher, Cohort, Stream
+from engine_lib.codec.batcher import SAFE_SECONDS, Batcher, Cohort, Stream
 from engine_lib.codec.request import CodecRequest
 
 FRAME_SECONDS = 0.08
@@ -15,8 +15,8 @@ SAMPLES_PER_FRAME = 2
 MAX_PIECE = 64
 
 
-def make_batcher(num_slots: int = 8, max_batch_size: int = 8) -> Batcher:
-    return Batcher(num_slots, max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE))
+def make_batcher(num_slots: int = 8, max_batch_size: int = 8, max_wait: float = 0.0) -> Batcher:
+    return Batcher(num_slots, max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE), max_wait=max_wait)
 
 
 def add(batcher: Batcher, key: str, frames: int, *, index: int = 0, now: float = 0.0, reference: bool = False) -> Stream:
@@ -27,7 +27,7 @@ def add(batcher: Batcher, key: str, frames: int, *, index: int = 0, now: float =
 
 def run(batcher: Batcher, now: float) -> Cohort | None:
     """Decode the next cohort at `now`, as the engine does."""
-    cohort = batcher.next_cohort()
+    cohort = batcher.next_cohort(now)
     if cohort is not None:
         for stream in cohort.streams:
             batcher.decoded(stream, cohort.frames, np.zeros(cohort.frames * SAMPLES_PER_FRAME, np.float32), now)
@@ -49,9 +49,9 @@ def heard(batcher: Batcher, key: str, frames: int, now: float) -> Stream:
 
 def test_nothing_is_decoded_when_nothing_waits() -> None:
     batcher = make_batcher()
-    assert batcher.next_cohort() is None
+    assert batcher.next_cohort(0.0) is None
     heard(batcher, "a", 1, now=0.0)
-    assert batcher.next_cohort() is None
+    assert batcher.next_cohort(0.0) is None
 
 
 def test_a_first_chunk_comes_before_a_stream_that_is_about_to_run_dry() -> None:
@@ -148,7 +148,7 @@ def test_frames_on_the_device_are_not_taken_twice() -> None:
         add(batcher, key, 70)
         add(batcher, key, 3, index=1)
     cohorts = []
-    while (cohort := batcher.next_cohort()) is not None:  # nothing is decoded meanwhile
+    while (cohort := batcher.next_cohort(0.0)) is not None:  # nothing is decoded meanwhile
         cohorts.append(cohort)
     assert [keys(cohort) for cohort in cohorts] == [["a", "b"]] * 3
     expected = [[0, frame] for frame in range(70)] + [[1, frame] for frame in range(3)]
@@ -164,7 +164,7 @@ def test_audio_on_the_device_counts_towards_the_deadline() -> None:
         add(batcher, "a", 2, index=index)
         add(batcher, "b", 2, index=index)
     # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
-    assert [keys(batcher.next_cohort()) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
+    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
 
 
 def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and_before_the_others() -> None:
@@ -174,7 +174,7 @@ def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and
         add(batcher, "new", 1, index=index)
     add(batcher, "newer", 1)
     add(batcher, "playing", 1, index=1)
-    assert [keys(batcher.next_cohort()) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
+    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
 
 
 def test_a_whole_utterance_gives_way_to_streams_that_play_once_it_has_begun() -> None:
@@ -216,7 +216,7 @@ def test_a_stream_waits_for_a_slot_while_others_go_on_and_slots_go_to_the_first_
 def test_a_failed_stream_is_not_decoded() -> None:
     batcher = make_batcher()
     add(batcher, "a", 1).error = "broken"
-    assert batcher.next_cohort() is None
+    assert batcher.next_cohort(0.0) is None
 
 
 def test_only_streams_that_nothing_waits_for_expire() -> None:
@@ -229,3 +229,62 @@ def test_only_streams_that_nothing_waits_for_expire() -> None:
     add(batcher, "silent", 0, index=1, now=4.0)
     batcher.pop(silent)
     assert batcher.expired(now=5.0, idle_timeout=5.0) == []
+
+
+def two_that_play(*, frames: int = 8) -> Batcher:
+    """Two streams whose listeners have `frames` frames from 0.0 on; chunks may wait 2 ms."""
+    batcher = make_batcher(max_batch_size=2, max_wait=0.002)
+    for key in "ab":
+        heard(batcher, key, frames, now=0.0)
+    return batcher
+
+
+def test_a_chunk_with_time_to_spare_waits_for_company_but_not_for_long() -> None:
+    batcher = two_that_play()
+    add(batcher, "a", 8, index=1, now=0.1)
+    assert run(batcher, 0.1) is None
+    assert batcher.wait_until == pytest.approx(0.102)
+    assert run(batcher, 0.101) is None
+    assert keys(run(batcher, 0.1021)) == ["a"]
+    assert run(batcher, 0.103) is None
+    assert batcher.wait_until == float("inf")
+
+
+def test_company_that_fills_the_cohort_ends_the_wait() -> None:
+    batcher = two_that_play()
+    add(batcher, "a", 8, index=1, now=0.1)
+    assert run(batcher, 0.1) is None
+    add(batcher, "b", 8, index=1, now=0.101)
+    assert keys(run(batcher, 0.101)) == ["a", "b"]
+
+
+def test_nobody_waits_when_no_open_stream_could_join() -> None:
+    batcher = two_that_play()
+    batcher.max_batch_size = 8
+    add(batcher, "a", 8, index=1, now=0.1)
+    add(batcher, "b", 4, index=1, now=0.1)
+    assert keys(run(batcher, 0.1)) == ["a"]
+
+
+def test_a_first_chunk_never_waits_and_takes_with_it_what_has_its_size() -> None:
+    batcher = two_that_play()
+    add(batcher, "a", 1, index=1, now=0.1)
+    assert run(batcher, 0.1) is None
+    add(batcher, "new", 1, now=0.1)
+    assert keys(run(batcher, 0.1)) == ["new", "a"]
+
+
+def test_a_listener_about_to_run_dry_is_not_kept_waiting() -> None:
+    batcher = two_that_play(frames=1)  # until 0.08
+    add(batcher, "a", 8, index=1, now=0.029)
+    assert run(batcher, 0.029) is None
+    assert batcher.wait_until == pytest.approx(0.08 - SAFE_SECONDS)
+    assert keys(run(batcher, 0.0301)) == ["a"]
+
+
+def test_others_are_decoded_while_a_chunk_waits() -> None:
+    batcher = two_that_play()
+    add(batcher, "a", 8, index=1, now=0.1)
+    add(batcher, "new", 2, now=0.1)
+    assert keys(run(batcher, 0.1)) == ["new"]
+    assert run(batcher, 0.1) is None

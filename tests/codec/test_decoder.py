@@ -7,7 +7,6 @@ approximate. Sums are ordered differently, so equal means within 1e-5.
 from __future__ import annotations
 
 import copy
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,14 +46,6 @@ def path(request: pytest.FixtureRequest) -> Path:
     """Return each of three codecs in turn; no two have the same shapes."""
     folder: Path = request.getfixturevalue(request.param)
     return folder
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Return a generator with a new seed for this run; pytest prints it when the test fails."""
-    seed = secrets.randbits(32)
-    print(f"seed = {seed}")
-    return np.random.default_rng(seed)
 
 
 def make_runner(path: Path, num_slots: int = 4, dtype: torch.dtype = torch.float32) -> CodecRunner:

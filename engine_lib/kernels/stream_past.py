@@ -1,0 +1,82 @@
+"""Moves the past of many layers between the arena and the inputs of a step, in one launch each way.
+
+Each layer's input is a buffer [streams, past + time, width]: its first steps come from the streams' rows of the arena, its last
+ones go back there once the step has filled it. A table tells where the buffers are, in units of `unit` (int16 or int32).
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from engine_lib.kernels.launch import check, launch_options, start_next, wait_for_previous
+
+BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class PastTable:
+    """Where the buffers of one step shape are.
+
+    Attributes:
+        entries: [layers, 5] int64 on the device: offset in a row of the arena, offset in the workspace, distance between
+            streams there, length of the past, offset of the last steps in a stream's buffer; in units.
+        longest: the longest past, in units.
+        unit: int16 or int32.
+    """
+
+    entries: torch.Tensor
+    longest: int
+    unit: torch.dtype
+
+
+def move_pasts(arena: torch.Tensor, workspace: torch.Tensor, table: PastTable, slots: torch.Tensor, *, save: bool) -> None:
+    """Copy every layer's past from the arena to the head of its buffer, or the buffer's tail to the arena.
+
+    Args:
+        arena: [slots, bytes] uint8, contiguous.
+        workspace: [bytes] uint8, holds the buffers.
+        slots: [streams] int64; for `save` one that appears twice is left with anything.
+        save: from the buffers to the arena.
+
+    The twin is `move_pasts_torch`.
+    """
+    check(arena.is_contiguous() and workspace.is_contiguous(), "arena, workspace: not contiguous")
+    rows, places = arena.view(table.unit), workspace.view(table.unit)
+    _move_pasts_kernel[(triton.cdiv(table.longest, BLOCK), len(table.entries), len(slots))](
+        rows, places, table.entries, slots, rows.stride(0), SAVE=save, BLOCK=BLOCK, num_warps=4, **launch_options(arena.device)
+    )
+
+
+def move_pasts_torch(arena: torch.Tensor, workspace: torch.Tensor, table: PastTable, slots: torch.Tensor, *, save: bool) -> None:
+    """Twin of `move_pasts`."""
+    rows, places = arena.view(table.unit), workspace.view(table.unit)
+    for in_row, in_workspace, stride, length, tail in table.entries.tolist():
+        for i, slot in enumerate(slots.tolist()):
+            start = in_workspace + i * stride
+            if save:
+                rows[slot, in_row : in_row + length] = places[start + tail : start + tail + length]
+            else:
+                places[start : start + length] = rows[slot, in_row : in_row + length]
+
+
+@triton.jit
+def _move_pasts_kernel(rows, places, table, slots, row_stride, SAVE: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr):
+    start_next(HOPPER)
+    entry = table + tl.program_id(1) * 5
+    in_row, in_workspace, stride = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    length, tail = tl.load(entry + 3), tl.load(entry + 4)
+    wait_for_previous(HOPPER)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < length
+    stream = tl.program_id(2)
+    row = rows + tl.load(slots + stream) * row_stride + in_row + at
+    place = places + in_workspace + stream * stride + at
+    if SAVE:
+        tl.store(row, tl.load(place + tail, mask=mask), mask=mask)
+    else:
+        tl.store(place, tl.load(row, mask=mask), mask=mask)
