@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from engine_lib.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "QWEN3_TTS_"
+TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 
 
 def option(
@@ -22,7 +23,7 @@ def option(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str, ...] | tuple[int, ...] | None = None,
 ) -> Any:
     """A dataclass field that carries its own documentation and range."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
@@ -37,7 +38,14 @@ class EngineConfig:
     device: str = option("auto", "auto (the first GPU, else CPU), cpu, cuda or cuda:N.")
     dtype: str = option("auto", "Weights of the talker; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
     enforce_eager: bool = option(False, "Launch every kernel from Python instead of replaying captured CUDA graphs.")
-    tensor_parallel_size: int = option(1, "GPUs that share one talker; this version serves 1.", minimum=1, maximum=8)
+    tensor_parallel_size: int = option(
+        1, "GPUs that share one talker, from `device` on; it must divide the checkpoint's KV heads.", choices=TENSOR_PARALLEL_SIZES
+    )
+    tensor_parallel_backend: str = option(
+        "auto",
+        "How ranks sum; auto: nccl on GPUs, gloo on CPU. gloo goes through the host, without graphs, and lets ranks share a GPU.",
+        choices=("auto", "nccl", "gloo"),
+    )
     num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
 
     # talker
@@ -48,28 +56,71 @@ class EngineConfig:
     num_kv_blocks: int = option(
         0, "Blocks in the KV cache; 0: from gpu_memory_utilization, or max_num_seqs x max_model_len on CPU.", minimum=0
     )
+    enable_prefix_caching: bool = option(
+        True, "Share the KV blocks of prompts that begin alike (instruct, voice); off, each prompt is computed as if it were the first."
+    )
     gpu_memory_utilization: float = option(
         0.6, "Share of the GPU's memory the talker may use, weights included.", minimum=0.05, maximum=0.98
     )
-    attention_backend: str = option("auto", "Attention kernels of the talker.", choices=("auto", "torch", "triton", "flash-attn"))
+    attention_backend: str = option(
+        "auto",
+        "Attention kernels of the talker; auto: triton where they run, else torch. flash-attn needs kv_block_size 256 and bfloat16.",
+        choices=("auto", "torch", "triton", "flash-attn"),
+    )
+    talker_stream_priority: int = option(
+        0, "CUDA priority of the talker's kernels: 0, or a negative number for a higher one.", minimum=-5, maximum=0
+    )
     max_waiting_requests: int = option(256, "Requests that may wait for a place; one more is refused.", minimum=0)
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
     chunk_frames: tuple[int, ...] = option(
         (1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64
     )
 
+    # voices
+    reference_min_seconds: float = option(1.0, "Shortest recording of a voice to clone.", minimum=0.1, maximum=60)
+    reference_max_seconds: float = option(30.0, "Longest recording of a voice to clone.", minimum=1, maximum=120)
+    voice_cache_size: int = option(256, "Cloned voices kept in memory, so that a recording used again is not encoded again.", minimum=0)
+    voice_store: str = option(
+        "", "Folder of stored voices, shared by all servers that name it; made if missing. Empty: no voices are stored."
+    )
+    voice_store_max_voices: int = option(1000, "Voices the folder may hold; one more is refused.", minimum=1)
+    voice_store_max_bytes: int = option(1 << 20, "Size of each of a stored voice's two files; a larger one is refused.", minimum=1024)
+    chunk_policy: str = option(
+        "fixed",
+        "After chunk_frames: fixed repeats its last entry; adaptive goes by how much audio the client has left.",
+        choices=("fixed", "adaptive"),
+    )
+    adaptive_chunk_frames: int = option(32, "Largest chunk of the adaptive policy.", minimum=1, maximum=64)
+    adaptive_chunk_streams: int = option(
+        16, "Streams that must run for the adaptive policy to exceed the last entry of chunk_frames.", minimum=1
+    )
+
     # codec
+    codec_device: str = option("", "Device of the codec, as `device`; empty: that of `device`.")
     codec_dtype: str = option(
         "auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16")
     )
     codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
     codec_max_batch_size: int = option(32, "Streams in one cohort of the codec.", minimum=1, maximum=256)
+    codec_stream_priority: int = option(
+        -1, "CUDA priority of the codec's kernels: a first chunk is short, and its listener waits for it.", minimum=-5, maximum=0
+    )
+    codec_max_wait_ms: float = option(
+        2.0, "Longest a chunk whose listener has audio left waits for others to be decoded with it.", minimum=0, maximum=50
+    )
+    codec_reference_cache: int = option(
+        64, "References of clones whose decoded state the codec keeps on its device, so that a voice used again starts sooner.", minimum=0
+    )
     codec_idle_timeout: float = option(30.0, "Seconds without a message after which a stream's codec slot is freed.", minimum=0.1)
 
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, types[spec.name], getattr(self, spec.name)))
+        if self.reference_min_seconds > self.reference_max_seconds:
+            raise ConfigError(
+                f"reference_min_seconds: {self.reference_min_seconds:g} is more than reference_max_seconds ({self.reference_max_seconds:g})"
+            )
         if self.codec_slots < self.max_num_seqs:
             raise ConfigError(
                 f"codec_slots: {self.codec_slots} is less than max_num_seqs ({self.max_num_seqs}); every running stream needs a codec slot"
@@ -107,7 +158,7 @@ def _checked(spec: Field[Any], kind: Any, value: Any) -> Any:
         raise ConfigError(f"{spec.name}: {value!r} is not {_kind_name(kind)}; {spec.metadata['help']}") from None
     choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
     if choices is not None and value not in choices:
-        raise ConfigError(f"{spec.name}: {value!r} is not allowed; choose one of {', '.join(choices)}")
+        raise ConfigError(f"{spec.name}: {value!r} is not allowed; choose one of {', '.join(map(str, choices))}")
     for number in value if isinstance(value, tuple) else (value,):
         if (minimum is not None and not number >= minimum) or (maximum is not None and not number <= maximum):
             raise ConfigError(f"{spec.name}: {value!r} is outside {minimum} to {maximum if maximum is not None else 'unlimited'}")

@@ -9,22 +9,22 @@ import torch
 from engine_lib.errors import ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, option: str = "device") -> torch.device:
     """`auto` is the first GPU, else the CPU.
 
     Raises:
-        ConfigError: `name` is no device of this machine.
+        ConfigError: `name`, the value of `option`, is no device of this machine.
     """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+        raise ConfigError(f"{option}: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"{option}: {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"{option}: {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -33,6 +33,24 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream | None:
+    """A stream for one engine, after what was launched so far; None on the CPU.
+
+    Kernels of a higher priority (a lower number) start first where both wait for room. A graph must be captured and replayed on
+    streams of one priority: which of the two counts depends on how torch instantiates it.
+    """
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device, priority=priority)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """Launch on `stream`; None is the CPU."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

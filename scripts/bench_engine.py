@@ -1,6 +1,6 @@
 """Measure the talker on one GPU: milliseconds per frame by batch, eager and as CUDA graphs, prefill, first codes, host time.
 
-    python scripts/bench_engine.py --sizes 0.6b 1.7b --output bench_engine.json
+    python scripts/bench_engine.py --eager --peers --output bench_engine.json --plot docs/talker.png
 
 Weights are random (written once into --checkpoints), because speed does not depend on them; --model takes a real checkpoint.
 Every figure stands beside its floor: the bytes of weights and cache one frame must read, at --bandwidth.
@@ -9,20 +9,28 @@ Every figure stands beside its floor: the bytes of weights and cache one frame m
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from benchmarking import command, machine, random_checkpoint, timed, wait, write_results
+from engine_peers import comparisons, measure_peers
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.devices import resolve_device
 from engine_lib.prompt import NO_ID, Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.graphs import CapturedFunction
+from engine_lib.talker.prefill import PrefillLayout
 from engine_lib.talker.request import Request
+from engine_lib.talker.scheduler import PrefillChunk
 
 CONTEXT_ROWS = 64  # rows in the cache before the timed steps: a sentence's prompt
 
@@ -44,32 +52,50 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60, help="timed frames of each batch")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as of serve.py")
+    parser.add_argument("--peers", action="store_true", help="also time faster-qwen3-tts and qwen-tts, where they are installed")
+    parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter whose environment has the peers")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the frame times into this file; needs matplotlib (the extra `bench`)")
     arguments = parser.parse_args()
+    if any("=" not in option for option in arguments.option):
+        parser.error(f"--option: {arguments.option} is not allowed; give NAME=VALUE")
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
 
     print("command:", command())
-    results = []
+    results: list[dict[str, object]] = []
     for folder in [Path(arguments.model)] if arguments.model else [random_checkpoint(arguments.checkpoints, s) for s in arguments.sizes]:
         for eager in (False, True) if arguments.eager else (False,):
             results += measure(folder, eager, arguments)
+        if arguments.peers:
+            device = str(resolve_device(arguments.device))
+            results += measure_peers(folder, arguments.batches, arguments.frames, device=device, python=arguments.peers_python)
+    for line in comparisons(results):
+        print(line)
     if arguments.output:
         write_results(arguments.output, results)
+    if arguments.plot:
+        from engine_plot import plot
+
+        plot(results, machine(), arguments.plot)
 
 
 def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[dict[str, object]]:
     """All figures of one checkpoint."""
-    config = EngineConfig(
-        model_path=str(folder),
-        device=arguments.device,
-        dtype=arguments.dtype,
-        enforce_eager=eager,
-        max_num_seqs=max(arguments.batches),
-        codec_slots=max(arguments.batches),
-        max_model_len=2048,
-    )
+    options: dict[str, Any] = {
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "enforce_eager": eager,
+        "max_num_seqs": max(arguments.batches),
+        "codec_slots": max(arguments.batches),
+        "max_model_len": 2048,
+        "enable_prefix_caching": False,  # prompts here are alike, and are to be computed
+    }
+    config = EngineConfig(model_path=str(folder), **options | dict(option.split("=", 1) for option in arguments.option))
     started = time.perf_counter()
     engine = TalkerEngine(Checkpoint(folder), config)
-    with torch.inference_mode():
+    with torch.inference_mode(), engine.runner.on_stream():
         wait()
         mode = "eager" if eager or engine.runner.graphs is None else "graph"
         print(f"\n{machine()}; {folder.name}, {engine.runner.dtype}, {mode}; ready in {time.perf_counter() - started:.1f} s")
@@ -85,11 +111,14 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
             results.append(
                 {"checkpoint": folder.name, "mode": mode, "batch": batch, "ms": milliseconds, "floor_ms": floor, "host_us": host}
             )
-        print(f"{'prompt rows':>12} {'to first codes ms':>18}")
+        print(f"{'prompt rows':>12} {'prefill ms':>11} {'to first codes ms':>18}")
         for rows in arguments.prompts:
-            milliseconds = _time_prefill(engine, rows)
-            print(f"{rows:>12} {milliseconds:>18.3f}", flush=True)
-            results.append({"checkpoint": folder.name, "mode": mode, "prompt_rows": rows, "first_codes_ms": milliseconds})
+            prefill, first_codes = _time_prefill(engine, rows), _time_first_codes(engine, rows)
+            print(f"{rows:>12} {prefill:>11.3f} {first_codes:>18.3f}", flush=True)
+            results.append(
+                {"checkpoint": folder.name, "mode": mode, "prompt_rows": rows, "prefill_ms": prefill, "first_codes_ms": first_codes}
+            )
+    engine.shutdown()
     return results
 
 
@@ -113,17 +142,9 @@ def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Request]:
 
 
 def launch(engine: TalkerEngine) -> None:
-    """One step of the engine thread, without reading its result."""
-    schedule = engine.scheduler.schedule()
-    for request in schedule.admitted:
-        engine.runner.admit(request)
-    engine.runner.update_block_tables(schedule.grown)
-    if schedule.prefill:
-        engine.runner.prefill(schedule.prefill)
-        engine.scheduler.prefilled(schedule.prefill)
-    if schedule.decode:
-        engine.runner.decode(schedule.decode)
-        engine.scheduler.decoded(schedule.decode)
+    """One step of the engine thread, whose results nobody reads: so no stream ends."""
+    for _ in engine.launch(engine.scheduler.schedule()):
+        pass
 
 
 def _release(engine: TalkerEngine, requests: list[Request]) -> None:
@@ -141,7 +162,7 @@ def _time_decode(engine: TalkerEngine, batch: int, frames: int) -> tuple[float, 
     return statistics.median(device for device, _ in times), statistics.median(host for _, host in times) * 1e3
 
 
-def _time_prefill(engine: TalkerEngine, rows: int) -> float:
+def _time_first_codes(engine: TalkerEngine, rows: int) -> float:
     """Milliseconds from a prompt on the host to its first 16 codes on the device."""
 
     def once() -> None:
@@ -152,19 +173,44 @@ def _time_prefill(engine: TalkerEngine, rows: int) -> float:
     return statistics.median(timed(once)[0] for _ in range(10))
 
 
+def _time_prefill(engine: TalkerEngine, rows: int) -> float:
+    """Milliseconds of a prompt's way through the talker's layers alone, launched as the engine launches its steps.
+
+    NaN with tensor parallelism: no plan tells the other ranks to do half a step.
+    """
+    runner = engine.runner
+    if runner.ranks.sum is not None:
+        return float("nan")
+    request = Request("prompt", _prompt(engine, rows), SamplingParams(), (8,), lambda chunk: None)
+    engine.scheduler.block_manager.grow(request.block_table, rows)
+    chunks = [PrefillChunk(request, 0, rows)]
+    layout = PrefillLayout.exact(chunks, engine.config.kv_block_size)
+    inputs = layout.pack(
+        chunks, block_size=engine.config.kv_block_size, pad_text_id=0, scratch_slot=runner.scratch_slot, first_speaker_code=0
+    )
+    buffer = torch.from_numpy(inputs).to(runner.device)
+
+    def once() -> object:
+        return runner.forward.prefill(layout.unpack(buffer))
+
+    if runner.graphs is not None:
+        captured = CapturedFunction(lambda buffer: runner.forward.prefill(layout.unpack(buffer)), buffer, torch.cuda.graph_pool_handle())
+        once = lambda: captured.replay(inputs)  # noqa: E731
+    for _ in range(3):
+        once()
+    milliseconds = statistics.median(timed(once)[0] for _ in range(10))
+    engine.scheduler.block_manager.free(request.block_table)
+    return milliseconds
+
+
 def _frame_bytes(engine: TalkerEngine, batch: int) -> int:
     """Bytes one frame must read: talker and head once, the predictor's layers 15 times and each of its heads once, the cache."""
-    model = engine.runner.model
-
-    def size(*tensors: torch.Tensor) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    talker = sum(size(*vars(layer).values()) for layer in model.transformer.layers) + size(model.head)
-    predictor = sum(size(*vars(layer).values()) for layer in model.code_predictor.transformer.layers)
-    cache = engine.runner.kv_cache
+    model, cache = engine.runner.model, engine.runner.kv_cache
+    predictor = model.code_predictor
     row = cache.shape[0] * 2 * cache.shape[4] * cache.shape[5] * cache.element_size()
     steps = engine.checkpoint.config.talker.num_code_groups - 1
-    return talker + steps * predictor + size(model.code_predictor.heads) + batch * CONTEXT_ROWS * row
+    weights = model.transformer.nbytes + model.head.nbytes + steps * predictor.transformer.nbytes + predictor.heads.nbytes
+    return weights + batch * CONTEXT_ROWS * row
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
 from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.state import SlotState
+from engine_lib.talker.state import SlotTable
 
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
 GROUPS, TALKER_VOCAB, CODE_VOCAB, EOS = 16, 3072, 2048, 2150
@@ -37,7 +37,7 @@ class StepKernels:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self.slots = torch.arange(batch, device="cuda")
-        self.state = SlotState.allocate(
+        self.state = SlotTable(
             batch + 1,
             num_code_groups=GROUPS,
             text_columns=MAX_LEN,
@@ -45,7 +45,7 @@ class StepKernels:
             width=MAX_LEN // BLOCK_SIZE,
             vocab_size=TALKER_VOCAB,
             device=self.slots.device,
-        )
+        ).state
         blocks = (batch + 1) * (CACHED[1] // BLOCK_SIZE + 1) + 1
         self.state.positions.copy_(torch.linspace(*CACHED, batch + 1))
         self.state.block_tables.copy_(torch.randint(1, blocks, self.state.block_tables.shape))

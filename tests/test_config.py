@@ -117,5 +117,10 @@ def test_every_running_stream_needs_a_codec_slot():
     assert EngineConfig(max_num_seqs=8, codec_slots=8).codec_slots == 8
 
 
+def test_the_shortest_recording_may_not_be_longer_than_the_longest():
+    with pytest.raises(ConfigError, match=r"reference_min_seconds: 9 is more than reference_max_seconds \(5\)"):
+        EngineConfig(reference_min_seconds=9, reference_max_seconds=5)
+
+
 def test_the_page_of_options_is_that_of_the_code() -> None:
     assert (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8") == options_page()

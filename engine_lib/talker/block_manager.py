@@ -1,24 +1,42 @@
-"""The free list of the paged KV cache (Kwon et al. 2023, "PagedAttention")."""
+"""The blocks of the paged KV cache: which are free, who holds which, and which hold rows that others may share.
+
+Kwon et al. 2023, "PagedAttention", with prefix sharing as in vLLM: a full block is published under a key that names the content
+of its rows and of all rows before them (block_keys.py), and a request whose rows have that key takes the block as it is. A
+published block outlives its holders. It then counts as free, and is given out anew, the longest unused first, when no empty one
+is left.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 
 NULL_BLOCK = 0  # never given out: padding rows write to it and unused block-table entries point to it
 
 
 class BlockManager:
-    """Gives out and takes back KV blocks by number. Every block is free or in exactly one block table."""
+    """Gives out and takes back KV blocks by number. A block has one holder, or several if it is published, or it is free."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        """`num_blocks` counts NULL_BLOCK; `block_size` is in rows."""
+    def __init__(self, num_blocks: int, block_size: int, erase: Callable[[Sequence[int]], None]) -> None:
+        """
+        Args:
+            num_blocks: of the cache, NULL_BLOCK included.
+            block_size: in rows.
+            erase: zeroes blocks on the device; called for condemned ones before they are given out again.
+        """
         self.block_size = block_size
         self.num_usable_blocks = num_blocks - 1
-        self._free = deque(range(1, num_blocks))
+        self._erase = erase
+        self._empty = deque(range(1, num_blocks))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # published and without a holder, the longest unused first
+        self._num_holders = [0] * num_blocks
+        self._published: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}  # the inverse of _published
+        self._condemned: set[int] = set()
 
     @property
     def num_free_blocks(self) -> int:
-        return len(self._free)
+        return len(self._empty) + len(self._idle)
 
     def blocks_for(self, num_rows: int) -> int:
         """Blocks that hold `num_rows` rows."""
@@ -31,12 +49,72 @@ class BlockManager:
     def grow(self, block_table: list[int], num_rows: int) -> bool:
         """Append blocks until `block_table` holds `num_rows` rows; False, with nothing changed, when too few are free."""
         missing = self.missing(block_table, num_rows)
-        if missing > len(self._free):
+        if missing > self.num_free_blocks:
             return False
-        block_table.extend(self._free.popleft() for _ in range(missing))
+        taken = [self._take() for _ in range(missing)]
+        if unclean := self._condemned.intersection(taken):
+            self._erase(sorted(unclean))
+            self._condemned -= unclean
+        block_table.extend(taken)
         return True
 
     def free(self, block_table: list[int]) -> None:
-        """Take back all blocks of `block_table` and empty it."""
-        self._free.extend(block_table)
+        """Let go of all blocks of `block_table` and empty it."""
+        for block in reversed(block_table):  # a prefix is of use without its end, but not the other way round
+            self._num_holders[block] -= 1
+            if not self._num_holders[block]:
+                if block in self._keys:
+                    self._idle[block] = None
+                else:
+                    self._empty.append(block)
         block_table.clear()
+
+    # shared prefixes
+
+    def published(self, keys: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest prefix of `keys` that is published."""
+        blocks = []
+        for key in keys:
+            if (block := self._published.get(key)) is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def num_idle(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` count as free until somebody shares them."""
+        return sum(block in self._idle for block in blocks)
+
+    def share(self, block_table: list[int], blocks: Iterable[int]) -> None:
+        """Append published `blocks` to `block_table`."""
+        for block in blocks:
+            self._idle.pop(block, None)
+            self._num_holders[block] += 1
+            block_table.append(block)
+
+    def publish(self, block_table: Sequence[int], keys: Sequence[bytes]) -> None:
+        """Let others share the first blocks of `block_table`, whose full content `keys` name. Their rows must not change any more."""
+        for block, key in zip(block_table, keys, strict=False):
+            # Where two requests have computed the same rows, one of the two blocks is enough.
+            if key not in self._published and block not in self._keys and block not in self._condemned:
+                self._published[key] = block
+                self._keys[block] = key
+
+    def condemn(self, block_table: Sequence[int]) -> None:
+        """Share the blocks of `block_table` with nobody else, and erase each before it is given out again."""
+        for block in block_table:
+            self._unpublish(block)
+            self._condemned.add(block)
+
+    def _take(self) -> int:
+        if self._empty:
+            block = self._empty.popleft()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            self._unpublish(block)
+        self._num_holders[block] = 1
+        return block
+
+    def _unpublish(self, block: int) -> None:
+        key = self._keys.pop(block, None)
+        if key is not None:
+            del self._published[key]

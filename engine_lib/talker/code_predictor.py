@@ -45,6 +45,11 @@ class CodePredictor:
         frequencies = inverse_frequencies(predictor.shape.head_dim, predictor.shape.rope_theta, device)
         self.cos, self.sin = rope_cos_sin(positions, frequencies, dtype)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return self.transformer.nbytes + sum(tensor.nbytes for tensor in (self.heads, *(self.projection or ()), *self.code_embeddings))
+
     def generate(self, hidden: torch.Tensor, code0: torch.Tensor, draw: Draw) -> torch.Tensor:
         """
         Args:

@@ -1,10 +1,11 @@
 """The talker's layers over the paged KV cache: what a step computes before it draws a frame.
 
-PlainForward is torch: the CPU's path, the one attention backends plug into, and the twin of fused_forward.FusedForward.
+PlainForward is torch: the CPU's path, and the twin of fused_forward.FusedForward.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -43,9 +44,34 @@ class TalkerForward(Protocol):
         """Prompt rows through all layers: [rows, hidden], before the final norm."""
         ...
 
-    def draw(self, slots: torch.Tensor, x: torch.Tensor, *, advance: int) -> torch.Tensor:
+    def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The frames that follow `x`, as frame.draw_frame."""
         ...
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """Where the next input row of each slot goes, and what it attends to.
+
+    Attributes:
+        positions: [batch] int64.
+        cache_rows: [batch] int64, in the flattened cache.
+        block_tables: [batch, width] int32.
+        lengths: [batch] int32, rows in the cache with the new one.
+    """
+
+    positions: torch.Tensor
+    cache_rows: torch.Tensor
+    block_tables: torch.Tensor
+    lengths: torch.Tensor
+
+
+def decode_rows(state: SlotState, slots: torch.Tensor, width: int, block_size: int) -> DecodeRows:
+    """The rows of `slots` [batch] int64, whose block tables use `width` columns."""
+    positions = state.positions[slots]
+    block_tables = state.block_tables[slots, :width]
+    blocks = block_tables.gather(1, (positions // block_size)[:, None])[:, 0].long()
+    return DecodeRows(positions, blocks * block_size + positions % block_size, block_tables, (positions + 1).to(torch.int32))
 
 
 class PlainForward:
@@ -57,25 +83,20 @@ class PlainForward:
         """`kv_cache`: [layers, 2, blocks, block_size, kv_heads, head_dim]."""
         self.name, self.can_be_captured = attention.name, attention.can_be_captured
         self._model, self._kv_cache, self._state, self._rules, self._attention = model, kv_cache, state, rules, attention
-        self._block_size = kv_cache.shape[3]
 
     def decode(self, slots: torch.Tensor, width: int) -> torch.Tensor:
         """See TalkerForward."""
         state = self._state
-        positions = state.positions[slots]
-        text_columns = (state.frames[slots] - 1).clamp(0, state.text_ids.shape[1] - 1)
-        block_tables = state.block_tables[slots, :width]
-        blocks = block_tables.gather(1, (positions // self._block_size)[:, None])[:, 0].long()
-        cache_rows = blocks * self._block_size + positions % self._block_size
-        lengths = (positions + 1).to(torch.int32)
+        rows = decode_rows(state, slots, width, self._kv_cache.shape[3])
+        text_columns = state.frames[slots].clamp(max=state.text_ids.shape[1] - 1)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self._kv_cache[layer]
-            store_kv(k, v, k_cache, v_cache, cache_rows)
-            return self._attention.decode(q, k_cache, v_cache, block_tables, lengths)
+            store_kv(k, v, k_cache, v_cache, rows.cache_rows)
+            return self._attention.decode(q, k_cache, v_cache, rows.block_tables, rows.lengths)
 
         x = self._model.embed(state.text_ids[slots, text_columns], state.codes[slots])
-        return self._model.forward(x, positions, attend)
+        return self._model.forward(x, rows.positions, attend)
 
     def prefill(self, inputs: PrefillInputs) -> torch.Tensor:
         """See TalkerForward."""
@@ -88,6 +109,6 @@ class PlainForward:
 
         return self._model.forward(self._model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
 
-    def draw(self, slots: torch.Tensor, x: torch.Tensor, *, advance: int) -> torch.Tensor:
+    def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
-        return draw_frame(self._model, self._state, self._rules, slots, x, advance=advance)
+        return draw_frame(self._model, self._state, self._rules, slots, x)

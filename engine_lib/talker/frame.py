@@ -41,15 +41,12 @@ class FirstCodebookRules:
         return cls(suppressed, config.codec_eos_token_id, MIN_FRAMES)
 
 
-def draw_frame(
-    model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor, *, advance: int
-) -> torch.Tensor:
+def draw_frame(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Draw the frame that follows `x` and move the state of `slots` on.
 
     Args:
         slots: [batch] int64; the last slot of `state` is scratch and stays at its first row.
-        x: [batch, hidden], the talker's last layer before its final norm.
-        advance: input rows this step took: 1, or 0 after a prefill, which has counted its rows already.
+        x: [batch, hidden], the talker's last layer before its final norm, for the input row at `state.positions`.
 
     Returns:
         [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
@@ -76,5 +73,5 @@ def draw_frame(
     state.frames[slots] = frames + 1
     # Padding stays at the first row: it would attend to ever more rows of nothing, and run past the tables in the end.
     scratch = len(state.positions) - 1
-    state.positions[slots] = torch.where(slots == scratch, 0, state.positions[slots] + advance)
+    state.positions[slots] = torch.where(slots == scratch, 0, state.positions[slots] + 1)
     return codes

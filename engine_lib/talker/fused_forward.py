@@ -12,7 +12,9 @@ from engine_lib.kernels.embed import embed_frames
 from engine_lib.kernels.paged_cache import HeadRotation, PagedCache
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
-from engine_lib.layers.fused import forward_fused
+from engine_lib.layers.attention import AttentionBackend
+from engine_lib.layers.fused import AttendPacked, forward_fused
+from engine_lib.talker.forward import decode_rows
 from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.fused_frame import draw_frame_fused
 from engine_lib.talker.model import TalkerModel
@@ -23,11 +25,23 @@ from engine_lib.talker.state import SlotState
 class FusedForward:
     """Six launches a talker layer and five a code predictor layer for few rows; see layers/fused.py for more."""
 
-    name = "triton"
     can_be_captured = True
 
-    def __init__(self, model: TalkerModel, kv_cache: torch.Tensor, state: SlotState, rules: FirstCodebookRules) -> None:
-        """`kv_cache`: [layers, 2, blocks, block_size, kv_heads, head_dim]."""
+    def __init__(
+        self,
+        model: TalkerModel,
+        kv_cache: torch.Tensor,
+        state: SlotState,
+        rules: FirstCodebookRules,
+        attention: AttentionBackend | None = None,
+    ) -> None:
+        """
+        Args:
+            kv_cache: [layers, 2, blocks, block_size, kv_heads, head_dim].
+            attention: takes the place of our attention kernels, a launch or more a layer later.
+        """
+        self.name = "triton" if attention is None else f"triton, attention by {attention.name}"
+        self._attention = attention
         self._model, self._kv_cache, self._state, self._rules = model, kv_cache, state, rules
         eps = model.transformer.shape.rms_norm_eps
         self._rotations = [HeadRotation(layer.q_norm, layer.k_norm, eps, model.cos, model.sin) for layer in model.transformer.layers]
@@ -35,15 +49,29 @@ class FusedForward:
     def decode(self, slots: torch.Tensor, width: int) -> torch.Tensor:
         """See TalkerForward. Block tables are read by slot, so `width` only bounds the splits of attention."""
         model, state = self._model, self._state
-        block_tables = state.block_tables[:, :width]
+        attend = self._attend_fused(slots, width) if self._attention is None else self._attend_by(self._attention, slots, width)
+        x = embed_frames(slots, state, model.code_table, model.code_offsets, model.text_table)
+        return forward_fused(model.transformer, x, attend, model.transformer.sum)
+
+    def _attend_fused(self, slots: torch.Tensor, width: int) -> AttendPacked:
+        block_tables = self._state.block_tables[:, :width]
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self._kv_cache[layer]
             cache = PagedCache(k_cache, v_cache, block_tables)
-            return decode_attention(qkv, self._rotations[layer], cache, state.positions, slots)
+            return decode_attention(qkv, self._rotations[layer], cache, self._state.positions, slots)
 
-        x = embed_frames(slots, state, model.code_table, model.code_offsets, model.text_table)
-        return forward_fused(model.transformer, x, attend)
+        return attend
+
+    def _attend_by(self, attention: AttentionBackend, slots: torch.Tensor, width: int) -> AttendPacked:
+        rows = decode_rows(self._state, slots, width, self._kv_cache.shape[3])
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            k_cache, v_cache = self._kv_cache[layer]
+            q = rotate_and_store(qkv, self._rotations[layer], rows.positions, k_cache, v_cache, rows.cache_rows)
+            return attention.decode(q, k_cache, v_cache, rows.block_tables, rows.lengths).flatten(1)
+
+        return attend
 
     def prefill(self, inputs: PrefillInputs) -> torch.Tensor:
         """See TalkerForward."""
@@ -52,10 +80,13 @@ class FusedForward:
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self._kv_cache[layer]
             q = rotate_and_store(qkv, self._rotations[layer], inputs.positions, k_cache, v_cache, inputs.cache_rows)
+            if self._attention is not None:
+                return self._attention.prefill(q, k_cache, v_cache, block_tables, lengths, query_starts).flatten(1)
             return prefill_attention(q, PagedCache(k_cache, v_cache, block_tables), lengths, query_starts).flatten(1)
 
-        return forward_fused(self._model.transformer, self._model.embed(inputs.text_ids, inputs.codes), attend)
+        transformer = self._model.transformer
+        return forward_fused(transformer, self._model.embed(inputs.text_ids, inputs.codes), attend, transformer.sum)
 
-    def draw(self, slots: torch.Tensor, x: torch.Tensor, *, advance: int) -> torch.Tensor:
+    def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
-        return draw_frame_fused(self._model, self._state, self._rules, slots, x, advance=advance)
+        return draw_frame_fused(self._model, self._state, self._rules, slots, x)

@@ -16,15 +16,12 @@ from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.state import SlotState
 
 
-def draw_frame_fused(
-    model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor, *, advance: int
-) -> torch.Tensor:
+def draw_frame_fused(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Draw the frame that follows `x` and move the state of `slots` on.
 
     Args:
         slots: [batch] int64.
-        x: [batch, hidden], the talker's last layer before its final norm.
-        advance: input rows this step took: 1, or 0 after a prefill, which has counted its rows already.
+        x: [batch, hidden], the talker's last layer before its final norm, for the input row at `state.positions`.
 
     Returns:
         [batch, num_code_groups] int64, BAD_CODE where a row went wrong.
@@ -60,5 +57,5 @@ def draw_frame_fused(
         position += len(x) // batch
         x = x.new_empty(batch, shape.hidden_size)
         embedding = None if is_last else Embedding(predictor.code_embeddings[codebook], x)
-        draw_codes(logits, codebook, slots, state.rest, state, codes, embedding=embedding, advance=advance if is_last else None)
+        draw_codes(logits, codebook, slots, state.rest, state, codes, embedding=embedding, advance=is_last)
     return codes

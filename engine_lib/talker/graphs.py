@@ -6,6 +6,7 @@ changed: a steady batch costs one launch a frame. Work that is smaller than its 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,20 +28,18 @@ class CapturedFunction:
     """One captured call of `function(inputs [size] int64) -> codes`, replayed on new inputs."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, pool: Any) -> None:
-        """Capture with `inputs`, which must be harmless to run on."""
+        """Capture with `inputs`, which must be harmless to run on, on the current stream, which must not be the default one."""
         self._inputs = inputs
-        self._current: npt.NDArray[np.int64] | None = None
-        current, side = torch.cuda.current_stream(inputs.device), torch.cuda.Stream(inputs.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARMUP_RUNS):
-                function(inputs)
-        current.wait_stream(side)
+        self._current: npt.NDArray[np.integer[Any]] | None = None
+        for _ in range(WARMUP_RUNS):
+            function(inputs)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Thread local, because a thread of NCCL's may ask for its events meanwhile.
+        with torch.cuda.graph(self._graph, pool, torch.cuda.current_stream(inputs.device), capture_error_mode="thread_local"):
             self._codes = function(inputs)
+        self._graph.replay()  # the first launch of a graph takes longer: it must not be a request's
 
-    def replay(self, inputs: npt.NDArray[np.int64]) -> torch.Tensor:
+    def replay(self, inputs: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         """Launch on `inputs`; the result is overwritten by the next replay."""
         if self._current is None or not np.array_equal(inputs, self._current):
             self._inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
@@ -50,7 +49,12 @@ class CapturedFunction:
 
 
 class TalkerGraphs:
-    """All graphs of one talker."""
+    """All graphs of one talker.
+
+    Attributes:
+        capture_seconds: what capturing took.
+        nbytes: device memory that it took.
+    """
 
     def __init__(
         self,
@@ -73,19 +77,21 @@ class TalkerGraphs:
             width: columns of a block table.
             pack: fills a layout's buffer; with no chunks it is all padding.
         """
-        self._scratch_slot, self._pack = scratch_slot, pack
+        self._scratch_slot = scratch_slot
+        started, reserved = time.perf_counter(), torch.cuda.memory_reserved(device)
         pool = torch.cuda.graph_pool_handle()
         batches = _buckets(BATCH_BUCKETS, max_batch)
         # One sequence more than requests: the padding rows.
         self._layouts = [
-            PrefillLayout(rows, sequences + 1, sequences, width, num_code_groups)
+            PrefillLayout(rows, sequences + 1, draws, width, num_code_groups)
             for rows in _buckets(PREFILL_ROW_BUCKETS, max_prefill_rows)
             for sequences in _buckets(PREFILL_SEQUENCE_BUCKETS, min(max_batch, MAX_PREFILL_REQUESTS))
+            for draws in (0, sequences)
         ]
         self._steps: dict[int, CapturedFunction] = {}
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
         # The largest first, so that the smaller ones fit into its memory.
-        with tqdm(total=len(batches) + len(self._layouts), desc="capturing talker graphs", unit="graph") as progress:
+        with tqdm(total=len(batches) + len(self._layouts), desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
                 buffer = torch.from_numpy(pack(layout, [])).to(device)
                 self._prefills[layout] = CapturedFunction(lambda inputs, layout=layout: prefill(layout, inputs), buffer, pool)  # type: ignore[misc]
@@ -94,17 +100,30 @@ class TalkerGraphs:
                 slots = torch.full((batch,), scratch_slot, device=device)
                 self._steps[batch] = CapturedFunction(step, slots, pool)
                 progress.update()
+        self.capture_seconds = time.perf_counter() - started
+        self.nbytes = torch.cuda.memory_reserved(device) - reserved
 
-    def step(self, slots: Sequence[int]) -> torch.Tensor:
-        """One frame of `slots`: codes [batch or more, num_code_groups]."""
+    def __len__(self) -> int:
+        return len(self._steps) + len(self._prefills)
+
+    def step(self, slots: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
+        """One frame of `slots` [n]: codes [n or more, num_code_groups]."""
         batch = min(batch for batch in self._steps if batch >= len(slots))
-        return self._steps[batch].replay(np.array([*slots, *[self._scratch_slot] * (batch - len(slots))], np.int64))
+        padded = np.full(batch, self._scratch_slot, np.int64)
+        padded[: len(slots)] = slots
+        return self._steps[batch].replay(padded)
 
-    def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        """One prefill step: codes [requests that draw, or more, num_code_groups]."""
-        rows = sum(chunk.stop - chunk.start for chunk in chunks)
-        layout = next(layout for layout in self._layouts if layout.rows >= rows and layout.draws >= len(chunks))
-        return self._prefills[layout].replay(self._pack(layout, chunks))
+    def layout_for(self, exact: PrefillLayout) -> PrefillLayout:
+        """The smallest layout that `exact` fits into."""
+        return next(
+            layout
+            for layout in self._layouts
+            if layout.rows >= exact.rows and layout.sequences > exact.sequences and bool(layout.draws) == bool(exact.draws)
+        )
+
+    def prefill(self, layout: PrefillLayout, buffer: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
+        """One prefill step on the buffer of a captured layout: codes [layout.draws, num_code_groups]."""
+        return self._prefills[layout].replay(buffer)
 
 
 def _buckets(sizes: Sequence[int], largest: int) -> list[int]:

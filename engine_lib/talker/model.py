@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine_lib.checkpoint import Checkpoint, Weights
+from engine_lib.checkpoint import WHOLE, Checkpoint, Shard, Weights
 from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from engine_lib.layers.transformer import Attend, Transformer
 from engine_lib.talker.code_predictor import CodePredictor
@@ -20,7 +20,21 @@ FOLD_ROWS = 8192  # rows of the text table projected at a time, to bound the mem
 class TalkerModel:
     """Weights and pure functions of the talker; the state of streams lives in the runner."""
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, max_positions: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_positions: int,
+        num_speaker_rows: int = 0,
+        shard: Shard = WHOLE,
+    ) -> None:
+        """
+        Args:
+            num_speaker_rows: codes behind the vocabulary of codebook 0 whose embeddings, `speaker_rows`, a caller may write.
+            shard: of the talker's layers; whoever runs less than the whole sets `transformer.sum`.
+        """
         config = self.config = checkpoint.config.talker
         weights = checkpoint.weights()
         self.dtype, self.device = dtype, device
@@ -35,14 +49,23 @@ class TalkerModel:
         ]
         code_tables = [take("model.codec_embedding.weight", vocab, hidden), *predictor_tables]
         nothing = code_tables[0].new_zeros(1, hidden)  # the row that NO_ID reads
-        self.code_table = torch.cat([*code_tables, nothing])
-        self.code_offsets = torch.tensor([0, *(len(table) for table in code_tables[:-1])], device=device).cumsum(0)
+        first_table = torch.cat([code_tables[0], code_tables[0].new_zeros(num_speaker_rows, hidden)])
+        tables = [first_table, *predictor_tables]
+        self.code_table = torch.cat([*tables, nothing])
+        self.code_offsets = torch.tensor([0, *(len(table) for table in tables[:-1])], device=device).cumsum(0)
+        self.speaker_rows = self.code_table[vocab : len(first_table)]
         self.text_table = torch.cat([self._folded_text_table(weights), nothing])
-        self.transformer = Transformer.load(weights, "talker.model", config.shape, dtype=dtype, device=device)
+        self.transformer = Transformer.load(weights, "talker.model", config.shape, dtype=dtype, device=device, shard=shard)
         self.head = take("codec_head.weight", vocab, hidden)
         self.code_predictor = CodePredictor(weights, config, code_tables[:-1], dtype=dtype, device=device)
         frequencies = inverse_frequencies(config.shape.head_dim, config.shape.rope_theta, device)
         self.cos, self.sin = rope_cos_sin(torch.arange(max_positions, device=device), frequencies, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights, the code predictor's included."""
+        tables = (self.code_table, self.text_table, self.head, self.cos, self.sin)
+        return self.transformer.nbytes + self.code_predictor.nbytes + sum(table.nbytes for table in tables)
 
     def embed(self, text_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Input rows.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_lib.prompt import NO_ID
+from engine_lib.prompt import NO_ID, X_VECTOR_ID
 from engine_lib.talker.block_manager import NULL_BLOCK
 from engine_lib.talker.scheduler import PrefillChunk
 
@@ -92,12 +92,15 @@ class PrefillLayout:
         parts = buffer.split([int(np.prod(shape)) for shape in shapes.values()])
         return PrefillInputs(**{name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
 
-    def pack(self, chunks: Sequence[PrefillChunk], *, block_size: int, pad_text_id: int, scratch_slot: int) -> npt.NDArray[np.int64]:
+    def pack(
+        self, chunks: Sequence[PrefillChunk], *, block_size: int, pad_text_id: int, first_speaker_code: int, scratch_slot: int
+    ) -> npt.NDArray[np.int64]:
         """The buffer [size] for `chunks`, which must fit this layout.
 
         Args:
             block_size: rows of a KV block.
             pad_text_id: text that joins the frames behind a request's own text.
+            first_speaker_code: code whose embedding is the x-vector of slot 0; those of the other slots follow.
             scratch_slot: slot of padding draws.
         """
         buffer = np.zeros(self.size, np.int64)
@@ -109,6 +112,8 @@ class PrefillLayout:
         for i, chunk in enumerate(chunks):
             request, stop = chunk.request, row + chunk.stop - chunk.start
             arrays["text_ids"][row:stop], arrays["codes"][row:stop] = request.rows(chunk.start, chunk.stop, pad_text_id)
+            first_codes = arrays["codes"][row:stop, 0]
+            first_codes[first_codes == X_VECTOR_ID] = first_speaker_code + request.slot
             positions = np.arange(chunk.start, chunk.stop)
             table = np.array(request.block_table[: self.width])
             arrays["positions"][row:stop] = positions

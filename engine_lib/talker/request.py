@@ -7,14 +7,14 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
 
 logger = logging.getLogger(__name__)
 
@@ -22,25 +22,7 @@ logger = logging.getLogger(__name__)
 FRAME_BUDGET_BASE = 100
 FRAME_BUDGET_PER_TOKEN = 12
 
-
-MAX_CHUNK_FRAMES = 64
-MAX_CHUNK_STEPS = 64
-
-
-def checked_chunk_frames(value: Any) -> tuple[int, ...]:
-    """`value` as the chunk ramp of a request.
-
-    Raises:
-        InvalidRequestError: it is not a list of whole numbers in range.
-    """
-    if (
-        not isinstance(value, list | tuple)
-        or not 1 <= len(value) <= MAX_CHUNK_STEPS
-        or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in value)
-    ):
-        allowed = f"a list of 1 to {MAX_CHUNK_STEPS} whole numbers from 1 to {MAX_CHUNK_FRAMES}"
-        raise InvalidRequestError("chunk_frames", f"{value!r:.100} is not allowed; give {allowed}")
-    return tuple(value)
+DEADLINE_ERROR = "DEADLINE_EXCEEDED: timeout: the time this request was given has passed; give it more, or ask a server with less load"
 
 
 class FinishReason(str, Enum):
@@ -83,7 +65,7 @@ class CodesChunk:
 class Request:
     """A prompt to be spoken, its sampling, and its progress.
 
-    The first four arguments are what a caller chooses; everything else belongs to the engine thread.
+    The arguments are what a caller chooses; everything else belongs to the engine thread.
     """
 
     def __init__(
@@ -93,6 +75,9 @@ class Request:
         sampling: SamplingParams,
         chunk_frames: tuple[int, ...],
         on_chunk: Callable[[CodesChunk], None],
+        deadline: float | None = None,
+        chunk_growth: ChunkGrowth | None = None,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
@@ -102,23 +87,30 @@ class Request:
             chunk_frames: frames in the first, second, .. chunk; the last entry repeats.
             on_chunk: called on the engine thread for each chunk; must only hand the chunk on. If it raises, the
                 request ends as cancelled.
+            deadline: time.monotonic() at which it ends with an error, waiting or running; None: never.
+            chunk_growth: what follows the last entry of `chunk_frames`; None: it repeats.
+            on_start: called on the engine thread when its first step is about to be launched; as `on_chunk`.
         """
         self.request_id = request_id
         self.prompt = prompt
         self.sampling = sampling
-        self.chunk_frames = chunk_frames
         self.on_chunk = on_chunk
+        self.deadline = deadline
+        self._on_start = on_start
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.max_frames = sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * prompt.num_text_tokens
 
         self.status = RequestStatus.WAITING
         self.slot = -1
         self.block_table: list[int] = []
-        self.num_prefilled_rows = 0
+        self.block_keys: list[bytes] = []  # of its first blocks, as far as anybody asked
+        self.num_prefilled_rows = 0  # in the cache already, or launched
+        self.num_sound_rows = 0  # known to be in the cache and to hold numbers
         self.num_launched_frames = 0  # frames the device has been asked for, read or not
         self.num_preemptions = 0  # a result launched before the latest preemption is void
         self.frames: list[npt.NDArray[np.int16]] = []
         self.listener_failed = False
+        self._cutter = ChunkCutter(chunk_frames, chunk_growth)
         self._num_sent_frames = 0
         self._num_chunks = 0
 
@@ -129,8 +121,8 @@ class Request:
 
     @property
     def num_rows_on_device(self) -> int:
-        """Input rows in the KV cache once everything launched has run."""
-        return len(self.prompt) + max(self.num_launched_frames - 1, 0)
+        """Input rows in the KV cache once everything launched has run, from the moment the next step draws a frame."""
+        return len(self.prompt) + self.num_launched_frames - 1
 
     @property
     def max_rows(self) -> int:
@@ -149,11 +141,18 @@ class Request:
             codes = np.concatenate([codes, np.stack(self.frames[first:last]).astype(np.int32)])
         return text_ids, codes
 
-    def append_frame(self, codes: npt.NDArray[np.int16]) -> None:
-        """Keep one frame [num_code_groups] and send a chunk when enough have gathered."""
+    def start(self) -> None:
+        """Tell the listener, once, that work begins: a preempted request starts again unheard."""
+        on_start, self._on_start = self._on_start, None
+        if on_start is not None:
+            self._call(on_start)
+
+    def append_frame(self, codes: npt.NDArray[np.int16], now: float, num_running: int) -> None:
+        """Keep one frame [num_code_groups] and send a chunk when enough have gathered; for `now` and load see ChunkCutter."""
         self.frames.append(codes)
-        wanted = self.chunk_frames[min(self._num_chunks, len(self.chunk_frames) - 1)]
-        if len(self.frames) - self._num_sent_frames >= wanted:
+        num_gathered = len(self.frames) - self._num_sent_frames
+        if self._cutter.is_due(num_gathered, now, num_running):
+            self._cutter.sent(num_gathered, now)
             self._send_frames()
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
@@ -173,9 +172,12 @@ class Request:
 
     def _send(self, chunk: CodesChunk) -> None:
         self._num_chunks += 1
+        self._call(partial(self.on_chunk, chunk))
+
+    def _call(self, listener: Callable[[], None]) -> None:
         try:
-            self.on_chunk(chunk)
+            listener()
         except Exception as error:
             # One listener's fault must not reach other streams. The message is left out: it may hold a user's text.
             self.listener_failed = True
-            logger.error("request %s: on_chunk raised %s; its stream ends", self.request_id, type(error).__name__)
+            logger.error("request %s: its listener raised %s; its stream ends", self.request_id, type(error).__name__)

@@ -6,10 +6,10 @@ value on the host: their codes come back through a FrameResult, which the engine
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,23 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.devices import on_stream, own_stream
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import TorchAttention
+from engine_lib.layers.flash_attention import FlashAttention, check_flash_attention
 from engine_lib.talker.block_manager import NULL_BLOCK
 from engine_lib.talker.forward import PlainForward, TalkerForward
 from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.graphs import TalkerGraphs
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
+from engine_lib.talker.ranks import Ranks
 from engine_lib.talker.request import Request
 from engine_lib.talker.scheduler import PrefillChunk
-from engine_lib.talker.state import SlotState
+from engine_lib.talker.state import SlotState, SlotTable
+from engine_lib.talker.step_plan import NO_SPEAKER, BlockTablePlan, DecodePlan, ErasePlan, Floats, Integers, Plan, PrefillPlan, SlotPlan
 
-logger = logging.getLogger(__name__)
-
+PINNED_BUFFERS = 6  # of one size
 GRAPH_BYTES = 2 * 2**30  # left for the memory of captured graphs and of prefill
 
 
@@ -42,29 +45,45 @@ class FrameResult:
     num_preemptions: list[int]
     codes: torch.Tensor
     copied: torch.cuda.Event | None
+    ranks: Ranks
 
     def read(self) -> npt.NDArray[np.int16]:
         """[requests, num_code_groups]; waits for the device if need be. BAD_CODE marks a row that went wrong."""
         if self.copied is not None:
-            self.copied.synchronize()
+            self.ranks.wait_for(self.copied)
         return self.codes.numpy().astype(np.int16)
 
 
 class TalkerRunner:
     """The talker's weights, KV cache and slot state on one device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: EngineConfig, *, device: torch.device, dtype: torch.dtype, ranks: Ranks | None = None
+    ) -> None:
+        """`ranks`: this rank among those that share the talker; None is a talker on one device."""
         self.config = config
         self.device, self.dtype = device, dtype
-        self.model = TalkerModel(checkpoint, dtype=dtype, device=device, max_positions=config.max_model_len)
+        self.ranks = ranks = ranks or Ranks()
+        started = time.perf_counter()
+        self.model = TalkerModel(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            max_positions=config.max_model_len,
+            num_speaker_rows=config.max_num_seqs,
+            shard=ranks.shard,
+        )
+        self.load_seconds = time.perf_counter() - started
+        self.frame_seconds = checkpoint.config.codec.samples_per_frame / checkpoint.config.codec.sample_rate
         self.talker_config = checkpoint.config.talker
-        self.num_blocks = self._num_blocks()
-        shape = self.talker_config.shape
+        self.num_blocks = ranks.agree(self._num_blocks())
+        self.model.transformer.sum = ranks.sum
+        shape = self.model.transformer.shape
         cache_shape = (shape.num_hidden_layers, 2, self.num_blocks, config.kv_block_size, shape.num_key_value_heads, shape.head_dim)
         # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
         self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
         self.scratch_slot = config.max_num_seqs
-        self.state = SlotState.allocate(
+        self._slots = SlotTable(
             config.max_num_seqs + 1,
             num_code_groups=self.talker_config.num_code_groups,
             text_columns=config.max_model_len,
@@ -73,60 +92,78 @@ class TalkerRunner:
             vocab_size=self.talker_config.vocab_size,
             device=device,
         )
+        self.state = self._slots.state
         rules = FirstCodebookRules.of(self.talker_config, device)
         self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
-        rows = (self.num_blocks - 1) * config.kv_block_size
-        logger.info(
-            "talker on %s in %s, kernels: %s; KV cache of %d blocks, %.1f GiB: %d streams of %d rows",
-            device,
-            dtype,
-            self.forward.name,
-            self.num_blocks - 1,
-            self.kv_cache.nbytes / 2**30,
-            rows // config.max_model_len,
-            config.max_model_len,
-        )
         self.graphs: TalkerGraphs | None = None
+        self.stream = own_stream(device, config.talker_stream_priority)
 
     def capture(self) -> None:
-        """Capture frame steps and prefill in CUDA graphs, unless device, backend or `enforce_eager` say otherwise."""
-        if self.device.type != "cuda" or self.config.enforce_eager or not self.forward.can_be_captured:
+        """Capture frame steps and prefill in CUDA graphs, unless device, backends or `enforce_eager` say otherwise."""
+        can_be_captured = self.forward.can_be_captured and self.ranks.can_be_captured
+        if self.device.type != "cuda" or self.config.enforce_eager or not can_be_captured:
             return
         width = self.state.block_tables.shape[1]
-        self.graphs = TalkerGraphs(
-            lambda slots: self.step(slots, width),
-            lambda layout, buffer: self.prefill_step(layout.unpack(buffer)),
-            max_batch=self.config.max_num_seqs,
-            max_prefill_rows=min(self.config.max_num_batched_tokens, self.config.max_model_len),
-            width=width,
-            num_code_groups=self.talker_config.num_code_groups,
-            pack=self._pack,
-            scratch_slot=self.scratch_slot,
-            device=self.device,
-        )
+        with self.on_stream():
+            self.graphs = TalkerGraphs(
+                lambda slots: self.step(slots, width),
+                lambda layout, buffer: self.prefill_step(layout.unpack(buffer)),
+                max_batch=self.config.max_num_seqs,
+                max_prefill_rows=min(self.config.max_num_batched_tokens, self.config.max_model_len),
+                width=width,
+                num_code_groups=self.talker_config.num_code_groups,
+                pack=self._pack,
+                scratch_slot=self.scratch_slot,
+                device=self.device,
+            )
+            torch.cuda.current_stream(self.device).synchronize()  # graphs share memory: from here on they may be replayed anywhere
+        # What steps hold at a time in memory that the device copies to and from, of every size torch's cache tells apart; it keeps them.
+        held = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]
+        del held
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """What the engine thread launches comes within."""
+        return on_stream(self.stream)
+
+    def execute(self, plan: Plan) -> None:
+        """Do what rank 0 does, on a rank that has no requests."""
+        match plan:
+            case SlotPlan():
+                self._write_slot(plan)
+            case BlockTablePlan():
+                self._write_block_tables(plan)
+            case PrefillPlan():
+                self._prefill(plan)
+            case DecodePlan():
+                self._decode(plan)
+            case ErasePlan():
+                self._erase(plan)
 
     def admit(self, request: Request) -> None:
-        """Write the slot of `request`: its sampling, its text, and what its kept frames (after a preemption) imply."""
-        state, slot, sampling = self.state, request.slot, request.sampling
-        kept = len(request.frames)
-        state.positions[slot] = request.num_rows
-        state.frames[slot] = kept
-        state.seeds[slot] = request.seed
-        state.repetition_penalty[slot] = sampling.repetition_penalty
-        state.first.write(slot, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, do_sample=sampling.do_sample)
-        state.rest.write(
-            slot,
-            temperature=sampling.subtalker_temperature,
-            top_k=sampling.subtalker_top_k,
-            top_p=sampling.subtalker_top_p,
-            do_sample=sampling.subtalker_dosample,
+        """Write the slot of `request`: its sampling, text and x-vector, and what its kept frames (after a preemption) imply."""
+        frames, prompt, num_rows = request.frames, request.prompt, request.num_rows
+        _, last_codes = request.rows(num_rows - 1, num_rows, self.model.tts_pad_token_id)
+        plan = SlotPlan(
+            slot=request.slot,
+            num_rows=num_rows,
+            num_frames=len(frames),
+            last_codes=last_codes[0].astype(np.int64),
+            seed=request.seed,
+            sampling=request.sampling,
+            seen_ids=np.array([codes[0] for codes in frames], np.int64),
+            text_ids=np.concatenate([prompt.text_ids[-1:], prompt.trailing_text_ids]).astype(np.int64),
+            speaker_embedding=NO_SPEAKER if prompt.speaker_embedding is None else prompt.speaker_embedding,
         )
-        state.seen[slot] = False
-        if kept:
-            state.seen[slot, self._upload(np.stack(request.frames)[:, 0], np.int64)] = True
-        trailing = request.prompt.trailing_text_ids
-        state.text_ids[slot] = self.model.tts_pad_token_id
-        state.text_ids[slot, : len(trailing)] = self._upload(trailing, np.int64)
+        self.ranks.tell(plan)
+        self._write_slot(plan)
+
+    def _write_slot(self, plan: SlotPlan) -> None:
+        slot = plan.slot
+        self._slots.write(slot, self._upload(self._slots.pack(plan)))
+        if len(plan.seen_ids):
+            self.state.seen[slot, self._upload(plan.seen_ids)] = True
+        if len(plan.speaker_embedding):
+            self.model.speaker_rows[slot] = self._upload(plan.speaker_embedding)
 
     def update_block_tables(self, requests: Sequence[Request]) -> None:
         """Copy the block tables of `requests` to the device."""
@@ -135,21 +172,35 @@ class TalkerRunner:
         tables = np.full((len(requests), self.state.block_tables.shape[1]), NULL_BLOCK, np.int32)
         for row, request in enumerate(requests):
             tables[row, : len(request.block_table)] = request.block_table
-        self.state.block_tables[self._upload([request.slot for request in requests], np.int64)] = self._upload(tables, np.int32)
+        plan = BlockTablePlan(_slots(requests), tables)
+        self.ranks.tell(plan)
+        self._write_block_tables(plan)
+
+    def _write_block_tables(self, plan: BlockTablePlan) -> None:
+        self.state.block_tables[self._upload(plan.slots)] = self._upload(plan.tables)
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
-        """Run the rows of `chunks`; a request whose rows are now all in draws its next frame."""
-        if self.graphs is not None:
-            codes = self.graphs.prefill(chunks)
-        else:
-            layout = PrefillLayout.exact(chunks, self.config.kv_block_size)
-            codes = self.prefill_step(layout.unpack(self._upload(self._pack(layout, chunks), np.int64)))
+        """Run the rows of `chunks`; a request whose rows are now all in, the last one too, draws its next frame."""
+        exact = PrefillLayout.exact(chunks, self.config.kv_block_size)
+        layout = exact if self.graphs is None else self.graphs.layout_for(exact)
+        plan = PrefillPlan(layout, self._pack(layout, chunks))
+        self.ranks.tell(plan)
+        codes = self._prefill(plan)
         drawing = [chunk.request for chunk in chunks if chunk.completes_prompt]
         return self._result(drawing, codes) if drawing else None
 
+    def _prefill(self, plan: PrefillPlan) -> torch.Tensor:
+        if self.graphs is not None:
+            return self.graphs.prefill(plan.layout, plan.buffer)
+        return self.prefill_step(plan.layout.unpack(self._upload(plan.buffer)))
+
     def _pack(self, layout: PrefillLayout, chunks: Sequence[PrefillChunk]) -> npt.NDArray[np.int64]:
         return layout.pack(
-            chunks, block_size=self.config.kv_block_size, pad_text_id=self.model.tts_pad_token_id, scratch_slot=self.scratch_slot
+            chunks,
+            block_size=self.config.kv_block_size,
+            pad_text_id=self.model.tts_pad_token_id,
+            first_speaker_code=self.talker_config.vocab_size,
+            scratch_slot=self.scratch_slot,
         )
 
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
@@ -157,15 +208,19 @@ class TalkerRunner:
         x = self.forward.prefill(inputs)
         if not len(inputs.draw_rows):
             return inputs.codes[:0]
-        return self.forward.draw(inputs.draw_slots, x[inputs.draw_rows], advance=0)
+        return self.forward.draw(inputs.draw_slots, x[inputs.draw_rows])
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
-        if self.graphs is not None:
-            return self._result(list(requests), self.graphs.step([request.slot for request in requests]))
-        slots = self._upload([request.slot for request in requests], np.int64)
         width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
-        return self._result(list(requests), self.step(slots, width))
+        plan = DecodePlan(_slots(requests), width)
+        self.ranks.tell(plan)
+        return self._result(list(requests), self._decode(plan))
+
+    def _decode(self, plan: DecodePlan) -> torch.Tensor:
+        if self.graphs is not None:
+            return self.graphs.step(plan.slots)
+        return self.step(self._upload(plan.slots), plan.width)
 
     def step(self, slots: torch.Tensor, width: int) -> torch.Tensor:
         """One frame for each slot: input row, talker, head, draw, code predictor, state.
@@ -177,16 +232,20 @@ class TalkerRunner:
         Returns:
             [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
         """
-        return self.forward.draw(slots, self.forward.decode(slots, width), advance=1)
+        return self.forward.draw(slots, self.forward.decode(slots, width))
 
     def erase(self, blocks: Sequence[int]) -> None:
         """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
-        if blocks:
-            self.kv_cache[:, :, self._upload(blocks, np.int64)] = 0
+        plan = ErasePlan(np.array(blocks, np.int64))
+        self.ranks.tell(plan)
+        self._erase(plan)
 
-    def _upload(self, values: npt.ArrayLike, dtype: type[np.integer[Any]]) -> torch.Tensor:
+    def _erase(self, plan: ErasePlan) -> None:
+        self.kv_cache[:, :, self._upload(plan.blocks)] = 0
+
+    def _upload(self, values: Integers | Floats) -> torch.Tensor:
         """`values` on the device, without waiting for it."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype))
+        tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _blocks_for(self, num_rows: int) -> int:
@@ -200,7 +259,7 @@ class TalkerRunner:
             codes = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True).copy_(codes, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-        return FrameResult(requests, [request.num_preemptions for request in requests], codes, copied)
+        return FrameResult(requests, [request.num_preemptions for request in requests], codes, copied, self.ranks)
 
     def _num_blocks(self) -> int:
         """Blocks of the KV cache, NULL_BLOCK included."""
@@ -218,10 +277,12 @@ class TalkerRunner:
 
     def _blocks_that_fit(self, longest: int) -> int:
         """Blocks that `gpu_memory_utilization` leaves room for beside the weights; `longest` are one request's."""
-        shape, config = self.talker_config.shape, self.config
+        shape, config = self.model.transformer.shape, self.config
         row_bytes = shape.num_hidden_layers * 2 * shape.num_key_value_heads * shape.head_dim * self.dtype.itemsize
         free, total = torch.cuda.mem_get_info(self.device)
-        room = config.gpu_memory_utilization * total - (total - free) - GRAPH_BYTES
+        # What other processes hold is not this talker's: several may load at the same time, each with its own share.
+        own = torch.cuda.memory_reserved(self.device)
+        room = min(config.gpu_memory_utilization * total - own, free) - GRAPH_BYTES
         blocks = int(room // (row_bytes * config.kv_block_size))
         if blocks <= longest:
             raise ConfigError(
@@ -231,19 +292,25 @@ class TalkerRunner:
         return blocks
 
 
+def _slots(requests: Sequence[Request]) -> npt.NDArray[np.int64]:
+    return np.array([request.slot for request in requests], np.int64)
+
+
 def _forward(
     config: EngineConfig, model: TalkerModel, kv_cache: torch.Tensor, state: SlotState, rules: FirstCodebookRules
 ) -> TalkerForward:
-    """What `attention_backend` asks for; `auto` is the fused kernels where they run, else torch."""
+    """What `attention_backend` asks for; `auto` is our kernels where they run, else torch; flash-attn takes more launches."""
     backend = config.attention_backend
     if backend == "auto":
         backend = "triton" if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (8, 0) else "torch"
     if backend == "torch":
         return PlainForward(model, kv_cache, state, rules, TorchAttention())
-    if backend == "triton":
-        if model.device.type != "cuda":
-            raise ConfigError("attention_backend: triton needs a CUDA device; use auto or torch")
-        from engine_lib.talker.fused_forward import FusedForward  # needs Triton's compiler, which CPU builds of torch lack
+    if model.device.type != "cuda":
+        raise ConfigError(f"attention_backend: {backend} needs a CUDA device; use auto or torch")
+    attention = None
+    if backend == "flash-attn":
+        check_flash_attention(dtype=kv_cache.dtype, block_size=kv_cache.shape[3], head_dim=kv_cache.shape[5])
+        attention = FlashAttention()
+    from engine_lib.talker.fused_forward import FusedForward  # needs Triton's compiler, which CPU builds of torch lack
 
-        return FusedForward(model, kv_cache, state, rules)
-    raise ConfigError(f"attention_backend: {backend!r} is not available in this version; use auto, torch or triton")
+    return FusedForward(model, kv_cache, state, rules, attention)

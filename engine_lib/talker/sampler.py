@@ -30,23 +30,6 @@ class SamplingTensors:
     top_p: torch.Tensor
     do_sample: torch.Tensor
 
-    @classmethod
-    def allocate(cls, rows: int, device: torch.device) -> SamplingTensors:
-        """Parameters of `rows` rows that all take the likeliest id."""
-        return cls(
-            temperature=torch.ones(rows, device=device),
-            top_k=torch.ones(rows, dtype=torch.int32, device=device),
-            top_p=torch.ones(rows, device=device),
-            do_sample=torch.zeros(rows, dtype=torch.bool, device=device),
-        )
-
-    def write(self, row: int, *, temperature: float, top_k: int, top_p: float, do_sample: bool) -> None:
-        """Set the parameters of one row; `top_k` 0 keeps all ids."""
-        self.temperature[row] = temperature
-        self.top_k[row] = top_k if top_k > 0 else torch.iinfo(torch.int32).max
-        self.top_p[row] = top_p
-        self.do_sample[row] = do_sample
-
     def __getitem__(self, rows: torch.Tensor) -> SamplingTensors:
         return SamplingTensors(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.do_sample[rows])
 

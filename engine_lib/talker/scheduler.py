@@ -3,6 +3,12 @@
 Running streams come first: each gets the block its next row needs, and prefill has a row budget a step, so that a long
 prompt never stalls them for longer than that budget. When the pool runs dry the youngest stream gives its blocks back and
 is recomputed later from its prompt and kept codes; the oldest always makes progress.
+
+A prompt's last row gives the first frame. Where streams run, that row joins their decode step, which draws for all of them at once:
+a draw takes two thirds of a step, whether for one stream or for many. Where none runs, prefill draws, and the frame is there sooner.
+
+A request whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
+frame has been read that was drawn from them: so they are on the device, and hold no NaN, which would have reached that frame.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.request import Request, RequestStatus
 
@@ -32,7 +39,7 @@ class PrefillChunk:
 
 @dataclass
 class Schedule:
-    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks."""
+    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`."""
 
     admitted: list[Request] = field(default_factory=list)
     grown: list[Request] = field(default_factory=list)
@@ -47,12 +54,18 @@ class Schedule:
 class Scheduler:
     """Owns the waiting queue, the slots and the KV blocks."""
 
-    def __init__(self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int, block_keys: BlockKeys | None = None
+    ) -> None:
+        """`block_keys`: None shares no blocks."""
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Request] = deque()
         self.active: list[Request] = []  # holders of a slot, oldest first
         self.num_preemptions = 0
+        self.num_prefix_hits = 0
+        self.num_cached_rows = 0
+        self._block_keys = block_keys
         self._free_slots = deque(range(max_num_seqs))
 
     @property
@@ -80,14 +93,15 @@ class Scheduler:
                         schedule.grown.append(request)
 
         # prefill
+        others_run = bool(schedule.decode)
         for request in self.active:
             if request.status is RequestStatus.PREFILLING:
-                self._plan_prefill(request, schedule)
+                self._plan_prefill(request, schedule, join=others_run)
         while self._may_prefill_more(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
             request = self.waiting.popleft()
             schedule.admitted.append(request)
             schedule.grown.append(request)
-            self._plan_prefill(request, schedule)
+            self._plan_prefill(request, schedule, join=others_run)
         return schedule
 
     def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
@@ -103,6 +117,18 @@ class Scheduler:
         """Record that a frame of each of `requests` is on the device."""
         for request in requests:
             request.num_launched_frames += 1
+            request.status = RequestStatus.RUNNING
+
+    def received(self, request: Request) -> None:
+        """Record that a frame of `request` was read and is sound; its prompt may now be shared."""
+        computed_prompt = request.num_sound_rows < len(request.prompt)
+        request.num_sound_rows = request.num_rows - 1  # all but the new frame's own
+        if computed_prompt:
+            self._publish(request)
+
+    def condemn(self, request: Request) -> None:
+        """Record that `request` computed something that is not a number: its blocks are not to be used as they are."""
+        self.block_manager.condemn(request.block_table)
 
     def release(self, request: Request) -> None:
         """Take back the slot and the blocks of `request`, or its place in the queue."""
@@ -124,6 +150,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        self._publish(request)  # what nobody takes meanwhile need not be computed again
         self.release(request)
         request.status = RequestStatus.WAITING
         request.num_prefilled_rows = 0
@@ -134,22 +161,39 @@ class Scheduler:
 
     def _admit(self, request: Request) -> bool:
         """Give `request` a slot and blocks for all rows it has, unless running streams are about to need those blocks."""
+        blocks = self.block_manager
         soon_needed = len(self.active)  # every running stream may ask for one more block
         num_rows = min(request.num_rows + 1, request.max_rows)
-        free_after = self.block_manager.num_free_blocks - self.block_manager.blocks_for(num_rows)
-        if free_after < soon_needed or not self.block_manager.grow(request.block_table, num_rows):
+        # The last row is always computed: a frame is drawn from it.
+        shared = blocks.published(self._block_keys.of(request, request.num_rows - 1)) if self._block_keys else []
+        free_after = blocks.num_free_blocks - blocks.num_idle(shared) - (blocks.blocks_for(num_rows) - len(shared))
+        if free_after < soon_needed:
             return False
+        blocks.share(request.block_table, shared)
+        blocks.grow(request.block_table, num_rows)
+        request.num_prefilled_rows = request.num_sound_rows = len(shared) * blocks.block_size
+        self.num_prefix_hits += bool(shared)
+        self.num_cached_rows += request.num_prefilled_rows
         request.slot = self._free_slots.popleft()
         request.status = RequestStatus.PREFILLING
         self.active.append(request)
         return True
 
+    def _publish(self, request: Request) -> None:
+        if self._block_keys:
+            self.block_manager.publish(request.block_table, self._block_keys.of(request, request.num_sound_rows))
+
     def _may_prefill_more(self, schedule: Schedule) -> bool:
         return schedule.num_prefill_rows < self.max_num_batched_tokens and len(schedule.prefill) < MAX_PREFILL_REQUESTS
 
-    def _plan_prefill(self, request: Request, schedule: Schedule) -> None:
-        """Plan as many of the next rows of `request` as this step has room for."""
-        if self._may_prefill_more(schedule):
-            start = request.num_prefilled_rows
-            stop = min(request.num_rows, start + self.max_num_batched_tokens - schedule.num_prefill_rows)
+    def _plan_prefill(self, request: Request, schedule: Schedule, *, join: bool) -> None:
+        """Plan as many of the next rows of `request` as this step has room for; its last one decodes with others, if it may `join`."""
+        if not self._may_prefill_more(schedule):
+            return
+        start, last = request.num_prefilled_rows, request.num_rows - 1
+        stop = min(last if join else last + 1, start + self.max_num_batched_tokens - schedule.num_prefill_rows)
+        if stop > start:
             schedule.prefill.append(PrefillChunk(request, start, stop))
+        if join and stop == last:
+            request.num_launched_frames = len(request.frames)
+            schedule.decode.append(request)

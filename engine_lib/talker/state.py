@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine_lib.talker.sampler import SamplingTensors
+from engine_lib.talker.step_plan import SlotPlan
+
+MAX_INT32 = 2**31 - 1  # as top_k it keeps all ids
+NUM_FLOATS = 5
+NUM_PACKED = 7 + (NUM_FLOATS + 1) // 2  # int64 numbers ahead of a slot's codes and text: two floats in each of the last
 
 
 @dataclass
@@ -16,8 +23,9 @@ class SlotState:
     Attributes:
         positions: int64, input rows in the cache.
         frames: int64, frames drawn so far.
-        codes: [slots, num_code_groups] int64, the latest frame.
-        text_ids: [slots, columns] int64, the text that joins each frame; tts_pad after its end, always in the last column.
+        codes: [slots, num_code_groups] int64, of the next input row: the latest frame, or the prompt's last row; negative for no code.
+        text_ids: [slots, columns] int64, the text of the next input row by `frames`: that of the prompt's last row, then what joins
+            each frame; tts_pad after its end, always in the last column.
         block_tables: [slots, width] int32.
         seen: [slots, vocab] bool, codebook-0 ids this stream has used.
         seeds: int64.
@@ -36,24 +44,67 @@ class SlotState:
     first: SamplingTensors
     rest: SamplingTensors
 
-    @classmethod
-    def allocate(
-        cls, slots: int, *, num_code_groups: int, text_columns: int, pad_text_id: int, width: int, vocab_size: int, device: torch.device
-    ) -> SlotState:
-        """State of `slots` slots, the scratch slot included, in which no stream runs."""
 
-        def integers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+class SlotTable:
+    """A SlotState allocated so that a slot is written by one copy to the device and a few on it.
 
-        return cls(
-            positions=integers(),
-            frames=integers(),
-            codes=integers(num_code_groups),
-            text_ids=torch.full((slots, text_columns), pad_text_id, device=device),
-            block_tables=integers(width, dtype=torch.int32),
-            seen=integers(vocab_size, dtype=torch.bool),
-            seeds=integers(),
-            repetition_penalty=torch.ones(slots, device=device),
-            first=SamplingTensors.allocate(slots, device),
-            rest=SamplingTensors.allocate(slots, device),
+    Fields of one dtype are rows of one tensor, a slot is a column of it; codes and text of a slot follow each other.
+
+    Attributes:
+        state: the fields, as views.
+    """
+
+    def __init__(
+        self, slots: int, *, num_code_groups: int, text_columns: int, pad_text_id: int, width: int, vocab_size: int, device: torch.device
+    ) -> None:
+        """State of `slots` slots, the scratch slot included, in which no stream runs and every draw takes the likeliest id."""
+        self._pad_text_id, self._num_code_groups = pad_text_id, num_code_groups
+        self._numbers = torch.zeros(3, slots, dtype=torch.int64, device=device)
+        self._floats = torch.ones(NUM_FLOATS, slots, device=device)
+        self._top_ks = torch.ones(2, slots, dtype=torch.int32, device=device)
+        self._switches = torch.zeros(2, slots, dtype=torch.bool, device=device)
+        self._rows = torch.zeros(slots, num_code_groups + text_columns, dtype=torch.int64, device=device)
+        codes, text_ids = self._rows.split((num_code_groups, text_columns), dim=1)
+        text_ids.fill_(pad_text_id)
+        positions, frames, seeds = self._numbers
+        penalty, temperature, top_p, subtalker_temperature, subtalker_top_p = self._floats
+        self.state = SlotState(
+            positions=positions,
+            frames=frames,
+            codes=codes,
+            text_ids=text_ids,
+            block_tables=torch.zeros(slots, width, dtype=torch.int32, device=device),
+            seen=torch.zeros(slots, vocab_size, dtype=torch.bool, device=device),
+            seeds=seeds,
+            repetition_penalty=penalty,
+            first=SamplingTensors(temperature, self._top_ks[0], top_p, self._switches[0]),
+            rest=SamplingTensors(subtalker_temperature, self._top_ks[1], subtalker_top_p, self._switches[1]),
         )
+
+    def pack(self, plan: SlotPlan) -> npt.NDArray[np.int64]:
+        """What `write` writes to `plan.slot`, as one array."""
+        sampling = plan.sampling
+        packed = np.empty(NUM_PACKED + self._rows.shape[1], np.int64)
+        packed[:3] = plan.num_rows - 1, plan.num_frames, plan.seed
+        packed[3:5] = [top_k if top_k > 0 else MAX_INT32 for top_k in (sampling.top_k, sampling.subtalker_top_k)]
+        packed[5:7] = sampling.do_sample, sampling.subtalker_dosample
+        packed[7:NUM_PACKED].view(np.float32)[:NUM_FLOATS] = (
+            sampling.repetition_penalty,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.subtalker_temperature,
+            sampling.subtalker_top_p,
+        )
+        codes, text_ids = np.split(packed[NUM_PACKED:], [self._num_code_groups])
+        codes[:] = plan.last_codes
+        text_ids[: len(plan.text_ids)], text_ids[len(plan.text_ids) :] = plan.text_ids, self._pad_text_id
+        return packed
+
+    def write(self, slot: int, packed: torch.Tensor) -> None:
+        """Begin a stream in `slot`; `packed` is on the device. No id counts as used yet."""
+        self._numbers[:, slot] = packed[:3]
+        self._top_ks[:, slot] = packed[3:5]
+        self._switches[:, slot] = packed[5:7]
+        self._floats[:, slot] = packed[7:NUM_PACKED].view(torch.float32)[:NUM_FLOATS]
+        self._rows[slot] = packed[NUM_PACKED:]
+        self.state.seen[slot] = False

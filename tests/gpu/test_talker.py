@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bench_engine import launch
-from talker.support import GREEDY, Utterance, make_engine, running_engine, speak, start
+from talker.support import GREEDY, Utterance, checkpoint, make_engine, running_engine, speak, start
+from voices import random_voice
 
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from engine_lib.talker.runner import FrameResult
+from make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu
+
+UPLOAD_TENSORS = 4  # slots and block tables of the requests that grew, and what indexing makes of them
 
 UTTERANCES = [
     Utterance(),
@@ -40,6 +47,26 @@ def test_greedy_float32_codes_equal_the_cpu_engines_in_a_mixed_batch(
             np.testing.assert_array_equal(stream.codes, codes)
 
 
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])
+def test_each_clone_of_a_batch_that_preempts_gets_the_codes_of_its_own_voice(eager: bool, tiny_base: Path) -> None:
+    """The x-vectors live in rows of the code table, one a slot, written while other streams run."""
+    config = checkpoint(tiny_base).config
+    utterances = [
+        Utterance("Good morning, everyone.", None, None, non_streaming_mode=bool(i % 3), voice_prompt=random_voice(config, i, frames))
+        for i, frames in enumerate([None, 13, None, 40, None, None, 25, None])
+    ]
+    with running_engine(tiny_base, device="cpu") as engine:
+        expected = [speak(engine, utterance, max_frames=30) for utterance in utterances]
+    assert len({codes.tobytes() for codes in expected}) == len(utterances)
+    options: dict[str, Any] = {"device": "cuda", "dtype": "float32", "enforce_eager": eager, "max_num_seqs": 4, "num_kv_blocks": 40}
+    with running_engine(tiny_base, **options) as engine:
+        streams = [start(engine, utterance, max_frames=30) for utterance in utterances]
+        for i, (stream, codes) in enumerate(zip(streams, expected, strict=True)):
+            assert stream.end().error == ""
+            np.testing.assert_array_equal(stream.codes, codes, err_msg=f"voice {i}")
+        assert engine.stats().num_preemptions > 0
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, tiny_custom_voice_1b7: Path) -> None:
     engine = make_engine(tiny_custom_voice_1b7, device="cuda", dtype=dtype, max_num_seqs=64, codec_slots=64)
@@ -60,7 +87,7 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
         tensors = [t for item in state for t in ([item] if isinstance(item, torch.Tensor) else vars(item).values())]
         for batch in (1, 2, 3, 4, 7, 8, 12, 13, 16, 24, 31, 32, 48, 64):
             before = [tensor.clone() for tensor in tensors]
-            codes = runner.graphs.step(slots[:batch]).clone()
+            codes = runner.graphs.step(np.array(slots[:batch])).clone()
             after = [tensor.clone() for tensor in tensors]
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
@@ -74,42 +101,57 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
             assert torch.equal(tensors[-1][:, :, 1:], after[-1][:, :, 1:]), f"batch {batch}"
 
 
-def test_a_steady_batch_neither_waits_for_the_device_nor_allocates(tiny_custom_voice_1b7: Path) -> None:
-    with running_engine(tiny_custom_voice_1b7, device="cuda", max_model_len=512) as engine:
-        launched: list[int] = []
-        decode = engine.runner.decode
-        steady = range(20, 60)
+@dataclass(frozen=True)
+class StepCost:
+    """What one step of the engine thread took: device tensors, memory from CUDA for the device and for the host; and who grew."""
 
-        def watched(requests: Sequence[Request]) -> FrameResult:
-            if len(launched) not in steady:
-                torch.cuda.set_sync_debug_mode("default")
-                launched.append(torch.cuda.memory_stats()["allocation.all.allocated"])
-                return decode(requests)
-            torch.cuda.set_sync_debug_mode("error")
-            result = decode(requests)
-            launched.append(torch.cuda.memory_stats()["allocation.all.allocated"])
-            return result
+    tensors: int
+    segments: int
+    host_blocks: int
+    grown: int
 
-        engine.runner.decode = watched  # type: ignore[method-assign]
-        streams = [start(engine, Utterance(), SamplingParams(seed=i, max_frames=80), chunk_frames=(8,)) for i in range(4)]
+
+@contextmanager
+def watched_steps(engine: TalkerEngine, steady: range) -> Iterator[list[StepCost]]:
+    """The cost of every step, read or launched; one of `steady` that makes the host wait for the device raises on its thread."""
+    costs: list[StepCost] = []
+    grown: list[int] = []
+    step, update = engine._step, engine.runner.update_block_tables
+
+    def counters() -> tuple[int, int, int]:
+        device, host = torch.cuda.memory_stats(), torch.cuda.host_memory_stats()
+        return device["allocation.all.allocated"], device["segment.all.allocated"], host["num_host_alloc"]
+
+    def watched_update(requests: Sequence[Request]) -> None:
+        grown.append(len(requests))
+        update(requests)
+
+    def watched_step() -> None:
+        before = counters()
+        torch.cuda.set_sync_debug_mode("error" if len(costs) in steady else "default")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        tensors, segments, host_blocks = (now - then for now, then in zip(counters(), before, strict=True))
+        costs.append(StepCost(tensors, segments, host_blocks, grown[-1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_step", watched_step)
+        patch.setattr(engine.runner, "update_block_tables", watched_update)
+        yield costs
+
+
+@pytest.mark.parametrize("num_streams", [1, 4, 7])
+def test_a_steady_batch_neither_waits_for_the_device_nor_allocates(num_streams: int, checkpoints: Path) -> None:
+    path, steady = make_checkpoint(checkpoints / "endless_gpu", eos_gain=0.0), range(40, 100)
+    prompt = Utterance().prompt(path)  # made before, so that all streams begin within a few steps
+    with running_engine(path, device="cuda", max_model_len=512, kv_block_size=16) as engine, watched_steps(engine, steady) as costs:
+        streams = [start(engine, prompt, SamplingParams(seed=i, max_frames=120), chunk_frames=(8,)) for i in range(num_streams)]
         for stream in streams:
-            assert stream.end().error == ""
-        torch.cuda.set_sync_debug_mode("default")
-        assert len(launched) > 60
-        blocks = [launched[i] for i in steady]
-        assert blocks[-1] - blocks[0] <= 2 * len(streams) * 40 // engine.config.kv_block_size, "only new KV blocks may cost an upload"
-
-
-def test_a_kv_pool_that_runs_dry_preempts_and_never_raises(tiny_custom_voice_1b7: Path) -> None:
-    voices = ["ryan", "vivian", "aiden", "serena"]
-    utterances = [Utterance(text="Good morning, everyone.", voice=voice) for voice in voices]
-    with running_engine(tiny_custom_voice_1b7, device="cuda", dtype="float32") as engine:
-        expected = [speak(engine, utterance, max_frames=60) for utterance in utterances]
-    with running_engine(tiny_custom_voice_1b7, device="cuda", dtype="float32", num_kv_blocks=40) as engine:
-        streams = [start(engine, utterance, max_frames=60) for utterance in utterances]
-        for stream, codes in zip(streams, expected, strict=True):
-            assert stream.end().error == ""
-            np.testing.assert_array_equal(stream.codes, codes)
-        stats = engine.stats()
-        assert stats.num_preemptions > 0
-        assert stats.free_blocks == stats.total_blocks
+            assert stream.end().error == "", "a step that waits raises, and the engine's log names the call"
+    measured = [costs[i] for i in steady]
+    for i, cost in zip(steady, measured, strict=True):
+        assert (cost.segments, cost.host_blocks) == (0, 0), f"step {i} took memory from CUDA: {cost}"
+        assert cost.tensors <= (UPLOAD_TENSORS if cost.grown else 0), f"step {i} made tensors; only new KV blocks may be uploaded: {cost}"
+    assert sum(cost.grown for cost in measured) <= num_streams * (len(steady) // 16 + 1)

@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.voice_prompt import VoiceClonePromptItem
 
 Codes = npt.NDArray[np.int16]
 Actions = Mapping[int, Callable[["Stream"], object]]
@@ -35,16 +36,17 @@ _request_ids = itertools.count()
 
 @dataclass(frozen=True)
 class Utterance:
-    """The fields of one request."""
+    """The fields of one request. `voice` is for custom_voice checkpoints only, `voice_prompt` for those of kind base."""
 
     text: str = "Good morning! How are you today?"
-    voice: str = "ryan"
+    voice: str | None = "ryan"
     language: str | None = "english"
     instruct: str | None = None
     non_streaming_mode: bool = True
+    voice_prompt: VoiceClonePromptItem | None = None
 
     def prompt(self, path: Path) -> Prompt:
-        return prompt_builder(path).build(**asdict(self))
+        return prompt_builder(path).build(**vars(self))
 
 
 GREETING = Utterance("Good morning!")
@@ -118,10 +120,7 @@ def make_engine(path: Path, *, exact: bool = False, pipelined: bool = False, **o
     """
     defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8, "max_model_len": 128, "kv_block_size": 4}
     config = EngineConfig(**(defaults | options))
-    engine = TalkerEngine(checkpoint(path), config)
-    if exact:
-        with torch.inference_mode():
-            engine.runner = TalkerRunner(checkpoint(path), config, device=torch.device("cpu"), dtype=torch.float64)
+    engine = TalkerEngine(checkpoint(path), config, dtype=torch.float64 if exact else None)
     engine._pipelined = engine._pipelined or pipelined
     return engine
 
@@ -151,7 +150,8 @@ def start(
     prompt = utterance.prompt(engine.checkpoint.path) if isinstance(utterance, Utterance) else utterance
     if max_frames is not None:
         sampling = replace(sampling, max_frames=max_frames)
-    stream.request = Request(f"request-{next(_request_ids)}", prompt, sampling, chunk_frames, stream)
+    growth = engine.chunk_growth(ChunkPolicy(engine.config.chunk_policy))
+    stream.request = Request(f"request-{next(_request_ids)}", prompt, sampling, chunk_frames, stream, chunk_growth=growth)
     engine.submit(stream.request)
     return stream
 
@@ -176,16 +176,31 @@ def assert_nothing_is_held(engine: TalkerEngine) -> None:
 def official(path: Path, utterances: tuple[Utterance, ...], max_frames: int) -> list[Codes]:
     """Greedy codes of the official package for `utterances`, one text layout, given to it as one list."""
     (layout,) = {utterance.non_streaming_mode for utterance in utterances}
-    instructs = [utterance.instruct or "" for utterance in utterances]
+    kind = checkpoint(path).config.kind
+    fields: dict[str, Any] = {}
+    if kind == "base":
+        fields["voice_clone_prompt"] = [utterance.voice_prompt for utterance in utterances]
+    else:
+        fields["instruct"] = [utterance.instruct or "" for utterance in utterances]
+    if kind == "custom_voice":
+        fields["speaker"] = [utterance.voice for utterance in utterances]
     codes, _wavs = oracle.official_codes(
         oracle.load_official(path),
+        "generate_voice_clone" if kind == "base" else f"generate_{kind}",
         text=[utterance.text for utterance in utterances],
-        speaker=[utterance.voice for utterance in utterances],
         language=[utterance.language or "auto" for utterance in utterances],
-        instruct=instructs,
+        **fields,
         non_streaming_mode=layout,
         do_sample=False,
         subtalker_dosample=False,
         max_new_tokens=max_frames + 1,
+        decode=False,
     )
-    return [frames.numpy().astype(np.int16) for frames in codes]
+    return [
+        frames[_num_reference_frames(utterance) :].numpy().astype(np.int16) for utterance, frames in zip(utterances, codes, strict=True)
+    ]
+
+
+def _num_reference_frames(utterance: Utterance) -> int:
+    voice = utterance.voice_prompt
+    return 0 if voice is None or voice.ref_code is None else len(voice.ref_code)

@@ -63,6 +63,7 @@ def test_requests_that_join_and_leave_get_the_official_codes(voice: Path, option
             np.testing.assert_array_equal(stream.codes, codes[:frames], err_msg=str(utterance))
             assert stream.end().finish_reason == ("length" if len(codes) >= frames else "stop")
         assert (engine.stats().num_preemptions > 0) == ("num_kv_blocks" in options)
+        assert engine.stats().num_prefix_hits > 0 or options.get("kv_block_size") == 16  # few share that many rows
         assert_nothing_is_held(engine)
 
 

@@ -6,12 +6,14 @@ import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.prompt import Prompt
+from engine_lib.talker import engine as engine_module
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import FRAME_BUDGET_BASE, FRAME_BUDGET_PER_TOKEN, Request
 from talker.support import (
@@ -36,6 +38,18 @@ def padded(prompt: Prompt, num_rows: int) -> Prompt:
 
 
 # chunks
+
+
+def test_adaptive_chunks_grow_for_a_client_with_enough_and_carry_the_same_codes(
+    endless_voice: Path, codes: Codes, monkeypatch: pytest.MonkeyPatch
+):
+    # No time passes, so the client has all the audio that was sent.
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: 1.0, monotonic=lambda: 1.0))
+    with running_engine(endless_voice, chunk_policy="adaptive", adaptive_chunk_streams=1) as engine:
+        stream = start(engine, GREETING, max_frames=20, chunk_frames=(1, 2))
+        assert stream.end().finish_reason == "length"
+    assert [len(chunk.codes) for chunk in stream.chunks] == [1, 2, 1, 2, 2, 4, 4, 4, 0]
+    np.testing.assert_array_equal(stream.codes, codes[:20])
 
 
 @pytest.mark.parametrize("chunk_frames", [(1, 2, 4, 8), (1,), (3,), (5, 1), (2, 7, 3), (64,)])
@@ -186,8 +200,3 @@ def test_an_engine_that_was_never_started_takes_nothing_and_shuts_down(endless_v
         start(engine, GREETING)
     engine.shutdown()
     assert not engine.is_alive
-
-
-def test_more_gpus_than_this_version_serves_are_refused(tiny_custom_voice: Path):
-    with pytest.raises(ConfigError, match="tensor_parallel_size: 2"):
-        make_engine(tiny_custom_voice, tensor_parallel_size=2)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from engine_lib.config import EngineConfig
+from engine_lib.errors import ConfigError
+from engine_lib.layers.flash_attention import check_flash_attention
 from engine_lib.talker.runner import TalkerRunner
 from talker.support import checkpoint, make_engine
 
@@ -34,3 +37,17 @@ def test_padding_stays_at_the_first_row_however_long_the_server_runs(tiny_custom
             runner.step(slots[1:] if step >= 16 else slots, runner.state.block_tables.shape[1])
     assert runner.state.positions[0] == 16
     assert runner.state.positions[runner.scratch_slot] == 0
+
+
+def test_flash_attn_refuses_what_it_cannot_read_and_says_what_to_change(tiny_custom_voice: Path):
+    with pytest.raises(ConfigError, match="flash-attn needs a CUDA device; use auto or torch"):
+        make_engine(tiny_custom_voice, attention_backend="flash-attn")
+    fits: dict[str, Any] = {"dtype": torch.bfloat16, "block_size": 256, "head_dim": 128}
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"block_size": 16}, "kv_block_size is 16; set kv_block_size to 256"),
+        ({"dtype": torch.float32}, "not in torch.float32; set dtype to bfloat16"),
+        ({"head_dim": 260}, "this checkpoint's is 260; use auto"),
+    ]
+    for changed, advice in changes:
+        with pytest.raises(ConfigError, match=advice):
+            check_flash_attention(**(fits | changed))

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from engine_lib.prompt import NO_ID, Prompt
-from engine_lib.sampling import SamplingParams
 from engine_lib.talker.block_manager import NULL_BLOCK, BlockManager
 from engine_lib.talker.request import Request, RequestStatus
-from engine_lib.talker.scheduler import Schedule, Scheduler
-
-FRAME = np.zeros(16, np.int16)
-
-
-def make_request(name: str, num_rows: int, max_frames: int) -> Request:
-    prompt = Prompt(np.zeros(num_rows, np.int32), np.full((num_rows, 16), NO_ID, np.int32), np.zeros(0, np.int32), 1)
-    return Request(name, prompt, SamplingParams(max_frames=max_frames), (1,), lambda chunk: None)
-
+from talker.simulation import Simulation, make_request
 
 # blocks
+
+
+def nothing_to_erase(blocks: Sequence[int]) -> None:
+    pytest.fail(f"{blocks} were never condemned")
 
 
 def test_every_block_is_free_or_in_one_table_and_the_null_block_in_none(fresh_seed: int):
     rng = np.random.default_rng(fresh_seed)
     block_size, num_blocks = int(rng.integers(1, 6)), 20
-    manager = BlockManager(num_blocks, block_size)
+    manager = BlockManager(num_blocks, block_size, nothing_to_erase)
     tables: list[list[int]] = [[] for _ in range(5)]
     for _ in range(500):
         table = tables[rng.integers(len(tables))]
@@ -50,7 +44,7 @@ def test_every_block_is_free_or_in_one_table_and_the_null_block_in_none(fresh_se
 
 
 def test_growing_by_more_than_is_free_changes_nothing():
-    manager = BlockManager(num_blocks=4, block_size=2)
+    manager = BlockManager(num_blocks=4, block_size=2, erase=nothing_to_erase)
     table: list[int] = []
     assert manager.grow(table, 4)
     held = list(table)
@@ -60,72 +54,6 @@ def test_growing_by_more_than_is_free_changes_nothing():
 
 
 # schedules
-
-
-class Simulation:
-    """A scheduler driven as the engine drives it, with results read `delay` steps late, and its promises checked each step."""
-
-    def __init__(self, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, delay: int) -> None:
-        self.blocks = BlockManager(num_blocks + 1, block_size)
-        self.scheduler = Scheduler(self.blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
-        self.max_num_seqs, self.budget, self.delay = max_num_seqs, budget, delay
-        self.finished: list[Request] = []
-        self._results: deque[list[tuple[Request, int]]] = deque()
-
-    def step(self) -> Schedule:
-        active = list(self.scheduler.active)
-        oldest = active[0] if active else None
-        schedule = self.scheduler.schedule()
-        self._check(schedule, oldest)
-
-        launched = [chunk.request for chunk in schedule.prefill if chunk.completes_prompt]
-        self.scheduler.prefilled(schedule.prefill)
-        self.scheduler.decoded(schedule.decode)
-        self._results.append([(request, request.num_preemptions) for request in [*launched, *schedule.decode]])
-        while len(self._results) > self.delay:
-            for request, num_preemptions in self._results.popleft():
-                if request.status is RequestStatus.RUNNING and request.num_preemptions == num_preemptions:
-                    self._receive(request)
-        return schedule
-
-    def end(self, request: Request) -> None:
-        self.scheduler.release(request)
-        request.status = RequestStatus.FINISHED
-        self.finished.append(request)
-
-    def _receive(self, request: Request) -> None:
-        request.frames.append(FRAME)
-        if len(request.frames) == request.max_frames:
-            self.end(request)
-
-    def _check(self, schedule: Schedule, oldest: Request | None) -> None:
-        scheduler, active = self.scheduler, self.scheduler.active
-        held = [block for request in active for block in request.block_table]
-        assert len(set(held)) == len(held)
-        assert NULL_BLOCK not in held
-        assert self.blocks.num_free_blocks == self.blocks.num_usable_blocks - len(held)
-        assert all(request.block_table == [] and request.slot == -1 for request in scheduler.waiting)
-        slots = [request.slot for request in active]
-        assert len(set(slots)) == len(slots) == self.max_num_seqs - scheduler.num_free_slots
-        assert set(slots) <= set(range(self.max_num_seqs))
-
-        assert sum(chunk.stop - chunk.start for chunk in schedule.prefill) <= self.budget
-        for chunk in schedule.prefill:
-            assert chunk.request in active
-            assert chunk.start == chunk.request.num_prefilled_rows < chunk.stop <= chunk.request.num_rows
-            assert self.blocks.missing(chunk.request.block_table, chunk.stop) == 0
-        for request in schedule.decode:
-            assert request in active
-            assert request.num_launched_frames < request.max_frames
-            assert self.blocks.missing(request.block_table, request.num_rows_on_device + 1) == 0
-        # The oldest is never set back: it decodes or is prefilled, unless all its frames are under way.
-        if oldest is not None and oldest.num_launched_frames < oldest.max_frames:
-            assert oldest in schedule.decode or oldest in [chunk.request for chunk in schedule.prefill]
-        # Who was let in leaves a block for each stream that was there.
-        if schedule.admitted:
-            assert self.blocks.num_free_blocks >= len(active) - 1
-        # The device hears of every new block and every new slot.
-        assert set(schedule.admitted) <= set(schedule.grown) <= set(active)
 
 
 @pytest.mark.parametrize("delay", [0, 1])
@@ -182,6 +110,21 @@ def test_the_youngest_is_preempted_and_comes_back_before_those_who_wait():
     assert simulation.finished == [old, young, waiting]
 
 
+def test_the_last_row_of_a_prompt_decodes_with_running_streams_and_is_prefilled_where_there_are_none():
+    simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=100, delay=0)
+    first, second, short = make_request("first", 5, 10), make_request("second", 7, 10), make_request("short", 1, 10)
+    simulation.scheduler.add(first)
+    schedule = simulation.step()
+    assert [(chunk.start, chunk.stop) for chunk in schedule.prefill] == [(0, 5)]
+    assert not schedule.decode
+    simulation.scheduler.add(second)
+    simulation.scheduler.add(short)
+    schedule = simulation.step()
+    assert [(chunk.request, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(second, 0, 6)]
+    assert schedule.decode == [first, second, short]
+    assert [len(request.frames) for request in (first, second, short)] == [2, 1, 1]
+
+
 def test_a_long_prompt_is_prefilled_in_pieces_while_others_decode():
     simulation = Simulation(num_blocks=60, block_size=1, max_num_seqs=2, budget=4, delay=0)
     running, long = make_request("running", 2, 10), make_request("long", 11, 2)
@@ -193,4 +136,4 @@ def test_a_long_prompt_is_prefilled_in_pieces_while_others_decode():
         schedule = simulation.step()
         assert running in schedule.decode
         pieces += [(chunk.start, chunk.stop) for chunk in schedule.prefill]
-    assert pieces == [(0, 4), (4, 8), (8, 11)]
+    assert pieces == [(0, 4), (4, 8), (8, 10)]  # the last row decodes with the other stream

@@ -1,0 +1,98 @@
+"""When the frames of a stream are cut into chunks: by a ramp, and past its end, on request, by how much audio the client has left.
+
+The first chunks are small, so that sound comes early; then each frame is cheaper in a larger chunk, while a client that is about
+to run dry needs a small one. Nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from engine_lib.errors import InvalidRequestError
+
+MAX_CHUNK_FRAMES = 64
+MAX_CHUNK_STEPS = 64
+
+
+class ChunkPolicy(str, Enum):
+    """What follows the ramp."""
+
+    FIXED = "fixed"
+    ADAPTIVE = "adaptive"
+
+
+def checked_chunk_frames(value: Any) -> tuple[int, ...]:
+    """`value` as the chunk ramp of a request.
+
+    Raises:
+        InvalidRequestError: it is not a list of whole numbers in range.
+    """
+    if (
+        not isinstance(value, list | tuple)
+        or not 1 <= len(value) <= MAX_CHUNK_STEPS
+        or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in value)
+    ):
+        allowed = f"a list of 1 to {MAX_CHUNK_STEPS} whole numbers from 1 to {MAX_CHUNK_FRAMES}"
+        raise InvalidRequestError("chunk_frames", f"{value!r:.100} is not allowed; give {allowed}")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class ChunkGrowth:
+    """How chunks go on past the ramp when they are adaptive.
+
+    Attributes:
+        frame_seconds: audio of one frame.
+        max_frames: the largest chunk.
+        min_streams: chunks grow past the ramp's last entry only where at least so many streams run.
+    """
+
+    frame_seconds: float
+    max_frames: int
+    min_streams: int
+
+    def frames(self, last: int, seconds_left: float, num_running: int) -> int:
+        """Frames of the next chunk.
+
+        A quarter of `last`, the ramp's last entry, doubled up to four times: the largest of these that takes at most half of the
+        audio the client has left, so that even a stream that is generated no faster than it is heard arrives in time.
+        """
+        largest = min(self.max_frames, 4 * last) if num_running >= self.min_streams else last
+        affordable = seconds_left / self.frame_seconds / 2
+        frames = max(last // 4, 1)
+        while 2 * frames <= largest and 2 * frames <= affordable:
+            frames *= 2
+        return frames
+
+
+class ChunkCutter:
+    """Cuts the frames of one stream. Times are seconds on whatever clock the caller uses."""
+
+    def __init__(self, ramp: Sequence[int], growth: ChunkGrowth | None = None) -> None:
+        """
+        Args:
+            ramp: frames in the first, second, .. chunk; the last entry repeats.
+            growth: what follows instead of the last entry; None: nothing does.
+        """
+        self._ramp, self._growth = ramp, growth
+        self._num_chunks = self._num_sent_frames = 0
+        self._first_sent = 0.0
+
+    def is_due(self, frames: int, now: float, num_running: int) -> bool:
+        """Whether the `frames` frames that have gathered are a chunk, while `num_running` streams run."""
+        if self._num_chunks < len(self._ramp):
+            return frames >= self._ramp[self._num_chunks]
+        if self._growth is None:
+            return frames >= self._ramp[-1]
+        seconds_left = self._first_sent + self._num_sent_frames * self._growth.frame_seconds - now
+        return frames >= self._growth.frames(self._ramp[-1], seconds_left, num_running)
+
+    def sent(self, frames: int, now: float) -> None:
+        """Note that a chunk of `frames` frames has left."""
+        if not self._num_chunks:
+            self._first_sent = now
+        self._num_chunks += 1
+        self._num_sent_frames += frames

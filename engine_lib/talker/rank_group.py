@@ -1,0 +1,84 @@
+"""Sums over the ranks of one talker, by torch.distributed, whose default process group is left to others.
+
+NCCL sums between GPUs, on the current stream and in CUDA graphs too; gloo sums in the host's memory.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+
+from engine_lib.checkpoint import Shard
+
+_dist: Any = torch.distributed  # its stubs lack the classes used here
+
+HOST = "127.0.0.1"  # ranks share a machine, and nobody else shall reach them
+CONNECT_TIMEOUT = timedelta(seconds=30)  # of ranks that have all loaded
+# Of a sum by gloo: a prefill on a slow CPU is the longest wait for another rank there is.
+SUM_TIMEOUT = timedelta(seconds=600)
+
+
+def new_store() -> tuple[Any, int]:
+    """The torch store where the ranks of one talker find each other, and its port, a free one that only this machine reaches."""
+    listener = socket.create_server((HOST, 0))
+    port = listener.getsockname()[1]
+    options = {"is_master": True, "wait_for_workers": False, "timeout": CONNECT_TIMEOUT}
+    return _dist.TCPStore(HOST, port, master_listen_fd=listener.detach(), **options), port
+
+
+def open_store(port: int) -> Any:
+    """The store that another rank has at `port`."""
+    return _dist.TCPStore(HOST, port, is_master=False, timeout=CONNECT_TIMEOUT)
+
+
+class RankGroup:
+    """What the ranks of one talker sum with."""
+
+    def __init__(self, backend: str, store: Any, shard: Shard, device: torch.device) -> None:
+        """The group is there once all ranks have called this, and `connect`.
+
+        Args:
+            backend: nccl or gloo.
+            store: shared by the ranks of this talker alone.
+            shard: of the calling rank.
+            device: where the summed tensors are.
+        """
+        self._options = _dist.AllreduceOptions()
+        self._options.asyncOp = False  # on the current stream
+        # Groups of torch's default world would collide with the caller's own, and with a second engine of this process.
+        if backend == "nccl":
+            self._group = _dist.ProcessGroupNCCL(store, shard.index, shard.count, _dist.ProcessGroupNCCL.Options())
+        else:
+            options = _dist.ProcessGroupGloo._Options()
+            options._devices = [_dist.ProcessGroupGloo.create_device(hostname=HOST)]
+            options._timeout = CONNECT_TIMEOUT
+            self._options.timeout = SUM_TIMEOUT
+            self._group = _dist.ProcessGroupGloo(store, shard.index, shard.count, options)
+        self._device = device
+        self._through_host = backend == "gloo" and device.type == "cuda"
+
+    def connect(self) -> None:
+        """Sum for the first time, which is when NCCL connects; from here on `sum` can be captured."""
+        self.sum(torch.zeros(1, device=self._device))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Replace `x`, contiguous, by its sum over ranks: the same bits on every rank."""
+        if self._through_host:
+            return x.copy_(self._sum(x.cpu()))
+        return self._sum(x)
+
+    def abort(self) -> None:
+        """Break off: sums under way or to come fail, here and on the other ranks."""
+        self._group.abort()
+
+    def _sum(self, x: torch.Tensor) -> torch.Tensor:
+        work = self._group.allreduce([x], self._options)
+        if work is not None:
+            work.wait()
+        return x

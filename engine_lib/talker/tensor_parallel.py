@@ -1,0 +1,282 @@
+"""Rank 0 of a tensor-parallel talker: starts the other ranks as child processes, tells them each step's plan, notices their end.
+
+A plan travels through one pipe to each rank: a few microseconds a rank, and nothing comes back, for every rank draws the same
+codes. A rank lives as long as its pipe: it ends when the pipe closes, and its own end closes the pipe here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import engine_lib
+from engine_lib.checkpoint import Checkpoint, Shard
+from engine_lib.checkpoint_config import DecoderShape
+from engine_lib.config import TENSOR_PARALLEL_SIZES, EngineConfig
+from engine_lib.errors import CheckpointError, ConfigError
+from engine_lib.talker.rank_group import RankGroup, new_store
+from engine_lib.talker.ranks import RankError, Ranks
+from engine_lib.talker.step_plan import Plan, pack
+
+logger = logging.getLogger(__name__)
+
+END_SECONDS = 5.0  # until ranks that should end are killed
+POLL_SECONDS = 5e-5  # between looks at an event that the device may never reach
+
+
+class RankProcess(Protocol):
+    """What subprocess.Popen gives."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative for a signal."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+@dataclass(frozen=True)
+class RankSetup:
+    """The first message to a rank."""
+
+    rank: int
+    size: int
+    store_port: int
+    backend: str
+    device: str
+    dtype: str
+    num_threads: int
+    log_level: int
+    config: dict[str, Any]
+
+
+def start_ranks(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Ranks:
+    """The ranks that `tensor_parallel_size` asks for; the others are loading when this returns.
+
+    Raises:
+        ConfigError: that many ranks do not fit the checkpoint or this machine.
+    """
+    size = config.tensor_parallel_size
+    if size == 1:
+        return Ranks()
+    _check_shape(size, checkpoint.config.talker.shape)
+    backend = config.tensor_parallel_backend
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    devices = _devices(size, backend, device)
+    config = replace(config, model_path=str(checkpoint.path.resolve()))
+    return RankZero(config, backend, devices, dtype)
+
+
+class RankZero(Ranks):
+    """This process, and the processes of the other ranks."""
+
+    def __init__(self, config: EngineConfig, backend: str, devices: Sequence[torch.device], dtype: torch.dtype) -> None:
+        """Start a rank on each of `devices` but the first, which is this process's own."""
+        self.shard = Shard(0, len(devices))
+        self.can_be_captured = backend == "nccl"
+        self.label = f"rank 0 of {len(devices)}, "
+        self._backend, self._device = backend, devices[0]
+        self._failure: RankError | None = None
+        self._on_failure: Callable[[], None] = lambda: None
+        self._group: RankGroup | None = None
+        self._closing = False
+        self._lock = threading.Lock()
+        self._store, port = new_store()
+        self._pipes: list[Connection] = []
+        self._processes: list[RankProcess] = []
+        self._watchers: list[threading.Thread] = []
+        with self.closed_on_error():
+            for rank in range(1, len(devices)):
+                setup = RankSetup(
+                    rank=rank,
+                    size=len(devices),
+                    store_port=port,
+                    backend=backend,
+                    device=str(devices[rank]),
+                    dtype=str(dtype).removeprefix("torch."),
+                    num_threads=torch.get_num_threads(),
+                    log_level=logger.getEffectiveLevel(),
+                    config=asdict(config),
+                )
+                ours, theirs = Pipe()
+                self._pipes.append(ours)
+                with theirs:
+                    self._processes.append(start_process(theirs))
+                with suppress(ConnectionError):  # one that has died by now is found by `agree`
+                    ours.send_bytes(json.dumps(asdict(setup)).encode())
+
+    def agree(self, num_blocks: int) -> int:
+        """See Ranks; waits until the others have loaded.
+
+        Raises:
+            ConfigError, CheckpointError, RankError: one of them could not.
+        """
+        num_blocks = min(num_blocks, *(self._answer(rank) for rank in range(1, self.shard.count)))
+        for rank, process in enumerate(self._processes, 1):
+            self._watchers.append(threading.Thread(target=self._watch, args=(rank, process), name=f"talker-rank-{rank}", daemon=True))
+            self._watchers[-1].start()
+        self._send(json.dumps({"num_blocks": num_blocks}).encode())
+        self._group = RankGroup(self._backend, self._store, self.shard, self._device)
+        self._group.connect()
+        self.sum = self._group.sum
+        pids = ", ".join(str(process.pid) for process in self._processes)
+        logger.info("the talker runs on %d ranks, which sum by %s; the others are processes %s", self.shard.count, self._backend, pids)
+        return num_blocks
+
+    def tell(self, plan: Plan) -> None:
+        """See Ranks."""
+        self._send(pack(plan))
+
+    def check(self) -> None:
+        """See Ranks."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait_for(self, event: torch.cuda.Event) -> None:
+        """See Ranks. A sum with a rank that has died may never end, so this looks up from waiting."""
+        while not event.query():
+            self.check()
+            time.sleep(POLL_SECONDS)
+
+    def finish(self) -> None:
+        """See Ranks."""
+        if self._device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+            self.wait_for(done)
+
+    def watch(self, on_failure: Callable[[], None]) -> None:
+        """See Ranks."""
+        self._on_failure = on_failure
+        if self._failure is not None:
+            on_failure()
+
+    def close(self) -> None:
+        """See Ranks."""
+        with self._lock:
+            self._closing = True
+            for pipe in self._pipes:
+                pipe.close()
+            deadline = time.monotonic() + END_SECONDS
+            for process in self._processes:
+                try:
+                    process.wait(max(deadline - time.monotonic(), 0.0))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            for watcher in self._watchers:
+                watcher.join()
+            if self._group is not None:
+                self._group.abort()
+                self._group = None
+
+    def _answer(self, rank: int) -> int:
+        """The KV blocks that `rank` has room for, once it has loaded."""
+        try:
+            answer = json.loads(self._pipes[rank - 1].recv_bytes())
+        except (EOFError, ConnectionError):
+            raise self._ended(rank, self._processes[rank - 1].wait()) from None
+        if "error" in answer:
+            kind = {error.__name__: error for error in (ConfigError, CheckpointError)}.get(answer["error"], RankError)
+            raise kind(f"{answer['message']} (tensor parallel rank {rank})")
+        num_blocks: int = answer["num_blocks"]
+        return num_blocks
+
+    def _send(self, message: bytes) -> None:
+        for pipe in self._pipes:
+            pipe.send_bytes(message)
+
+    def _watch(self, rank: int, process: RankProcess) -> None:
+        """Wait for the end of a rank, and break off what waits for it unless it was asked to end."""
+        code = process.wait()
+        if self._closing and code == 0:
+            return
+        failure = self._ended(rank, code)
+        logger.error("%s", failure)
+        self._failure = self._failure or failure
+        group = self._group
+        if group is not None and not self._closing:
+            group.abort()
+        self._on_failure()
+
+    def _ended(self, rank: int, code: int) -> RankError:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return RankError(f"tensor parallel rank {rank} (process {self._processes[rank - 1].pid}) ended with {how}; its output says why")
+
+
+def start_process(pipe: Connection) -> RankProcess:
+    """A rank whose other end of the pipe is ours.
+
+    It starts afresh: the program this process runs may be no Python program (Triton's stub), and must not run again if it is.
+    """
+    root = Path(engine_lib.__path__[0]).parent
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *paths]), "TQDM_DISABLE": "1"}
+    command = [_python(), "-m", "engine_lib.talker.tensor_parallel_rank", str(pipe.fileno())]
+    # A session of its own, so that Ctrl-C reaches this process alone, which then ends its ranks.
+    return subprocess.Popen(command, pass_fds=[pipe.fileno()], stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
+
+
+def _python() -> str:
+    """The interpreter of this process, also where that is embedded in another program."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.executable and Path(sys.executable).name.startswith("python"):
+        return sys.executable
+    for prefix in (sys.prefix, sys.base_prefix):
+        if (Path(prefix) / "bin" / name).exists():
+            return str(Path(prefix) / "bin" / name)
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(f"tensor_parallel_size: there is no {name} to start ranks with; put it on PATH")
+    return found
+
+
+def _check_shape(size: int, shape: DecoderShape) -> None:
+    """Refuse a size that does not cut the checkpoint's layers into equal parts."""
+    parts = {
+        "heads": shape.num_attention_heads,
+        "KV heads": shape.num_key_value_heads,
+        "rows of its feed-forward layers": shape.intermediate_size,
+    }
+    for what, number in parts.items():
+        if number % size:
+            allowed = [n for n in TENSOR_PARALLEL_SIZES if all(number % n == 0 for number in parts.values())]
+            raise ConfigError(
+                f"tensor_parallel_size: {size} does not divide the checkpoint's {number} {what}; "
+                f"it can be {' or '.join(map(str, allowed))} here"
+            )
+
+
+def _devices(size: int, backend: str, first: torch.device) -> list[torch.device]:
+    """The device of each rank: as many GPUs as ranks from `first` on; by gloo through the host, ranks may share a GPU."""
+    if first.type == "cpu":
+        if backend == "nccl":
+            raise ConfigError("tensor_parallel_backend: nccl is for GPUs; use auto or gloo on the CPU")
+        return [first] * size
+    start, count = first.index, torch.cuda.device_count()
+    if backend == "gloo":
+        return [torch.device("cuda", (start + rank) % count) for rank in range(size)]
+    if start + size > count:
+        raise ConfigError(
+            f"tensor_parallel_size: {size} GPUs from cuda:{start} on are not there; this machine has {count}, "
+            f"so {count - start} at most from this device"
+        )
+    return [torch.device("cuda", start + rank) for rank in range(size)]

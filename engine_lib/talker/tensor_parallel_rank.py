@@ -1,0 +1,101 @@
+"""A rank other than 0 of a tensor-parallel talker: a process that loads its shard and does what rank 0 tells it.
+
+Started by talker/tensor_parallel.py, with the number of its end of the pipe. It ends when that pipe closes, and at once when
+the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import torch
+
+from engine_lib.checkpoint import Checkpoint, Shard
+from engine_lib.config import EngineConfig
+from engine_lib.devices import on_device
+from engine_lib.talker.load_summary import load_summary
+from engine_lib.talker.rank_group import RankGroup, open_store
+from engine_lib.talker.ranks import Ranks
+from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.step_plan import unpack
+from engine_lib.talker.tensor_parallel import RankSetup
+
+logger = logging.getLogger(__name__)
+
+
+class OtherRank(Ranks):
+    """This rank, as its runner sees it."""
+
+    def __init__(self, setup: RankSetup, pipe: Connection) -> None:
+        self.shard = Shard(setup.rank, setup.size)
+        self.can_be_captured = setup.backend == "nccl"
+        self.label = f"rank {setup.rank} of {setup.size}, "
+        self._setup, self._pipe = setup, pipe
+        self._group: RankGroup | None = None
+
+    def agree(self, num_blocks: int) -> int:
+        """See Ranks."""
+        self._pipe.send_bytes(json.dumps({"num_blocks": num_blocks}).encode())
+        agreed: int = json.loads(self._pipe.recv_bytes())["num_blocks"]
+        self._group = RankGroup(self._setup.backend, open_store(self._setup.store_port), self.shard, torch.device(self._setup.device))
+        self._group.connect()
+        self.sum = self._group.sum
+        return agreed
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._group is not None:
+            self._group.abort()
+
+
+def serve(pipe: Connection) -> None:
+    """Be a rank until `pipe` closes."""
+    setup = RankSetup(**json.loads(pipe.recv_bytes()))
+    level, name = setup.log_level, f"rank {setup.rank}"
+    logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s talker {name}: %(message)s")
+    torch.set_num_threads(setup.num_threads)
+    ranks, device = OtherRank(setup, pipe), torch.device(setup.device)
+    config, dtype = EngineConfig(**setup.config), getattr(torch, setup.dtype)
+    try:
+        with torch.inference_mode(), on_device(device):
+            try:
+                runner = TalkerRunner(Checkpoint(config.model_path), config, device=device, dtype=dtype, ranks=ranks)
+                runner.capture()
+                logger.info("%s", load_summary(runner))
+            except Exception as error:
+                pipe.send_bytes(json.dumps({"error": type(error).__name__, "message": str(error)}).encode())
+                raise
+            with runner.on_stream():
+                while True:
+                    runner.execute(unpack(pipe.recv_bytes()))
+    except (EOFError, ConnectionError):
+        logger.info("rank 0 has closed the pipe")
+    finally:
+        ranks.close()
+
+
+def main() -> None:
+    """Serve the pipe whose number is the argument; the process ends with it, whatever its other threads do."""
+    threading.Thread(target=_end_with, args=(os.pidfd_open(os.getppid()),), name="parent-watch", daemon=True).start()
+    try:
+        serve(Connection(int(sys.argv[1])))
+    except BaseException:
+        logger.exception("a tensor parallel rank failed")
+        os._exit(1)
+    os._exit(0)
+
+
+def _end_with(process: int) -> None:
+    """End this process when the one of pidfd `process` ends. Whoever it forked may hold the pipe open longer."""
+    select.select([process], [], [])
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Ranks of a tensor-parallel talker as threads of the test: everything of the real ones but the processes, which take seconds to start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+
+from engine_lib.talker import tensor_parallel, tensor_parallel_rank
+from engine_lib.talker.runner import TalkerRunner
+
+
+class ThreadRank:
+    """A rank as start_process gives it."""
+
+    pid = os.getpid()
+
+    def __init__(self, pipe: Connection) -> None:
+        self._code = 1
+        self._pipe = Connection(os.dup(pipe.fileno()))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise subprocess.TimeoutExpired("a rank", timeout or 0.0)
+        return self._code
+
+    def kill(self) -> None:
+        raise AssertionError("a rank did not end when its pipe was closed")
+
+    def _serve(self) -> None:
+        with self._pipe, suppress(Exception):  # rank 0 is told, and that is what tests look at
+            tensor_parallel_rank.serve(self._pipe)
+            self._code = 0
+
+
+def start_threads(monkeypatch: pytest.MonkeyPatch) -> list[TalkerRunner]:
+    """From now on ranks are threads; the list gets the runner of each as it loads."""
+    runners: list[TalkerRunner] = []
+
+    class RecordedRunner(TalkerRunner):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            runners.append(self)
+
+    monkeypatch.setattr(tensor_parallel_rank, "TalkerRunner", RecordedRunner)
+    monkeypatch.setattr(tensor_parallel, "start_process", ThreadRank)
+    return runners
+
+
+def assert_same_state(runners: list[TalkerRunner]) -> None:
+    """All ranks hold the same slots, bit for bit, and keys and values for the same rows."""
+    first = runners[0]
+    for other in runners[1:]:
+        for name, value in vars(first.state).items():
+            same = getattr(other.state, name)
+            tensors = [(value, same)] if isinstance(value, torch.Tensor) else zip(vars(value).values(), vars(same).values(), strict=True)
+            assert all(torch.equal(a, b) for a, b in tensors), name
+        assert torch.equal(other.kv_cache.abs().sum((4, 5)) > 0, first.kv_cache.abs().sum((4, 5)) > 0)
+        assert torch.equal(other.model.code_table, first.model.code_table)

@@ -1,0 +1,116 @@
+"""Logits of a talker that is fed given codes, so that two runs can be compared frame by frame whatever they would have drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from bench_engine import launch
+
+from engine_lib.prompt import Prompt
+from engine_lib.talker import frame, sampler
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import Request
+from engine_lib.talker.sampler import SamplingTensors
+from talker.support import GREEDY
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass
+class Forcing:
+    """Keeps the logits of every draw and answers it with the teacher's code.
+
+    Attributes:
+        num_code_groups: draws of a frame.
+        teacher: [frames, batch, num_code_groups] int64; None keeps what was drawn.
+        logits: [batch, vocab] of each draw.
+        codes: [batch] int64 of each draw.
+    """
+
+    num_code_groups: int
+    teacher: torch.Tensor | None = None
+    logits: list[torch.Tensor] = field(default_factory=list)
+    codes: list[torch.Tensor] = field(default_factory=list)
+
+    def choose(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """The ids [batch] that the next draw shall give."""
+        frame_number, codebook = divmod(len(self.logits), self.num_code_groups)
+        chosen = drawn if self.teacher is None else self.teacher[frame_number, : len(drawn), codebook].to(drawn.device)
+        self.logits.append(logits.float().clone())
+        self.codes.append(chosen.clone())
+        return chosen
+
+    def all_codes(self) -> torch.Tensor:
+        """[frames, batch, num_code_groups] int64 on the CPU."""
+        return torch.stack(self.codes).cpu().unflatten(0, (-1, self.num_code_groups)).transpose(1, 2)
+
+    def logits_of(self, codebook: int) -> Logits:
+        """[frames, batch, vocab]; -inf where an id is not allowed."""
+        result: Logits = torch.stack(self.logits[codebook :: self.num_code_groups]).cpu().numpy()
+        return result
+
+
+@contextmanager
+def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
+    """Within, every eager draw goes through `forcing`."""
+    with pytest.MonkeyPatch.context() as patch:
+        sample = sampler.sample
+
+        def forced_sample(logits: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor) -> torch.Tensor:
+            return forcing.choose(logits, sample(logits, params, uniforms))
+
+        patch.setattr(frame, "sample", forced_sample)
+        if device.type == "cuda":
+            from engine_lib.kernels import sampler_kernel
+            from engine_lib.talker import fused_frame
+
+            draw_codes = sampler_kernel.draw_codes
+
+            def forced_draw(
+                logits: torch.Tensor, codebook: int, slots: torch.Tensor, sampling: Any, state: Any, codes: torch.Tensor, **options: Any
+            ) -> None:
+                draw_codes(logits, codebook, slots, sampling, state, codes, **options)
+                codes[:, codebook] = forcing.choose(logits, codes[:, codebook])
+                state.codes[slots, codebook] = codes[:, codebook]
+                if (embedding := options.get("embedding")) is not None:
+                    embedding.out.copy_(embedding.table[codes[:, codebook]])
+
+            patch.setattr(fused_frame, "draw_codes", forced_draw)
+        yield
+
+
+def run_forced(engine: TalkerEngine, prompts: Sequence[Prompt], num_frames: int, teacher: torch.Tensor | None = None) -> Forcing:
+    """Speak `num_frames` frames of `prompts`, which are prefilled together, in one batch; `engine` is eager and not started."""
+    forcing = Forcing(engine.checkpoint.config.talker.num_code_groups, teacher)
+    with torch.inference_mode(), forced(forcing, engine.runner.device):
+        for i, prompt in enumerate(prompts):
+            sampling = GREEDY.updated({"max_frames": num_frames, "repetition_penalty": 1.0})
+            engine.scheduler.add(Request(str(i), prompt, sampling, (1,), lambda chunk: None))
+        for _ in range(num_frames):
+            launch(engine)
+        for request in list(engine.scheduler.active):
+            engine.scheduler.release(request)
+    assert len(forcing.logits) == num_frames * forcing.num_code_groups, "the prompts were not prefilled in one step"
+    return forcing
+
+
+def relative_errors(logits: Logits, expected: Logits) -> npt.NDArray[np.float64]:
+    """Norm of the difference over the norm of `expected`, both centred, because a softmax ignores a constant: [...] of [..., vocab]."""
+    allowed = np.isfinite(expected)
+    assert (np.isfinite(logits) == allowed).all()
+    count = allowed.sum(-1, keepdims=True)
+
+    def centred(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.where(allowed, values - values.sum(-1, keepdims=True) / count, 0)
+
+    exact = np.where(allowed, expected, 0).astype(np.float64)
+    difference = centred(np.where(allowed, logits, 0) - exact)
+    errors: npt.NDArray[np.float64] = np.linalg.norm(difference, axis=-1) / np.linalg.norm(centred(exact), axis=-1)
+    return errors

@@ -1,0 +1,97 @@
+"""A request ends when its time has passed, and a place that is held for one to come counts like a request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_lib.errors import EngineDeadError, OverloadedError
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import Request
+from talker.support import GREEDY, GREETING, Stream, assert_nothing_is_held, make_engine, running_engine, speak, start
+
+
+def submit(
+    engine: TalkerEngine, name: str, deadline: float | None = None, max_frames: int = 100, on_start: Callable[[], None] | None = None
+) -> Stream:
+    stream = Stream()
+    sampling = GREEDY.updated({"max_frames": max_frames})
+    stream.request = Request(name, GREETING.prompt(engine.checkpoint.path), sampling, (1,), stream, deadline=deadline, on_start=on_start)
+    engine.submit(stream.request)
+    return stream
+
+
+def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_voice: Path) -> None:
+    with running_engine(endless_voice, max_num_seqs=1) as engine:
+        codes = speak(engine, GREETING, max_frames=100)
+        running = submit(engine, "running", time.monotonic() + 0.15)
+        waiting = submit(engine, "waiting", time.monotonic() + 0.1)
+        late = submit(engine, "late", time.monotonic())
+        patient = submit(engine, "patient")
+        ends = [stream.end() for stream in (running, waiting, late)]
+        assert [end.finish_reason for end in ends] == ["error"] * 3
+        assert all(end.error.startswith("DEADLINE_EXCEEDED: timeout: ") for end in ends)
+        assert 0 < len(running.codes) < 100
+        assert len(waiting.codes) == len(late.codes) == 0
+        np.testing.assert_array_equal(running.codes, codes[: len(running.codes)])
+        assert patient.end().finish_reason == "length"
+        np.testing.assert_array_equal(patient.codes, codes)
+        assert_nothing_is_held(engine)
+
+
+def test_a_request_that_ends_in_time_leaves_no_deadline_for_a_later_one_of_its_name(endless_voice: Path) -> None:
+    with running_engine(endless_voice) as engine:
+        assert submit(engine, "same", time.monotonic() + 0.3, max_frames=1).end().finish_reason == "length"
+        again = submit(engine, "same", None, max_frames=100)
+        time.sleep(0.35)
+        assert again.end().finish_reason == "length"
+
+
+def test_a_reserved_place_counts_until_it_is_taken_or_given_up(endless_voice: Path) -> None:
+    with running_engine(endless_voice, max_num_seqs=1, max_waiting_requests=1) as engine:
+        engine.reserve("one")
+        engine.reserve("two")
+        for refused in (lambda: engine.reserve("three"), lambda: start(engine, GREETING, max_frames=1)):
+            with pytest.raises(OverloadedError, match="2 requests are open and at most 2 are allowed"):
+                refused()
+        assert submit(engine, "one", max_frames=1).end().finish_reason == "length"
+        engine.release("one")
+        engine.release("two")
+        engine.release("two")
+        for name in ("four", "five"):
+            engine.reserve(name)
+    with pytest.raises(EngineDeadError):
+        engine.reserve("six")
+
+
+def test_the_start_of_a_request_is_told_once_before_its_first_chunk(endless_voice: Path) -> None:
+    """Also where it is preempted and starts again: the pool holds both streams at first, not at their end."""
+    events: list[list[str]] = [[], []]
+    engine = make_engine(endless_voice, max_num_seqs=2, max_model_len=80, num_kv_blocks=20)
+    # Both wait before the first step, so that neither ends before the other has begun.
+    streams = [submit(engine, str(i), max_frames=50, on_start=partial(events[i].append, "start")) for i in range(2)]
+    engine.start()
+    try:
+        for stream in streams:
+            assert stream.end().finish_reason == "length"
+        assert engine.stats().num_preemptions > 0
+        assert events == [["start"], ["start"]]
+    finally:
+        engine.shutdown()
+
+
+def test_a_listener_that_fails_at_the_start_ends_its_own_stream_only(endless_voice: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("injected")
+
+    with running_engine(endless_voice) as engine:
+        codes = speak(engine, GREETING, max_frames=5)
+        failing = submit(engine, "failing", max_frames=5, on_start=fail)
+        np.testing.assert_array_equal(speak(engine, GREETING, max_frames=5), codes)
+        assert failing.end().finish_reason == "cancelled"
+        assert_nothing_is_held(engine)

@@ -1,0 +1,47 @@
+"""A plan comes out of its message as it went in, whatever its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import pytest
+
+from engine_lib.sampling import SamplingParams
+from engine_lib.talker.prefill import PrefillLayout
+from engine_lib.talker.step_plan import NO_SPEAKER, BlockTablePlan, DecodePlan, ErasePlan, Plan, PrefillPlan, SlotPlan, pack, unpack
+
+NOTHING = np.empty(0, np.int64)
+PLANS = [
+    SlotPlan(
+        3,
+        17,
+        5,
+        np.arange(16),
+        2**63 - 1,
+        SamplingParams(temperature=0.1, top_p=1 / 3, seed=7),
+        np.array([2047, 0]),
+        np.arange(5),
+        NO_SPEAKER,
+    ),
+    SlotPlan(0, 1, 0, -np.ones(16, np.int64), 0, SamplingParams(do_sample=False), NOTHING, NOTHING, np.array([1 / 3, -2e-30], np.float32)),
+    BlockTablePlan(np.array([1, 0]), np.arange(6, dtype=np.int32).reshape(2, 3)),
+    PrefillPlan(PrefillLayout(rows=3, sequences=2, draws=1, width=4, num_code_groups=16), np.arange(-9, 90)),
+    DecodePlan(np.array([5, 4]), 7),
+    ErasePlan(NOTHING),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: type(plan).__name__)
+def test_a_plan_comes_out_of_its_message_as_it_went_in(plan: Plan):
+    copy = unpack(pack(plan))
+    assert type(copy) is type(plan)
+    for spec in fields(plan):
+        value, copied = getattr(plan, spec.name), getattr(copy, spec.name)
+        if isinstance(value, np.ndarray):
+            assert (copied.dtype, copied.shape) == (value.dtype, value.shape)
+            np.testing.assert_array_equal(copied, value)
+            copied += 1  # torch must be able to write to it
+        else:
+            assert copied == value
+            assert is_dataclass(value) or type(copied) is int
