@@ -1,7 +1,12 @@
-"""Serve a Qwen3-TTS checkpoint with Triton: find tritonserver, start it, wait until every model is ready, print the ports.
+r"""Serve Qwen3-TTS checkpoints with Triton: find tritonserver, start it, wait until every model is ready, print the ports.
 
     python scripts/serve.py --model /models/Qwen3-TTS-12Hz-1.7B-CustomVoice
     python scripts/serve.py --model ./checkpoints/tiny --device cpu --option max_num_seqs=8
+    python scripts/serve.py --model /models/Qwen3-TTS-12Hz-1.7B-CustomVoice --model /models/Qwen3-TTS-12Hz-1.7B-Base \
+        --option voice_store=/var/lib/voices --option talker_base.max_num_seqs=32
+
+The first checkpoint is the model qwen3_tts; further ones get their kind as suffix: qwen3_tts_custom, qwen3_tts_base, qwen3_tts_design
+(talker_base, .. likewise). They share one codec, which must be the same in all of them.
 
 tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT are passed on; running
 streams get a few seconds to end. The exit code is the server's.
@@ -13,15 +18,20 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import ConfigError, Qwen3TTSError
+from engine_lib.serving.mps import MpsDaemon
+from engine_lib.serving.repository import NO_VARIABLES, Options, lay_out
+from engine_lib.serving.served import ServedCheckpoint
 from engine_lib.serving.server_installation import ServerError
-from engine_lib.serving.server_process import TritonServer, option_environment
+from engine_lib.serving.server_process import MODEL_REPOSITORY, TritonServer
 
 
 class _StopRequested(Exception):
@@ -31,34 +41,47 @@ class _StopRequested(Exception):
 def main() -> int:
     """Read the command line, serve until the server ends, and return the exit code."""
     arguments = _parser().parse_args()
-    try:
-        server = TritonServer(
-            options=_options(arguments),
-            http_port=arguments.http_port,
-            grpc_port=arguments.grpc_port,
-            metrics_port=arguments.metrics_port,
-            log_file=arguments.log_file,
-            arguments=arguments.triton_argument,
-        )
-    except Qwen3TTSError as error:
-        return _failed(error)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
+        with TemporaryDirectory(prefix="qwen3-tts-models-") as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
+            repository = Path(folder, "repository")
+            served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), _options(arguments))
+            return _serve(_server(arguments, repository, mps.environment if mps else {}), served)
+    except Qwen3TTSError as error:
+        return _failed(error)
+    except _StopRequested:
+        return 0  # before there was a server
+
+
+def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
+    """Serve until the server ends or a signal comes; the exit code."""
+    try:
         server.start()
-        print(f"loading {server.options['model_path']}; the log is {server.log_file}", flush=True)
+        print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log is {server.log_file}", flush=True)
         server.wait_ready()
         print(f"ready: {', '.join(server.models)}")
         print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
         code = server.wait()
         return _failed(ServerError(f"tritonserver ended by itself with code {code}\n{server.last_log_lines()}"))
-    except Qwen3TTSError as error:
-        return _failed(error)
     except _StopRequested:
         code = server.stop() or 0
         return 128 - code if code < 0 else code
     finally:
         server.stop()
+
+
+def _server(arguments: argparse.Namespace, repository: Path, environment: dict[str, str]) -> TritonServer:
+    return TritonServer(
+        options={},
+        repository=repository,
+        http_port=arguments.http_port,
+        grpc_port=arguments.grpc_port,
+        metrics_port=arguments.metrics_port,
+        log_file=arguments.log_file,
+        arguments=arguments.triton_argument,
+        environment=NO_VARIABLES | environment,
+    )
 
 
 def _stop(_number: int, _frame: object) -> None:
@@ -67,17 +90,22 @@ def _stop(_number: int, _frame: object) -> None:
     raise _StopRequested
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, str]:
-    """The engine options of the command line, checked before a server is started for them."""
-    options: dict[str, str] = dict(arguments.option)
-    if arguments.model:
-        options["model_path"] = str(Path(arguments.model).resolve())
-    if arguments.device:
-        options["device"] = arguments.device
-    config = EngineConfig.from_options(options, environment={**os.environ, **option_environment(options)})
-    if not config.model_path:
+def _model_paths(arguments: argparse.Namespace) -> list[Path]:
+    paths = arguments.model or list(filter(None, [os.environ.get(ENVIRONMENT_PREFIX + "MODEL_PATH")]))
+    if not paths:
         raise ConfigError(f"no checkpoint is given; use --model PATH or {ENVIRONMENT_PREFIX}MODEL_PATH")
-    return options | {"model_path": config.model_path}
+    return [Path(path) for path in paths]
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """The engine options of the command line: NAME for every model, MODEL.NAME for one."""
+    devices = {"device": arguments.device, "codec_device": arguments.codec_device}
+    every: dict[str, str] = {name: device for name, device in devices.items() if device}
+    of_model: dict[str, dict[str, str]] = {}
+    for key, value in arguments.option:
+        model, dot, name = key.rpartition(".")
+        (of_model.setdefault(model, {}) if dot else every)[name] = value
+    return Options(os.environ, every, of_model)
 
 
 def _option(text: str) -> tuple[str, str]:
@@ -97,8 +125,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"options of --option:\n{options}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", metavar="PATH", help=f"checkpoint folder (default: {ENVIRONMENT_PREFIX}MODEL_PATH)")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="PATH",
+        help=f"checkpoint folder; repeat it to serve several (default: {ENVIRONMENT_PREFIX}MODEL_PATH)",
+    )
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto, the first GPU, else the CPU)")
+    parser.add_argument("--codec-device", metavar="DEVICE", help="of the codec alone, as cuda:1 beside a talker on cuda:0")
+    parser.add_argument(
+        "--mps", action="store_true", help="let talker and codec use the GPU at the same time, through a private daemon of NVIDIA MPS"
+    )
     parser.add_argument("--http-port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="N", help="default 8001; 0 takes a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, metavar="N", help="default 8002; 0 takes a free one")
@@ -107,8 +144,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_option,
         action="append",
         default=[],
-        metavar="NAME=VALUE",
-        help=f"an engine option, listed below; may be repeated; wins over {ENVIRONMENT_PREFIX}<NAME> and config.pbtxt",
+        metavar="[MODEL.]NAME=VALUE",
+        help=f"an engine option, listed below, of every model, or as MODEL.NAME=VALUE of one (talker_base.max_num_seqs=8); may be "
+        f"repeated; wins over {ENVIRONMENT_PREFIX}<NAME> and config.pbtxt",
     )
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="where the server's output goes (default: a temporary file)")
     parser.add_argument(

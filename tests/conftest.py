@@ -69,6 +69,12 @@ def tiny_base(checkpoints: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_base_1b7(checkpoints: Path) -> Path:
+    """Return a base checkpoint of the 1.7B type with other shapes throughout (SHAPES_1B7)."""
+    return make_checkpoint(checkpoints / "base_1b7", kind="base", seed=6, overrides=SHAPES_1B7)
+
+
+@pytest.fixture(scope="session")
 def tiny_voice_design(checkpoints: Path) -> Path:
     """Return a voice_design checkpoint; it is of the 1.7B type, as the published one is."""
     return make_checkpoint(checkpoints / "voice_design", kind="voice_design", seed=3, overrides={"tts_model_size": "1b7"})

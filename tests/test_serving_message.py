@@ -12,7 +12,7 @@ import pytest
 from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors, pcm16
 
 MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
-TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "STRING": np.object_}
+TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BOOL": np.bool_, "STRING": np.object_}
 
 
 def message(**changes: object) -> CodesMessage:
@@ -43,15 +43,16 @@ def types(tensors: Tensors) -> dict[str, type]:
     [
         message(),
         message(audio_format=AudioFormat.PCM16_BASE64),
+        message(is_reference=True),
         message(codes=np.empty((0, 16), np.int16), is_final=True, finish_reason="error", error="größer als erlaubt"),
     ],
-    ids=["frames", "as base64", "final"],
+    ids=["frames", "as base64", "reference", "final"],
 )
 def test_a_message_is_the_same_after_unpacking(original: CodesMessage) -> None:
     unpacked = CodesMessage.unpack(original.pack())
     np.testing.assert_array_equal(unpacked.codes, original.codes)
     assert unpacked.codes.shape == original.codes.shape
-    for name in ("stream_key", "chunk_index", "is_final", "finish_reason", "error", "audio_format"):
+    for name in ("stream_key", "chunk_index", "is_final", "finish_reason", "error", "audio_format", "is_reference"):
         assert getattr(unpacked, name) == getattr(original, name)
 
 
@@ -60,6 +61,12 @@ def test_unpacked_codes_are_a_copy() -> None:
     unpacked = CodesMessage.unpack(tensors)
     tensors["codes"][:] = -1
     assert unpacked.codes.min() == 0
+
+
+@pytest.mark.parametrize("header", [b"", b"\0" * 11, b"\0" * 12 + b"\xff"])
+def test_a_broken_header_is_refused(header: bytes) -> None:
+    with pytest.raises(ValueError):
+        CodesMessage.unpack(message().pack() | {"header": np.frombuffer(header, np.uint8)})
 
 
 def test_the_configs_list_exactly_the_tensors_that_travel() -> None:
@@ -73,7 +80,7 @@ def test_the_configs_list_exactly_the_tensors_that_travel() -> None:
 
 def test_the_ensemble_takes_what_the_talker_takes_but_control_requests() -> None:
     talker = configured("talker", "input")
-    assert talker.pop("cancel") is np.object_
+    assert talker.pop("cancel") is talker.pop("store_voice") is np.object_
     assert configured("qwen3_tts", "input") == talker
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from engine_lib.durations import Durations
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.serving.errors import STATUS_CODES, status
 from engine_lib.serving.metrics import Metrics
@@ -67,7 +68,7 @@ def test_totals_and_gauges_are_read_when_published() -> None:
     metrics.publish()
     now[0] = 5.0
     metrics.publish()
-    assert Family.series["qwen3_tts_all_total"][0].value == 5
+    assert Family.series["qwen3_tts_all_total"][0].value == 2, "what came before, as the warm-up, does not count"
     assert Family.series["qwen3_tts_now"][0].value == 5
 
 
@@ -94,3 +95,21 @@ def test_every_error_has_a_status_and_none_quotes_what_was_not_meant_for_clients
     assert status(ConfigError("odd")) == ("INTERNAL", "INTERNAL: odd")
     assert "secret" not in status(RuntimeError("secret"))[1]
     assert {status(error)[0] for error in (InvalidRequestError("a", ""), OverloadedError(), RuntimeError())} == set(STATUS_CODES)
+
+
+def test_quantiles_of_durations_are_gauges_and_are_set_only_when_they_change() -> None:
+    metrics, durations = new_metrics(), Durations()
+    metrics.quantiles("send_seconds", "Sends", durations)
+    median, last = Family.series["qwen3_tts_send_seconds"]
+    assert (median.labels["quantile"], last.labels["quantile"]) == ("0.5", "0.99")
+    for seconds in (1.0, 2.0, 3.0):
+        durations.add(seconds)
+    metrics.publish()
+    assert median.value == 2.0
+    assert 2.9 < last.value <= 3.0
+    median.value = -1.0
+    metrics.publish()
+    assert median.value == -1.0
+    durations.add(9.0)
+    metrics.publish()
+    assert median.value == 2.5

@@ -12,6 +12,7 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.message import AudioFormat
 from engine_lib.serving.parse import RequestParser, SpeechRequest
+from engine_lib.talker.chunking import ChunkPolicy
 
 DEFAULTS = SamplingParams(temperature=0.5)
 
@@ -21,7 +22,7 @@ def parse(parameters: dict[str, Any] | None = None, *, kind: str = "custom_voice
         name: value if isinstance(value, np.ndarray) else np.array([value.encode() if isinstance(value, str) else value], np.object_)
         for name, value in strings.items()
     }
-    parser = RequestParser(kind=kind, sampling=DEFAULTS, chunk_frames=(1, 2))
+    parser = RequestParser(kind=kind, sampling=DEFAULTS, chunk_frames=(1, 2), max_text_length=50, max_reference_seconds=2.0)
     return parser.parse(tensors, json.dumps(parameters) if parameters else "")
 
 
@@ -37,7 +38,14 @@ def test_a_text_alone_takes_every_default() -> None:
 
 
 def test_every_field_reaches_the_request() -> None:
-    sampling = {"top_k": 5, "seed": 3, "chunk_frames": [4], "audio_format": "pcm16_base64", "non_streaming_mode": False}
+    sampling = {
+        "top_k": 5,
+        "seed": 3,
+        "chunk_frames": [4],
+        "chunk_policy": "adaptive",
+        "audio_format": "pcm16_base64",
+        "non_streaming_mode": False,
+    }
     request = parse(text="größe", voice="vivian", language="german", instruct="softly", sampling_parameters=json.dumps(sampling))
     assert request == SpeechRequest(
         text="größe",
@@ -47,6 +55,7 @@ def test_every_field_reaches_the_request() -> None:
         non_streaming_mode=False,
         sampling=SamplingParams(temperature=0.5, top_k=5, seed=3),
         chunk_frames=(4,),
+        chunk_policy=ChunkPolicy.ADAPTIVE,
         audio_format=AudioFormat.PCM16_BASE64,
     )
 
@@ -76,11 +85,12 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"top_p": Infinity}'}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": "[" * 100_000}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"seed": ' + "9" * 10_000 + "}"}),
-        ("sampling_parameters", "chunk_frames, audio_format", {"text": "a", "sampling_parameters": '{"speed": 2}'}),
+        ("sampling_parameters", "chunk_frames, chunk_policy, audio_format", {"text": "a", "sampling_parameters": '{"speed": 2}'}),
         ("top_k", "whole number", {"text": "a", "sampling_parameters": '{"top_k": 0.5}'}),
         ("chunk_frames", "list of 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": 4}'}),
         ("chunk_frames", "list of 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": []}'}),
         ("chunk_frames", "from 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": [65]}'}),
+        ("chunk_policy", "choose one of fixed, adaptive", {"text": "a", "sampling_parameters": '{"chunk_policy": "fast"}'}),
         ("chunk_frames", "from 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": [true]}'}),
         ("audio_format", "float32, pcm16_base64", {"text": "a", "sampling_parameters": '{"audio_format": ["mp3"]}'}),
         ("non_streaming_mode", "true or false", {"text": "a", "sampling_parameters": '{"non_streaming_mode": 1}'}),
@@ -103,3 +113,64 @@ def test_a_sampling_parameter_is_no_request_parameter() -> None:
 
 def test_a_parameter_of_the_wrong_type_is_refused() -> None:
     refused("voice", "give a string", {"voice": 3}, text="a")
+
+
+def reference(**changes: np.ndarray | str | None) -> dict[str, Any]:
+    """The tensors of a reference, with some changed or, where None, left out."""
+    tensors: dict[str, Any] = {
+        "reference_audio": np.linspace(-1, 1, 100, dtype=np.float32),
+        "reference_sample_rate": np.array([16_000], np.int32),
+        "reference_text": "words",
+    }
+    return {name: value for name, value in (tensors | changes).items() if value is not None}
+
+
+def test_a_reference_is_a_copy_of_what_the_request_brings() -> None:
+    tensors = reference(x_vector_only=np.array([True]))
+    found = parse(text="a", kind="base", **tensors).reference
+    assert found is not None
+    assert (found.sample_rate, found.text, found.x_vector_only) == (16_000, "words", True)
+    tensors["reference_audio"][:] = 0
+    assert found.audio.max() == 1
+    assert found.seconds == 100 / 16_000
+
+
+def test_all_but_the_samples_of_a_reference_may_be_parameters() -> None:
+    parameters = {"reference_sample_rate": 8000, "reference_text": "words", "x_vector_only": False}
+    found = parse(parameters, text="a", kind="base", reference_audio=np.zeros(10, np.float32)).reference
+    assert found is not None
+    assert (found.sample_rate, found.text, found.x_vector_only) == (8000, "words", False)
+
+
+@pytest.mark.parametrize(
+    ("field", "allowed", "changes"),
+    [
+        ("reference_audio", "is missing, and reference_text is given", {"reference_audio": None}),
+        ("reference_audio", "FP32 [samples], mono", {"reference_audio": np.zeros((2, 5), np.float32)}),
+        ("reference_audio", "FP32 [samples], mono", {"reference_audio": np.zeros(5, np.float64)}),
+        ("reference_audio", "more than 2 s at any rate", {"reference_audio": np.zeros(2 * 192_000 + 1, np.float32)}),
+        ("reference_sample_rate", "is missing or not above 0", {"reference_sample_rate": None}),
+        ("reference_sample_rate", "is missing or not above 0", {"reference_sample_rate": np.array([-1], np.int32)}),
+        ("reference_sample_rate", "one int32, shape [1]", {"reference_sample_rate": np.array([1, 2], np.int32)}),
+        ("reference_sample_rate", "one int32, shape [1]", {"reference_sample_rate": np.array([16_000.0])}),
+        ("x_vector_only", "shape [1]", {"x_vector_only": np.array([], np.bool_)}),
+        ("reference_text", "set x_vector_only", {"reference_text": None}),
+        ("reference_text", "set x_vector_only", {"reference_text": " \n"}),
+        ("reference_text", "at most 50", {"reference_text": "w" * 51}),
+    ],
+)
+def test_a_bad_part_of_a_reference_is_refused_by_name(field: str, allowed: str, changes: dict[str, Any]) -> None:
+    refused(field, allowed, kind="base", text="a", **reference(**changes))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "allowed"),
+    [
+        ({"reference_audio": [0.1, 0.2]}, "reference_audio", "as an input tensor"),
+        ({"reference_sample_rate": "16000"}, "reference_sample_rate", "whole number"),
+        ({"x_vector_only": 1}, "x_vector_only", "true or false"),
+    ],
+)
+def test_a_bad_parameter_of_a_reference_is_refused_by_name(parameters: dict[str, Any], field: str, allowed: str) -> None:
+    missing = reference(**{field: None})
+    refused(field, allowed, parameters, kind="base", text="a", **missing)

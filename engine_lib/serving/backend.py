@@ -6,12 +6,14 @@ parts testable, where there is no server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.message import Tensors
 
 
@@ -45,17 +47,45 @@ class TritonBackend:
         """
         try:
             self.cancel_stream(self.name, "")
-        except (RuntimeError, self._pb_utils.TritonModelException):
+        except (RuntimeError, RelayedError, self._pb_utils.TritonModelException):
             return False
         return True
 
     def cancel_stream(self, talker: str, stream_key: str) -> None:
-        """Send the model `talker` a control request that stops one stream. Blocks on the server."""
-        tensor = self._pb_utils.Tensor("cancel", np.array([stream_key.encode()], np.object_))
-        request = self._pb_utils.InferenceRequest(model_name=talker, inputs=[tensor], requested_output_names=[])
+        """Send the model `talker` a control request that stops one stream. Blocks on the server.
+
+        Raises:
+            RelayedError: the talker refused it.
+        """
+        for _ in self.call(talker, {"cancel": np.array([stream_key.encode()], np.object_)}, []):
+            pass
+
+    def call(
+        self, model: str, tensors: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], *, parameters: str = "", timeout: int = 0
+    ) -> Iterator[Tensors]:
+        """Ask another model of this server; its answers that hold tensors. Blocks on the server.
+
+        Args:
+            outputs: names of the tensors wanted.
+            parameters: request parameters, as `request.parameters()` gives them.
+            timeout: of the request, in microseconds; 0: none.
+
+        Raises:
+            RelayedError: the model answers with an error.
+        """
+        inputs = [self._pb_utils.Tensor(name, array) for name, array in tensors.items()]
+        request = self._pb_utils.InferenceRequest(
+            model_name=model,
+            inputs=inputs,
+            requested_output_names=list(outputs),
+            parameters=json.loads(parameters) if parameters else {},
+            timeout=timeout,
+        )
         for response in request.exec(decoupled=True):
             if response.has_error():
-                raise RuntimeError(f"cancelling a stream failed: {response.error().message()}")
+                raise RelayedError(response.error().message())
+            if response.output_tensors():
+                yield {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
 
 
 class Reply:

@@ -1,26 +1,28 @@
 """CodecService: messages of the talker in, audio out. Everything the codec's shell does, without Triton's types.
 
 Every message gets exactly one answer, with FINAL, even where its client has gone or its audio failed: a step that drops a
-message leaks the whole ensemble request. What must stop early is stopped at its source: the codec asks the talker to cancel
-the stream, answers what still comes, and the talker's final message ends it like any other.
+message leaks the whole ensemble request. (A reference is answered by FINAL alone, of which clients hear nothing.) What must stop
+early is stopped at its source: the codec asks the talker to cancel the stream, answers what still comes, and the talker's final
+message ends it like any other.
 """
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
+from engine_lib.durations import Durations
 from engine_lib.serving.backend import Reply, TritonBackend
-from engine_lib.serving.message import AudioAnswer, CodesMessage
+from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.talker.request import FinishReason
-
-TALKER_MODEL = "talker"
 
 
 class CodecService(EngineService):
@@ -30,39 +32,48 @@ class CodecService(EngineService):
         """Load the codec of the checkpoint and start the engine.
 
         Raises:
-            ConfigError, CheckpointError: the model must not load.
+            Qwen3TTSError: the model must not load.
         """
         super().__init__(backend, config)
         self._engine = CodecEngine(Checkpoint(config.model_path), config)
+        self._first_audio_times = Durations()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
         self._canceller = OrderedSender("codec-cancel", 1, self._log_failure)
+        self._start(self._engine, lambda: warm_up_codec(self._engine, self._sender))
         self._add_metrics()
-        self._start(self._engine, self._streams)
+        self._watch(self._engine, self._streams)
 
     def handle(self, request: Any) -> None:
         """Queue one message for decoding."""
+        arrived_at = time.monotonic()
         reply = self._backend.reply(request)
         try:
             message = CodesMessage.unpack(self._backend.tensors(request))
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
             return
         self._streams.setdefault(message.stream_key, False)
         # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
         self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
-        answer = partial(self._answer_later, message, reply)
-        self._engine.submit(CodecRequest(message.stream_key, message.chunk_index, message.codes, message.is_final, answer))
+        answer = partial(self._answer_later, message, reply, arrived_at)
+        request = CodecRequest(message.stream_key, message.chunk_index, message.codes, message.is_final, answer, message.is_reference)
+        self._engine.submit(request)
 
     def shutdown(self) -> None:
         """Answer what is queued, then end the engine and all threads, within a few seconds."""
         super().shutdown()
         self._canceller.close(SHUTDOWN_SECONDS)
 
-    def _answer_later(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
+    def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread."""
+        if message.chunk_index == 0 and len(chunk.audio):
+            self._first_audio_times.add(time.monotonic() - arrived_at)
         self._sender.put(message.stream_key, partial(self._answer, message, reply, chunk))
 
     def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
+        if message.is_reference:  # where it failed so do the chunks behind it, and they have answers
+            reply.finish()
+            return
         # The talker's final message ends the stream, and says why; an error of the codec waits for it.
         failed = bool(chunk.error) and message.is_final
         answer = AudioAnswer(
@@ -79,7 +90,7 @@ class CodecService(EngineService):
             self._streams.pop(message.stream_key, None)
         elif chunk.error:
             self._cancel(message.stream_key, self._failures)
-        reply.send(answer.pack(), is_final=True)
+        self._send(reply, answer.pack(), is_final=True)
 
     def _cancel_if_client_gone(self, message: CodesMessage, reply: Reply) -> None:
         if not message.is_final and not self._streams.get(message.stream_key) and reply.is_cancelled():
@@ -90,12 +101,13 @@ class CodecService(EngineService):
         if not self._streams.get(stream_key, True):
             self._streams[stream_key] = True
             counter.add(1)
-            self._canceller.put(stream_key, partial(self._backend.cancel_stream, TALKER_MODEL, stream_key))
+            self._canceller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
 
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats
         metrics.gauge("codec_open_streams", "Codec slots in use", lambda: stats().open_streams)
         metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
+        metrics.quantiles("first_audio_seconds", "From a stream's first codes until they are decoded", self._first_audio_times)
         metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 
 STATUS_CODES = ("INVALID_ARG", "UNAVAILABLE", "INTERNAL")
+CODE = re.compile(r"([A-Z_]+): ")
+
+
+class RelayedError(Qwen3TTSError):
+    """What another model answered instead of a result. Its text begins with its code, if it was an error of these models."""
 
 
 def status(error: BaseException) -> tuple[str, str]:
@@ -15,6 +21,8 @@ def status(error: BaseException) -> tuple[str, str]:
     The message begins with the code too: on a gRPC stream Triton passes on the text alone. What was not raised on purpose is
     INTERNAL, with the type but without the text of the exception: that might quote a user.
     """
+    if isinstance(error, RelayedError) and (named := CODE.match(str(error))):
+        return named[1] if named[1] in STATUS_CODES else "INTERNAL", str(error)
     if isinstance(error, InvalidRequestError):
         code, message = "INVALID_ARG", str(error)
     elif isinstance(error, OverloadedError | EngineDeadError):

@@ -2,7 +2,8 @@
 
 Triton tells a Python model nothing about its end while requests are in flight: `finalize` comes after the last one. Worse, a
 stopping server (up to 24.10 at least) refuses the codec's step of a running stream and then neither answers nor releases that
-stream. So whoever stops the server should ask the talker first, by making the file QWEN3_TTS_DRAIN_FILE names; serve.py does.
+stream. So whoever stops the server should ask each talker first, by making a file of its name in the folder that
+QWEN3_TTS_DRAIN_DIRECTORY names; serve.py does.
 A server stopped without that is noticed by a ping, and what it leaked ends with it. A model whose engine is dead exits once
 its streams have ended; ServerGuard then stops the server.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-DRAIN_FILE_VARIABLE = "QWEN3_TTS_DRAIN_FILE"
+DRAIN_DIRECTORY_VARIABLE = "QWEN3_TTS_DRAIN_DIRECTORY"
 PERIOD_SECONDS = 0.5
 # Streams of a draining talker may finish by themselves for this long; then they end with an error in-band.
 DRAIN_SECONDS = 3.0
@@ -52,6 +53,7 @@ class Lifecycle:
         self,
         engine: Engine,
         *,
+        name: str,
         open_streams: Callable[[], int],
         publish: Callable[[], None],
         log_error: Callable[[str], None],
@@ -60,6 +62,7 @@ class Lifecycle:
         """
         Args:
             engine: watched for its death.
+            name: of the model.
             open_streams: streams whose last answer has not been sent.
             publish: pushes metrics.
             log_error: writes to the server's log.
@@ -71,8 +74,8 @@ class Lifecycle:
         self._publish = publish
         self._log_error = log_error
         self._ping = ping
-        drain_file = os.environ.get(DRAIN_FILE_VARIABLE) if ping else None
-        self._drain_file = Path(drain_file) if drain_file else None
+        drain_directory = os.environ.get(DRAIN_DIRECTORY_VARIABLE) if ping else None
+        self._drain_file = Path(drain_directory, name) if drain_directory else None
         self.is_draining = False
         self._drain_until = 0.0
         self._exit_at = 0.0

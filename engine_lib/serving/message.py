@@ -2,21 +2,27 @@
 
 A step of a Triton ensemble sees no input of the ensemble beside an output of the step before it, so whatever the codec needs
 to know of a request rides in this message. Both ends pack and unpack plain numpy dicts, tensor name to array; the names and
-types are those of the config.pbtxt files.
+types are those of the config.pbtxt files. The message has two tensors, because each one more costs a tenth of a
+millisecond a chunk, which an engine's thread may have to wait for; the answer's are the client's interface.
 """
 
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 Tensors = dict[str, npt.NDArray[Any]]
+
+# chunk index, flags, bytes of the stream key and of the finish reason; both follow, then the error
+_HEADER = struct.Struct("<iIHH")
 
 
 class AudioFormat(str, Enum):
@@ -27,10 +33,11 @@ class AudioFormat(str, Enum):
 
 
 class MessageFlags(IntFlag):
-    """Bits of the message's `flags` tensor."""
+    """Bits of the message's flags."""
 
     FINAL = 1
     PCM16_BASE64 = 2
+    REFERENCE = 4
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,15 @@ class CodesMessage:
 
     Attributes:
         codes: [frames, num_code_groups] int16; no frames in a stream's last message.
-        stream_key: the server's own key of the stream. Clients choose request ids, so those may be empty or repeat.
+        stream_key: the server's own key of the stream, from `new_stream_key`. Clients choose request ids, so those may be
+            empty or repeat.
         chunk_index: 0, 1, 2.. within the stream.
         is_final: True in the stream's last message.
         finish_reason: "" unless final.
         error: what went wrong, where finish_reason is "error".
         audio_format: what the client asked for.
+        is_reference: these are the codes of a clone's reference, ahead of the stream's first chunk: the codec takes them as the
+            stream's past, and no answer comes of them.
     """
 
     codes: npt.NDArray[np.int16]
@@ -54,33 +64,41 @@ class CodesMessage:
     finish_reason: str = ""
     error: str = ""
     audio_format: AudioFormat = AudioFormat.FLOAT32
+    is_reference: bool = False
 
     def pack(self) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs."""
         flags = MessageFlags.FINAL if self.is_final else MessageFlags(0)
         if self.audio_format is AudioFormat.PCM16_BASE64:
             flags |= MessageFlags.PCM16_BASE64
-        return {
-            "codes": self.codes,
-            "stream_key": _strings(self.stream_key),
-            "chunk_index": np.array([self.chunk_index], np.int32),
-            "flags": np.array([flags], np.int32),
-            "finish_reason": _strings(self.finish_reason),
-            "error": _strings(self.error),
-        }
+        if self.is_reference:
+            flags |= MessageFlags.REFERENCE
+        key, reason = self.stream_key.encode(), self.finish_reason.encode()
+        header = _HEADER.pack(self.chunk_index, flags, len(key), len(reason)) + key + reason + self.error.encode()
+        return {"codes": self.codes, "header": np.frombuffer(header, np.uint8)}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> CodesMessage:
-        """Read a message. The codes are copied: a tensor's memory is gone once its request has been answered."""
-        flags = MessageFlags(int(tensors["flags"][0]))
+        """Read a message. The codes are copied: a tensor's memory is gone once its request has been answered.
+
+        Raises:
+            ValueError: it is none.
+        """
+        header = tensors["header"].tobytes()
+        if len(header) < _HEADER.size:
+            raise ValueError(f"header: {len(header)} bytes are too few")
+        chunk_index, bits, key_length, reason_length = _HEADER.unpack_from(header)
+        flags, reason = MessageFlags(bits), _HEADER.size + key_length
+        error = reason + reason_length
         return cls(
             codes=np.array(tensors["codes"], np.int16),
-            stream_key=_string(tensors["stream_key"]),
-            chunk_index=int(tensors["chunk_index"][0]),
+            stream_key=header[_HEADER.size : reason].decode(),
+            chunk_index=chunk_index,
             is_final=MessageFlags.FINAL in flags,
-            finish_reason=_string(tensors["finish_reason"]),
-            error=_string(tensors["error"]),
+            finish_reason=header[reason:error].decode(),
+            error=header[error:].decode(),
             audio_format=AudioFormat.PCM16_BASE64 if MessageFlags.PCM16_BASE64 in flags else AudioFormat.FLOAT32,
+            is_reference=MessageFlags.REFERENCE in flags,
         )
 
 
@@ -116,6 +134,16 @@ class AudioAnswer:
         }
 
 
+def new_stream_key(talker: str) -> str:
+    """A key no other stream has, which says what model the stream comes from: one codec may serve several talkers."""
+    return f"{talker}/{uuid4().hex}"
+
+
+def talker_of(stream_key: str) -> str:
+    """The model a stream comes from."""
+    return stream_key.rpartition("/")[0]
+
+
 def pcm16(audio: npt.NDArray[np.float32]) -> bytes:
     """Samples in -1..1 as little-endian 16-bit integers."""
     return (np.clip(audio, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
@@ -123,8 +151,3 @@ def pcm16(audio: npt.NDArray[np.float32]) -> bytes:
 
 def _strings(value: str) -> npt.NDArray[np.object_]:
     return np.array([value.encode()], np.object_)
-
-
-def _string(tensor: npt.NDArray[Any]) -> str:
-    value: bytes = tensor[0]
-    return value.decode()

@@ -1,7 +1,8 @@
 """Metrics of one model, gathered in memory and published to Triton's /metrics now and then.
 
-Setting a Triton metric is a blocking call to the server process, so counters and histograms collect under a lock, gauges are
-read when asked, and `publish` (called by a slow thread of the model) pushes what has changed.
+Setting a Triton metric is a blocking call to the server process in which the Python backend keeps the GIL, so counters and
+histograms collect under a lock, gauges are read when asked, and `publish` (called by a slow thread of the model) pushes what has
+changed and nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from engine_lib.durations import Durations
+
+QUANTILES = (0.5, 0.99)
 
 
 class Counter:
@@ -50,6 +56,19 @@ class Histogram:
         return observed
 
 
+class _Gauge:
+    """One gauge of the server; it is told only of changes."""
+
+    def __init__(self, metric: Any, read: Callable[[], float]) -> None:
+        self._metric, self._read, self._published = metric, read, 0.0
+
+    def publish(self) -> None:
+        value = float(self._read())
+        if value != self._published:
+            self._metric.set(value)
+            self._published = value
+
+
 class Metrics:
     """The metrics of one model. Names get the prefix qwen3_tts_."""
 
@@ -80,19 +99,26 @@ class Metrics:
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """A gauge whose value is `read()` at the time of publishing."""
         if (family := self._new_family(name, description, "GAUGE")) is not None:
-            metric = family.Metric(labels=self._labels)
-            self._publishers.append(lambda: metric.set(float(read())))
+            self._publishers.append(_Gauge(family.Metric(labels=self._labels), read).publish)
+
+    def quantiles(self, name: str, description: str, durations: Durations) -> None:
+        """Gauges of the median and the 99th percentile of the latest durations, under the label `quantile`."""
+        if (family := self._new_family(name, description, "GAUGE")) is not None:
+            for q in QUANTILES:
+                metric = family.Metric(labels=self._labels | {"quantile": f"{q:g}"})
+                self._publishers.append(_Gauge(metric, partial(durations.quantile, q)).publish)
 
     def total(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A counter whose total since the start is `read()` at the time of publishing."""
+        """A counter of what `read()` has grown by from now on, read at the time of publishing."""
         if (family := self._new_family(name, description, "COUNTER")) is not None:
             metric = family.Metric(labels=self._labels)
-            published = 0.0
+            published = float(read())
 
             def publish() -> None:
                 nonlocal published
                 now = float(read())
-                metric.increment(now - published)
+                if now != published:
+                    metric.increment(now - published)
                 published = now
 
             self._publishers.append(publish)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
+from engine_lib.serving.served import SERVED_PARAMETER
 
 MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
 
@@ -15,8 +16,9 @@ MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
 def engine_config(args: Mapping[str, str], environment: Mapping[str, str] | None = None) -> EngineConfig:
     """Options of one model.
 
-    Lower-case parameters are options of EngineConfig; an empty one keeps the default. Upper-case parameters are the Python
-    backend's own (FORCE_CPU_ONLY_INPUT_TENSORS, EXECUTION_ENV_PATH). A model_path may begin with $$TRITON_MODEL_DIRECTORY.
+    Lower-case parameters, but for SERVED_PARAMETER, are options of EngineConfig; an empty one keeps the default. Upper-case ones
+    are the Python backend's own (FORCE_CPU_ONLY_INPUT_TENSORS, EXECUTION_ENV_PATH). A model_path may begin with
+    $$TRITON_MODEL_DIRECTORY.
 
     Args:
         args: what the Python backend passes to `initialize`.
@@ -27,7 +29,7 @@ def engine_config(args: Mapping[str, str], environment: Mapping[str, str] | None
     """
     parameters = json.loads(args["model_config"]).get("parameters", {})
     values = {name: parameter["string_value"] for name, parameter in parameters.items()}
-    options = {name: value for name, value in values.items() if name.islower() and value != ""}
+    options = {name: value for name, value in values.items() if name.islower() and value != "" and name != SERVED_PARAMETER}
     config = EngineConfig.from_options(options, environment)
     if not config.model_path:
         raise ConfigError("model_path: is not set; give the checkpoint folder in QWEN3_TTS_MODEL_PATH or in the parameters of config.pbtxt")

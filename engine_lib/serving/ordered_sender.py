@@ -11,11 +11,17 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from engine_lib.durations import Durations
+
 Job = Callable[[], object]
 
 
 class OrderedSender:
-    """A few worker threads; a stream key always maps to the same one."""
+    """A few worker threads; a stream key always maps to the same one.
+
+    Attributes:
+        waits: how long the latest jobs waited for their worker.
+    """
 
     def __init__(self, name: str, num_workers: int, on_failure: Callable[[BaseException], None]) -> None:
         """
@@ -25,7 +31,8 @@ class OrderedSender:
             on_failure: called with what a job raised; the worker goes on with the next job.
         """
         self._on_failure = on_failure
-        self._queues: list[SimpleQueue[Job | None]] = [SimpleQueue() for _ in range(num_workers)]
+        self.waits = Durations()
+        self._queues: list[SimpleQueue[tuple[float, Job] | None]] = [SimpleQueue() for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._work, args=(queue,), name=f"{name}-{i}", daemon=True) for i, queue in enumerate(self._queues)
         ]
@@ -34,7 +41,7 @@ class OrderedSender:
 
     def put(self, stream_key: str, job: Job) -> None:
         """Run `job` after all earlier jobs of `stream_key`. Never blocks."""
-        self._queues[hash(stream_key) % len(self._queues)].put(job)
+        self._queues[hash(stream_key) % len(self._queues)].put((time.perf_counter(), job))
 
     def close(self, timeout: float) -> bool:
         """Run what is queued, then end the threads; False if some still run after `timeout` seconds."""
@@ -45,8 +52,10 @@ class OrderedSender:
             thread.join(max(deadline - time.monotonic(), 0))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self, queue: SimpleQueue[Job | None]) -> None:
-        while (job := queue.get()) is not None:
+    def _work(self, queue: SimpleQueue[tuple[float, Job] | None]) -> None:
+        while (item := queue.get()) is not None:
+            queued_at, job = item
+            self.waits.add(time.perf_counter() - queued_at)
             try:
                 job()
             except Exception as error:

@@ -1,28 +1,52 @@
-"""One request as Triton hands it over -> a checked SpeechRequest.
-
-Every field may come as an input tensor or as a request parameter of the same name (generate_stream and perf_analyzer can set
-only those); the tensor wins. Each error names the field as the client wrote it and says what is allowed.
-"""
+"""One request as Triton hands it over -> a checked SpeechRequest. Errors name the field as the client wrote it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.reference_audio import MAX_SAMPLE_RATE
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.message import AudioFormat
-from engine_lib.talker.request import checked_chunk_frames
+from engine_lib.serving.request_values import RequestValues
+from engine_lib.serving.served import ServedCheckpoint, where_to_go
+from engine_lib.talker.chunking import ChunkPolicy, checked_chunk_frames
+
+Choice = TypeVar("Choice", bound=Enum)
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that say how a stream is served rather than how its codes are drawn.
-SERVING_NAMES = ("chunk_frames", "audio_format", "non_streaming_mode")
+SERVING_NAMES = ("chunk_frames", "chunk_policy", "audio_format", "non_streaming_mode")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reference:
+    """A recording of the voice to clone, as the client sent it.
+
+    Attributes:
+        audio: [samples] float32, mono; checked by checked_reference_audio.
+        sample_rate: in Hz.
+        text: what is said in it.
+        x_vector_only: clone its timbre alone; the text is not needed.
+    """
+
+    audio: npt.NDArray[np.float32]
+    sample_rate: int
+    text: str | None = None
+    x_vector_only: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Playing time."""
+        return len(self.audio) / self.sample_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +60,9 @@ class SpeechRequest:
     non_streaming_mode: bool | None = None
     sampling: SamplingParams
     chunk_frames: tuple[int, ...]
+    chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
     audio_format: AudioFormat = AudioFormat.FLOAT32
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +72,18 @@ class RequestParser:
     Attributes:
         kind: kind of the checkpoint: custom_voice, base or voice_design.
         sampling: sampling of a request that sets none.
-        chunk_frames: frames in the first, second, .. chunk of a request that sets none.
+        chunk_frames, chunk_policy: where the chunks of a request that does not say so are cut.
+        max_text_length, max_reference_seconds: of a reference.
+        served: what the server serves beside this checkpoint.
     """
 
     kind: str
     sampling: SamplingParams
     chunk_frames: tuple[int, ...]
+    chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
+    max_text_length: int
+    max_reference_seconds: float
+    served: Sequence[ServedCheckpoint] = ()
 
     def parse(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> SpeechRequest:
         """Check one request.
@@ -63,16 +95,16 @@ class RequestParser:
         Raises:
             InvalidRequestError: a field is missing or has a value that is not allowed.
         """
-        values = _Values(tensors, parameters)
+        values = RequestValues(tensors, parameters)
+        for name in values.parameters:
+            if name in SAMPLING_NAMES + SERVING_NAMES:
+                raise InvalidRequestError(
+                    name, f"is not a request parameter; put it into sampling_parameters, as {{{json.dumps(name)}: ...}}"
+                )
         text = values.string("text")
         if text is None:
             raise InvalidRequestError("text", "is missing; give the text to speak")
-        if self.kind != "base":
-            for name in REFERENCE_FIELDS:
-                if values.has(name):
-                    raise InvalidRequestError(
-                        name, f"only a checkpoint of kind base clones a voice, and this one is of kind {self.kind}; leave {name} out"
-                    )
+        reference = self._reference(values)
         options = values.json_object("sampling_parameters")
         serving = {name: options.pop(name) for name in SERVING_NAMES if name in options}
         for name in options:
@@ -87,57 +119,46 @@ class RequestParser:
             non_streaming_mode=_non_streaming_mode(serving.get("non_streaming_mode")),
             sampling=self.sampling.updated(options),
             chunk_frames=self.chunk_frames if serving.get("chunk_frames") is None else checked_chunk_frames(serving["chunk_frames"]),
-            audio_format=_audio_format(serving.get("audio_format")),
+            chunk_policy=_choice("chunk_policy", ChunkPolicy, serving.get("chunk_policy"), self.chunk_policy),
+            audio_format=_choice("audio_format", AudioFormat, serving.get("audio_format"), AudioFormat.FLOAT32),
+            reference=reference,
         )
 
+    def parse_reference(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> Reference:
+        """The recording in a request to store a voice.
 
-class _Values:
-    """Fields of one request by name: its tensors, and its parameters where there is no tensor."""
+        Raises:
+            InvalidRequestError: there is none, or a field of it has a value that is not allowed.
+        """
+        reference = self._reference(RequestValues(tensors, parameters))
+        if reference is None:
+            raise InvalidRequestError("reference_audio", "is missing; give a recording of the voice")
+        return reference
 
-    def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> None:
-        self._tensors = tensors
-        self._parameters: dict[str, Any] = json.loads(parameters) if parameters else {}
-        for name in self._parameters:
-            if name in SAMPLING_NAMES + SERVING_NAMES:
-                raise InvalidRequestError(
-                    name, f"is not a request parameter; put it into sampling_parameters, as {{{json.dumps(name)}: ...}}"
-                )
-
-    def has(self, name: str) -> bool:
-        return name in self._tensors or name in self._parameters
-
-    def string(self, name: str) -> str | None:
-        """The field as text; None where it is absent."""
-        if name not in self._tensors:
-            value = self._parameters.get(name)
-            if value is not None and not isinstance(value, str):
-                raise InvalidRequestError(name, f"{value!r} is not allowed; give a string")
-            return value
-        tensor = self._tensors[name]
-        if tensor.shape != (1,) or tensor.dtype != np.object_:
-            raise InvalidRequestError(name, f"has shape {list(tensor.shape)} and type {tensor.dtype}; give one string, shape [1]")
-        try:
-            text: str = tensor[0].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidRequestError(name, f"is not UTF-8 (byte {error.start}); give UTF-8 text") from None
-        return text
-
-    def json_object(self, name: str) -> dict[str, Any]:
-        """The field as a JSON object; empty where it is absent or an empty string."""
-        text = self.string(name)
-        if not text:
-            return {}
-        try:
-            value = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(name, f"is not valid JSON ({error}); give a JSON object") from None
-        if not isinstance(value, dict):
-            raise InvalidRequestError(name, f"is a JSON {type(value).__name__}; give a JSON object")
-        return value
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON number")
+    def _reference(self, values: RequestValues) -> Reference | None:
+        given = [name for name in REFERENCE_FIELDS if values.has(name)]
+        if not given:
+            return None
+        if self.kind != "base":
+            problem = f"only a checkpoint of kind base clones a voice, and this one is of kind {self.kind}"
+            raise InvalidRequestError(given[0], f"{problem}; {where_to_go(self.served, 'base')}, or leave {given[0]} out")
+        sample_rate = values.number("reference_sample_rate")
+        audio = values.samples("reference_audio")
+        if audio is None:
+            raise InvalidRequestError("reference_audio", f"is missing, and {given[0]} is given; give the recording it belongs to")
+        if sample_rate is None or sample_rate < 1:
+            raise InvalidRequestError("reference_sample_rate", "is missing or not above 0; give the samples a second of reference_audio")
+        if len(audio) > self.max_reference_seconds * MAX_SAMPLE_RATE:  # checked_reference_audio says the rest; this one is copied first
+            limit = f"more than {self.max_reference_seconds:g} s at any rate; give a shorter recording"
+            raise InvalidRequestError("reference_audio", f"has {len(audio)} samples, {limit}")
+        text = values.string("reference_text")
+        x_vector_only = bool(values.boolean("x_vector_only"))
+        if text is None or not text.strip():
+            if not x_vector_only:
+                raise InvalidRequestError("reference_text", "is missing; give the words of reference_audio, or set x_vector_only")
+        elif len(text) > self.max_text_length:
+            raise InvalidRequestError("reference_text", f"has {len(text)} characters; at most {self.max_text_length} are allowed")
+        return Reference(audio=audio.copy(), sample_rate=sample_rate, text=text, x_vector_only=x_vector_only)
 
 
 def _non_streaming_mode(value: Any) -> bool | None:
@@ -146,11 +167,11 @@ def _non_streaming_mode(value: Any) -> bool | None:
     raise InvalidRequestError("non_streaming_mode", f"{value!r:.100} is not allowed; give true or false")
 
 
-def _audio_format(value: Any) -> AudioFormat:
+def _choice(name: str, kind: type[Choice], value: Any, default: Choice) -> Choice:
     if value is None:
-        return AudioFormat.FLOAT32
+        return default
     try:
-        return AudioFormat(value)
+        return kind(value)
     except ValueError:
-        allowed = ", ".join(known.value for known in AudioFormat)
-        raise InvalidRequestError("audio_format", f"{value!r:.100} is not allowed; choose one of {allowed}") from None
+        allowed = ", ".join(known.value for known in kind)
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from engine_lib.config import ENVIRONMENT_PREFIX
-from engine_lib.serving.lifecycle import DRAIN_FILE_VARIABLE
+from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
+from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 from engine_lib.serving.server_installation import ServerError, ServerInstallation
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -25,7 +26,7 @@ DRAIN_SECONDS = 8.0
 # By then streams have been drained. What still keeps a 24.10 server from ending will not go away: an ensemble request it
 # leaked when a client cancelled just after the end, or a gRPC stream that its client leaves open though nothing follows.
 EXIT_SECONDS = 4
-KILL_SECONDS = 6.0
+KILL_SECONDS = 2.0  # later
 LOG_LINES_SHOWN = 15
 
 
@@ -48,6 +49,7 @@ class TritonServer:
         metrics_port: int = 8002,
         log_file: Path | None = None,
         arguments: Sequence[str] = (),
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
         """
         Args:
@@ -56,6 +58,7 @@ class TritonServer:
             http_port, grpc_port, metrics_port: 0 takes a free one.
             log_file: default: a new file in the temporary folder.
             arguments: further arguments of tritonserver.
+            environment: changes to this process's environment, as those of an MpsDaemon; None removes a variable.
         """
         self.options = dict(options)
         self.repository = repository
@@ -63,8 +66,11 @@ class TritonServer:
         self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in (http_port, grpc_port, metrics_port))
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
-        self._arguments = list(arguments)
-        self._drain_file = Path(self._run_directory.name) / "drain"
+        self._talkers = [model for model in self.models if model.startswith(TALKER)]
+        self._exit_seconds = EXIT_SECONDS + 2 * max(len(self._talkers) - 1, 0)  # each more takes its time to end
+        self._arguments, self._environment = list(arguments), dict(environment or {})
+        self._drain_directory = Path(self._run_directory.name) / "drain"
+        self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> TritonServer:
@@ -95,8 +101,9 @@ class TritonServer:
         run_directory = Path(self._run_directory.name)
         installation = ServerInstallation.find(run_directory)
         environment = installation.environment(run_directory, os.environ)
-        environment |= option_environment(self.options)
-        environment[DRAIN_FILE_VARIABLE] = str(self._drain_file)
+        own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"localhost:{self.grpc_port}"}
+        changes = self._environment | option_environment(self.options) | own
+        environment = {name: value for name, value in (environment | changes).items() if value is not None}
         # Two model processes share the cores; torch would start a thread for each core in both.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -106,7 +113,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             "--exit-on-error=false",  # stay up long enough to be asked for the reason
-            f"--exit-timeout-secs={EXIT_SECONDS}",
+            f"--exit-timeout-secs={self._exit_seconds}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
@@ -175,21 +182,26 @@ class TritonServer:
     def terminate(self) -> None:
         """Let running streams end, then send SIGTERM; `wait` for the exit. A server that is loading or broken gets SIGTERM at once."""
         process = self._running()
-        if self.is_model_ready("talker"):
-            self._drain_file.touch()
-            deadline = time.monotonic() + DRAIN_SECONDS
-            while self._drain_file.exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+        draining = [self._drain_directory / model for model in self._talkers if self.is_model_ready(model)]
+        for file in draining:
+            file.touch()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while any(file.exists() for file in draining) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
         if process.poll() is None:
             process.terminate()
 
-    def stop(self, timeout: float = KILL_SECONDS) -> int | None:
-        """Stop the server in order, or by SIGKILL after `timeout` seconds. Return its exit code, None if it never ran."""
+    def stop(self, timeout: float | None = None) -> int | None:
+        """Stop the server in order, or by SIGKILL after `timeout` seconds (None: soon after its own exit timeout).
+
+        Returns:
+            Its exit code, None if it never ran.
+        """
         code = None
         if self._process is not None:
             self.terminate()
             try:
-                code = self._process.wait(timeout)
+                code = self._process.wait(self._exit_seconds + KILL_SECONDS if timeout is None else timeout)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 code = self._process.wait()

@@ -8,96 +8,212 @@ carries FINAL.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.durations import Durations
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.errors import STATUS_CODES, status
-from engine_lib.serving.message import AudioFormat, CodesMessage
-from engine_lib.serving.parse import RequestParser
-from engine_lib.serving.service import EngineService
+from engine_lib.serving.message import CodesMessage, new_stream_key
+from engine_lib.serving.parse import Reference, RequestParser, SpeechRequest
+from engine_lib.serving.request_values import RequestValues
+from engine_lib.serving.request_voices import RequestVoices
+from engine_lib.serving.served import served_checkpoints
+from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.warm_up import warm_up_talker
+from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.voice_prompt import VoiceClonePromptItem
 
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+MICROSECONDS = 1_000_000  # in a second
 
 
 @dataclass(frozen=True)
 class _Stream:
     key: str
     reply: Reply
-    audio_format: AudioFormat
-    accepted_at: float
+    speech: SpeechRequest
+    arrived_at: float
+    deadline: float | None
 
 
 class TalkerService(EngineService):
     """The talker of one server."""
 
-    def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
-        """Load the checkpoint and start the engine.
+    def __init__(self, backend: TritonBackend, config: EngineConfig, args: Mapping[str, str]) -> None:
+        """Load the checkpoint and start the engine. `args`: what the Python backend passes to `initialize`.
 
         Raises:
-            ConfigError, CheckpointError: the model must not load.
+            Qwen3TTSError: the model must not load.
         """
         super().__init__(backend, config)
         checkpoint = Checkpoint(config.model_path)
         self._prompts = PromptBuilder(checkpoint, config.max_text_length)
         sampling = checkpoint.sampling_defaults()
-        self._parser = RequestParser(kind=checkpoint.config.kind, sampling=sampling, chunk_frames=config.chunk_frames)
+        served = served_checkpoints(args, checkpoint.config, config.model_path)
+        self._parser = RequestParser(
+            kind=checkpoint.config.kind,
+            sampling=sampling,
+            chunk_frames=config.chunk_frames,
+            chunk_policy=ChunkPolicy(config.chunk_policy),
+            max_text_length=config.max_text_length,
+            max_reference_seconds=config.reference_max_seconds,
+            served=served,
+        )
+        self._model_path = config.model_path
+        self._voices = RequestVoices(checkpoint, config, served)
         self._engine = TalkerEngine(checkpoint, config)
         self._streams: dict[str, _Stream] = {}
+        self._accept_times, self._first_codes_times = Durations(), Durations()
+        self._start(self._engine, lambda: warm_up_talker(self._engine, self._prompts, self._sender))
         self._add_metrics()
-        self._start(self._engine, self._streams, backend.ping)
+        self._watch(self._engine, self._streams, backend.ping)
 
     def handle(self, request: Any) -> None:
-        """Queue one request of Triton's, or refuse it. A request with the input `cancel` stops the stream it names."""
+        """Queue one request of Triton's, or refuse it.
+
+        Control requests: the input `cancel` names a stream to stop; `store_voice` (JSON: name, consent) stores the voice of the
+        reference beside it.
+        """
+        arrived_at = time.monotonic()
         reply = self._backend.reply(request)
         try:
             tensors = self._backend.tensors(request)
             if "cancel" in tensors:
                 self._engine.cancel(tensors["cancel"][0].decode("ascii", "replace"))
                 reply.finish()
+            elif "store_voice" in tensors:
+                self._store_voice(tensors, request.parameters(), reply)
             else:
-                self._accept(tensors, request.parameters(), reply)
+                self._accept(tensors, request.parameters(), request.timeout(), reply, arrived_at)
         except Exception as error:
-            code, message = status(error)
-            self._refused.add(1, code)
-            if code == "INTERNAL":
-                self._log_failure(error)
-            reply.fail(code, message)
+            self._refuse(reply, error)
 
-    def _accept(self, tensors: dict[str, Any], parameters: str, reply: Reply) -> None:
+    def _accept(self, tensors: dict[str, Any], parameters: str, timeout: int, reply: Reply, arrived_at: float) -> None:
         if self._lifecycle.is_draining:
             raise EngineDeadError("the server is shutting down; use another one")
         speech = self._parser.parse(tensors, parameters)
-        prompt = self._prompts.build(
-            text=speech.text,
-            voice=speech.voice,
-            language=speech.language,
-            instruct=speech.instruct,
-            non_streaming_mode=speech.non_streaming_mode,
-        )
-        stream = _Stream(uuid4().hex, reply, speech.audio_format, time.monotonic())
+        voice = self._voices.of_request(speech)
+        deadline = arrived_at + timeout / MICROSECONDS if timeout else None
+        # Without the recording, which nobody needs once it is encoded.
+        stream = _Stream(new_stream_key(self._backend.name), reply, replace(speech, reference=None), arrived_at, deadline)
         self._streams[stream.key] = stream
         try:
-            self._engine.submit(Request(stream.key, prompt, speech.sampling, speech.chunk_frames, partial(self._on_chunk, stream)))
+            if isinstance(voice, Reference):
+                self._prompts.check(text=speech.text, language=speech.language, instruct=speech.instruct)
+                self._engine.reserve(stream.key)
+                self._voices.encode(voice).add_done_callback(partial(self._encoded, stream))
+            else:
+                self._submit(stream, voice)
         except Exception:
             del self._streams[stream.key]
             raise
 
+    def _encoded(self, stream: _Stream, voice: Future[VoiceClonePromptItem]) -> None:
+        """On the encoder's thread: leave the rest to a sender thread."""
+        self._sender.put(stream.key, partial(self._submit_encoded, stream, voice))
+
+    def _submit_encoded(self, stream: _Stream, voice: Future[VoiceClonePromptItem]) -> None:
+        """Queue a request whose voice has been encoded, or refuse it: nothing has been answered yet."""
+        try:
+            self._submit(stream, voice.result())
+        except Exception as error:
+            self._engine.release(stream.key)
+            del self._streams[stream.key]
+            self._refuse(stream.reply, error)
+
+    def _submit(self, stream: _Stream, voice: VoiceClonePromptItem | None) -> None:
+        """Queue the request of `stream`.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: as PromptBuilder.build and TalkerEngine.submit.
+        """
+        speech = stream.speech
+        prompt = self._prompts.build(
+            text=speech.text,
+            voice=None if voice else speech.voice,
+            language=speech.language,
+            instruct=speech.instruct,
+            non_streaming_mode=speech.non_streaming_mode,
+            voice_prompt=voice,
+        )
+        on_start = None if prompt.reference_codes is None else partial(self._on_start, stream, prompt.reference_codes)
+        request = Request(
+            stream.key,
+            prompt,
+            speech.sampling,
+            speech.chunk_frames,
+            partial(self._on_chunk, stream),
+            deadline=stream.deadline,
+            chunk_growth=self._engine.chunk_growth(speech.chunk_policy),
+            on_start=on_start,
+        )
+        self._engine.submit(request)
+        self._accept_times.add(time.monotonic() - stream.arrived_at)
+
+    def _store_voice(self, tensors: dict[str, Any], parameters: str, reply: Reply) -> None:
+        """Encode the reference of a control request and store its voice; `reply` is answered then. Counts like a waiting request."""
+        values = RequestValues(tensors, parameters)
+        order = values.json_object("store_voice")
+        name, consent = (str(order.get(field) or "") for field in ("name", "consent"))
+        store, reference = self._voices.store(), self._parser.parse_reference(tensors, parameters)
+        store.check_addition(name, consent)
+        key = new_stream_key(self._backend.name)
+        self._engine.reserve(key)
+
+        def add(voice: Future[VoiceClonePromptItem]) -> None:
+            try:
+                store.add(
+                    name,
+                    voice.result(),
+                    consent=consent,
+                    reference_seconds=reference.seconds,
+                    reference_sample_rate=reference.sample_rate,
+                    made_by=Path(self._model_path).name,
+                )
+            except Exception as error:
+                self._refuse(reply, error)
+            else:
+                reply.finish()
+            finally:
+                self._engine.release(key)
+
+        self._voices.encode(reference).add_done_callback(lambda voice: self._sender.put(key, partial(add, voice)))
+
+    def _refuse(self, reply: Reply, error: Exception) -> None:
+        code, message = status(error)
+        self._refused.add(1, code)
+        if code == "INTERNAL":
+            self._log_failure(error)
+        reply.fail(code, message)
+
+    def _on_start(self, stream: _Stream, reference: npt.NDArray[np.int16]) -> None:
+        """On the engine thread: let the codec take in the reference while the talker takes in the prompt."""
+        message = CodesMessage(reference, stream.key, 0, is_reference=True)
+        self._sender.put(stream.key, partial(self._send, stream.reply, message.pack(), is_final=False))
+
     def _on_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
         """On the engine thread: count, and leave the rest to a sender thread."""
         if chunk.index == 0 and len(chunk.codes):
-            self._first_codes.observe(time.monotonic() - stream.accepted_at)
-        self._sender.put(stream.key, partial(self._send, stream, chunk))
+            seconds = time.monotonic() - stream.arrived_at
+            self._first_codes.observe(seconds)
+            self._first_codes_times.add(seconds)
+        self._sender.put(stream.key, partial(self._send_chunk, stream, chunk))
 
-    def _send(self, stream: _Stream, chunk: CodesChunk) -> None:
+    def _send_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
         message = CodesMessage(
             codes=chunk.codes,
             stream_key=stream.key,
@@ -105,20 +221,26 @@ class TalkerService(EngineService):
             is_final=chunk.is_final,
             finish_reason=chunk.finish_reason,
             error=chunk.error,
-            audio_format=stream.audio_format,
+            audio_format=stream.speech.audio_format,
         )
         if chunk.is_final:
             self._finished.add(1, chunk.finish_reason)
             if chunk.error:
                 self._backend.log.log_error(f"stream {stream.key} ended with an error: {chunk.error}")
         try:
-            stream.reply.send(message.pack(), is_final=chunk.is_final)
+            self._send(stream.reply, message.pack(), is_final=chunk.is_final)
         finally:
             if chunk.is_final:
                 del self._streams[stream.key]
 
+    def shutdown(self) -> None:
+        """End every open stream, the voices, the engine and all threads, within a few seconds."""
+        self._voices.shutdown(SHUTDOWN_SECONDS)
+        super().shutdown()
+
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats
+        self._voices.add_metrics(metrics)
         reasons = [reason.value for reason in FinishReason]
         metrics.gauge("active_streams", "Streams whose last message has not been sent", lambda: len(self._streams))
         metrics.gauge("running_requests", "Requests the talker decodes together", lambda: stats().running)
@@ -126,9 +248,15 @@ class TalkerService(EngineService):
         metrics.gauge("kv_blocks_free", "Free blocks of the talker's KV cache", lambda: stats().free_blocks)
         metrics.gauge("kv_blocks_total", "Blocks of the talker's KV cache", lambda: stats().total_blocks)
         metrics.total("preemptions_total", "Requests recomputed because the KV cache ran dry", lambda: stats().num_preemptions)
+        metrics.total("prefix_cache_hits_total", "Requests whose first rows were in the prefix cache", lambda: stats().num_prefix_hits)
+        metrics.total("prefix_cached_rows_total", "Prompt rows taken from the prefix cache", lambda: stats().num_cached_rows)
         self._first_codes = metrics.histogram(
             "time_to_first_codes_seconds", "From the arrival of a request to its first codec frame", FIRST_CODES_BUCKETS
         )
+        metrics.quantiles("accept_seconds", "From the arrival of a request until the engine has it", self._accept_times)
+        metrics.quantiles("first_codes_seconds", "From the arrival of a request to its first codec frame", self._first_codes_times)
+        metrics.quantiles("step_interval_seconds", "Time from one decode step of the talker to the next", self._engine.step_times.interval)
+        metrics.quantiles("step_host_seconds", "Work of the host in a decode step of the talker", self._engine.step_times.host)
         metrics.total("frames_total", "Codec frames generated", lambda: stats().num_frames)
         self._finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
         self._refused = metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES)

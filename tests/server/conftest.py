@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.serving.repository import NO_VARIABLES, Options, lay_out
+from engine_lib.serving.server_process import MODEL_REPOSITORY, TritonServer
 from make_checkpoint import make_checkpoint
 
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
@@ -49,5 +50,36 @@ def endless_voice(checkpoints: Path) -> Path:
 def small_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with room for two endless streams and one that waits."""
     log_file = tmp_path_factory.mktemp("small_server") / "log"
-    with new_server(endless_voice, log_file, max_num_seqs="2", max_waiting_requests="1") as running:
+    with new_server(endless_voice, log_file, max_num_seqs="2", max_waiting_requests="1", adaptive_chunk_streams="1") as running:
+        yield running
+
+
+MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4"}
+
+
+@pytest.fixture(scope="session")
+def three_models(checkpoints: Path) -> dict[str, Path]:
+    """A checkpoint of each kind with the same codec; the base one never says end-of-speech."""
+    kinds = {"custom_voice": None, "base": 0.0, "voice_design": None}
+    return {kind: make_checkpoint(checkpoints / "three" / kind, kind=kind, eos_gain=gain) for kind, gain in kinds.items()}
+
+
+def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonServer:
+    """A server on free ports that is not started, of several checkpoints and with a voice store."""
+    options = Options(every=MODEL_OPTIONS | {"voice_store": str(store), "reference_max_seconds": "5"})
+    lay_out(MODEL_REPOSITORY, folder / "repository", list(models.values()), options)
+    ports: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    return TritonServer(options={}, repository=folder / "repository", log_file=folder / "log", environment=NO_VARIABLES, **ports)
+
+
+@pytest.fixture(scope="session")
+def voice_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of three checkpoints stores voices."""
+    return tmp_path_factory.mktemp("store") / "voices"
+
+
+@pytest.fixture(scope="session")
+def three(three_models: dict[str, Path], voice_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server of all three kinds."""
+    with serve_several(three_models, tmp_path_factory.mktemp("three"), voice_folder) as running:
         yield running

@@ -76,12 +76,13 @@ def inputs(text: str | bytes = TEXT, *, sampling: Mapping[str, Any] | str | None
 class Stream:
     """One stream over a connection of its own, read with the official synchronous client."""
 
-    def __init__(self, server: TritonServer, tensors: list[Any], *, request_id: str = "", parameters: dict[str, Any] | None = None) -> None:
+    def __init__(self, server: TritonServer, tensors: list[Any], *, model: str = "qwen3_tts", **arguments: Any) -> None:
+        """`arguments`: request_id, parameters, timeout (in microseconds) of tritonclient."""
         self._received: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         self._has_ended = self._is_closed = False
         self._client = triton.InferenceServerClient(f"localhost:{server.grpc_port}")
         self._client.start_stream(lambda result, error: self._received.put((result, error)))
-        self._client.async_stream_infer("qwen3_tts", tensors, request_id=request_id, parameters=parameters)
+        self._client.async_stream_infer(model, tensors, **arguments)
 
     def __enter__(self) -> Stream:
         return self
@@ -174,14 +175,14 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def eventually_free(server: TritonServer) -> None:
-    """Wait until no stream holds anything."""
+def eventually_free(server: TritonServer, talker: str = "talker") -> None:
+    """Wait until no stream of `talker` holds anything."""
     eventually(
         lambda: (
-            metric(server, "active_streams") == 0
-            and metric(server, "running_requests") == 0
+            metric(server, "active_streams", model=talker) == 0
+            and metric(server, "running_requests", model=talker) == 0
             and metric(server, "codec_open_streams") == 0
-            and metric(server, "kv_blocks_free") == metric(server, "kv_blocks_total")
+            and metric(server, "kv_blocks_free", model=talker) == metric(server, "kv_blocks_total", model=talker)
         ),
         "all streams, KV blocks and codec slots are free",
     )

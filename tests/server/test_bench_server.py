@@ -17,13 +17,15 @@ FIGURES = ("first_audio_p50_ms", "first_audio_p95_ms", "first_audio_p99_ms", "ga
 def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     command = [sys.executable, "scripts/bench_server.py", "--size", "tiny", "--device", "cpu", "--streams", "1", "2", "--rates", "1"]
-    command += ["--seconds", "3", "--warm-up", "1", "--option", "num_threads=1", "--option", "max_model_len=2048"]
-    command += ["--checkpoints", str(tmp_path), "--log-file", str(tmp_path / "log"), "--output", str(output)]
+    command += ["--seconds", "2", "--warm-up", "0.5", "--fewest-requests", "2", "--client-processes", "2"]
+    command += ["--option", "num_threads=1", "--option", "max_model_len=2048", "--option", "max_num_seqs=8", "--option", "codec_slots=8"]
+    command += ["--checkpoints", str(tmp_path), "--output", str(output)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     written = json.loads(output.read_text())
     assert "bench_server.py" in written["command"]
     assert written["machine"] in run.stdout
+    assert "codec_decoder" in output.with_suffix(".log").read_text()
     start, *points = written["results"]
     assert start["ready_s"] > 0
     assert [(point["streams"], point["rate"]) for point in points] == [(1, 0), (2, 0), (0, 1)]
@@ -32,6 +34,8 @@ def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp
         assert point["refused"] == point["failed"] == point["unfinished"] == 0, point
         assert all(point[name] > 0 for name in FIGURES), point
         assert point["client_cpu"] > 0
+        assert 0 < point["step_p50_ms"] <= point["step_p99_ms"]
+        assert 0 < point["codec_send_p50_ms"] <= point["codec_send_p99_ms"]
         assert {"underruns", "streams_with_underruns", "gpu_utilization"} <= point.keys()
 
 

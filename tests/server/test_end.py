@@ -156,6 +156,19 @@ def test_a_bad_option_stops_the_load_with_its_name_and_value(endless_voice: Path
         pass
 
 
+def test_talker_and_codec_take_the_device_of_their_own_config(endless_voice: Path, tmp_path: Path) -> None:
+    repository = repository_with(tmp_path, "talker", "")
+    for model, device in (("talker", "cpu"), ("codec_decoder", "cuda:99")):
+        config = repository / model / "config.pbtxt"
+        config.write_text(config.read_text().replace('string_value: "auto"', f'string_value: "{device}"'))
+    options = {"model_path": str(endless_voice)}
+    server = TritonServer(options=options, repository=repository, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    with pytest.raises(ServerError) as failure, server:
+        pass
+    assert "codec_decoder: ConfigError: device: 'cuda:99' is not" in str(failure.value)
+    assert "talker:" not in str(failure.value)
+
+
 def test_a_model_whose_config_is_broken_is_reported_with_what_the_server_logged(endless_voice: Path, tmp_path: Path) -> None:
     repository = repository_with(tmp_path, "talker", "")
     with (repository / "qwen3_tts" / "config.pbtxt").open("a") as config:
@@ -198,5 +211,5 @@ def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_pa
         lines = [serve.stdout.readline() for _ in range(3)]
         serve.send_signal(signal.SIGTERM)
         assert serve.wait(PATIENCE) == 0
-    assert lines[1] == "ready: codec_decoder, qwen3_tts, talker\n"
+    assert lines[1] == "ready: codec_decoder, qwen3_tts, qwen3_tts_offline, talker, voices\n"
     assert lines[2].startswith("http ")

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import soundfile
+from voices import recording
 
 from engine_lib.serving.server_process import TritonServer
 
 README = Path(__file__).parents[2] / "README.md"
-CHECKPOINT = "/models/Qwen3-TTS-12Hz-1.7B-CustomVoice"
+CUSTOM_VOICE, BASE = "/models/Qwen3-TTS-12Hz-1.7B-CustomVoice", "/models/Qwen3-TTS-12Hz-1.7B-Base"
 
 
 def examples() -> list[str]:
@@ -18,10 +20,15 @@ def examples() -> list[str]:
 
 
 def test_the_readme_has_the_examples_these_tests_run() -> None:
-    assert len(examples()) == 3
+    assert len(examples()) == 4
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_an_example_of_the_readme_runs(which: int, small_server: TritonServer, tiny_custom_voice: Path) -> None:
-    code = examples()[which].replace("localhost:8001", f"localhost:{small_server.grpc_port}").replace(CHECKPOINT, str(tiny_custom_voice))
+@pytest.mark.parametrize("which", range(4))
+def test_an_example_of_the_readme_runs(
+    which: int, small_server: TritonServer, tiny_custom_voice: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("me.wav", recording(1.5, 44_100, 2), 44_100)
+    code = examples()[which].replace("localhost:8001", f"localhost:{small_server.grpc_port}")
+    code = code.replace(CUSTOM_VOICE, str(tiny_custom_voice)).replace(BASE, str(tiny_base))
     exec(compile(code, str(README), "exec"), {})

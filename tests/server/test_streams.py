@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import tritonclient.grpc.aio as triton_aio
 
@@ -52,6 +54,30 @@ def test_sixteen_streams_with_the_same_request_id_stay_apart(server: TritonServe
         assert {chunk.request_id for chunk in chunks} == {"same"}
         assert frames == limit if chunks[-1].finish_reason == "length" else frames < limit
     eventually_free(server)
+
+
+def test_adaptive_chunks_of_sixteen_streams_are_ordered_and_whole(server: TritonServer) -> None:
+    def speak(number: int) -> tuple[int, list[Chunk]]:
+        limit = 20 + 5 * number
+        with Stream(server, inputs(sampling={"seed": number, "max_frames": limit, "chunk_policy": "adaptive"})) as stream:
+            return limit, stream.all()
+
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(speak, range(16)))
+    for limit, chunks in results:
+        frames = [len(chunk.audio) // SAMPLES_PER_FRAME for chunk in chunks]
+        if sum(frames) > 15:
+            assert frames[:4] == [1, 2, 4, 8]
+        assert sum(frames) == limit if chunks[-1].finish_reason == "length" else sum(frames) < limit
+    eventually_free(server)
+
+
+def test_adaptive_chunks_carry_the_audio_of_fixed_ones(small_server: TritonServer) -> None:
+    def audio(policy: str) -> npt.NDArray[np.float32]:
+        with Stream(small_server, inputs(sampling={"seed": 3, "max_frames": 60, "chunk_policy": policy})) as stream:
+            return audio_of(stream.all())
+
+    np.testing.assert_allclose(audio("adaptive"), audio("fixed"), atol=1e-5)
 
 
 async def test_the_asyncio_client_reads_the_same_stream(server: TritonServer) -> None:
@@ -102,3 +128,26 @@ def test_metrics_count_what_was_served(small_server: TritonServer) -> None:
     eventually(lambda: metric(small_server, "finished_requests_total", reason="length") > finished, "the stream is counted")
     assert metric(small_server, "time_to_first_codes_seconds_count", model="talker", version="1") > 0
     assert metric(small_server, "audio_seconds_total", model="codec_decoder", version="1") > 0
+    for name in (
+        "accept_seconds",
+        "first_codes_seconds",
+        "step_interval_seconds",
+        "step_host_seconds",
+        "send_seconds",
+        "send_wait_seconds",
+    ):
+        assert metric(small_server, name, model="talker", quantile="0.99") > 0
+    assert metric(small_server, "send_seconds", model="codec_decoder", quantile="0.5") > 0
+
+
+def test_the_servers_log_says_once_what_was_loaded_and_what_fits(server: TritonServer) -> None:
+    lines = [line for line in server.log_file.read_text().splitlines() if "KV cache" in line]
+    assert len(lines) == 1, lines
+    assert re.search(
+        r"^I\d.*\btalker on cpu in float32, kernels: torch; weights 0\.\d\d GiB, loaded in \d+\.\d s; no graphs; "
+        r"KV cache 2048 blocks of 16 rows, 0\.\d\d GiB: 16 streams of 164 s each, prompt included",
+        lines[0],
+    )
+    codec = [line for line in server.log_file.read_text().splitlines() if "codec on cpu in float32; state of 64 streams" in line]
+    assert len(codec) == 1, codec
+    assert "capturing" not in server.log_file.read_text()

@@ -16,7 +16,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; what this raises is the reason the server reports."""
-        self._service = TalkerService(TritonBackend(pb_utils, args), engine_config(args))
+        self._service = TalkerService(TritonBackend(pb_utils, args), engine_config(args), args)
 
     def execute(self, requests: list[Any]) -> None:
         """Queue or refuse each request; answers are sent later, by other threads."""

@@ -1,0 +1,134 @@
+"""MpsDaemon: a private daemon of NVIDIA's Multi-Process Service (MPS), so that talker and codec use one GPU at the same time.
+
+Without it the GPU gives each of the two processes slices of its time in turn. The daemon listens in a folder of its own, so it
+meets no other one on the machine; the GPU's compute mode is left as it is, and processes without `environment` do not use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from engine_lib.serving.server_installation import ServerError
+
+CONTROL = "nvidia-cuda-mps-control"
+PID_FILE = f"{CONTROL}.pid"
+START_SECONDS = 20.0
+# The daemon ends once its last client has; models whose server was killed may need a few seconds to notice.
+QUIT_SECONDS = 10.0
+POLL_SECONDS = 0.05
+
+
+class MpsDaemon:
+    """One daemon. As a context manager: running inside, stopped outside, whatever happened to its clients.
+
+    Attributes:
+        environment: what a process needs in its environment to become a client.
+    """
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            ServerError: this machine has no MPS.
+        """
+        control = shutil.which(CONTROL)
+        if control is None:
+            raise ServerError(f"{CONTROL} is not on PATH; install the NVIDIA driver's compute utilities, or serve without --mps")
+        self._control = control
+        # Readable by its owner only, and short: the path of a Unix socket ends at 107 bytes.
+        self._folder = tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp")
+        self._pipes, self._logs = Path(self._folder.name, "pipe"), Path(self._folder.name, "log")
+        self.environment = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
+
+    def __enter__(self) -> MpsDaemon:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the daemon; it listens when this returns.
+
+        Raises:
+            ServerError: it did not start, with what it said.
+        """
+        for folder in (self._pipes, self._logs):
+            folder.mkdir()
+        try:
+            # Not through a pipe: the daemon would hold it open for ever.
+            with tempfile.TemporaryFile() as said:
+                code = self._run(["-d"], said.fileno(), START_SECONDS)
+                said.seek(0)
+                reason = said.read().decode(errors="replace").strip() or f"it exited with code {code}"
+            if code:
+                raise ServerError(f"{CONTROL} -d: {reason}\n{self._last_log_lines()}serve without --mps")
+        except subprocess.TimeoutExpired:
+            self.stop()
+            raise ServerError(f"{CONTROL} -d: not ready after {START_SECONDS:.0f} seconds; serve without --mps") from None
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ask the daemon to quit; kill it and its servers if that does not end them. Its folder is removed."""
+        daemon = self._pid()
+        processes = [] if daemon is None else [daemon, *_children(daemon)]
+        deadline = time.monotonic() + QUIT_SECONDS
+        if self._pipes.exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._run([], subprocess.DEVNULL, QUIT_SECONDS, b"quit\n")
+        while (running := [process for process in processes if _is_mps(process)]) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._folder.cleanup()
+
+    def _run(self, arguments: list[str], output: int, timeout: float, commands: bytes = b"") -> int:
+        """Run the control program; its exit code."""
+        return subprocess.run(
+            [self._control, *arguments],
+            env=dict(os.environ) | self.environment,
+            input=commands,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+            start_new_session=True,  # an interrupt in the terminal is not the daemon's
+        ).returncode
+
+    def _pid(self) -> int | None:
+        """Process id of the running daemon."""
+        try:
+            pid = int((self._pipes / PID_FILE).read_text())
+        except (OSError, ValueError):
+            return None
+        return pid if _is_mps(pid) else None
+
+    def _last_log_lines(self) -> str:
+        log = self._logs / "control.log"
+        return "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:]) if log.exists() else ""
+
+
+def _children(pid: int) -> list[int]:
+    """The daemon's children: one server for each user with clients."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _is_mps(pid: int) -> bool:
+    """Whether `pid` is a process of MPS that runs; a pid may belong to another one by now."""
+    try:
+        return b"nvidia-cuda-mps" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,124 @@
+"""OfflineService: the whole utterance in one response, for unary gRPC and HTTP /infer, which refuse decoupled models.
+
+It is a client of its own server: it asks the ensemble over gRPC and joins the chunks. (Asking from inside, by the Python backend's own
+requests to other models, crashes a process that does so often: tried on 24.10 from one thread and from many.) One thread waits for
+each request; a client that goes away is noticed at the next chunk.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from engine_lib.serving.backend import Reply, TritonBackend
+from engine_lib.serving.errors import RelayedError, place_of, status
+from engine_lib.serving.message import Tensors
+from engine_lib.serving.served import GRPC_URL_VARIABLE
+from engine_lib.serving.server_guard import ServerGuard
+
+CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+# The talker limits how many requests there are, so it must hear of every one.
+MAX_THREADS = 2048
+DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
+ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
+
+
+class OfflineService:
+    """One response for each request to one ensemble."""
+
+    def __init__(self, backend: TritonBackend, args: Mapping[str, str]) -> None:
+        """`args`: what the Python backend passes to `initialize`; its parameters name the ensemble and the server's gRPC port."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._backend = backend
+        self._ensemble: str = parameters["ensemble"]["string_value"]
+        url = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(url, CHANNEL_OPTIONS))
+        self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
+        self._guard = ServerGuard(os.getppid(), backend.name)
+
+    def handle(self, request: Any) -> None:
+        """Leave one request to a thread of its own."""
+        reply = self._backend.reply(request)
+        try:
+            message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), request.timeout())
+        except (TypeError, ValueError):
+            reply.fail(
+                "INVALID_ARG", "INVALID_ARG: parameters: one has a value that is not allowed; give strings, numbers or true or false"
+            )
+        else:
+            self._pool.submit(self._answer, reply, message)
+
+    def shutdown(self) -> None:
+        """End. Triton calls this when every request has been answered."""
+        self._guard.release()
+        self._pool.shutdown(wait=False)
+
+    def _answer(self, reply: Reply, message: service_pb2.ModelInferRequest) -> None:
+        try:
+            answer = self._speech(reply, message)
+        except Exception as error:
+            code, text = status(error)
+            if not isinstance(error, RelayedError):
+                self._backend.log.log_error(place_of(error))
+            reply.fail(code, text)
+        else:
+            reply.send(answer, is_final=True)
+
+    def _speech(self, reply: Reply, message: service_pb2.ModelInferRequest) -> Tensors:
+        """Have the request spoken; the outputs of this model.
+
+        Raises:
+            RelayedError: it was refused, or its stream failed.
+        """
+        audio, encoded = [], []
+        last: dict[str, bytes] = {}
+        call = self._stub.ModelStreamInfer(iter((message,)))
+        try:
+            for response in call:
+                if response.error_message:
+                    raise RelayedError(ENSEMBLE_PREFIX.sub("", response.error_message))
+                result = response.infer_response
+                last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
+                audio.append(np.frombuffer(last["audio"], np.float32))
+                encoded.append(base64.b64decode(last["audio_base64"][4:]))
+                if not last["is_final"][0] and reply.is_cancelled():
+                    call.cancel()
+        except grpc.RpcError as error:
+            raise RelayedError(f"the stream broke: {error.code().name}") from None
+        if not last:
+            raise RelayedError("the stream ended without an answer")
+        if error_text := last["error"][4:].decode():
+            raise RelayedError(error_text)
+        return {
+            "audio": np.concatenate(audio),
+            "sample_rate": np.frombuffer(last["sample_rate"], np.int32),
+            "finish_reason": np.array([last["finish_reason"][4:]], np.object_),
+            "audio_base64": np.array([base64.b64encode(b"".join(encoded))], np.object_),
+        }
+
+
+def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> service_pb2.ModelInferRequest:
+    """The same request, to `model`."""
+    message = service_pb2.ModelInferRequest(model_name=model)
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.object_:
+            content = b"".join(len(value).to_bytes(4, "little") + value for value in tensor.ravel())
+        else:
+            content = tensor.tobytes()
+        message.inputs.add(name=name, datatype=DATATYPES.get(tensor.dtype, "BYTES"), shape=tensor.shape)
+        message.raw_input_contents.append(content)
+    for name, value in json.loads(parameters or "{}").items():
+        kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(type(value), "string_param")
+        setattr(message.parameters[name], kind, value)
+    if timeout:
+        message.parameters["timeout"].int64_param = timeout
+    return message

@@ -1,0 +1,183 @@
+"""Lays out a model repository for one server with any number of checkpoints.
+
+Each checkpoint gets a talker and ensemble of its own; one codec_decoder and one voices serve them all. The first checkpoint keeps
+the plain names (talker, qwen3_tts, ..), the others get their kind as suffix (talker_base, qwen3_tts_base, ..). The options of every
+model are written into its config.pbtxt, those of the environment included, so that two talkers can differ in them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
+from engine_lib.errors import CheckpointError, ConfigError
+from engine_lib.serving.served import CODEC, ENSEMBLE, OFFLINE_SUFFIX, SERVED_PARAMETER, TALKER, ServedCheckpoint, served_parameter
+
+SUFFIXES = {"custom_voice": "_custom", "base": "_base", "voice_design": "_design"}
+OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
+PARAMETER = re.compile(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*)"')
+# The environment overrides config.pbtxt, in every model alike; what it says of options has been written there.
+NO_VARIABLES: dict[str, str | None] = {ENVIRONMENT_PREFIX + name.upper(): None for name in OPTION_NAMES}
+MAX_CODEC_SLOTS = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "codec_slots")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an operator sets, option name to value.
+
+    Attributes:
+        environment: the process's; its QWEN3_TTS_<NAME> count.
+        every: for every model; wins over the environment.
+        of_model: for single models, by the model's name; wins over `every`.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    every: Mapping[str, str] = field(default_factory=dict)
+    of_model: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def of(self, model: str) -> dict[str, str]:
+        """What is set for `model`."""
+        variables = {name: self.environment.get(ENVIRONMENT_PREFIX + name.upper()) for name in OPTION_NAMES}
+        by_environment = {name: value for name, value in variables.items() if value is not None}
+        return by_environment | dict(self.every) | dict(self.of_model.get(model, {}))
+
+
+def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: Options) -> list[ServedCheckpoint]:
+    """Write a repository into `folder`; start its server with the changes of NO_VARIABLES to its environment.
+
+    Args:
+        template: the repository of one checkpoint, as it is in git.
+        folder: must not be there yet.
+        model_paths: checkpoint folders, at least one.
+
+    Raises:
+        ConfigError: an option is not allowed, or the codec would have too few slots.
+        CheckpointError: a folder is no checkpoint, or its codec differs from the first one's.
+    """
+    model_paths = [path.resolve() for path in model_paths]
+    served = _named(model_paths)
+    for path in model_paths[1:]:
+        check_same_codec(model_paths[0], path)
+    shutil.copytree(template, folder)
+    for checkpoint in served[1:]:
+        _copy_models(folder, checkpoint)
+    models = {name: _Model(folder / name, options.of(name)) for name in _models_with_options(folder)}
+    for name in options.of_model:
+        if name not in models:
+            raise ConfigError(f"{name!r} is no model with options; those are {', '.join(models)}")
+    talkers = {checkpoint.talker: checkpoint for checkpoint in served}
+    slots = _codec_slots(models[CODEC], {talker: int(models[talker].get("max_num_seqs")) for talker in talkers})
+    for name, model in models.items():
+        derived = {"model_path": talkers.get(name, served[0]).model_path, "codec_slots": str(slots)}
+        if name in talkers and not model.is_chosen("gpu_memory_utilization"):
+            derived["gpu_memory_utilization"] = str(round(float(model.get("gpu_memory_utilization")) / len(served), 3))
+        model.write(**derived, **{SERVED_PARAMETER: served_parameter(served)})
+    return served
+
+
+def check_same_codec(first: Path, other: Path) -> None:
+    """Check that two checkpoints turn the same codes into the same audio.
+
+    Raises:
+        CheckpointError: they do not; the message names the first difference.
+    """
+    import torch  # slow to import, and only a server of several checkpoints needs it here
+
+    from engine_lib.checkpoint import Checkpoint
+
+    one, two = Checkpoint(first), Checkpoint(other)
+    advice = f"than the codec of {first}; one server has one codec, so serve this checkpoint with a server of its own"
+    if one.config.codec != two.config.codec:
+        raise CheckpointError(f"{other}: its codec has another configuration {advice}")
+    ours, theirs = one.speech_tokenizer_weights(), two.speech_tokenizer_weights()
+    names = [name for name in ours.names() if name.startswith("decoder.")]
+    if names != [name for name in theirs.names() if name.startswith("decoder.")]:
+        raise CheckpointError(f"{other}: its codec has other weights {advice}")
+    for name in names:
+        if not torch.equal(ours.stored(name), theirs.stored(name)):
+            raise CheckpointError(f"{other}: weight {name} of its codec has other values {advice}")
+
+
+def _named(model_paths: Iterable[Path]) -> list[ServedCheckpoint]:
+    """Names for the models of each checkpoint, by its kind; a second of one kind is counted."""
+    served: list[ServedCheckpoint] = []
+    for path in model_paths:
+        if not path.is_dir():
+            raise CheckpointError(f"model_path: {str(path)!r} is not a folder; give a checkpoint folder in the published layout")
+        kind = CheckpointConfig.read(path).kind
+        same = sum(checkpoint.kind == kind for checkpoint in served)
+        suffix = "" if not served else SUFFIXES[kind] + (f"_{same + 1}" if same else "")
+        served.append(ServedCheckpoint(kind, ENSEMBLE + suffix, TALKER + suffix, str(path)))
+    return served
+
+
+def _copy_models(folder: Path, checkpoint: ServedCheckpoint) -> None:
+    """Copy the models of the first checkpoint under the names of this one."""
+    names = {TALKER: checkpoint.talker, ENSEMBLE: checkpoint.ensemble, ENSEMBLE + OFFLINE_SUFFIX: checkpoint.ensemble + OFFLINE_SUFFIX}
+    for name, new in names.items():
+        shutil.copytree(folder / name, folder / new)
+        file = folder / new / "config.pbtxt"
+        text = file.read_text(encoding="utf-8")
+        for old, replacement in names.items():
+            text = text.replace(f'"{old}"', f'"{replacement}"')
+        file.write_text(text, encoding="utf-8")
+
+
+def _models_with_options(folder: Path) -> list[str]:
+    files = sorted(folder.glob("*/config.pbtxt"))
+    return [file.parent.name for file in files if 'key: "model_path"' in file.read_text(encoding="utf-8")]
+
+
+def _codec_slots(codec: _Model, max_num_seqs: Mapping[str, int]) -> int:
+    """Slots of the codec: room for what all talkers may run together, since every running stream holds one."""
+    needed, slots = sum(max_num_seqs.values()), int(codec.get("codec_slots"))
+    if slots >= needed:
+        return slots
+    if codec.is_chosen("codec_slots"):
+        talkers = " + ".join(f"{number} ({name})" for name, number in max_num_seqs.items())
+        raise ConfigError(f"codec_slots: {slots} is less than the sum of max_num_seqs, {talkers}; every running stream needs a codec slot")
+    return needed
+
+
+class _Model:
+    """The parameters of one model."""
+
+    def __init__(self, folder: Path, chosen: Mapping[str, str]) -> None:
+        """`chosen`: what the operator sets; checked before a server is started for it."""
+        self._file = folder / "config.pbtxt"
+        self._chosen = dict(chosen)
+        self._written = {name: value for name, value in PARAMETER.findall(self._file.read_text(encoding="utf-8")) if value}
+        self._check(codec_slots=str(MAX_CODEC_SLOTS))  # their number comes later
+
+    def get(self, name: str) -> str:
+        """The value of an option."""
+        default = next(spec.default for spec in fields(EngineConfig) if spec.name == name)
+        return str((self._written | self._chosen).get(name, default))
+
+    def is_chosen(self, name: str) -> bool:
+        """Whether the operator has set the option."""
+        return name in self._chosen
+
+    def write(self, **derived: str) -> None:
+        """Add the options, and those `derived` from all checkpoints, to config.pbtxt; the last value given for a key counts."""
+        self._check(**derived)
+        values = self._chosen | derived
+        rows = [f"  {{ key: {_quoted(name)} value: {{ string_value: {_quoted(value)} }} }}" for name, value in values.items()]
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write("parameters [\n" + ",\n".join(rows) + "\n]\n")
+
+    def _check(self, **derived: str) -> None:
+        values = self._written | self._chosen | derived
+        unknown = [name for name in self._chosen if name not in OPTION_NAMES]
+        EngineConfig.from_options({name: value for name, value in values.items() if name in (*OPTION_NAMES, *unknown)}, {})
+
+
+def _quoted(text: str) -> str:
+    """A string of the protobuf text format; what JSON escapes, it escapes alike."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,101 @@
+"""RequestValues: the fields of one request as Triton hands it over, each by name and of the type it must have.
+
+Every field may come as an input tensor or as a request parameter of the same name (generate_stream and perf_analyzer can set
+only those); the tensor wins. Each error names the field as the client wrote it and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.errors import InvalidRequestError
+
+
+class RequestValues:
+    """Fields of one request by name: its tensors, and its parameters where there is no tensor.
+
+    Attributes:
+        tensors, parameters: as they came.
+    """
+
+    def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> None:
+        """`parameters`: a JSON object; "" for none."""
+        self.tensors = tensors
+        self.parameters: dict[str, Any] = json.loads(parameters) if parameters else {}
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there."""
+        return name in self.tensors or name in self.parameters
+
+    def string(self, name: str) -> str | None:
+        """The field as text; None where it is absent."""
+        if name not in self.tensors:
+            value = self.parameters.get(name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequestError(name, f"{value!r} is not allowed; give a string")
+            return value
+        tensor = self.tensors[name]
+        if tensor.shape != (1,) or tensor.dtype != np.object_:
+            raise InvalidRequestError(name, f"has shape {list(tensor.shape)} and type {tensor.dtype}; give one string, shape [1]")
+        try:
+            text: str = tensor[0].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(name, f"is not UTF-8 (byte {error.start}); give UTF-8 text") from None
+        return text
+
+    def number(self, name: str) -> int | None:
+        """The field as a whole number; None where it is absent."""
+        if name not in self.tensors:
+            value = self.parameters.get(name)
+            if value is not None and type(value) is not int:
+                raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number")
+            return value
+        return int(self._one(name, np.int32))
+
+    def boolean(self, name: str) -> bool | None:
+        """The field as true or false; None where it is absent."""
+        if name not in self.tensors:
+            value = self.parameters.get(name)
+            if value is not None and type(value) is not bool:
+                raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give true or false")
+            return value
+        return bool(self._one(name, np.bool_))
+
+    def samples(self, name: str) -> npt.NDArray[np.float32] | None:
+        """The field as [samples] float32, in the memory of the request; None where it is absent."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            if name in self.parameters:
+                raise InvalidRequestError(name, "is given as a request parameter; give it as an input tensor, FP32 [samples]")
+            return None
+        if tensor.ndim != 1 or tensor.dtype != np.float32:
+            raise InvalidRequestError(name, f"has shape {list(tensor.shape)} and type {tensor.dtype}; give FP32 [samples], mono")
+        return tensor
+
+    def _one(self, name: str, kind: type[np.generic]) -> Any:
+        tensor = self.tensors[name]
+        if tensor.shape != (1,) or tensor.dtype != kind:
+            raise InvalidRequestError(name, f"has shape {list(tensor.shape)} and type {tensor.dtype}; give one {kind.__name__}, shape [1]")
+        return tensor[0]
+
+    def json_object(self, name: str) -> dict[str, Any]:
+        """The field as a JSON object; empty where it is absent or an empty string."""
+        text = self.string(name)
+        if not text:
+            return {}
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(name, f"is not valid JSON ({error}); give a JSON object") from None
+        if not isinstance(value, dict):
+            raise InvalidRequestError(name, f"is a JSON {type(value).__name__}; give a JSON object")
+        return value
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")

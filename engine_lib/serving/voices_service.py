@@ -1,0 +1,160 @@
+"""VoicesService: list, show, add and remove the voices of a server. Everything the control model `voices` does, without Triton's types.
+
+The folder of the store is shared, so listing and removing happen here. The encoders live with the talker, on its device: a voice
+to add goes to the talker of a base checkpoint as a control request, which encodes and stores it. Requests are answered one after the
+other on Triton's own thread, for several threads that ask other models crash their process (24.10). Built-in speakers are read from
+each checkpoint's config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.config import EngineConfig
+from engine_lib.errors import InvalidRequestError
+from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.errors import RelayedError, place_of, status
+from engine_lib.serving.request_values import RequestValues
+from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
+from engine_lib.serving.server_guard import ServerGuard
+from engine_lib.voice_file import StoredVoice
+from engine_lib.voice_store import VoiceStore, checked_name
+
+REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
+# What `show` says and `list` leaves out: it is nobody's business who only looks for a name.
+PRIVATE = ("consent", "reference_text", "sha256")
+
+Facts = dict[str, Any]
+
+
+class VoicesService:
+    """The voices of one server: one JSON answer for each request."""
+
+    def __init__(self, backend: TritonBackend, config: EngineConfig, args: Mapping[str, str]) -> None:
+        """`args`: what the Python backend passes to `initialize`.
+
+        Raises:
+            ConfigError, CheckpointError: the store cannot be used, or a checkpoint's config.json cannot be read.
+        """
+        self._backend = backend
+        own = CheckpointConfig.read(Path(config.model_path))
+        self._served = served_checkpoints(args, own, config.model_path)
+        self._configs = {checkpoint.ensemble: CheckpointConfig.read(Path(checkpoint.model_path)) for checkpoint in self._served}
+        self._store = VoiceStore.of(config)
+        self._guard = ServerGuard(os.getppid(), backend.name)
+
+    def handle(self, request: Any) -> None:
+        """Do what one request asks for, and answer it."""
+        reply = self._backend.reply(request)
+        try:
+            result = self._result(RequestValues(self._backend.tensors(request), request.parameters()))
+        except Exception as error:
+            code, message = status(error)
+            if code == "INTERNAL" and not isinstance(error, RelayedError):
+                self._backend.log.log_error(place_of(error))
+            reply.fail(code, message)
+        else:
+            reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
+
+    def shutdown(self) -> None:
+        """End. Triton calls this when every request has been answered."""
+        self._guard.release()
+
+    def _result(self, values: RequestValues) -> Facts:
+        """Do what a request asks for; what to tell of it.
+
+        Raises:
+            InvalidRequestError, RelayedError, Qwen3TTSError: it is not allowed, or failed.
+        """
+        actions = {"list": self._list, "show": self._show, "add": self._add, "remove": self._remove}
+        action = values.string("action") or ""
+        if action not in actions:
+            raise InvalidRequestError("action", f"{action[:100]!r} is unknown; give one of {', '.join(actions)}")
+        return actions[action](values)
+
+    def _list(self, _values: RequestValues) -> Facts:
+        voices = self._built_in()
+        stored, refused = self._store.list() if self._store else ([], {})
+        voices += [{name: value for name, value in self._stored(voice).items() if name not in PRIVATE} for voice in stored]
+        return {"voices": voices, "refused": refused, "has_store": self._store is not None}
+
+    def _show(self, values: RequestValues) -> Facts:
+        name = self._name(values)
+        for voice in self._built_in():
+            if voice["name"] == name:
+                return voice
+        return self._stored(self._open_store().show(name))
+
+    def _add(self, values: RequestValues) -> Facts:
+        store, name = self._open_store(), self._name(values)
+        if any(voice["name"] == name for voice in self._built_in()):
+            raise InvalidRequestError("name", f"{name!r} is a built-in speaker of this server; choose another name")
+        order = {"name": name, "consent": values.string("consent") or ""}
+        store.check_addition(**order)
+        tensors = {field: values.tensors[field] for field in REFERENCE if field in values.tensors}
+        tensors["store_voice"] = np.array([json.dumps(order).encode()], np.object_)
+        parameters = json.dumps({field: value for field, value in values.parameters.items() if field in REFERENCE})
+        for _ in self._backend.call(self._talker(values.string("model")), tensors, [], parameters=parameters):
+            pass
+        return self._stored(store.show(name))
+
+    def _remove(self, values: RequestValues) -> Facts:
+        name = self._name(values)
+        self._open_store().remove(name)
+        return {"name": name, "removed": True}
+
+    def _name(self, values: RequestValues) -> str:
+        name = values.string("name")
+        if name is None:
+            raise InvalidRequestError("name", "is missing; give the name of a voice")
+        return checked_name(name, "name")
+
+    def _open_store(self) -> VoiceStore:
+        if self._store is None:
+            raise InvalidRequestError("name", "this server stores no voices; start it with the option voice_store=FOLDER")
+        return self._store
+
+    def _talker(self, ensemble: str | None) -> str:
+        """The talker that encodes a voice: of `ensemble`, or of the first base checkpoint."""
+        able = [checkpoint for checkpoint in self._served if checkpoint.kind == "base"]
+        if not able:
+            kinds = ", ".join(checkpoint.kind for checkpoint in self._served)
+            raise InvalidRequestError(
+                "model", f"only a base checkpoint clones voices, and this server serves {kinds}; add the voice on another"
+            )
+        for checkpoint in able:
+            if ensemble in (None, checkpoint.ensemble):
+                return checkpoint.talker
+        raise InvalidRequestError("model", f"{ensemble!r:.100} clones no voices; give one of {_ensembles(able)}")
+
+    def _built_in(self) -> list[Facts]:
+        """The speakers of all custom_voice checkpoints, by name."""
+        models: dict[str, list[str]] = {}
+        for ensemble, config in self._configs.items():
+            for speaker in config.talker.speaker_ids if config.kind == "custom_voice" else ():
+                models.setdefault(speaker, []).append(ensemble)
+        return [{"name": name, "source": "built-in", "models": models[name]} for name in sorted(models)]
+
+    def _stored(self, voice: StoredVoice) -> Facts:
+        """The facts about a stored voice, with the models that can speak with it."""
+        models = [
+            ensemble
+            for ensemble, config in self._configs.items()
+            if config.kind == "base"
+            and config.talker.shape.hidden_size == voice.enc_dim
+            and (voice.x_vector_only or config.talker.num_code_groups == voice.num_code_groups)
+        ]
+        facts = asdict(voice)
+        return {"name": facts.pop("name"), "source": "stored", "models": models, **facts}
+
+
+def _ensembles(served: list[ServedCheckpoint]) -> str:
+    return ", ".join(checkpoint.ensemble for checkpoint in served)

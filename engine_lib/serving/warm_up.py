@@ -1,0 +1,107 @@
+"""Warm-up: one stream through each engine before its model is ready, so that no user's request is the first of anything.
+
+Libraries load kernels, choose algorithms and take memory at their first call; a graph is uploaded at its first launch. The stream
+takes the way of a user's, from the prompt through the engine's thread and a sender to a packed message, and frees all it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import torch
+
+from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.graphs import FRAME_BUCKETS
+from engine_lib.errors import Qwen3TTSError
+from engine_lib.prompt import Prompt, PromptBuilder
+from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors
+from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.voice_prompt import VoiceClonePromptItem
+
+KEY = "warm-up"
+TEXT = "Hello."
+TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one whose batch is that of the step before
+TIMEOUT_SECONDS = 300.0  # a large checkpoint on a slow CPU; what hangs must not keep a server loading for ever
+
+
+def warm_up_talker(engine: TalkerEngine, prompts: PromptBuilder, sender: OrderedSender) -> None:
+    """Speak a few frames.
+
+    Raises:
+        Qwen3TTSError: the talker cannot.
+    """
+    answers = _Answers("talker", sender)
+
+    def on_chunk(chunk: CodesChunk) -> None:
+        message = CodesMessage(chunk.codes, KEY, chunk.index, chunk.is_final, chunk.finish_reason, chunk.error)
+        answers.put(message.pack, chunk.error, chunk.is_final)
+
+    sampling = replace(engine.checkpoint.sampling_defaults(), seed=0, max_frames=TALKER_FRAMES)
+    engine.submit(Request(KEY, _prompt(prompts), sampling, (1,), on_chunk))
+    answers.wait_for_the_end()
+
+
+def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
+    """Decode a chunk of each size that is decoded in one step.
+
+    Raises:
+        Qwen3TTSError: the codec cannot.
+    """
+    answers = _Answers("codec", sender)
+
+    def on_audio(chunk: AudioChunk) -> None:
+        answer = AudioAnswer(
+            audio=chunk.audio,
+            sample_rate=engine.sample_rate,
+            chunk_index=chunk.index,
+            is_final=chunk.is_final,
+            finish_reason=FinishReason.LENGTH.value if chunk.is_final else "",
+            error=chunk.error,
+            audio_format=AudioFormat.FLOAT32,
+        )
+        answers.put(answer.pack, chunk.error, chunk.is_final)
+
+    for index, frames in enumerate((*FRAME_BUCKETS, 0)):
+        codes = np.zeros((frames, engine.num_quantizers), np.int16)
+        engine.submit(CodecRequest(KEY, index, codes, frames == 0, on_audio))
+    answers.wait_for_the_end()
+
+
+class _Answers:
+    """The answers of one stream, which take the way through a sender."""
+
+    def __init__(self, engine: str, sender: OrderedSender) -> None:
+        self._engine, self._sender = engine, sender
+        self._received: SimpleQueue[tuple[str, bool]] = SimpleQueue()
+
+    def put(self, pack: Callable[[], Tensors], error: str, is_final: bool) -> None:
+        """On the engine's thread: have an answer packed."""
+
+        def send() -> None:
+            pack()
+            self._received.put((error, is_final))
+
+        self._sender.put(KEY, send)
+
+    def wait_for_the_end(self) -> None:
+        """Wait for the last answer; raise the first error."""
+        is_final = False
+        while not is_final:
+            try:
+                error, is_final = self._received.get(timeout=TIMEOUT_SECONDS)
+            except Empty:
+                raise Qwen3TTSError(f"warm-up: the {self._engine} has not answered for {TIMEOUT_SECONDS:.0f} seconds") from None
+            if error:
+                raise Qwen3TTSError(f"warm-up: {error}")
+
+
+def _prompt(prompts: PromptBuilder) -> Prompt:
+    voice = None
+    if prompts.config.kind == "base":
+        voice = VoiceClonePromptItem(None, torch.zeros(prompts.config.talker.shape.hidden_size), x_vector_only_mode=True, icl_mode=False)
+    return prompts.build(text=TEXT, voice_prompt=voice)

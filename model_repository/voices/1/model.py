@@ -1,0 +1,28 @@
+"""Shell of the voices: Triton's calls go to engine_lib.serving.VoicesService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.options import engine_config
+from engine_lib.serving.voices_service import VoicesService
+
+
+class TritonPythonModel:
+    """One instance; one JSON answer for each request."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model; what this raises is the reason the server reports."""
+        self._service = VoicesService(TritonBackend(pb_utils, args), engine_config(args), args)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Answer each request."""
+        for request in requests:
+            self._service.handle(request)
+
+    def finalize(self) -> None:
+        """End everything."""
+        self._service.shutdown()

@@ -1,0 +1,109 @@
+"""qwen3_tts_offline gives the whole of what qwen3_tts streams, to clients that want one response."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from engine_lib.serving.message import pcm16
+from engine_lib.serving.server_process import TritonServer
+from server.streams import TEXT, Stream, audio_of, eventually, eventually_free, inputs, metric
+
+SAMPLING = {"seed": 8, "max_frames": 12}
+
+
+def unary(server: TritonServer, tensors: list[Any], **arguments: Any) -> Any:
+    with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
+        return client.infer("qwen3_tts_offline", tensors, **arguments)
+
+
+def test_the_one_response_holds_the_audio_of_the_stream(server: TritonServer) -> None:
+    result = unary(server, inputs(sampling=SAMPLING))
+    with Stream(server, inputs(sampling=SAMPLING)) as stream:
+        chunks = stream.all()
+    np.testing.assert_allclose(result.as_numpy("audio"), audio_of(chunks), atol=1e-5)
+    assert result.as_numpy("sample_rate")[0] == 24000
+    assert result.as_numpy("finish_reason")[0].decode() == chunks[-1].finish_reason
+    eventually_free(server)
+
+
+def test_http_infer_takes_parameters_and_gives_base64(server: TritonServer) -> None:
+    body = {
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [TEXT]}],
+        "parameters": {"voice": "vivian", "sampling_parameters": json.dumps(SAMPLING | {"audio_format": "pcm16_base64"})},
+    }
+    url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts_offline/infer"
+    with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=60) as response:
+        outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
+    assert outputs["audio"] == []
+    with Stream(server, inputs(voice="vivian", sampling=SAMPLING)) as stream:
+        assert base64.b64decode(outputs["audio_base64"][0]) == pcm16(audio_of(stream.all()))
+
+
+def test_many_share_the_batch_and_each_gets_its_own(server: TritonServer) -> None:
+    def samples(number: int) -> int:
+        return len(unary(server, inputs(sampling={"seed": 1, "max_frames": 1 + number % 3})).as_numpy("audio"))
+
+    with ThreadPoolExecutor(16) as pool:
+        lengths = list(pool.map(samples, range(96)))
+    assert lengths == [1920 * (1 + number % 3) for number in range(96)]
+    eventually_free(server)
+
+
+def test_a_refusal_names_the_field_and_has_the_code(server: TritonServer) -> None:
+    with pytest.raises(InferenceServerException) as error:
+        unary(server, inputs(voice="nobody"))
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert error.value.message().startswith("INVALID_ARG: voice: 'nobody' is unknown; allowed: ")
+
+
+def test_a_client_that_goes_away_stops_the_work(small_server: TritonServer) -> None:
+    cancelled = metric(small_server, "finished_requests_total", reason="cancelled")
+    with triton.InferenceServerClient(f"localhost:{small_server.grpc_port}") as client:
+        call = client.async_infer("qwen3_tts_offline", inputs(sampling={"max_frames": 1900}), lambda result, error: None)
+        eventually(lambda: metric(small_server, "running_requests") == 1, "it runs")
+        call.cancel()
+        eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "it is cancelled")
+    eventually_free(small_server)
+
+
+ENDLESS = {"max_frames": 1900}
+
+
+def test_a_timeout_ends_running_and_waiting_streams_with_an_error(small_server: TritonServer) -> None:
+    """Two streams run and the third waits for a place in vain."""
+    eventually_free(small_server)
+    streams = [Stream(small_server, inputs(sampling=ENDLESS), timeout=timeout) for timeout in (900_000, 900_000, 500_000)]
+    ends = []
+    for stream in streams:
+        with stream:
+            chunk = stream.next()
+            while not chunk.has_final_flag:
+                chunk = stream.next()
+            ends.append(chunk)
+    assert [end.finish_reason for end in ends] == ["error"] * 3
+    assert all(end.error.startswith("DEADLINE_EXCEEDED: timeout: ") for end in ends)
+    assert [end.index == 0 for end in ends] == [False, False, True]
+    eventually_free(small_server)
+
+
+def test_a_timeout_is_kept_for_whole_utterances_too(small_server: TritonServer) -> None:
+    with pytest.raises(InferenceServerException, match="DEADLINE_EXCEEDED: timeout: "):
+        unary(small_server, inputs(sampling=ENDLESS), timeout=300_000)
+    url = f"http://localhost:{small_server.http_port}/v2/models/qwen3_tts_offline/infer"
+    text = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [TEXT]}
+    parameters = {"timeout": 300_000, "sampling_parameters": json.dumps(ENDLESS)}
+    body = json.dumps({"inputs": [text], "parameters": parameters}).encode()
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=60)
+    assert b"DEADLINE_EXCEEDED: timeout: " in error.value.read()
+    eventually_free(small_server)

@@ -1,0 +1,37 @@
+"""A server whose talker has two ranks: the codes of one, and an end that leaves no process, whichever of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from server.conftest import new_server
+from server.streams import PATIENCE, Stream, audio_of, eventually, in_process_audio, inputs, model_process
+from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
+
+GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
+
+
+def test_a_talker_of_two_ranks_serves_and_ends_with_any_of_them(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log", tensor_parallel_size="2") as server:
+        processes = processes_of(server)
+        talker = model_process(server, MODELS[0]).pid
+        [rank] = subprocess.run(["pgrep", "-P", str(talker), "-f", "tensor_parallel_rank"], capture_output=True, text=True).stdout.split()
+        with Stream(server, inputs(sampling=GREEDY | {"chunk_frames": [4]})) as stream:
+            audio = audio_of(stream.all())
+        expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (4,)))
+        np.testing.assert_allclose(audio, expected, atol=1e-5)
+        with streams_in_flight(server) as streams:
+            os.kill(int(rank), signal.SIGKILL)
+            for one in streams:
+                end = last_chunk(one)
+                assert (end.is_final, end.finish_reason) == (True, "error")
+                assert "the talker engine failed" in end.error
+            server.wait(PATIENCE)
+    nothing_is_left_of(processes)
+    eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
+    assert "tensor parallel rank 1" in (tmp_path / "log").read_text()

@@ -1,0 +1,25 @@
+"""Every error becomes a status code, and its message begins with it; what was not meant for a client is not told."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.serving.errors import RelayedError, status
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InvalidRequestError("voice", "is unknown"), "INVALID_ARG", "INVALID_ARG: voice: is unknown"),
+        (OverloadedError("full"), "UNAVAILABLE", "UNAVAILABLE: full"),
+        (EngineDeadError("gone"), "UNAVAILABLE", "UNAVAILABLE: gone"),
+        (Qwen3TTSError("broken"), "INTERNAL", "INTERNAL: broken"),
+        (ValueError("a user's words"), "INTERNAL", "INTERNAL: unexpected ValueError; the server's log has the place"),
+        (RelayedError("INVALID_ARG: voice: is unknown"), "INVALID_ARG", "INVALID_ARG: voice: is unknown"),
+        (RelayedError("DEADLINE_EXCEEDED: timeout: passed"), "INTERNAL", "DEADLINE_EXCEEDED: timeout: passed"),
+        (RelayedError("the server stops"), "INTERNAL", "INTERNAL: the server stops"),
+    ],
+)
+def test_an_error_becomes_a_code_and_a_message(error: Exception, code: str, message: str) -> None:
+    assert status(error) == (code, message)

@@ -1,0 +1,108 @@
+"""The private MPS daemon: with a fake one what its life depends on, on a GPU the real one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_mps
+import pytest
+import torch
+
+from engine_lib.serving import mps
+from engine_lib.serving.mps import CONTROL, PID_FILE, MpsDaemon
+from engine_lib.serving.server_installation import ServerError
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a fake control program on PATH; its folder."""
+    monkeypatch.setenv("PATH", fake_mps.install(tmp_path))
+    return tmp_path
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a process that has ended has none
+    except OSError:
+        return False
+
+
+def pid_in(pipes: Path) -> int:
+    return int((pipes / PID_FILE).read_text())
+
+
+def test_a_daemon_runs_in_a_private_folder_and_is_gone_with_it_afterwards(fake: Path) -> None:
+    with MpsDaemon() as daemon:
+        pipes, logs = (Path(daemon.environment[f"CUDA_MPS_{kind}_DIRECTORY"]) for kind in ("PIPE", "LOG"))
+        assert fake_mps.started(fake) == [[pipes, logs]]
+        assert stat.S_IMODE(pipes.parent.stat().st_mode) == 0o700
+        assert len(str(pipes / "control_privileged")) < 108
+        pid = pid_in(pipes)
+        assert is_running(pid)
+    assert not is_running(pid)
+    assert not pipes.parent.exists()
+
+
+def test_two_daemons_do_not_meet(fake: Path) -> None:
+    with MpsDaemon() as one:
+        with MpsDaemon() as other:
+            assert one.environment["CUDA_MPS_PIPE_DIRECTORY"] != other.environment["CUDA_MPS_PIPE_DIRECTORY"]
+        assert is_running(pid_in(Path(one.environment["CUDA_MPS_PIPE_DIRECTORY"])))
+
+
+def test_it_stops_after_an_error_too(fake: Path) -> None:
+    daemon = MpsDaemon()
+    pids = []
+
+    def fail_inside() -> None:
+        with daemon:
+            pids.append(pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"])))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert not is_running(pids[0])
+
+
+def test_one_that_does_not_quit_is_killed(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_MPS_DEAF", "1")
+    monkeypatch.setattr(mps, "QUIT_SECONDS", 0.3)
+    with MpsDaemon() as daemon:
+        pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
+    assert not is_running(pid)
+
+
+def test_one_that_does_not_start_says_why_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_MPS_FAILS", "1")
+    daemon = MpsDaemon()
+    with pytest.raises(ServerError, match="cannot find a GPU"):
+        daemon.start()
+    assert not Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]).parent.exists()
+
+
+def test_a_machine_without_it_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerError, match=r"nvidia-cuda-mps-control is not on PATH; .* without --mps"):
+        MpsDaemon()
+
+
+USES_THE_GPU = "import torch; print(torch.ones(8, device='cuda').sum().item())"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(shutil.which(CONTROL) is None or not torch.cuda.is_available(), reason=f"needs a GPU and {CONTROL}")
+def test_a_process_with_its_environment_is_a_client_of_the_real_daemon() -> None:
+    with MpsDaemon() as daemon:
+        environment = dict(os.environ) | daemon.environment
+        client = subprocess.run([sys.executable, "-c", USES_THE_GPU], env=environment, capture_output=True, text=True, timeout=120)
+        assert client.stdout == "8.0\n", client.stderr
+        servers = subprocess.run([CONTROL], input="get_server_list\n", env=environment, capture_output=True, text=True, timeout=20)
+        log = (Path(daemon.environment["CUDA_MPS_LOG_DIRECTORY"]) / "control.log").read_text()
+        assert servers.stdout.strip().isdigit(), f"no MPS server was started for the client: {servers.stdout!r}\n{log}"
+        pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
+    assert not is_running(pid)
