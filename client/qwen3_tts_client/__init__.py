@@ -20,28 +20,35 @@ if TYPE_CHECKING:
         StreamFailed,
     )
     from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech
+    from qwen3_tts_client.recording import Recording
+    from qwen3_tts_client.voices import Voice, VoiceList
 
 DEFAULT_URL = "localhost:8001"
+DEFAULT_MODEL = "qwen3_tts"
 
 __all__ = [
+    "DEFAULT_MODEL",
     "DEFAULT_URL",
     "AsyncClient",
     "AudioChunk",
     "Client",
     "InvalidRequest",
     "Qwen3TTSClientError",
+    "Recording",
     "RequestOptions",
     "RequestTimeout",
     "ServerOverloaded",
     "ServerUnavailable",
     "Speech",
     "StreamFailed",
+    "Voice",
+    "VoiceList",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("errors", "protocol", "client"):
+        for module in ("errors", "protocol", "client", "recording", "voices"):
             found = vars(import_module(f"qwen3_tts_client.{module}")).get(name)
             if found is not None:
                 return found

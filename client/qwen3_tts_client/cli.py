@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen3_tts_client import DEFAULT_URL
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_voices
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed
 
 if TYPE_CHECKING:
     from qwen3_tts_client.audio_file import AudioWriter
-    from qwen3_tts_client.errors import Qwen3TTSClientError
+    from qwen3_tts_client.recording import Recording
 
 STANDARD_STREAM = "-"
-
-EXIT_STREAM_FAILED = 1
-EXIT_INVALID = 2  # also typer's own code for a bad option
-EXIT_UNAVAILABLE = 3
-EXIT_OVERLOADED = 4
-EXIT_TIMEOUT = 5
-EXIT_INTERRUPTED = 130
 
 # "\b" keeps the lines of a paragraph as they are.
 EPILOG = """
@@ -37,6 +31,10 @@ Examples:
 \b
   # read a text file, with the same result every time
   qwen3-tts say - -o chapter.flac --voice ryan --seed 7 < chapter.txt
+\b
+  # in the voice of a recording, with a Base checkpoint
+  qwen3-tts say "Good morning." --reference anna.wav \\
+      --reference-text "Nice to meet you."
 \b
   # the first audio as early as possible, then larger chunks
   qwen3-tts say "Good morning." --voice vivian --chunk-frames 1,1,2,4,8
@@ -64,6 +62,9 @@ app = typer.Typer(
 )
 
 
+app.add_typer(cli_voices.app)
+
+
 @app.callback()
 def options() -> None:
     """Speech from a Qwen3-TTS server (NVIDIA Triton), streamed while it is made. Start one with scripts/serve.py."""
@@ -82,12 +83,20 @@ def say(
         ),
     ] = "speech.wav",
     voice: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Speaker of a CustomVoice checkpoint; an unknown one is answered with the list.")
+        str | None, typer.Option(metavar="NAME", help="A speaker built in, or a stored voice for a Base checkpoint; see: voices list.")
     ] = None,
     language: Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: found from the text]")] = None,
     instruct: Annotated[
         str | None, typer.Option(metavar="TEXT", help="How to speak, in words; for VoiceDesign checkpoints a description of the voice.")
     ] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="FILE", help="Clone the voice of this recording; for Base checkpoints.")] = None,
+    reference_text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")
+    ] = None,
+    x_vector_only: Annotated[bool, typer.Option("--x-vector-only", help="Clone the timbre of the recording alone.")] = False,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Model of a server that has several: qwen3_tts_base, qwen3_tts_design, ..")
+    ] = DEFAULT_MODEL,
     url: Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")] = DEFAULT_URL,
     timeout: Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")] = None,
     chunks: Annotated[
@@ -134,23 +143,28 @@ def say(
         instruct=instruct,
         sampling={name: value for name, value in sampling.items() if value is not None},
         chunk_frames=_chunk_frames(chunk_frames),
+        reference_text=reference_text,
+        x_vector_only=x_vector_only or None,
     )
+    if reference is not None:
+        clip = _recording(reference)
+        options |= RequestOptions(reference_audio=clip.audio, reference_sample_rate=clip.sample_rate)
     spoken, writer = _text(text), _writer(output)
     report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)
     try:
-        with Client(url) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
+        with Client(url, model) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
             for chunk in stream:
                 writer.write(chunk.audio, chunk.sample_rate)
                 report.add(chunk)
     except Qwen3TTSClientError as error:
-        raise _failed(_exit_code(error), error.message, error.hint) from None
+        raise failed(exit_code(error), error.message, error.hint) from None
     except BrokenPipeError:
         sys.stdout = None  # or the interpreter complains when it flushes it
-        raise _failed(EXIT_STREAM_FAILED, "whoever read standard output has gone; the server was told to stop") from None
+        raise failed(EXIT_STREAM_FAILED, "whoever read standard output has gone; the server was told to stop") from None
     except OSError as error:
-        raise _failed(EXIT_INVALID, f"{_name(output)}: {error.strerror or error}") from None
+        raise failed(EXIT_INVALID, f"{_name(output)}: {error.strerror or error}") from None
     except KeyboardInterrupt:
-        raise _failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
+        raise failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
     finally:
         if report.has_chunks:
             report.line(f"{_name(output)}: {report.summary()}")
@@ -183,6 +197,15 @@ def _chunk_frames(argument: str | None) -> list[int] | None:
         ) from None
 
 
+def _recording(path: Path) -> Recording:
+    from qwen3_tts_client.recording import Recording
+
+    try:
+        return Recording.read(path)
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--reference") from None
+
+
 def _writer(output: str) -> AudioWriter:
     from qwen3_tts_client.audio_file import AudioFile, WavPipe
 
@@ -198,21 +221,3 @@ def _writer(output: str) -> AudioWriter:
 
 def _name(output: str) -> str:
     return "standard output" if output == STANDARD_STREAM else output
-
-
-def _exit_code(error: Qwen3TTSClientError) -> int:
-    from qwen3_tts_client import errors
-
-    codes = {
-        errors.InvalidRequest: EXIT_INVALID,
-        errors.ServerUnavailable: EXIT_UNAVAILABLE,
-        errors.ServerOverloaded: EXIT_OVERLOADED,
-        errors.RequestTimeout: EXIT_TIMEOUT,
-    }
-    return codes.get(type(error), EXIT_STREAM_FAILED)
-
-
-def _failed(code: int, message: str, hint: str = "") -> typer.Exit:
-    """Say what went wrong, in a line and a hint on standard error; return what ends the command with `code`."""
-    typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
-    return typer.Exit(code)

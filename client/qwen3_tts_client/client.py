@@ -22,20 +22,20 @@ import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from qwen3_tts_client import DEFAULT_URL
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, parse_response
+from qwen3_tts_client.voices import AsyncVoices, Voices
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-DEFAULT_MODEL = "qwen3_tts"
 # A minute of reference audio is more than gRPC's default limit of 4 MB.
 CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
 
 class Client:
-    """Speech from one server; any number of streams at a time, from any threads.
+    """Speech from one server; any number of streams at a time, from any threads. `voices` lists and stores voices.
 
         with Client("localhost:8001") as client:
             for chunk in client.stream("Hello.", voice="vivian"):
@@ -43,7 +43,7 @@ class Client:
 
     Args:
         url: HOST:PORT of the server's gRPC port. The connection is made by the first stream and made again when it breaks.
-        model: name of the ensemble.
+        model: name of the ensemble; a server of several checkpoints has one for each.
     """
 
     def __init__(self, url: str = DEFAULT_URL, model: str = DEFAULT_MODEL) -> None:
@@ -52,6 +52,7 @@ class Client:
         self._closed = False
         self._channel = grpc.insecure_channel(url, CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self.voices = Voices(self._stub, url)
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +82,7 @@ class Client:
         Raises:
             InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed, RequestTimeout: see qwen3_tts_client.errors.
         """
-        return self._chunks(build_request(self.model, text, **options), timeout)
+        return self._chunks(build_request(self.model, text, timeout, **options), timeout)
 
     def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
@@ -121,6 +122,7 @@ class AsyncClient:
         self._closed = False
         self._channel = grpc.aio.insecure_channel(url, CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self.voices = AsyncVoices(self._stub, url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,7 +140,7 @@ class AsyncClient:
 
         Leaving the loop early cancels the request in the next turn of the event loop; cancelling the task does so at once.
         """
-        return self._chunks(build_request(self.model, text, **options), timeout)
+        return self._chunks(build_request(self.model, text, timeout, **options), timeout)
 
     async def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""

@@ -5,7 +5,7 @@ which this server begins with the name of the code ("INVALID_ARG: voice: 'bob' i
 text. The header `triton_grpc_error` would bring real status codes, but a 24.10 server that answers a few hundred errors this way
 dies of a segmentation fault: it is never sent.
 
-gRPC's own status codes are therefore those of the connection (and of a proxy between): none comes from the model.
+On a stream, gRPC's own status codes are therefore those of the connection (and of a proxy between): none comes from the model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import re
 import grpc  # type: ignore[import-untyped]
 
 MODEL_ERROR = re.compile(r"^(?:in ensemble '[^']*', )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
+# What the server's own codes become where one response is asked for; gRPC itself does not begin its details with a code.
+MODEL_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 FIELD = re.compile(r"^([a-z][a-z0-9_]*): ")
 # How Triton itself, not a model, says that the model cannot be asked.
 MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
@@ -100,10 +102,14 @@ def error_from_message(message: str, chunks_received: int) -> Qwen3TTSClientErro
 def error_from_rpc(error: grpc.RpcError, url: str, chunks_received: int) -> Qwen3TTSClientError:
     """The typed error for a gRPC call to `url` that ended with a status other than OK."""
     code, details = error.code(), error.details() or "no details"
+    if MODEL_ERROR.match(details) and code in MODEL_CODES:
+        return error_from_message(details, chunks_received)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return RequestTimeout(f"{url}: the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
     if chunks_received:
         return StreamFailed(f"{url}: the stream broke after {chunks_received} chunks: {details}", chunks_received=chunks_received)
+    if MODEL_NOT_READY.match(details):
+        return ServerUnavailable(details, hint=NOT_READY_HINT)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
         return ServerUnavailable(f"cannot reach a Triton server at {url}: {details}", hint=CANNOT_CONNECT_HINT)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

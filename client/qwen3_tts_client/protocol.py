@@ -15,21 +15,25 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_message
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, StreamFailed, error_from_message
+from qwen3_tts_client.wire import add_reference, add_string, read_string
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+MICROSECONDS = 1_000_000  # in a second
+DEADLINE_CODE = "DEADLINE_EXCEEDED: "  # how the server begins the error of a request whose timeout has passed
 
 
 class RequestOptions(TypedDict, total=False):
     """Options of one request; every one may be left out or None. The server checks the values against its checkpoint.
 
     Attributes:
-        voice: a speaker of a CustomVoice checkpoint, such as "vivian".
+        voice: a speaker of a CustomVoice checkpoint, such as "vivian", or for Base checkpoints a voice the server stores.
         language: such as "english"; left out, the server finds it from the text.
         instruct: how to speak, in words; for VoiceDesign checkpoints a description of the voice.
         sampling: any of temperature, top_k, top_p, repetition_penalty, do_sample, subtalker_temperature, subtalker_top_k,
-            subtalker_top_p, subtalker_dosample, seed, max_frames, non_streaming_mode.
+            subtalker_top_p, subtalker_dosample, seed, max_frames, non_streaming_mode, chunk_policy.
         chunk_frames: frames (80 ms each) in the first, second, ... chunk; the last number repeats.
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
@@ -101,8 +105,8 @@ class Speech:
         return self.audio.size / self.sample_rate
 
 
-def build_request(model: str, text: str, **options: Unpack[RequestOptions]) -> service_pb2.ModelInferRequest:
-    """The wire message that asks `model` to speak `text`.
+def build_request(model: str, text: str, timeout: float | None = None, **options: Unpack[RequestOptions]) -> service_pb2.ModelInferRequest:
+    """The wire message that asks `model` to speak `text`; after `timeout` seconds the server gives it up, waiting or speaking.
 
     Raises:
         InvalidRequest: a value that cannot be put on the wire.
@@ -112,29 +116,26 @@ def build_request(model: str, text: str, **options: Unpack[RequestOptions]) -> s
     if unknown:
         raise TypeError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(RequestOptions.__annotations__)}")
     request = service_pb2.ModelInferRequest(model_name=model, id=options.get("request_id", ""))
-    _add_string(request, "text", text)
-    for name, value in (
-        ("voice", options.get("voice")),
-        ("language", options.get("language")),
-        ("instruct", options.get("instruct")),
-        ("reference_text", options.get("reference_text")),
-    ):
+    if timeout is not None:
+        request.parameters["timeout"].int64_param = max(1, round(timeout * MICROSECONDS))
+    add_string(request, "text", text)
+    for name, value in (("voice", options.get("voice")), ("language", options.get("language")), ("instruct", options.get("instruct"))):
         if value is not None:
-            _add_string(request, name, value)
-    reference_audio = options.get("reference_audio")
-    if reference_audio is not None:
-        _add_input(request, "reference_audio", "FP32", _mono_float32(reference_audio))
-    if options.get("reference_sample_rate") is not None:
-        _add_input(request, "reference_sample_rate", "INT32", np.array([options["reference_sample_rate"]], np.int32))
-    if options.get("x_vector_only") is not None:
-        _add_input(request, "x_vector_only", "BOOL", np.array([options["x_vector_only"]], np.bool_))
+            add_string(request, name, value)
+    add_reference(
+        request,
+        options.get("reference_audio"),
+        options.get("reference_sample_rate"),
+        options.get("reference_text"),
+        options.get("x_vector_only"),
+    )
     sampling = dict(options.get("sampling") or {})
     chunk_frames = options.get("chunk_frames")
     if chunk_frames is not None:
         sampling["chunk_frames"] = list(chunk_frames)
     if sampling:
         try:
-            _add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False))
+            add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise InvalidRequest(f"sampling: {error}; give finite numbers, true, false or None", field="sampling") from None
     return request
@@ -151,8 +152,10 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
     result = response.infer_response
     raw = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
     try:
-        error, finish_reason = _string(raw["error"]), _string(raw["finish_reason"])
+        error, finish_reason = read_string(raw["error"]), read_string(raw["finish_reason"])
         if finish_reason == "error":
+            if error.startswith(DEADLINE_CODE):
+                raise RequestTimeout(f"the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
             raise StreamFailed(error or "the server ended the stream with an error and no reason", chunks_received=chunks_received)
         return AudioChunk(
             # frombuffer gives a read-only view of the message; callers may want to write, and the copy is some 60 kB
@@ -167,34 +170,3 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
             f"model {result.model_name!r} gave no output {missing}",
             hint="is it the ensemble qwen3_tts of this project, of the same version?",
         ) from None
-
-
-def _add_input(request: service_pb2.ModelInferRequest, name: str, datatype: str, values: npt.NDArray[Any]) -> None:
-    request.inputs.add(name=name, datatype=datatype, shape=values.shape)
-    request.raw_input_contents.append(values.tobytes())
-
-
-def _add_string(request: service_pb2.ModelInferRequest, name: str, value: str) -> None:
-    """Append a BYTES input of shape [1]: on the wire, 4 bytes of length and the UTF-8 text."""
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)
-    try:
-        encoded = value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{name}: is not valid Unicode (a lone surrogate); give text that UTF-8 can hold", field=name) from None
-    request.inputs.add(name=name, datatype="BYTES", shape=[1])
-    request.raw_input_contents.append(len(encoded).to_bytes(4, "little") + encoded)
-
-
-def _mono_float32(audio: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    audio = np.asarray(audio)
-    if audio.ndim != 1 or audio.dtype.kind != "f":
-        raise InvalidRequest(
-            f"reference_audio: {audio.dtype} of shape {audio.shape} is not allowed; give floats of shape [samples] (mono, -1 to 1)",
-            field="reference_audio",
-        )
-    return audio.astype("<f4")
-
-
-def _string(raw: bytes) -> str:
-    return raw[4:].decode("utf-8")

@@ -1,0 +1,36 @@
+"""How the command line ends when something goes wrong: the exit codes, and one line with a hint on standard error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from qwen3_tts_client.errors import Qwen3TTSClientError
+
+EXIT_STREAM_FAILED = 1
+EXIT_INVALID = 2  # also typer's own code for a bad option
+EXIT_UNAVAILABLE = 3
+EXIT_OVERLOADED = 4
+EXIT_TIMEOUT = 5
+EXIT_INTERRUPTED = 130
+
+
+def exit_code(error: Qwen3TTSClientError) -> int:
+    """What the command ends with for `error`."""
+    from qwen3_tts_client import errors
+
+    codes = {
+        errors.InvalidRequest: EXIT_INVALID,
+        errors.ServerUnavailable: EXIT_UNAVAILABLE,
+        errors.ServerOverloaded: EXIT_OVERLOADED,
+        errors.RequestTimeout: EXIT_TIMEOUT,
+    }
+    return codes.get(type(error), EXIT_STREAM_FAILED)
+
+
+def failed(code: int, message: str, hint: str = "") -> typer.Exit:
+    """Say what went wrong, in a line and a hint on standard error; return what ends the command with `code`."""
+    typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
+    return typer.Exit(code)

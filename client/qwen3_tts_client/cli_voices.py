@@ -1,0 +1,188 @@
+"""The commands `qwen3-tts voices ..`: list, show, add, remove."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen3_tts_client import DEFAULT_URL
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, exit_code, failed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from qwen3_tts_client.client import Client
+    from qwen3_tts_client.voices import Voice
+
+# "\b" keeps the lines of a paragraph as they are.
+EPILOG = """
+Examples:
+
+\b
+  # keep a voice: a few seconds of clean speech, and the words said in it
+  qwen3-tts voices add anna anna.wav --text "Good morning to you." \\
+      --consent "Anna B., by mail"
+\b
+  # speak with it
+  qwen3-tts say "Nice to meet you." --voice anna --model qwen3_tts_base
+\b
+  # names only, for a script
+  qwen3-tts voices list --json | jq -r '.voices[].name'
+
+The server keeps what its model needs of a voice (not the recording), the text and the consent, in the folder of its option
+voice_store. Get the consent of the person whose voice it is.
+
+\b
+Exit codes:
+  0    done
+  2    the server refuses it, an option is wrong, or FILE cannot be read
+  3    no server answers, or its model is not ready
+  4    the server is overloaded
+  5    the timeout passed
+"""
+
+app = typer.Typer(
+    name="voices",
+    help="Voices of the server: those built in, and those it stores. Stored ones need a Base checkpoint.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Url = Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")]
+Timeout = Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the voice, in any case.")]
+
+
+@app.command("list")
+def list_voices(url: Url = DEFAULT_URL, timeout: Timeout = None, as_json: AsJson = False) -> None:
+    """List every voice: its name, where it comes from, and the models that speak with it."""
+    from rich.table import Table
+
+    with _server(url) as client:
+        found = client.voices.list(timeout=timeout)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    table = Table("name", "source", "models", "kind", "seconds", "added", box=None, header_style="bold", pad_edge=False)
+    for voice in found.voices:
+        seconds = "" if voice.reference_seconds is None else f"{voice.reference_seconds:.1f}"
+        cells = (voice.name, voice.source, " ".join(voice.models), _kind(voice), seconds, (voice.created or "")[:10])
+        table.add_row(*map(_text, cells))
+    _print(table)
+    for name, reason in found.refused.items():
+        typer.echo(_plain(f"refused: {name}: {reason}"), err=True)
+    if not found.has_store:
+        typer.echo("hint: this server stores no voices; start it with --option voice_store=FOLDER", err=True)
+
+
+@app.command()
+def show(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None, as_json: AsJson = False) -> None:
+    """Show all that is known of one voice, consent and text included."""
+    with _server(url) as client:
+        voice = client.voices.show(name, timeout=timeout)
+    _show(voice, as_json)
+
+
+@app.command(epilog=EPILOG)
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters a-z, digits, - _ and dots; 64 at most.")],
+    recording: Annotated[Path, typer.Argument(metavar="FILE", help="Recording of the voice: WAV, FLAC, MP3, OGG, .. at any rate.")],
+    consent: Annotated[str, typer.Option(metavar="TEXT", help="Who agreed that this voice is cloned; kept with the voice.")],
+    text: Annotated[str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")] = None,
+    x_vector_only: Annotated[
+        bool, typer.Option("--x-vector-only", help="Clone the timbre alone: needs no text, is less like the speaker.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Model it is for. [default: the first Base one]")] = None,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store the voice of a recording under a name."""
+    from qwen3_tts_client.recording import Recording
+
+    try:
+        clip = Recording.read(recording)
+    except OSError as error:
+        raise failed(EXIT_INVALID, f"{recording}: {error.strerror or error}") from None
+    with _server(url) as client:
+        voice = client.voices.add(
+            name,
+            clip.audio,
+            clip.sample_rate,
+            consent=consent,
+            text=text,
+            x_vector_only=x_vector_only or None,
+            model=model,
+            timeout=timeout,
+        )
+    _show(voice, as_json)
+
+
+@app.command()
+def remove(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None) -> None:
+    """Delete a stored voice. There is no way back."""
+    with _server(url) as client:
+        client.voices.remove(name, timeout=timeout)
+    typer.echo(f"removed {_plain(name.lower())}")
+
+
+@contextmanager
+def _server(url: str) -> Iterator[Client]:
+    """A client whose errors end the command."""
+    from qwen3_tts_client.client import Client
+    from qwen3_tts_client.errors import Qwen3TTSClientError
+
+    try:
+        with Client(url) as client:
+            yield client
+    except Qwen3TTSClientError as error:
+        raise failed(exit_code(error), error.message, error.hint) from None
+    except KeyboardInterrupt:
+        raise failed(EXIT_INTERRUPTED, "interrupted") from None
+
+
+def _show(voice: Voice, as_json: bool) -> None:
+    from rich.table import Table
+
+    facts = {name: value for name, value in asdict(voice).items() if value is not None}
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _text(" ".join(value) if isinstance(value, tuple) else str(value)))
+    _print(table)
+
+
+def _kind(voice: Voice) -> str:
+    return {None: "", True: "timbre", False: "in context"}[voice.x_vector_only]
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=False).print(table)
+
+
+def _plain(text: str) -> str:
+    """Text of a server, without what could steer the terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _text(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(_plain(text), overflow="fold")

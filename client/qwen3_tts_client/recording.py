@@ -1,0 +1,37 @@
+"""A recording read from a file, as a reference goes to the server: mono floats at the file's own rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Audio of a file.
+
+    Attributes:
+        audio: float32 [samples], mono, -1 to 1.
+        sample_rate: in Hz.
+    """
+
+    audio: npt.NDArray[np.float32]
+    sample_rate: int
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recording:
+        """Read any format libsndfile knows; channels are averaged.
+
+        Raises:
+            OSError: there is no such file, or it holds no audio that can be read.
+        """
+        try:
+            with open(path, "rb") as file:
+                samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise OSError(error.error_string) from None
+        return cls(samples.mean(axis=1), int(rate))

@@ -1,0 +1,201 @@
+"""Voices of a server: those built into its checkpoints and those it stores, through its control model `voices`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2
+
+from qwen3_tts_client.errors import Qwen3TTSClientError, error_from_rpc
+from qwen3_tts_client.wire import add_reference, add_string, read_string
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import service_pb2_grpc
+
+MODEL = "voices"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """One voice. What a built-in speaker has not is None; what only `show` tells is None in a list.
+
+    Attributes:
+        name: what `voice` of a request calls it.
+        source: "built-in" or "stored".
+        models: ensembles that speak with it.
+        created: date and time, UTC, ISO 8601.
+        made_by: the checkpoint that encoded it.
+        x_vector_only: only its timbre is cloned; else its reference is continued, in context.
+        reference_seconds, reference_sample_rate: of the recording it was made from.
+        reference_text, consent: as they were given; only from `show`.
+    """
+
+    name: str
+    source: str
+    models: tuple[str, ...]
+    created: str | None = None
+    made_by: str | None = None
+    x_vector_only: bool | None = None
+    reference_seconds: float | None = None
+    reference_sample_rate: int | None = None
+    reference_text: str | None = None
+    consent: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Voice:
+        """The voice the server describes; fields this client does not know are left out."""
+        known = {spec.name: values[spec.name] for spec in fields(cls) if spec.name in values}
+        return cls(**known | {"models": tuple(values["models"])})
+
+
+@dataclass(frozen=True)
+class VoiceList:
+    """All voices of a server.
+
+    Attributes:
+        voices: built-in ones first.
+        refused: by name, why a stored voice cannot be used.
+        has_store: whether voices can be stored.
+    """
+
+    voices: tuple[Voice, ...]
+    refused: Mapping[str, str]
+    has_store: bool
+
+
+class Voices:
+    """The voices of one server; `Client.voices`.
+
+    Every method raises InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed or RequestTimeout; see
+    qwen3_tts_client.errors. `timeout` is in seconds; None: no limit.
+    """
+
+    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str) -> None:
+        self._stub, self._url = stub, url
+
+    def list(self, *, timeout: float | None = None) -> VoiceList:
+        """Every voice, without consent and texts."""
+        return _voice_list(self._ask(_request("list"), timeout))
+
+    def show(self, name: str, *, timeout: float | None = None) -> Voice:
+        """All that is known of one voice."""
+        return Voice.from_json(self._ask(_request("show", name), timeout))
+
+    def add(
+        self,
+        name: str,
+        audio: npt.NDArray[np.floating[Any]],
+        sample_rate: int,
+        *,
+        consent: str,
+        text: str | None = None,
+        x_vector_only: bool | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> Voice:
+        """Store the voice of a recording; the recording itself is not kept.
+
+        Args:
+            name: letters a-z, digits, -, _ and dots, 64 at most; upper case is made lower.
+            audio: float [samples], mono, -1 to 1.
+            sample_rate: in Hz.
+            consent: who agreed that this voice is cloned; kept with it.
+            text: what is said in the recording; needed unless `x_vector_only`.
+            x_vector_only: clone the timbre alone.
+            model: the ensemble it is for; None: the first of a base checkpoint.
+        """
+        request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)
+        return Voice.from_json(self._ask(request, timeout))
+
+    def remove(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a stored voice."""
+        self._ask(_request("remove", name), timeout)
+
+    def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
+        try:
+            return _result(self._stub.ModelInfer(request, timeout=timeout))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self._url, 0) from None
+
+
+class AsyncVoices:
+    """Voices for asyncio; `AsyncClient.voices`. Arguments, results and errors are those of Voices."""
+
+    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str) -> None:
+        self._stub, self._url = stub, url
+
+    async def list(self, *, timeout: float | None = None) -> VoiceList:
+        """As Voices.list."""
+        return _voice_list(await self._ask(_request("list"), timeout))
+
+    async def show(self, name: str, *, timeout: float | None = None) -> Voice:
+        """As Voices.show."""
+        return Voice.from_json(await self._ask(_request("show", name), timeout))
+
+    async def add(
+        self,
+        name: str,
+        audio: npt.NDArray[np.floating[Any]],
+        sample_rate: int,
+        *,
+        consent: str,
+        text: str | None = None,
+        x_vector_only: bool | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> Voice:
+        """As Voices.add."""
+        request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)
+        return Voice.from_json(await self._ask(request, timeout))
+
+    async def remove(self, name: str, *, timeout: float | None = None) -> None:
+        """As Voices.remove."""
+        await self._ask(_request("remove", name), timeout)
+
+    async def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
+        try:
+            return _result(await self._stub.ModelInfer(request, timeout=timeout))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self._url, 0) from None
+
+
+def _request(action: str, name: str | None = None) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    add_string(request, "action", action)
+    if name is not None:
+        add_string(request, "name", name)
+    return request
+
+
+def _addition(
+    name: str,
+    audio: npt.NDArray[np.floating[Any]],
+    sample_rate: int,
+    consent: str,
+    text: str | None,
+    x_vector_only: bool | None,
+    model: str | None,
+) -> service_pb2.ModelInferRequest:
+    request = _request("add", name)
+    add_string(request, "consent", consent)
+    if model is not None:
+        add_string(request, "model", model)
+    add_reference(request, audio, sample_rate, text, x_vector_only)
+    return request
+
+
+def _result(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
+    if not response.raw_output_contents:
+        raise Qwen3TTSClientError(f"model {response.model_name!r} gave no output", hint="is it of this project, of the same version?")
+    result: dict[str, Any] = json.loads(read_string(response.raw_output_contents[0]))
+    return result
+
+
+def _voice_list(result: Mapping[str, Any]) -> VoiceList:
+    return VoiceList(tuple(Voice.from_json(values) for values in result["voices"]), result["refused"], result["has_store"])
