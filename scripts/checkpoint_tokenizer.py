@@ -1,13 +1,14 @@
-"""The byte-level BPE tokenizer of random-weight checkpoints, in the files Qwen2TokenizerFast reads.
+"""A byte-level BPE tokenizer for a checkpoint of ours, in the files Qwen2TokenizerFast reads.
 
-It is trained on the text below, so it needs no download. Two properties are relied on elsewhere: "assistant", "user"
-and a newline are one token each (the prompt code cuts the role and the tail by token count), and no token joins a
-newline with anything else, so a text that starts with newlines cannot change those counts.
+It is trained on the text below, or on text it is given, so it needs no download. Two properties are relied on elsewhere:
+"assistant", "user" and a newline are one token each (the prompt code cuts the role and the tail by token count), and no token
+joins a newline with anything else, so a text that starts with newlines cannot change those counts.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -35,8 +36,15 @@ Speak slowly and with a warm, low voice. Speak quickly, like a happy young woman
 """
 
 
-def write_tokenizer(folder: Path, first_special: int) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json; `first_special` is the id of <|endoftext|>."""
+def write_tokenizer(folder: Path, first_special: int, texts: Sequence[str] = (), vocab_size: int = BPE_VOCAB) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json.
+
+    Args:
+        folder: where to.
+        first_special: the id of <|endoftext|>.
+        texts: what to train on instead of the text of this file.
+        vocab_size: ordinary tokens, the 256 bytes included.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -45,22 +53,23 @@ def write_tokenizer(folder: Path, first_special: int) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    trainer = trainers.BpeTrainer(vocab_size=BPE_VOCAB, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     # Many times, so that each becomes one token without a leading space. The last one tells apart the two patterns that
     # transformers may split with (fix_mistral_regex): only Qwen2's own keeps a capital inside a word together.
-    tokenizer.train_from_iterator(["assistant", "user", "iPhone"] * 50 + _TRAINING_TEXT.splitlines(), trainer)
+    lines = list(texts) or _TRAINING_TEXT.splitlines()
+    tokenizer.train_from_iterator(["assistant", "user", "iPhone"] * max(50, len(lines)) + lines, trainer)
 
     vocab: dict[str, int] = tokenizer.get_vocab()
-    if len(vocab) != BPE_VOCAB:
-        raise RuntimeError(f"the training text gave {len(vocab)} tokens, {BPE_VOCAB} are wanted")
+    if len(vocab) != vocab_size:
+        raise RuntimeError(f"the training text gave {len(vocab)} tokens, {vocab_size} are wanted")
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     # A fast tokenizer numbers added tokens by counting, so published ids need a vocabulary without gaps below them.
-    vocab |= {f"<|unused_{i}|>": i for i in range(BPE_VOCAB, first_special)}
+    vocab |= {f"<|unused_{i}|>": i for i in range(vocab_size, first_special)}
 
     ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))
     (folder / "vocab.json").write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2"] + [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    merge_lines = ["#version: 0.2"] + [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    (folder / "merges.txt").write_text("\n".join(merge_lines) + "\n", encoding="utf-8")
     added = {
         str(first_special + i): {
             "content": token,

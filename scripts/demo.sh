@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Install, serve a checkpoint with Triton, speak one sentence chunk by chunk into demo.wav, and shut everything down.
 #
-#   scripts/demo.sh                                                    a tiny random-weight checkpoint, on the CPU
+#   scripts/demo.sh                                                    the small voice of this repository, on the CPU
 #   MODEL=/models/Qwen3-TTS-12Hz-1.7B-CustomVoice scripts/demo.sh      real weights, on the first GPU (else the CPU)
 #
-# TEXT    what to say            VOICE   speaker of a CustomVoice checkpoint (default: vivian)
+# TEXT    what to say            VOICE   speaker of a CustomVoice checkpoint (default: its first)
 # DEVICE  as in serve.py         VENV    virtual environment (default: .venv); see install.sh for what else can be set
 set -euo pipefail
 if [[ -n ${MODEL:-} ]]; then
@@ -45,7 +45,15 @@ VENV=$venv scripts/install.sh run
 export PATH="$venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 mkdir -p "$work"
 
-if [[ -z ${MODEL:-} ]]; then
+voice=scripts/voice_in_the_box/checkpoint
+if [[ -n ${MODEL:-} ]]; then
+    model=$MODEL
+    device=${DEVICE:-auto}
+elif [[ -f $voice/model.safetensors ]]; then
+    model=$voice
+    device=${DEVICE:-cpu}
+    echo "NOTE: this is the voice in the box, a small checkpoint trained on synthetic speech; MODEL=/path/to/checkpoint speaks with another"
+else
     # Named by the scripts that write it, so that editing them makes a new one.
     model=$work/checkpoint-$(cat scripts/make_checkpoint.py scripts/checkpoint_*.py | sha256sum | cut -c1-12)
     if [[ ! -d $model ]]; then
@@ -55,9 +63,6 @@ if [[ -z ${MODEL:-} ]]; then
     fi
     device=${DEVICE:-cpu}
     echo "NOTE: this checkpoint has random weights, so the audio is noise; set MODEL=/path/to/checkpoint to hear speech"
-else
-    model=$MODEL
-    device=${DEVICE:-auto}
 fi
 
 # Emptied here: the server's own redirection comes too late to keep the loop below from reading the ports of an earlier run.
@@ -72,10 +77,8 @@ until grpc_port=$(sed -n 's/^http .*, grpc \([0-9]*\),.*/\1/p' "$server_output")
     sleep 0.2
 done
 
-say=(qwen3-tts say "$text" --output demo.wav --url "localhost:$grpc_port" --seed 1 --chunks)
-if grep -q '"tts_model_type": *"custom_voice"' "$model/config.json"; then
-    say+=(--voice "${VOICE:-vivian}")
-fi
+say=(qwen3-tts say "$text" --output demo.wav --url "localhost:$grpc_port" --seed 9 --chunks)
+[[ -z ${VOICE:-} ]] || say+=(--voice "$VOICE")
 echo "speaking: $text"
 "${say[@]}"
 echo "stopping the server"

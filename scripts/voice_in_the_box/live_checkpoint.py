@@ -1,0 +1,91 @@
+"""A checkpoint whose weights are being trained: the engine's own modules read it, and gradients flow back to it.
+
+The engine folds constants at load (codebooks with their projections, LayerScale, packed qkv), in plain differentiable torch. So
+training builds the engine's modules anew in each step from the live weights, and there is no second implementation that could
+disagree with the one that serves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from checkpoint_shapes import Config
+from checkpoint_tokenizer import write_tokenizer
+from engine_lib.checkpoint import Checkpoint, Weights
+from make_checkpoint import FEATURE_EXTRACTOR
+from voice_in_the_box.sentences import Sentences
+from voice_in_the_box.shapes import BPE_VOCAB
+
+TOKENIZER_SEED, TOKENIZER_SENTENCES = 1, 4000
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class LiveWeights(Weights):
+    """Weights in memory instead of in a file; what is taken shares their gradient."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def names(self) -> list[str]:
+        """See Weights."""
+        return sorted(self._tensors)
+
+    def take(self, name: str, shape: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """See Weights; a wrong shape is a mistake in the recipe."""
+        tensor = self._tensors[name]
+        assert tuple(tensor.shape) == tuple(shape), (name, tuple(tensor.shape), tuple(shape))
+        return tensor.to(device=device, dtype=dtype)
+
+
+class LiveCheckpoint(Checkpoint):
+    """The configs and the tokenizer of a folder, with weights in memory."""
+
+    def __init__(self, path: Path, talker: Tensors, codec: Tensors) -> None:
+        super().__init__(path)
+        self._talker, self._codec = LiveWeights(talker), LiveWeights(codec)
+
+    def weights(self) -> Weights:
+        """See Checkpoint."""
+        return self._talker
+
+    def speech_tokenizer_weights(self) -> Weights:
+        """See Checkpoint."""
+        return self._codec
+
+
+def write_configs(folder: Path, configs: Mapping[str, Config]) -> None:
+    """Write everything of the checkpoint but its weights."""
+    (folder / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", configs["config"])
+    _write_json(folder / "generation_config.json", configs["generation_config"])
+    _write_json(folder / "speech_tokenizer" / "config.json", configs["speech_tokenizer"])
+    _write_json(folder / "speech_tokenizer" / "preprocessor_config.json", FEATURE_EXTRACTOR)
+    sentences = iter(Sentences(TOKENIZER_SEED))
+    write_tokenizer(folder, BPE_VOCAB, [next(sentences) for _ in range(TOKENIZER_SENTENCES)], BPE_VOCAB)
+
+
+def write_weights(folder: Path, talker: Tensors, codec: Tensors) -> None:
+    """Write both weight files in float16, which holds these small numbers to three digits and a half."""
+    codec = dict(codec)
+    for name in [name for name in codec if name.endswith("cluster_usage")]:
+        # The sums grow with the batch; the entries themselves, each used once, fit a half.
+        total = name.replace("cluster_usage", "embedding_sum")
+        codec[total] = codec[total] / codec[name].clamp(min=1e-5)[:, None]
+        codec[name] = torch.ones_like(codec[name])
+    for tensors, file in ((talker, folder / "model.safetensors"), (codec, folder / "speech_tokenizer" / "model.safetensors")):
+        halves = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
+        broken = [name for name, tensor in halves.items() if not tensor.isfinite().all()]
+        if broken:
+            raise ValueError(f"not finite in float16: {', '.join(broken)}")
+        save_file(halves, file, metadata={"format": "pt"})
+        file.chmod(0o644)
+
+
+def _write_json(path: Path, value: Config) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Is it the right sentence? The reference that sounds nearest, by mel cepstra under dynamic time warping (Sakoe and Chiba 1978)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from voice_in_the_box.codec_model import LogMel
+from voice_in_the_box.speech import Audio
+
+Cepstra = npt.NDArray[np.float32]
+
+HOP, WINDOW, MELS = 480, 1024, 40  # 20 ms at 24 kHz
+COEFFICIENTS = 13  # without the first, which is loudness
+
+
+def cepstra(audio: Audio) -> Cepstra:
+    """Mel cepstra [frames, COEFFICIENTS], 50 a second, with the utterance's mean taken off."""
+    filled = np.pad(audio, (0, max(0, WINDOW - len(audio))))
+    log_mel = LogMel(HOP, WINDOW, MELS)(torch.from_numpy(filled)[None])[0].numpy()
+    k, n = np.arange(1, COEFFICIENTS + 1)[:, None], np.arange(MELS)
+    coefficients = np.cos(np.pi * k * (2 * n + 1) / (2 * MELS)) @ log_mel * np.sqrt(2 / MELS)
+    centred: Cepstra = (coefficients - coefficients.mean(1, keepdims=True)).T.astype(np.float32)
+    return centred
+
+
+def distances(query: Cepstra, references: Sequence[Cepstra]) -> npt.NDArray[np.float64]:
+    """Warped distance of `query` to each reference, mean cost a step, [references].
+
+    All references are warped at once, one antidiagonal of the cost matrices after the other.
+    """
+    n, lengths = len(query), np.array([len(reference) for reference in references])
+    width = int(lengths.max())
+    costs = np.full((len(references), n, width), np.inf, np.float32)
+    for i, reference in enumerate(references):
+        square = (query**2).sum(1)[:, None] + (reference**2).sum(1) - 2 * query @ reference.T
+        costs[i, :, : len(reference)] = np.sqrt(np.maximum(square, 0))
+    # Cell (i, j) is column i + 1 of diagonal i + j; the column before the first holds what lies outside.
+    outside = np.full((len(references), n + 1), np.inf)
+    previous, last = outside.copy(), outside.copy()
+    totals = np.empty(len(references))
+    for diagonal in range(n + width - 1):
+        first, stop = max(0, diagonal - width + 1), min(n, diagonal + 1)
+        rows = np.arange(first, stop)
+        step = np.minimum(np.minimum(last[:, rows], last[:, rows + 1]), previous[:, rows])  # from above, from the left, from both
+        if diagonal == 0:
+            step = np.zeros_like(step)
+        current = outside.copy()
+        current[:, rows + 1] = step + costs[:, rows, diagonal - rows]
+        ended = lengths + n - 2 == diagonal
+        totals[ended] = current[ended, n]
+        previous, last = last, current
+    return totals / (n + lengths)
+
+
+def nearest(query: Audio, references: Sequence[Cepstra]) -> int:
+    """Index of the reference that sounds most like `query`."""
+    return int(distances(cepstra(query), references).argmin())

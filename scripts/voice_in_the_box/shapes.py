@@ -1,0 +1,119 @@
+"""The checkpoint's shapes: the published architecture at a size that fits a repository, 12 MB in float16.
+
+Names and shapes of the tensors come from checkpoint_tensors.py, which derives them from these configs, so that training, export
+and the engine cannot disagree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from checkpoint_shapes import Config, build_configs
+from checkpoint_tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
+from voice_in_the_box.speech import SPEAKERS
+
+BPE_VOCAB = 448  # 256 bytes and 192 merges: a token is a letter group, so text and sound advance together
+CODEBOOK_SIZE = 128
+
+# The codec vocabulary ends with 1024 ids that are never spoken: tags, language, speakers, EOS.
+_FIRST_TAG = CODEBOOK_SIZE
+_TAGS = (
+    "codec_pad_id",
+    "codec_bos_id",
+    "codec_eos_token_id",
+    "codec_think_id",
+    "codec_nothink_id",
+    "codec_think_bos_id",
+    "codec_think_eos_id",
+)
+
+_TALKER = {
+    "hidden_size": 192,
+    "intermediate_size": 448,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "rope_theta": 10000,
+    "max_position_embeddings": 4096,
+    "text_hidden_size": 128,
+    "vocab_size": CODEBOOK_SIZE + 1024,
+}
+_PREDICTOR = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rope_theta": 10000,
+    "vocab_size": CODEBOOK_SIZE,
+}
+_CODEC = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "codebook_size": CODEBOOK_SIZE,
+    "codebook_dim": 128,
+    "latent_dim": 128,
+    "decoder_dim": 192,
+}
+# For those who train on a CPU to see whether the recipe works at all.
+_SMOKE = {
+    "config": {"talker_config.num_hidden_layers": 2, "talker_config.code_predictor_config.num_hidden_layers": 1},
+    "codec": {"decoder_dim": 64, "num_hidden_layers": 1, "latent_dim": 64},
+}
+# What generation_config.json says; the model is sure of itself, so little noise is wanted.
+_GENERATION = {"temperature": 0.7, "repetition_penalty": 1.0, "subtalker_temperature": 0.7}
+
+
+def configs(*, smoke: bool = False) -> dict[str, Config]:
+    """`config`, `generation_config` and `speech_tokenizer` of the checkpoint."""
+    overrides: dict[str, Any] = {f"talker_config.{name}": value for name, value in _TALKER.items()}
+    overrides |= {f"talker_config.code_predictor_config.{name}": value for name, value in _PREDICTOR.items()}
+    overrides |= {f"speech_tokenizer.decoder_config.{name}": value for name, value in _CODEC.items()}
+    overrides |= {f"generation_config.{name}": value for name, value in _GENERATION.items()}
+    overrides |= {f"talker_config.{name}": _FIRST_TAG + i for i, name in enumerate(_TAGS)}
+    first_speaker = _FIRST_TAG + len(_TAGS) + 1
+    overrides |= {
+        "talker_config.codec_language_id": {"english": first_speaker - 1},
+        "talker_config.spk_id": {name: first_speaker + i for i, name in enumerate(SPEAKERS)},
+        "talker_config.spk_is_dialect": dict.fromkeys(SPEAKERS, False),
+    }
+    if smoke:
+        overrides |= _SMOKE["config"]
+        overrides |= {f"speech_tokenizer.decoder_config.{name}": value for name, value in _SMOKE["codec"].items()}
+    return build_configs("tiny", "custom_voice", overrides, bpe_vocab=BPE_VOCAB)
+
+
+def talker_specs(config: dict[str, Config]) -> list[TensorSpec]:
+    """Tensors of model.safetensors."""
+    return list(talker_tensors(config["config"]))
+
+
+def codec_specs(config: dict[str, Config]) -> list[TensorSpec]:
+    """Tensors of speech_tokenizer/model.safetensors: the decoder alone, for nothing here reads an encoder."""
+    return [spec for spec in speech_tokenizer_tensors(config["speech_tokenizer"]) if spec.name.startswith("decoder.")]
+
+
+def initial_weights(specs: list[TensorSpec], seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Weights to start training from, float32: norms pass, biases are zero, residual branches and logits start small."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for spec in specs:
+        value = torch.randn(spec.shape, generator=generator) * spec.scale
+        if spec.name.endswith((".bias", ".alpha", ".beta")) or "_codebook" in spec.name:
+            value.zero_()  # an unused codebook entry is moved to where the data is
+        elif len(spec.shape) == 1:
+            value = torch.full(spec.shape, round(spec.mean, 1))
+        elif "head" in spec.name:
+            value *= 0.1
+        elif spec.name.endswith(("o_proj.weight", "down_proj.weight")) or "codec_embedding" in spec.name:
+            value *= 0.3
+        weights[spec.name] = value.to(device)
+    return weights

@@ -1,0 +1,99 @@
+"""espeak-ng in this process: text to samples, with the library and the data that the wheel espeakng-loader brings.
+
+espeak-ng is the teacher of the voice in the box: it renders what the model learns to say, and what evaluate.py compares with.
+It keeps its state in globals, so a process uses one `Espeak` from one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import espeakng_loader
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+Audio = npt.NDArray[np.float32]
+
+SAMPLE_RATE = 24000
+SAMPLES_PER_FRAME = 1920
+# Silence around speech is cut to this. What comes before lets a model that is fed a text row a frame see a word ahead.
+LEAD_SECONDS, TAIL_SECONDS = 0.16, 0.16
+SILENCE = 0.01  # of full scale
+
+_SYNCHRONOUS, _CHARS_UTF8, _RATE, _PITCH, _POSITION_CHARACTER = 2, 1, 1, 3, 1
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One speaker of the checkpoint.
+
+    Attributes:
+        voice: espeak-ng's name of its voice and variant.
+        rate: words a minute.
+        pitch: 0 to 100.
+    """
+
+    voice: str
+    rate: int
+    pitch: int
+
+
+SPEAKERS = {"ada": Speaker("en-us+f2", 160, 50), "ben": Speaker("en-us+adam", 155, 50)}
+
+
+class Espeak:
+    """The synthesiser."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+        if self._rate <= 0:
+            raise RuntimeError(f"espeak-ng does not start with the data in {espeakng_loader.get_data_path()}: code {self._rate}")
+        self._pieces: list[npt.NDArray[np.int16]] = []
+        self._callback = _Callback(self._on_samples)  # kept alive here; C holds only a pointer
+        self._library.espeak_SetSynthCallback(self._callback)
+        self._speaker: str | None = None
+
+    def speak(self, text: str, speaker: str) -> Audio:
+        """Samples of `text` at SAMPLE_RATE in -1..1, the silence around them cut, filled up to whole frames."""
+        return _framed(soxr.resample(self.raw(text, speaker), self._rate, SAMPLE_RATE))
+
+    def raw(self, text: str, speaker: str) -> Audio:
+        """Samples as espeak-ng gives them, at its own rate."""
+        if speaker != self._speaker:
+            self._choose(speaker)
+        self._pieces.clear()
+        encoded = text.encode()
+        code = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
+        if code != 0 or not self._pieces:
+            raise RuntimeError(f"espeak-ng said nothing: code {code}")
+        return np.concatenate(self._pieces).astype(np.float32) / 32768
+
+    def _choose(self, speaker: str) -> None:
+        chosen = SPEAKERS[speaker]
+        codes = [
+            self._library.espeak_SetVoiceByName(chosen.voice.encode()),
+            self._library.espeak_SetParameter(_RATE, chosen.rate, 0),
+            self._library.espeak_SetParameter(_PITCH, chosen.pitch, 0),
+        ]
+        if any(codes):
+            raise RuntimeError(f"espeak-ng refuses {chosen}: codes {codes}")
+        self._speaker = speaker
+
+    def _on_samples(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: object) -> int:
+        if samples and count:
+            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+
+def _framed(audio: Audio) -> Audio:
+    loud = np.flatnonzero(np.abs(audio) > SILENCE)
+    first, last = (loud[0], loud[-1] + 1) if len(loud) else (0, 0)
+    lead, tail = round(LEAD_SECONDS * SAMPLE_RATE), round(TAIL_SECONDS * SAMPLE_RATE)
+    length = -(-(lead + last - first + tail) // SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME
+    framed = np.zeros(length, np.float32)
+    framed[lead : lead + last - first] = audio[first:last]
+    return framed
