@@ -1,14 +1,18 @@
 """Measure the real server through the real client: first audio, gaps, underruns and throughput against streams and against rate.
 
-    python scripts/bench_server.py --size 1.7b --output bench_server.json --plot bench_server.png
+    python scripts/bench_server.py --mps --output bench_server.json --plot bench_server.png
     python scripts/bench_server.py --size tiny --device cpu --streams 1 2 --rates 1 --seconds 3
 
 A server is started on a checkpoint of random weights (written once into --checkpoints; speed does not depend on them) or on --model;
---url measures one that runs, and the machine named is then the client's. The load is described in speech_load.py.
+--url measures one that runs, and the machine named is then the client's. The load is described in speech_load.py. The server decodes
+as many streams together as the largest load has, and at least 64, so that no stream of a closed loop waits for a place; to see them
+wait, set max_num_seqs and codec_slots with --option. --output is written anew after every point, the server's log stands beside it.
 
 first audio: from the call until the first chunk with samples is at the client, over the streams that got any. gap: between
 two chunks of a stream. underruns: streams with a chunk that came after the audio before it was played out, and all such chunks.
 audio-s/s: seconds of audio that arrived a second. cpu %: of one core, needed by the busiest client process.
+inside: step: from one decode step of the talker to the next; host: the part of it in which the host works; send: handing one response
+to the server; send wait: until its sender has time for it.
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -29,16 +35,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
+from benchmark_server import benchmark_server
 from benchmarking import command, machine, random_checkpoint, write_results
 from gpu_utilization import GpuUtilization
+from server_internals import inside_line, internals
 from server_peers import comparisons, peers_of
 from speech_load import Load, drive, summary
 
-from engine_lib.serving.server_process import TritonServer
-
-START_SECONDS = 300.0  # until the server must be ready
 LEAD_SECONDS = 0.2  # from handing a load to the client processes until it begins
 BUSY_CLIENT = 0.7  # of a core; above it the client's own time is in the figures
+MIN_SLOTS = 64
+LONGEST_SECONDS = 40.0  # of an open loop that waits for --fewest-requests
 
 COLUMNS = (
     f"{'load':>12} {'first audio p50':>15} {'p95':>7} {'p99':>7} {'gap p99 ms':>10} {'underruns':>10} {'audio-s/s':>9} "
@@ -50,20 +57,30 @@ def main() -> None:
     """Run the benchmark and print its table."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then, too
-    print(f"command: {command()}\n{machine()}", flush=True)
-    with _server(arguments) as (url, start), _clients(arguments.client_processes) as clients, GpuUtilization() as gpu:
-        print(f"{url}, {start['checkpoint']}" + (f"; ready in {start['ready_s']:.1f} s" if start["ready_s"] else ""))
+    points = _points(arguments)
+    shortest = sum(LEAD_SECONDS + arguments.warm_up + seconds for _, _, seconds in points)
+    print(f"command: {command()}\n{machine()}")
+    longest = shortest + len(points) * arguments.patience
+    print(f"{len(points)} points, {shortest:.0f} to {longest:.0f} s once the server is ready", flush=True)
+    results: list[dict[str, object]] = []
+
+    def add(result: dict[str, object]) -> None:
+        results.append(result)
+        if arguments.output:
+            write_results(arguments.output, results)
+
+    with _server(arguments) as server, _clients(arguments.client_processes) as clients, GpuUtilization() as gpu:
+        start = server.start
+        add(start)
+        print(f"{server.url}, {start['checkpoint']}" + (f"; ready in {start['ready_s']:.1f} s" if start["ready_s"] else ""))
         print(COLUMNS, flush=True)
-        results = [start]
-        for streams, rate in [(n, 0.0) for n in arguments.streams] + [(0, rate) for rate in arguments.rates]:
-            figures = _measure(clients, gpu, arguments, url, streams, rate)
-            results.append({"checkpoint": start["checkpoint"], "streams": streams, "rate": rate, **figures})
+        for streams, rate, seconds in points:
+            figures = _measure(clients, gpu, arguments, server, streams, rate, seconds)
+            add({"checkpoint": start["checkpoint"], "streams": streams, "rate": rate, **figures})
             print(_row(results[-1]), flush=True)
     peers = peers_of(start["size"])
     for line in comparisons(results, peers):
         print(line)
-    if arguments.output:
-        write_results(arguments.output, results)
     if arguments.plot:
         from server_plot import plot
 
@@ -79,17 +96,22 @@ def _arguments() -> argparse.Namespace:
         "--checkpoints", type=Path, default=Path("checkpoints"), help="where random checkpoints are written and found again"
     )
     parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
+    parser.add_argument("--mps", action="store_true", help="serve with a private MPS daemon, as serve.py --mps")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as of serve.py")
     parser.add_argument("--voice", default="vivian", help='speaker of a CustomVoice checkpoint; "" names none')
-    parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64], help="closed loops: streams at a time")
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64, 128], help="closed loops: streams at a time")
     parser.add_argument("--rates", type=float, nargs="*", default=[1, 10, 20, 40, 60], help="open loops: requests a second")
-    parser.add_argument("--seconds", type=float, default=10, help="measured at each point")
-    parser.add_argument("--warm-up", type=float, default=2, help="seconds of the same load before")
+    parser.add_argument("--seconds", type=float, default=15, help="measured at each point")
+    parser.add_argument(
+        "--fewest-requests", type=int, default=40, help=f"open loops of low rates are measured for so many, {LONGEST_SECONDS:g} s at most"
+    )
+    parser.add_argument("--warm-up", type=float, default=4, help="seconds of the same load before")
     parser.add_argument("--patience", type=float, default=10, help="seconds after which streams that still run are cut")
     parser.add_argument("--chunk-frames", type=int, nargs="+", help="frames in the first, second, ... chunk (default: the server's)")
-    parser.add_argument("--client-processes", type=int, default=1, help="processes that share the load")
+    default_processes = max(1, min(4, (os.cpu_count() or 1) // 4))
+    parser.add_argument("--client-processes", type=int, default=default_processes, help="processes that share the load")
     parser.add_argument("--seed", type=int, default=0, help="of texts, lengths, draws and arrivals")
-    parser.add_argument("--log-file", type=Path, help="where the server's output goes (default: a temporary file)")
+    parser.add_argument("--log-file", type=Path, help="where the server's output goes (default: beside --output)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw the figures into this file; needs matplotlib (the extra `bench`)")
     arguments = parser.parse_args()
@@ -99,31 +121,49 @@ def _arguments() -> argparse.Namespace:
     if any("=" not in option for option in arguments.option):
         parser.error(f"--option: {arguments.option} is not allowed; give NAME=VALUE")
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib")
+        parser.error("--plot needs matplotlib: pip install matplotlib; or draw it later from --output with server_plot.py")
+    if arguments.output and not arguments.log_file:
+        arguments.log_file = arguments.output.with_suffix(".log")
     return arguments
 
 
+def _points(arguments: argparse.Namespace) -> list[tuple[int, float, float]]:
+    """(streams, rate, seconds) of each point."""
+    closed = [(streams, 0.0, arguments.seconds) for streams in arguments.streams]
+    longest = max(arguments.seconds, LONGEST_SECONDS)
+    return closed + [(0, rate, min(max(arguments.seconds, arguments.fewest_requests / rate), longest)) for rate in arguments.rates]
+
+
+@dataclass(frozen=True)
+class _Server:
+    """The server to measure.
+
+    Attributes:
+        url: HOST:PORT of its gRPC port.
+        start: what is known of its start.
+        metrics: reads /metrics; "" where that is not known.
+    """
+
+    url: str
+    start: dict[str, object]
+    metrics: Callable[[], str]
+
+
 @contextmanager
-def _server(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
-    """The gRPC address of the server to measure, and what is known of its start; one that was started is stopped."""
+def _server(arguments: argparse.Namespace) -> Iterator[_Server]:
+    """The server to measure; one that was started is stopped."""
     if arguments.url:
-        yield arguments.url, {"checkpoint": "a running server", "size": None, "ready_s": None, "options": None}
+        start: dict[str, object] = {"checkpoint": "a running server", "size": None, "ready_s": None, "options": None}
+        yield _Server(arguments.url, start, lambda: "")
         return
     folder = (arguments.model or random_checkpoint(arguments.checkpoints, arguments.size)).resolve()
     size = json.loads((folder / "config.json").read_text()).get("tts_model_size")
-    options = {"device": arguments.device} | dict(option.split("=", 1) for option in arguments.option)
-    server = TritonServer(
-        options=options | {"model_path": str(folder)}, http_port=0, grpc_port=0, metrics_port=0, log_file=arguments.log_file
-    )
-    print(f"loading {folder.name}; the log is {server.log_file}", flush=True)
-    started = time.monotonic()
-    try:
-        server.start()
-        server.wait_ready(START_SECONDS)
-        ready = time.monotonic() - started
-        yield f"127.0.0.1:{server.grpc_port}", {"checkpoint": folder.name, "size": size, "ready_s": ready, "options": options}
-    finally:
-        server.stop()
+    slots = str(max([MIN_SLOTS, *arguments.streams]))
+    options = {"device": arguments.device, "max_num_seqs": slots, "codec_slots": slots}
+    options |= dict(option.split("=", 1) for option in arguments.option)
+    with benchmark_server(folder, options, mps=arguments.mps, log_file=arguments.log_file) as (server, ready):
+        start = {"checkpoint": folder.name, "size": size, "ready_s": ready, "options": options, "mps": arguments.mps}
+        yield _Server(f"127.0.0.1:{server.grpc_port}", start, server.metrics)
 
 
 @contextmanager
@@ -140,13 +180,15 @@ def _wait_for_all(started: Barrier) -> None:
     started.wait(timeout=120)
 
 
-def _measure(clients: Pool, gpu: GpuUtilization, arguments: argparse.Namespace, url: str, streams: int, rate: float) -> dict[str, object]:
+def _measure(
+    clients: Pool, gpu: GpuUtilization, arguments: argparse.Namespace, server: _Server, streams: int, rate: float, seconds: float
+) -> dict[str, object]:
     """Figures of one point."""
     begin = time.monotonic() + LEAD_SECONDS + arguments.warm_up
-    end = begin + arguments.seconds
+    end = begin + seconds
     loads = [
         Load(
-            url=url,
+            url=server.url,
             voice=arguments.voice or None,
             chunk_frames=tuple(arguments.chunk_frames) if arguments.chunk_frames else None,
             streams=streams,
@@ -161,9 +203,13 @@ def _measure(clients: Pool, gpu: GpuUtilization, arguments: argparse.Namespace, 
         )
         for index in range(arguments.client_processes)
     ]
-    limit = LEAD_SECONDS + arguments.warm_up + arguments.seconds + arguments.patience + 30
-    reports = clients.map_async(drive, loads, chunksize=1).get(limit)
-    return {**summary(reports, begin, end), "seconds": arguments.seconds, "gpu_utilization": gpu.mean(begin, end)}
+    driving = clients.map_async(drive, loads, chunksize=1)
+    driving.wait(end - time.monotonic())
+    inside: dict[str, float] = {}
+    with suppress(OSError):
+        inside = internals(server.metrics())  # while the load is on
+    reports = driving.get(arguments.patience + 30)
+    return {**summary(reports, begin, end), "seconds": seconds, "gpu_utilization": gpu.mean(begin, end), **inside}
 
 
 def _row(point: dict[str, object]) -> str:
@@ -180,6 +226,8 @@ def _row(point: dict[str, object]) -> str:
         f"{number('gap_p99_ms'):>10} {underruns:>10} {number('audio_seconds_per_second'):>9} {point['done']:>5} {point['refused']:>7} "
         f"{point['failed']:>6} {point['unfinished']:>4} {number('gpu_utilization', 0):>5} {number('client_cpu', 0, 100):>5}"
     )
+    if inside := inside_line(point):
+        row += f"\n{'':>12} {inside}"
     if point["first_error"]:
         row += f"\n{'':>12} the first failure: {point['first_error']}"
     if float(str(point["client_cpu"])) > BUSY_CLIENT:

@@ -27,10 +27,10 @@ def command() -> str:
     return " ".join(["python", *sys.argv])
 
 
-def random_checkpoint(folder: Path, size: str) -> Path:
+def random_checkpoint(folder: Path, size: str, kind: str = "custom_voice") -> Path:
     """A checkpoint of random weights of the published `size`, written into `folder` unless it is there already."""
-    path = folder / f"{size}-custom_voice"
-    return path if (path / "config.json").exists() else make_checkpoint(path, size=size, dtype="bfloat16")
+    path = folder / f"{size}-{kind}"
+    return path if (path / "config.json").exists() else make_checkpoint(path, size=size, kind=kind, dtype="bfloat16")
 
 
 def write_results(path: Path, results: list[dict[str, object]]) -> None:

@@ -1,13 +1,18 @@
-"""The plot of bench_server.py: first audio and throughput against streams, first audio against rate, with the peers as marks."""
+"""The plot of bench_server.py: first audio and throughput against streams, first audio against rate, with the peers as marks.
+
+python scripts/server_plot.py bench_server.json docs/bench_server.png
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from server_peers import P50, P95, THROUGHPUT, Peer
+from server_peers import P50, P95, THROUGHPUT, Peer, peers_of
 
 PANELS = (
     ("streams", (P50, P95), "streams at a time", "first audio, ms"),
@@ -33,10 +38,21 @@ def plot(results: Sequence[Mapping[str, object]], peers: Sequence[Peer], title: 
 
 def _draw(axes: Axes, results: Sequence[Mapping[str, object]], peers: Sequence[Peer], load: str, name: str) -> None:
     """Ours as a line, each peer's as marks."""
-    ours = [(point[load], point[name]) for point in results if point.get(load) and point[name] is not None]
+    ours = sorted((float(str(point[load])), float(str(point[name]))) for point in results if point.get(load) and point[name] is not None)
     if ours:
         axes.plot(*zip(*ours, strict=True), marker="o", label=f"ours, {LABELS[name]}")
     chosen = [peer for peer in peers if peer.figure == name and getattr(peer, load)]
     for who in dict.fromkeys(f"{peer.name} 1.7B, {peer.hardware}" for peer in chosen):
         marks = [(getattr(peer, load), peer.value) for peer in chosen if f"{peer.name} 1.7B, {peer.hardware}" == who]
         axes.plot(*zip(*marks, strict=True), linestyle="", marker="x", label=f"{who}, {LABELS[name]}")
+
+
+def main() -> None:
+    """Draw the figures that bench_server.py has written."""
+    source, target = map(Path, sys.argv[1:])
+    written = json.loads(source.read_text())
+    plot(written["results"], peers_of(written["results"][0]["size"]), written["machine"], target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""A real server on a checkpoint for a benchmark that asks it through the real client."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from engine_lib.serving.mps import MpsDaemon
+from engine_lib.serving.server_process import TritonServer
+
+START_SECONDS = 300.0  # until it must be ready
+
+
+@contextmanager
+def benchmark_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_file: Path | None) -> Iterator[tuple[TritonServer, float]]:
+    """A server on the checkpoint `folder`, ready, and the seconds that took; it is stopped at the end, its log shown after a failure.
+
+    Args:
+        options: engine options, besides `model_path`.
+        mps: share the GPU through a private MPS daemon.
+        log_file: where its output goes; None: a temporary file.
+    """
+    with MpsDaemon() if mps else nullcontext() as daemon:
+        server = TritonServer(
+            options={**options, "model_path": str(folder)},
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            log_file=log_file,
+            environment=daemon.environment if daemon else {},
+        )
+        print(f"loading {folder.name}; the log is {server.log_file}", flush=True)
+        started = time.monotonic()
+        try:
+            server.start()
+            server.wait_ready(START_SECONDS)
+            yield server, time.monotonic() - started
+        except Exception:
+            print(f"the server's log, {server.log_file}, ends with\n{server.last_log_lines()}", file=sys.stderr)
+            raise
+        finally:
+            server.stop()
