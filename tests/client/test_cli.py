@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from contextlib import closing
 from pathlib import Path
 
@@ -185,6 +186,7 @@ def test_an_interrupt_cancels_the_stream_and_exits_with_130(url: str, tmp_path: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests may run in the background, where it is ignored
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 def test_a_thousand_joins_departures_and_cancellations_leave_every_block_free(checkpoints: Path) -> None:
     path, seed = make_checkpoint(checkpoints / "endless_gpu", eos_gain=0.0), int(np.random.default_rng().integers(2**32))
     print(f"seed = {seed}")
-    options: dict[str, Any] = {"max_model_len": 64, "num_kv_blocks": 12, "max_num_batched_tokens": 32, "max_num_seqs": 16}
+    options: dict[str, Any] = {"max_model_len": 64, "num_kv_blocks": 20, "max_num_batched_tokens": 32, "max_num_seqs": 16}
     with running_engine(path, device="cuda", **options) as engine:
         assert engine.runner.graphs is not None
         join_leave_and_cancel(engine, np.random.default_rng(seed), num_events=1000, max_frames=24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 from engine_lib.errors import EngineDeadError, OverloadedError
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import GREEDY, GREETING, Stream, assert_nothing_is_held, make_engine, running_engine, speak, start
+from talker.support import GREEDY, GREETING, PATIENCE, Stream, assert_nothing_is_held, running_engine, speak, start
 
 
 def submit(
@@ -72,17 +73,19 @@ def test_a_reserved_place_counts_until_it_is_taken_or_given_up(endless_voice: Pa
 def test_the_start_of_a_request_is_told_once_before_its_first_chunk(endless_voice: Path) -> None:
     """Also where it is preempted and starts again: the pool holds both streams at first, not at their end."""
     events: list[list[str]] = [[], []]
-    engine = make_engine(endless_voice, max_num_seqs=2, max_model_len=80, num_kv_blocks=20)
-    # Both wait before the first step, so that neither ends before the other has begun.
-    streams = [submit(engine, str(i), max_frames=50, on_start=partial(events[i].append, "start")) for i in range(2)]
-    engine.start()
-    try:
+    both_wait = threading.Event()
+
+    def started(stream: int) -> None:
+        both_wait.wait(PATIENCE)  # on the engine thread, so that the first does not end before the second has begun
+        events[stream].append("start")
+
+    with running_engine(endless_voice, max_num_seqs=2, max_model_len=80, num_kv_blocks=20) as engine:
+        streams = [submit(engine, str(i), max_frames=50, on_start=partial(started, i)) for i in range(2)]
+        both_wait.set()
         for stream in streams:
             assert stream.end().finish_reason == "length"
         assert engine.stats().num_preemptions > 0
         assert events == [["start"], ["start"]]
-    finally:
-        engine.shutdown()
 
 
 def test_a_listener_that_fails_at_the_start_ends_its_own_stream_only(endless_voice: Path) -> None:
