@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--codec-minutes", type=float, default=5.0, help="encoder, books and decoder (default: 5)")
     parser.add_argument("--decoder-minutes", type=float, default=4.0, help="the decoder against a discriminator (default: 4)")
     parser.add_argument("--talker-minutes", type=float, default=10.0, help="talker and code predictor (default: 10)")
-    parser.add_argument("--codec-batch", type=int, default=64, help="segments of 1.6 s (default: 64)")
+    parser.add_argument("--codec-batch", type=int, default=32, help="segments of 1.6 s (default: 32)")
     parser.add_argument("--rows", type=int, default=40_000, help="talker input rows of a batch (default: 40000)")
     parser.add_argument("--predicted-frames", type=int, default=6_000, help="frames of a batch for the code predictor (default: 6000)")
     parser.add_argument("--seed", type=int, default=0)
