@@ -9,8 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-from functools import partial
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
