@@ -53,8 +53,9 @@ class CodecService(EngineService):
             reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
             return
         self._streams.setdefault(message.stream_key, False)
-        # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
-        self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
+        if message.chunk_index > 0:  # a first chunk's answer shall not wait behind a question; the next chunk asks it
+            # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
+            self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
         answer = partial(self._answer_later, message, reply, arrived_at)
         request = CodecRequest(message.stream_key, message.chunk_index, message.codes, message.is_final, answer, message.is_reference)
         self._engine.submit(request)
