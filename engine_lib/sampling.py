@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, get_type_hints
 
 from engine_lib.errors import InvalidRequestError
@@ -62,16 +63,20 @@ class SamplingParams:
         Raises:
             InvalidRequestError: an unknown name, a value of the wrong type or outside its range.
         """
-        types = get_type_hints(type(self))
-        names = [spec.name for spec in fields(self)]
+        types = _field_types()
         changes: dict[str, Any] = {}
         for name, value in values.items():
-            if name not in names:
-                raise InvalidRequestError(name, f"unknown sampling parameter; allowed: {', '.join(names)}")
+            if name not in types:
+                raise InvalidRequestError(name, f"unknown sampling parameter; allowed: {', '.join(types)}")
             if value is None:
                 continue
             changes[name] = _converted(name, types[name], value)
         return replace(self, **changes)
+
+
+@cache  # evaluating the annotations takes longer than the rest of a request's parsing
+def _field_types() -> dict[str, Any]:
+    return get_type_hints(SamplingParams)
 
 
 def _converted(name: str, kind: Any, value: Any) -> Any:
