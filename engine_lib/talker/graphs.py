@@ -47,6 +47,10 @@ class CapturedFunction:
         self._graph.replay()
         return self._codes
 
+    def release(self) -> None:
+        """Destroy the graph; a later replay raises RuntimeError."""
+        self._graph.reset()
+
 
 class TalkerGraphs:
     """All graphs of one talker.
@@ -112,6 +116,11 @@ class TalkerGraphs:
         padded = np.full(batch, self._scratch_slot, np.int64)
         padded[: len(slots)] = slots
         return self._steps[batch].replay(padded)
+
+    def release(self) -> None:
+        """Destroy all graphs; steps from here on raise RuntimeError."""
+        for captured in (*self._steps.values(), *self._prefills.values()):
+            captured.release()
 
     def layout_for(self, exact: PrefillLayout) -> PrefillLayout:
         """The smallest layout that `exact` fits into."""

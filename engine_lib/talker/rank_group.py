@@ -6,6 +6,8 @@ NCCL sums between GPUs, on the current stream and in CUDA graphs too; gloo sums 
 from __future__ import annotations
 
 import socket
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -58,6 +60,7 @@ class RankGroup:
             options._timeout = CONNECT_TIMEOUT
             self._options.timeout = SUM_TIMEOUT
             self._group = _dist.ProcessGroupGloo(store, shard.index, shard.count, options)
+        self._abort_lock, self._is_aborted = threading.Lock(), False
         self._device = device
         self._through_host = backend == "gloo" and device.type == "cuda"
 
@@ -73,9 +76,17 @@ class RankGroup:
             return x.copy_(self._sum(x.cpu()))
         return self._sum(x)
 
-    def abort(self) -> None:
-        """Break off: sums under way or to come fail, here and on the other ranks."""
-        self._group.abort()
+    def abort(self, release_graphs: Callable[[], None] = lambda: None) -> None:
+        """Break off: sums under way or to come fail, here and on the other ranks. Safe to call from any thread, and again.
+
+        Args:
+            release_graphs: destroys the CUDA graphs that hold sums, which NCCL's abort would wait for without end.
+        """
+        with self._abort_lock:
+            if not self._is_aborted:
+                self._is_aborted = True
+                release_graphs()
+                self._group.abort()
 
     def _sum(self, x: torch.Tensor) -> torch.Tensor:
         work = self._group.allreduce([x], self._options)

@@ -32,12 +32,14 @@ class Ranks:
         sum: adds up a tensor over ranks, in place; None where there is one rank.
         can_be_captured: whether CUDA graphs can hold `sum`.
         label: for the log.
+        release_graphs: destroys the CUDA graphs that hold `sum`; set by whoever captures some.
     """
 
     shard: Shard = WHOLE
     sum: Sum | None = None
     can_be_captured: bool = True
     label: str = ""
+    release_graphs: Callable[[], None] = staticmethod(lambda: None)
 
     def agree(self, num_blocks: int) -> int:
         """Call once with the KV blocks this rank has room for, when its weights are loaded: the blocks all have. Then `sum` works."""

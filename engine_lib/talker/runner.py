@@ -116,6 +116,7 @@ class TalkerRunner:
                 scratch_slot=self.scratch_slot,
                 device=self.device,
             )
+            self.ranks.release_graphs = self.graphs.release
             torch.cuda.current_stream(self.device).synchronize()  # graphs share memory: from here on they may be replayed anywhere
         # What steps hold at a time in memory that the device copies to and from, of every size torch's cache tells apart; it keeps them.
         held = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]

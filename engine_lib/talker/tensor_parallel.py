@@ -185,7 +185,7 @@ class RankZero(Ranks):
             for watcher in self._watchers:
                 watcher.join()
             if self._group is not None:
-                self._group.abort()
+                self._group.abort(self.release_graphs)
                 self._group = None
 
     def _answer(self, rank: int) -> int:
@@ -214,7 +214,7 @@ class RankZero(Ranks):
         self._failure = self._failure or failure
         group = self._group
         if group is not None and not self._closing:
-            group.abort()
+            group.abort(self.release_graphs)
         self._on_failure()
 
     def _ended(self, rank: int, code: int) -> RankError:

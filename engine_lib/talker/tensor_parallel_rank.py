@@ -51,7 +51,7 @@ class OtherRank(Ranks):
     def close(self) -> None:
         """Leave the group."""
         if self._group is not None:
-            self._group.abort()
+            self._group.abort(self.release_graphs)
 
 
 def serve(pipe: Connection) -> None:

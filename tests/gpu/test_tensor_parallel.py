@@ -103,4 +103,4 @@ def test_a_sum_by_nccl_can_be_captured_and_broken_off() -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(y, x * 2 + 1)
-    group.abort()
+    group.abort(graph.reset)

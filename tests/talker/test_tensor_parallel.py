@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,21 @@ def test_a_rank_that_dies_before_it_connects_ends_the_load(eight_heads: Path, mo
     monkeypatch.setattr(rank_group, "CONNECT_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(RankError, match=r"tensor parallel rank 1 .* ended with exit code 1"):
         make_engine(eight_heads, tensor_parallel_size=2)
+
+
+def test_graphs_that_hold_sums_go_before_the_group_and_once():
+    """NCCL's abort waits for them without end; gloo's group stands for it here."""
+    store, _port = rank_group.new_store()
+    group = rank_group.RankGroup("gloo", store, Shard(0, 1), torch.device("cpu"))
+    group.connect()
+    happened: list[str] = []
+    group._group = SimpleNamespace(abort=lambda: happened.append("abort"))
+    threads = [threading.Thread(target=group.abort, args=(lambda: happened.append("release"),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert happened == ["release", "abort"]
 
 
 def test_what_a_rank_finds_wrong_is_what_the_load_says(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
