@@ -1,6 +1,6 @@
 """Train the voice in the box: speech from espeak-ng, then the codec, then talker and code predictor, then the checkpoint folder.
 
-    python scripts/voice_in_the_box/train.py RUN                     all of it, about 20 minutes on one H200
+    python scripts/voice_in_the_box/train.py RUN                     all of it, some 20 minutes on one GPU
     python scripts/voice_in_the_box/train.py RUN --codec-minutes 0   go on with the talker of an earlier call
     python scripts/voice_in_the_box/train.py RUN --smoke             the whole chain at toy size, on a CPU
 
