@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, type-check and test from a clean clone; makes its own environment (see install.sh for what can be set).
-# Arguments go to pytest: scripts/test.sh -k prompt; scripts/test.sh -m gpu on a machine with one.
+# Arguments go to pytest: scripts/test.sh -k prompt; scripts/test.sh -m gpu -n 0 on a machine with one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
@@ -13,4 +13,5 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 ruff check .
 ruff format --check .
 mypy
-pytest -q -m "not gpu" "$@"
+# Two at a time: most tests compute on one core or wait for a server. A file stays on one worker, which starts its servers once.
+pytest -q -m "not gpu" -n 2 --dist loadfile "$@"
