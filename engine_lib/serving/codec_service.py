@@ -53,7 +53,7 @@ class CodecService(EngineService):
             reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
             return
         self._streams.setdefault(message.stream_key, False)
-        if message.chunk_index > 0:  # a first chunk's answer shall not wait behind a question; the next chunk asks it
+        if message.chunk_index > 0 or len(message.codes) > 1:  # the first audio of all shall not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
         answer = partial(self._answer_later, message, reply, arrived_at)
