@@ -3,9 +3,11 @@
     python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: about two minutes on an H200
     python scripts/bench_kernels.py --check                         # correctness alone
 
-Every time is of one launch in a captured chain of many, over weights that together exceed the L2 cache several times. Beside it
-stand the share of the memory's bandwidth that its weight takes, and the same through cuBLAS: where the two cross is FEW_ROWS of
-engine_lib/layers/fused.py. Then come the step's other kernels (step_kernels.py). Whole frames are timed by bench_engine.py.
+Every time is of one launch in a captured chain of many, over weights that together exceed the L2 cache several times. Tiles are
+tried where the product stands, in a chain of whole layers, one product after the other. Beside a product's time stand the share of
+the memory's bandwidth that its weight takes, and the same through cuBLAS: where the two cross is FEW_ROWS of
+engine_lib/layers/fused.py. Then come whole layers and the step's other kernels (step_kernels.py). Whole frames are timed by
+bench_engine.py.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from step_kernels import EPS, StepKernels, weight
+from step_kernels import EPS, Layers, StepKernels, weight
 
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
-from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, block_rows_for, tile_for
+from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, chunk_for, tile_for
 
 BATCHES = (1, 2, 4, 8, 12, 16, 32, 64)
-TUNED_BATCHES = (1, 12)  # one for each number of rows a program may hold, up to FEW_ROWS
+TUNED_BATCHES = {8: (1, 8), 16: (12, 16)}  # rows of x in a program -> batches whose times count, relative to the best of each
 CHAIN_BYTES = 200e6  # weights of one chain: several times the L2 cache
-SHARED_MEMORY = 220e3
+PREDICTOR, TALKER = (1024, 3072), (2048, 6144)  # hidden and ffn of the predictor's and of 1.7B's layers; 0.6B's are as the former
 BF16_ERROR, F32_ERROR = 1e-2, 1e-5
 
 
@@ -48,6 +50,11 @@ class Product:
     inner: int
     gated: bool = False
     norm: bool = False
+    layers: tuple[int, int] | None = None  # those it stands in; a head stands alone
+
+    @property
+    def key(self) -> tuple[int, int, bool]:
+        return self.out, self.inner, self.gated
 
     @property
     def weight_rows(self) -> int:
@@ -81,37 +88,41 @@ class Product:
 
 
 PRODUCTS = (
-    Product("qkv 0.6B, predictor", 4096, 1024, norm=True),
-    Product("output 0.6B, predictor", 1024, 2048),
-    Product("gate_up 0.6B, predictor", 3072, 1024, gated=True, norm=True),
-    Product("down 0.6B, predictor", 1024, 3072),
+    Product("qkv 0.6B, predictor", 4096, 1024, norm=True, layers=PREDICTOR),
+    Product("output 0.6B, predictor", 1024, 2048, layers=PREDICTOR),
+    Product("gate_up 0.6B, predictor", 3072, 1024, gated=True, norm=True, layers=PREDICTOR),
+    Product("down 0.6B, predictor", 1024, 3072, layers=PREDICTOR),
     Product("head 0.6B", 3072, 1024, norm=True),
     Product("head predictor", 2048, 1024, norm=True),
-    Product("qkv 1.7B", 4096, 2048, norm=True),
-    Product("output 1.7B", 2048, 2048),
-    Product("gate_up 1.7B", 6144, 2048, gated=True, norm=True),
-    Product("down 1.7B", 2048, 6144),
+    Product("qkv 1.7B", 4096, 2048, norm=True, layers=TALKER),
+    Product("output 1.7B", 2048, 2048, layers=TALKER),
+    Product("gate_up 1.7B", 6144, 2048, gated=True, norm=True, layers=TALKER),
+    Product("down 1.7B", 2048, 6144, layers=TALKER),
     Product("head 1.7B", 3072, 2048, norm=True),
 )
 
 
 def candidates(product: Product, block_rows: int) -> list[LinearTile]:
-    """Tiles worth trying: 16 to 64 KB of weight under way in a program at a time, all that fits shared memory."""
+    """Tiles worth trying: 24 to 80 KB of weight under way in a program at a time, and registers that hold them but not many more."""
     tiles = {tile_for(product.out, product.inner, block_rows, gated=product.gated)}
-    for split in (8, 4):
-        segment = product.inner // split
+    chunk = chunk_for(torch.bfloat16)
+    for split in (4, 8, 16):
+        chunks = math.ceil(product.inner / split / chunk)
         for block_out in (8, 16, 32):
-            rows = block_out * (2 if product.gated else 1)
-            for chunk in (32, 64, 128, 256, 512):
-                part = rows * chunk * split * 2
-                if chunk > segment or segment % chunk or not 30e3 <= part <= 70e3 or block_rows * chunk * split * 2 > 70e3:
+            if not 64 <= product.out // block_out <= 768:
+                continue
+            weight_rows = block_out * (2 if product.gated else 1)
+            for stages in {1, 2, 3, 4, 6, chunks}:
+                under_way = weight_rows * chunk * split * stages * 2
+                if stages > chunks or not 24e3 <= under_way <= 80e3:
                     continue
-                if product.out // block_out < 64:
-                    continue
-                for stages in ((2, 4) if split == 8 else (3,)) if chunk < segment else (1,):
-                    held = (rows + block_rows) * chunk * split * 2 * max(stages - 1, 1)
-                    if held <= SHARED_MEMORY:
-                        tiles.add(LinearTile(block_out, chunk, split, split, stages))
+                held = under_way // (128 * split) + weight_rows * block_rows // 32 + block_rows + 20
+                if product.norm:
+                    held += block_rows * block_rows // 32 + 8 * stages
+                for registers in (64, 96, 128, 168):
+                    fits = held <= registers and registers * split * 32 <= 65536
+                    if fits and (registers == 64 or held > 0.55 * registers):
+                        tiles.add(LinearTile(block_out, split, stages, registers))
     return sorted(tiles, key=lambda tile: tuple(asdict(tile).values()))
 
 
@@ -172,27 +183,54 @@ class Timer:
         rate = weights[0].nbytes / seconds
         return {"name": product.name, "batch": batch, "us": seconds * 1e6, "GB/s": rate / 1e9, "share": rate / self.bandwidth}
 
+    def microseconds(self, product: Product, tile: LinearTile, batch: int) -> float:
+        return float(self.product(product, batch, tile)["us"])
+
+
+class LayerTimer:
+    """Times whole layers, with whatever tiles MEASURED_TILES has."""
+
+    def __init__(self, sizes: tuple[int, int]) -> None:
+        hidden, ffn = sizes
+        self.of_predictor = sizes == PREDICTOR
+        layer_bytes = 2 * hidden * (4096 + 2048 + 3 * ffn)
+        self.layers = Layers(hidden, ffn, max(2, math.ceil(CHAIN_BYTES / layer_bytes)))
+        self.kernels: dict[int, StepKernels] = {}
+
+    def microseconds(self, batch: int) -> float:
+        """Of one layer."""
+        kernels = self.kernels.setdefault(batch, StepKernels(batch))
+        forward = self.layers.forward(kernels, of_predictor=self.of_predictor)
+        return 1e6 * seconds_per_launch([forward]) / len(self.layers.layers)
+
 
 def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> list[dict[str, Any]]:
     """Time every tile that runs; put the best of the best split into MEASURED_TILES; return all times."""
     rows = []
+    layer_timers = {sizes: LayerTimer(sizes) for sizes in (PREDICTOR, TALKER)}
     for product in PRODUCTS:
-        times: dict[int, dict[int, list[tuple[float, LinearTile]]]] = {}
-        for batch in TUNED_BATCHES:
-            for tile in candidates(product, block_rows_for(batch)):
-                error = errors.get((product, batch, tile), math.nan)
+        chosen: dict[int, dict[int, tuple[float, LinearTile]]] = {}  # split -> rows of x in a program -> (relative time, tile)
+        for block_rows, batches in TUNED_BATCHES.items():
+            kept, times = MEASURED_TILES.setdefault(product.key, {}).copy(), {}
+            for tile in candidates(product, block_rows):
+                error = errors.get((product, block_rows, tile), math.nan)
                 if not error < BF16_ERROR:
                     continue
-                row = timer.product(product, batch, tile)
-                rows.append({**row, "error": error, "tile": asdict(tile)})
-                times.setdefault(tile.split_k, {}).setdefault(batch, []).append((row["us"], tile))
-        # A row must not change with the batch, so one split serves all; batch 1 counts most, relative to the best there.
-        complete = {split: by_batch for split, by_batch in times.items() if len(by_batch) == len(TUNED_BATCHES)}
-        best = {batch: min(min(complete[split][batch])[0] for split in complete) for batch in TUNED_BATCHES} if complete else {}
+                MEASURED_TILES[product.key][block_rows] = tile
+                timed = layer_timers[product.layers].microseconds if product.layers else partial(timer.microseconds, product, tile)
+                times[tile] = [timed(batch) for batch in batches]
+                rows.append({"name": product.name, "batches": batches, "us": times[tile], "error": error, "tile": asdict(tile)})
+            MEASURED_TILES[product.key] = kept
+            best = [min(column) for column in zip(*times.values(), strict=True)]
+            for tile, us in times.items():
+                relative = sum(one / of_best for one, of_best in zip(us, best, strict=True))
+                by_rows = chosen.setdefault(tile.split_k, {})
+                by_rows[block_rows] = min(by_rows.get(block_rows, (math.inf, tile)), (relative, tile), key=lambda pair: pair[0])
+        # A row must not change with the batch, so one split serves all.
+        complete = [by_rows for by_rows in chosen.values() if len(by_rows) == len(TUNED_BATCHES)]
         if complete:
-            split = min(complete, key=lambda s: sum(min(complete[s][b])[0] / best[b] * (2 if b == 1 else 1) for b in TUNED_BATCHES))
-            key = (product.out, product.inner, product.gated)
-            MEASURED_TILES[key] = {block_rows_for(b): min(complete[split][b], key=lambda pair: pair[0])[1] for b in TUNED_BATCHES}
+            best_split = min(complete, key=lambda by_rows: sum(relative for relative, _ in by_rows.values()))
+            MEASURED_TILES[product.key] = {block_rows: tile for block_rows, (_, tile) in best_split.items()}
     return rows
 
 
@@ -215,10 +253,10 @@ class Bench:
         """Check every product with every tile that will be timed; whether all are right."""
         jobs = []
         for product in PRODUCTS:
-            for batch in TUNED_BATCHES:
-                default = tile_for(product.out, product.inner, batch, gated=product.gated)
-                tiles = candidates(product, block_rows_for(batch)) if self.arguments.tune else [default]
-                jobs += [(product, batch, tile) for tile in tiles]
+            for rows in TUNED_BATCHES:
+                default = tile_for(product.out, product.inner, rows, gated=product.gated)
+                tiles = candidates(product, rows) if self.arguments.tune else [default]
+                jobs += [(product, rows, tile) for tile in tiles]
         for product, batch, tile, error in self.pool.map(compile_and_check, jobs):
             self.errors[product, batch, tile] = error
         bad = [(p.name, b, tile, e) for (p, b, tile), e in self.errors.items() if not e < BF16_ERROR]
@@ -250,6 +288,16 @@ class Bench:
                 rows = [row for row in self.results[name] if row["name"] == product.name]
                 print(f"  {product.name:24}" + " ".join(f"{row['us']:6.2f} ({row['share']:.2f})" for row in rows))
 
+    def layers(self) -> None:
+        """Time whole layers."""
+        self.results["layers"] = {}
+        for name, sizes in (("predictor layer", PREDICTOR), ("1.7B layer", TALKER)):
+            timer = LayerTimer(sizes)
+            self.results["layers"][name] = [timer.microseconds(batch) for batch in BATCHES]
+        self.passed("layers: us at batch " + " ".join(str(batch) for batch in BATCHES))
+        for name, cells in self.results["layers"].items():
+            print(f"  {name:24}" + " ".join(f"{us:6.2f}" for us in cells))
+
     def others(self) -> None:
         """Time the step's other kernels."""
         times: dict[str, list[float]] = {}
@@ -277,6 +325,7 @@ def main() -> None:
         right = bench.check()
         if not arguments.check:
             bench.products()
+            bench.layers()
             bench.others()
     sys.exit(not right)
 

@@ -1,8 +1,12 @@
-"""What bench_kernels.py times besides the products: one launch of every other kernel of a step, at the published sizes."""
+"""What bench_kernels.py times besides single products: whole layers, and one launch of every other kernel of a step.
+
+Sizes are the published ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,6 +19,7 @@ from engine_lib.kernels.predictor_attention import predictor_attention
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
+from engine_lib.layers.fused import forward_fused
 from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.state import SlotTable
 
@@ -29,6 +34,47 @@ PROMPT_ROWS = 64
 def weight(*shape: int) -> torch.Tensor:
     """A random bfloat16 matrix that keeps the size of what passes through it."""
     return (torch.randn(shape, device="cuda") / shape[-1] ** 0.5).to(torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one layer, as forward_fused takes them."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    output: torch.Tensor
+    post_attention_norm: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+class Layers:
+    """Some layers of one transformer, their weights together larger than the L2 cache: the place where products are tuned.
+
+    A kernel asks for its weights while the one before it ends, so what a product takes depends on its neighbours.
+    """
+
+    eps = EPS
+
+    def __init__(self, hidden: int, ffn: int, num_layers: int) -> None:
+        self.layers = [
+            Layer(
+                1 + weight(hidden),
+                weight((HEADS + 2 * KV_HEADS) * HEAD_DIM, hidden),
+                weight(hidden, HEADS * HEAD_DIM),
+                1 + weight(hidden),
+                weight(2 * ffn, hidden),
+                weight(hidden, ffn),
+            )
+            for _ in range(num_layers)
+        ]
+        self.hidden = hidden
+
+    def forward(self, kernels: StepKernels, *, of_predictor: bool) -> Callable[[], object]:
+        """One pass through them, with the attention of the code predictor or of the talker."""
+        attentions = [kernels.predictor_attention() if of_predictor else kernels.decode_attention(i) for i in range(len(self.layers))]
+        x = weight(kernels.batch, self.hidden)
+        return partial(forward_fused, self, x, lambda i, qkv: attentions[i](qkv))
 
 
 class StepKernels:
@@ -68,8 +114,8 @@ class StepKernels:
         """Kernel -> a chain of its launches; decode attention is two kernels."""
         return {
             "embed": [self._embed()] * LAYERS,
-            "decode attention": self._decode(),
-            "predictor attention": [self._predictor()] * LAYERS,
+            "decode attention": [partial(self.decode_attention(i), self._qkv(self.batch)) for i in range(LAYERS)],
+            "predictor attention": [partial(self.predictor_attention(), self._qkv(self.batch))] * LAYERS,
             "draw codebook 0": [self._draw(0)] * LAYERS,
             "draw codebook 5": [self._draw(5)] * LAYERS,
             "rms_norm 1.7B": [partial(rms_norm_rows, weight(self.batch, HIDDEN), weight(HIDDEN), EPS)] * LAYERS,
@@ -86,15 +132,17 @@ class StepKernels:
         offsets = torch.tensor([0, TALKER_VOCAB, *[CODE_VOCAB] * (GROUPS - 2)], device="cuda").cumsum(0)
         return partial(embed_frames, self.slots, self.state, code_table, offsets, text_table)
 
-    def _decode(self) -> list[Callable[[], object]]:
-        qkv = self._qkv(self.batch)
-        return [partial(decode_attention, qkv, self.rotation, cache, self.state.positions, self.slots) for cache in self.caches]
+    def decode_attention(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Attention of one talker layer, given its qkv."""
+        cache = self.caches[layer % LAYERS]
+        return lambda qkv: decode_attention(qkv, self.rotation, cache, self.state.positions, self.slots)
 
-    def _predictor(self) -> Callable[[], object]:
+    def predictor_attention(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Attention of one code predictor layer in the middle of a frame, given its qkv."""
         cos, sin = self.rotation.cos[:GROUPS], self.rotation.sin[:GROUPS]
         cache = weight(2, self.batch, KV_HEADS, GROUPS, HEAD_DIM)
         norms = self.rotation.q_norm, self.rotation.k_norm
-        return partial(predictor_attention, self._qkv(self.batch), *norms, EPS, cos, sin, cache, GROUPS // 2)
+        return lambda qkv: predictor_attention(qkv, *norms, EPS, cos, sin, cache, GROUPS // 2)
 
     def _draw(self, codebook: int) -> Callable[[], object]:
         """Without `advance`, so that every launch finds the same state."""

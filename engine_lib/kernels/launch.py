@@ -63,15 +63,6 @@ def check_aligned(name: str, tensor: torch.Tensor) -> None:
     check(tensor.data_ptr() % 16 == 0, f"{name}: the address {tensor.data_ptr():#x} is not a multiple of 16")
 
 
-def prefetch_shares(tensor: torch.Tensor | None, programs: int) -> tuple[int, int]:
-    """Bytes that each of `programs` asks into L2 with `prefetch_own_share`, and bytes in all; zeros without a tensor."""
-    if tensor is None:
-        return 0, 0
-    check_aligned("prefetch", tensor)
-    check(tensor.is_contiguous(), f"prefetch: strides {tensor.stride()} are not those of a contiguous tensor")
-    return triton.cdiv(tensor.nbytes, programs * 16) * 16, tensor.nbytes // 16 * 16
-
-
 @triton.jit
 def start_next(HOPPER: tl.constexpr):
     """Let the next kernel of the stream start now."""
@@ -106,14 +97,6 @@ def prefetch_to_l2(address, num_bytes, NUM_WARPS: tl.constexpr):
 
 
 @triton.jit
-def prefetch_own_share(tensor, program, share, num_bytes, NUM_WARPS: tl.constexpr, HOPPER: tl.constexpr):
-    """Ask for the share of `program` of the `num_bytes` of a tensor, cut by `prefetch_shares`; nothing without HOPPER."""
-    if HOPPER:
-        start = program.to(tl.int64) * share
-        prefetch_to_l2(tensor.to(tl.int64) + start, tl.minimum(num_bytes - start, share).to(tl.int32), NUM_WARPS)
-
-
-@triton.jit
 def matmul(a, b, acc):
     """acc + a @ b in float32, without rounding float32 operands to tf32. (The interpreter has no arithmetic in bfloat16.)"""
     if INTERPRETED:
@@ -125,6 +108,14 @@ def matmul(a, b, acc):
 def times(a, b, dtype: tl.constexpr):
     """a * b, rounded to `dtype`."""
     return (a.to(tl.float32) * b.to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def times_packed(a, b, dtype: tl.constexpr, HOPPER: tl.constexpr):
+    """`times`, two bfloat16 products at a time with HOPPER; where both operands are of `dtype` and of one shape."""
+    if HOPPER and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise("mul.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.bfloat16, is_pure=True, pack=2)
+    return times(a, b, dtype)
 
 
 @triton.jit

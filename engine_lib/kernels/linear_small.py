@@ -1,12 +1,18 @@
 """Matrix products of a few rows: norm, product and what follows it in one kernel that streams its weights once.
 
-With up to 64 rows a linear layer takes as long as reading its weights, so the weights are the long operand of the tensor
-cores: a program owns `block_out` rows of the weight for all rows of x. The inner dimension is cut into `split_k` segments,
-one a warp, each summed in order in float32, and the segments are added in a fixed order. Neither the number of rows nor their
-neighbours enter that order: with one (split_k, num_warps) for a weight, a row's result is the same alone and in any batch.
+With few rows a linear layer takes as long as reading its weights, so the weights are the long operand of the tensor cores: a
+program owns `block_out` rows of the weight for up to 16 rows of x. The inner dimension is cut into `split_k` segments, one a
+warp, each summed in order in float32, and the segments are added in a fixed order. Neither the number of rows nor their
+neighbours enter that order: with one split_k for a weight, a row's result is the same alone and in any batch.
+
+What a kernel takes beyond its weights is mostly waiting, so that
+
+- RMSNorm costs no pass of its own: its weight scales x before the product, the row's scale comes after it, and the sum of
+  squares is the diagonal of x @ x.T, from the same operands of the tensor cores and in the same order;
+- operands reach the tensor cores without shared memory, in the order that operand.py says.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,15 +29,17 @@ from engine_lib.kernels.launch import (
     launch_options,
     matmul,
     plus,
-    prefetch_own_share,
-    prefetch_shares,
     prefetch_to_l2,
     start_next,
     times,
+    times_packed,
     wait_for_previous,
 )
-from engine_lib.kernels.tiles import LinearTile, block_rows_for, tile_for
+from engine_lib.kernels.operand import as_operand, operand_columns, operand_rows
+from engine_lib.kernels.tiles import LinearTile, block_rows_for, chunk_for, tile_for
 from engine_lib.layers.norm import rms_norm
+
+NORMED_COLUMNS = tl.constexpr(64)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,6 @@ def linear_small(
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     normed: torch.Tensor | None = None,
-    prefetch: torch.Tensor | None = None,
     tile: LinearTile | None = None,
 ) -> torch.Tensor:
     """norm(x) @ weight.T + bias + residual.
@@ -64,7 +71,6 @@ def linear_small(
         residual: [rows, out], added after rounding; may be `out` itself.
         out: [rows, out], where to write; None allocates.
         normed: [rows, in], takes norm(x).
-        prefetch: a weight that a later kernel reads, contiguous; asked into L2 meanwhile.
         tile: None takes `tile_for`.
 
     Returns:
@@ -75,7 +81,7 @@ def linear_small(
         out = x.new_empty(rows, out_features)
     check_rows("residual", out if residual is None else residual, rows, out_features)
     check(normed is None or norm is not None, "normed: there is no norm to take it from")
-    return _launch(x, weight, out_features, norm, bias, residual, out, normed, prefetch, tile, gated=False)
+    return _launch(x, weight, out_features, norm, bias, residual, out, normed, tile, gated=False)
 
 
 def linear_small_torch(
@@ -115,7 +121,7 @@ def gate_up_small(
     ffn = weight.shape[0] // 2
     if out is None:
         out = x.new_empty(len(x), ffn)
-    return _launch(x, weight, ffn, norm, None, None, out, None, None, tile, gated=True)
+    return _launch(x, weight, ffn, norm, None, None, out, None, tile, gated=True)
 
 
 def gate_up_small_torch(x: torch.Tensor, weight: torch.Tensor, *, norm: Norm | None = None) -> torch.Tensor:
@@ -133,7 +139,6 @@ def _launch(
     residual: torch.Tensor | None,
     out: torch.Tensor,
     normed: torch.Tensor | None,
-    prefetch: torch.Tensor | None,
     tile: LinearTile | None,
     *,
     gated: bool,
@@ -151,8 +156,8 @@ def _launch(
     if normed is not None:
         check_rows("normed", normed, rows, in_features)
     tile = tile or tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)
-    block_rows = block_rows_for(rows)
-    segment = triton.cdiv(triton.cdiv(in_features, tile.split_k), tile.chunk) * tile.chunk
+    block_rows, chunk = block_rows_for(rows), chunk_for(x.dtype)
+    segment = triton.cdiv(triton.cdiv(in_features, tile.split_k), chunk) * chunk
     grid = (triton.cdiv(out_features, tile.block_out), triton.cdiv(rows, block_rows))
     _linear_small_kernel[grid](
         x,
@@ -162,22 +167,20 @@ def _launch(
         x if residual is None else residual,
         out,
         x if normed is None else normed,
-        x if prefetch is None else prefetch,
         rows,
         x.stride(0),
         0 if residual is None else residual.stride(0),
         out.stride(0),
         0 if normed is None else normed.stride(0),
-        *prefetch_shares(prefetch, grid[0] * grid[1]),
         norm.eps if norm else 0.0,
         OUT=out_features,
         IN=in_features,
-        SEGMENT=segment,
-        CHUNK=tile.chunk,
+        CHUNK=chunk,
+        CHUNKS=segment // chunk,
+        STAGES=min(tile.num_stages, segment // chunk),
         SPLIT=tile.split_k,
         BLOCK_OUT=tile.block_out,
         BLOCK_ROWS=block_rows,
-        STAGES=tile.num_stages,
         WHOLE_IN=segment * tile.split_k == in_features,
         WHOLE_OUT=out_features % tile.block_out == 0,
         GATED=gated,
@@ -185,31 +188,29 @@ def _launch(
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
         NORMED=normed is not None,
-        PREFETCH=prefetch is not None,
-        NUM_WARPS=tile.num_warps,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_warps=tile.split_k,
+        **({"maxnreg": tile.max_registers} if tile.max_registers else {}),
         **launch_options(x.device),
     )
     return out
 
 
 @triton.jit
-def _load_weight(weight, first_row, inner, OUT: tl.constexpr, IN: tl.constexpr, BLOCK_OUT: tl.constexpr, WHOLE: tl.constexpr):
-    """[SPLIT, BLOCK_OUT, CHUNK] of rows first_row.. at the columns `inner` [SPLIT, 1, CHUNK]; zero outside."""
-    n = tl.arange(0, BLOCK_OUT)[None, :, None]
-    pointers = weight + first_row.to(tl.int64) * IN + (n * IN + inner)
-    if WHOLE:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=(tl.program_id(0) * BLOCK_OUT + n < OUT) & (inner < IN), other=0.0)
+def _load(pointers, mask, WHOLE: tl.constexpr):
+    """The elements at `pointers`, zero where `mask` is false; WHOLE: it never is."""
+    return tl.load(pointers) if WHOLE else tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
-def _load_rows(x_row, inner, mask, IN: tl.constexpr, WHOLE: tl.constexpr):
-    """[SPLIT, BLOCK_ROWS, CHUNK] of the rows at `x_row`, `mask` [1, BLOCK_ROWS, 1], at the columns `inner`; zero outside."""
-    if WHOLE:
-        return tl.load(x_row + inner, mask=mask, other=0.0)
-    return tl.load(x_row + inner, mask=mask & (inner < IN), other=0.0)
+def _sum_segments(x):
+    """The sum of [SPLIT, rows, columns] over its first dimension, by halves; one exchange brings what is added to one thread."""
+    rows: tl.constexpr = x.shape[1]
+    columns: tl.constexpr = x.shape[2]
+    for _ in tl.static_range(4):
+        if x.shape[0] > 1:
+            low, high = tl.split(tl.permute(tl.reshape(x, (2, x.shape[0] // 2, rows, columns)), (1, 2, 3, 0)))
+            x = low + high
+    return tl.reshape(x, (rows, columns))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -221,23 +222,20 @@ def _linear_small_kernel(
     residual,
     out,
     normed,
-    prefetch,
     rows,
     x_stride,
     residual_stride,
     out_stride,
     normed_stride,
-    prefetch_share,
-    prefetch_bytes,
     eps,
     OUT: tl.constexpr,
     IN: tl.constexpr,
-    SEGMENT: tl.constexpr,
     CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STAGES: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
     WHOLE_IN: tl.constexpr,
     WHOLE_OUT: tl.constexpr,
     GATED: tl.constexpr,
@@ -245,75 +243,83 @@ def _linear_small_kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NORMED: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    NUM_WARPS: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
     dtype = x.dtype.element_ty
     program = tl.program_id(0)
     first = program * BLOCK_OUT
-    inner = tl.arange(0, SPLIT)[:, None, None] * SEGMENT + tl.arange(0, CHUNK)[None, None, :]
-    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = operand_columns(CHUNK, CHUNKS, SPLIT)
 
     # weights: what does not depend on the kernel before is under way while that one ends
-    if SEGMENT == CHUNK:
-        weights = _load_weight(weight, first, inner, OUT, IN, BLOCK_OUT, WHOLE_IN and WHOLE_OUT)
-        if GATED:
-            up_weights = _load_weight(weight, OUT + first, inner, OUT, IN, BLOCK_OUT, WHOLE_IN and WHOLE_OUT)
-    elif HOPPER and WHOLE_OUT:
+    OCTETS: tl.constexpr = BLOCK_OUT // 8 * (2 if GATED else 1)
+    weight_row = operand_rows(OCTETS)
+    own_row = weight_row // 16 * 8 + weight_row % 8 if GATED else weight_row
+    weight_real = first + own_row < OUT
+    if GATED:  # 8 rows of gate, then the 8 of up that go with them
+        weight_row = own_row + weight_row // 8 % 2 * OUT
+    weight_at = weight + first.to(tl.int64) * IN + (weight_row * IN + column)
+    norm_column = column + operand_rows(1) * 0  # in every row's thread
+    loaded, scales = (), ()
+    for i in tl.static_range(STAGES):
+        loaded += (_load(weight_at + i * CHUNK, weight_real & (column + i * CHUNK < IN), WHOLE_IN and WHOLE_OUT),)
+    if HOPPER and WHOLE_OUT and STAGES < CHUNKS:
         tile_bytes = BLOCK_OUT * IN * (dtype.primitive_bitwidth // 8)
-        prefetch_to_l2(weight.to(tl.int64) + program.to(tl.int64) * tile_bytes, tile_bytes, NUM_WARPS)
+        prefetch_to_l2(weight.to(tl.int64) + program.to(tl.int64) * tile_bytes, tile_bytes, SPLIT)
         if GATED:
             up_bytes = OUT * IN * (dtype.primitive_bitwidth // 8)
-            prefetch_to_l2(weight.to(tl.int64) + up_bytes + program.to(tl.int64) * tile_bytes, tile_bytes, NUM_WARPS)
-    if PREFETCH:
-        flat = program + tl.program_id(1) * tl.num_programs(0)
-        prefetch_own_share(prefetch, flat, prefetch_share, prefetch_bytes, NUM_WARPS, HOPPER)
+            prefetch_to_l2(weight.to(tl.int64) + up_bytes + program.to(tl.int64) * tile_bytes, tile_bytes, SPLIT)
+    if NORM:
+        for i in tl.static_range(STAGES):
+            scales += (_load(norm_weight + norm_column + i * CHUNK, norm_column + i * CHUNK < IN, WHOLE_IN),)
     wait_for_previous(HOPPER)
 
-    # norm
-    x_row = x + row.to(tl.int64)[None, :, None] * x_stride
-    x_mask = (row < rows)[None, :, None]
+    # product; rows beyond the last are the last again, and go nowhere
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    n = first + tl.arange(0, BLOCK_OUT)[None, :]
+    mask = (n < OUT) & (row < rows)
+    if RESIDUAL:
+        rest = tl.load(residual + row.to(tl.int64) * residual_stride + n, mask=mask, other=0.0)
+    x_row = tl.minimum(tl.program_id(1) * BLOCK_ROWS + operand_rows(BLOCK_ROWS // 8), rows - 1)
+    x_at = x + x_row.to(tl.int64) * x_stride + column
+    acc = tl.zeros([SPLIT, OCTETS * 8, BLOCK_ROWS], tl.float32)
     if NORM:
-        squares = tl.zeros([SPLIT, BLOCK_ROWS, CHUNK], tl.float32)
-        for k in tl.range(0, SEGMENT, CHUNK):
-            part = _load_rows(x_row, inner + k, x_mask, IN, WHOLE_IN).to(tl.float32)
-            squares += part * part
-        mean_square = tl.sum(tl.sum(squares, axis=2), axis=0) / IN
-        scale = tl.rsqrt(mean_square + eps)[None, :, None]
-
-    # product
-    acc = tl.zeros([SPLIT, BLOCK_OUT, BLOCK_ROWS], tl.float32)
-    if GATED:
-        up_acc = tl.zeros([SPLIT, BLOCK_OUT, BLOCK_ROWS], tl.float32)
-    for k in tl.range(0, SEGMENT, CHUNK, num_stages=STAGES):
-        if SEGMENT > CHUNK:
-            weights = _load_weight(weight, first, inner + k, OUT, IN, BLOCK_OUT, WHOLE_IN and WHOLE_OUT)
-            if GATED:
-                up_weights = _load_weight(weight, OUT + first, inner + k, OUT, IN, BLOCK_OUT, WHOLE_IN and WHOLE_OUT)
-        part = _load_rows(x_row, inner + k, x_mask, IN, WHOLE_IN)
+        squares = tl.zeros([SPLIT, BLOCK_ROWS, BLOCK_ROWS], tl.float32)
+    for i in tl.static_range(CHUNKS):
+        part = _load(x_at + i * CHUNK, (column + i * CHUNK < IN) & (x_row >= 0), WHOLE_IN)
+        ahead = (i + STAGES) * CHUNK
+        if i + STAGES < CHUNKS:
+            loaded += (_load(weight_at + ahead, weight_real & (column + ahead < IN), WHOLE_IN and WHOLE_OUT),)
         if NORM:
-            part = times(times(part, scale, dtype), _load_rows(norm_weight, inner + k, inner >= 0, IN, WHOLE_IN), dtype)
-            if NORMED and program == 0:
-                at = normed + row.to(tl.int64)[None, :, None] * normed_stride + inner + k
-                tl.store(at, part, mask=x_mask & (inner + k < IN))
-        part = tl.trans(part, 0, 2, 1)
-        acc = matmul(weights, part, acc)
-        if GATED:
-            up_acc = matmul(up_weights, part, up_acc)
+            if i + STAGES < CHUNKS:
+                scales += (_load(norm_weight + norm_column + ahead, norm_column + ahead < IN, WHOLE_IN),)
+            raw = as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8)
+            squares = matmul(raw, tl.trans(raw, 0, 2, 1), squares)
+            part = times_packed(*tl.broadcast(part, scales[i]), dtype, HOPPER)
+        part = tl.trans(as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8), 0, 2, 1)
+        acc = matmul(as_operand(loaded[i], CHUNK, SPLIT, OCTETS), part, acc)
 
     # what follows, rounding where torch does
-    y = tl.sum(acc, axis=0)
-    n = first + tl.arange(0, BLOCK_OUT)[:, None]
-    mask = (n < OUT) & (row < rows)[None, :]
-    at_row = row.to(tl.int64)[None, :]
+    y = _sum_segments(tl.trans(acc, 0, 2, 1))
+    if NORM:
+        index = tl.arange(0, BLOCK_ROWS)
+        diagonal = tl.sum(tl.where((index[:, None] == index[None, :])[None, :, :], squares, 0.0), axis=2)
+        scale = tl.rsqrt(_sum_segments(diagonal[:, :, None]) / IN + eps)
+        y *= scale
     if BIAS:
         y += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)
     y = y.to(dtype)
     if GATED:
-        gate = y.to(tl.float32)
-        y = times(times(gate, tl.sigmoid(gate), dtype), tl.sum(up_acc, axis=0).to(dtype), dtype)
+        gate, up = tl.split(tl.permute(tl.reshape(y, (BLOCK_ROWS, BLOCK_OUT // 8, 2, 8)), (0, 1, 3, 2)))
+        gate = tl.reshape(gate, (BLOCK_ROWS, BLOCK_OUT)).to(tl.float32)
+        y = times(times(gate, tl.sigmoid(gate), dtype), tl.reshape(up, (BLOCK_ROWS, BLOCK_OUT)), dtype)
     if RESIDUAL:
-        y = plus(tl.load(residual + at_row * residual_stride + n, mask=mask, other=0.0), y, dtype)
-    tl.store(out + at_row * out_stride + n, y, mask=mask)
+        y = plus(rest, y, dtype)
+    tl.store(out + row.to(tl.int64) * out_stride + n, y, mask=mask)
+    if NORMED:  # every program some columns
+        for start in range(program * NORMED_COLUMNS, IN, tl.num_programs(0) * NORMED_COLUMNS):
+            at = start + tl.arange(0, NORMED_COLUMNS)[None, :]
+            real = (at < IN) & (row < rows)
+            line = tl.load(x + row.to(tl.int64) * x_stride + at, mask=real, other=0.0)
+            line = times(times(line, scale, dtype), tl.load(norm_weight + at, mask=at < IN, other=0.0), dtype)
+            tl.store(normed + row.to(tl.int64) * normed_stride + at, line, mask=real)

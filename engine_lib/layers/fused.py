@@ -64,8 +64,7 @@ def forward_fused(
     eps, few = transformer.eps, len(x) <= FEW_ROWS
     for i, layer in enumerate(transformer.layers):
         if few:
-            # Attention is too short to use the memory's bandwidth, so the weights behind it are on their way meanwhile.
-            qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps), prefetch=layer.output)
+            qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
             x = _plus_product(x, attend(i, qkv), layer.output, sum_shards)
             gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
             x = _plus_product(x, gated, layer.down, sum_shards)
