@@ -1,10 +1,11 @@
 """Attention of the code predictor in one launch a layer: q/k norm, RoPE, the cache write and the attention itself.
 
 Its cache is dense, holds one frame's positions (16) and is written before it is read within a frame, so nothing in it needs
-clearing. One program serves one KV head of one row with all the query heads that share it; the whole cache fits in registers.
+clearing. One program, a single warp, serves one KV head of one row with all the query heads that share it: so little work takes
+as long as its waits, and warps would have to wait for each other too.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 from __future__ import annotations
 
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
+from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
+from engine_lib.kernels.operand import as_operand, in_operand_order, operand_columns, operand_rows
 from engine_lib.kernels.rope import load_halves, norm_and_rotate
 from engine_lib.layers.norm import rms_norm
 from engine_lib.layers.rope import apply_rope
@@ -73,12 +75,12 @@ def predictor_attention(
         NEW=rows // batch,
         KV_HEADS=kv_heads,
         GROUP=group,
-        GROUP_PADDED=triton.next_power_of_2(group),
+        GROUP_PADDED=max(triton.next_power_of_2(group), 2),
         POSITIONS=positions,
-        POSITIONS_PADDED=triton.next_power_of_2(positions),
+        POSITIONS_PADDED=max(triton.next_power_of_2(positions), 16),
         HALF=head_dim // 2,
-        HALF_PADDED=triton.next_power_of_2(head_dim // 2),
-        num_warps=4,
+        HALF_PADDED=max(triton.next_power_of_2(head_dim // 2), 32),
+        num_warps=1,
         **launch_options(qkv.device),
     )
     return out
@@ -134,51 +136,80 @@ def _predictor_attention_kernel(
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
-    wait_for_previous(HOPPER)
     batch_row, kv_head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, HALF_PADDED)[None, :]
     real = column < HALF
-    first_row = qkv + batch_row.to(tl.int64) * NEW * qkv_stride
+    dtype = out.dtype.element_ty
 
-    # queries: NEW * GROUP_PADDED rows, the heads of one position together
+    # weights
     query = tl.arange(0, NEW * GROUP_PADDED)[:, None]
     step, member = query // GROUP_PADDED, query % GROUP_PADDED
+    q_norm_low, q_norm_high = load_halves(q_norm + column, real, HALF)
+    k_norm_low, k_norm_high = load_halves(k_norm + column, real, HALF)
+    angle = (position + step) * HALF + column
+    q_cos, q_sin = tl.load(cos + angle, mask=real, other=0.0), tl.load(sin + angle, mask=real, other=0.0)
+    k_cos, k_sin = (), ()
+    for i in tl.static_range(NEW):
+        angle = (position + i) * HALF + column
+        k_cos += (tl.load(cos + angle, mask=real, other=0.0),)
+        k_sin += (tl.load(sin + angle, mask=real, other=0.0),)
+    wait_for_previous(HOPPER)
+
+    # all is asked for before any is used: what the cache holds; queries, the heads of one position together; new keys and values
+    entry = cache + (batch_row.to(tl.int64) * KV_HEADS + kv_head) * POSITIONS * 2 * HALF
+    key_place = operand_rows(POSITIONS_PADDED // 8)
+    key_column = operand_columns(HALF_PADDED, 1, 1)
+    key_mask = (key_place < position) & (key_column < HALF)
+    k_low, k_high = load_halves(entry + key_place * 2 * HALF + key_column, key_mask, HALF)
+    place = tl.arange(0, POSITIONS_PADDED)[:, None]
+    v_low, v_high = load_halves(entry + values_offset + place * 2 * HALF + column, (place < position) & real, HALF)
+    first_row = qkv + batch_row.to(tl.int64) * NEW * qkv_stride
     head = kv_head * GROUP + member
     q_mask = (member < GROUP) & real
     q_low, q_high = load_halves(first_row + step * qkv_stride + head * 2 * HALF + column, q_mask, HALF)
-    norm_low, norm_high = load_halves(q_norm + column, real, HALF)
-    angle = (position + step) * HALF + column
-    q_cos, q_sin = tl.load(cos + angle, mask=real, other=0.0), tl.load(sin + angle, mask=real, other=0.0)
-    q_low, q_high = norm_and_rotate(q_low, q_high, norm_low, norm_high, q_cos, q_sin, eps, HALF)
+    new_keys, new_values = (), ()
+    for i in tl.static_range(NEW):
+        new = first_row + i * qkv_stride + (KV_HEADS * GROUP + kv_head) * 2 * HALF + column
+        new_keys += (load_halves(new, real, HALF),)
+        new_values += (load_halves(new + KV_HEADS * 2 * HALF, real, HALF),)
 
-    # keys and values: cached positions, and the new ones in their places
-    place = tl.arange(0, POSITIONS_PADDED)[:, None]
-    is_cached = (place < position) & real
-    is_new = (place >= position) & (place < position + NEW) & real
-    cached = cache + ((batch_row.to(tl.int64) * KV_HEADS + kv_head) * POSITIONS + place) * 2 * HALF + column
-    fresh = first_row + (place - position) * qkv_stride + (KV_HEADS * GROUP + kv_head) * 2 * HALF + column
-    k_low, k_high = load_halves(fresh, is_new, HALF)
-    norm_low, norm_high = load_halves(k_norm + column, real, HALF)
-    angle = place * HALF + column
-    k_cos, k_sin = tl.load(cos + angle, mask=is_new, other=0.0), tl.load(sin + angle, mask=is_new, other=0.0)
-    k_low, k_high = norm_and_rotate(k_low, k_high, norm_low, norm_high, k_cos, k_sin, eps, HALF)
-    v_low, v_high = load_halves(fresh + KV_HEADS * 2 * HALF, is_new, HALF)
-    tl.store(cached, k_low, mask=is_new)
-    tl.store(cached + HALF, k_high, mask=is_new)
-    tl.store(cached + values_offset, v_low, mask=is_new)
-    tl.store(cached + values_offset + HALF, v_high, mask=is_new)
-    old_low, old_high = load_halves(cached, is_cached, HALF)
-    k_low, k_high = tl.where(is_new, k_low, old_low).to(tl.float32), tl.where(is_new, k_high, old_high).to(tl.float32)
-    old_low, old_high = load_halves(cached + values_offset, is_cached, HALF)
-    v_low, v_high = tl.where(is_new, v_low, old_low).to(tl.float32), tl.where(is_new, v_high, old_high).to(tl.float32)
+    # scores of the cached positions, then of the new ones, which join the cache
+    q_low, q_high = norm_and_rotate(q_low, q_high, q_norm_low, q_norm_high, q_cos, q_sin, eps, HALF)
+    k_low, k_high = _as_operand(k_low, HALF_PADDED, POSITIONS_PADDED), _as_operand(k_high, HALF_PADDED, POSITIONS_PADDED)
+    scores = tl.zeros([NEW * GROUP_PADDED, POSITIONS_PADDED], tl.float32)
+    scores = matmul(in_operand_order(q_high), tl.trans(k_high), matmul(in_operand_order(q_low), tl.trans(k_low), scores)) * scale
+    scores = tl.where(tl.arange(0, POSITIONS_PADDED)[None, :] < position, scores, float("-inf"))
+    peak = tl.max(scores, axis=1)
+    new_scores = ()
+    for i in tl.static_range(NEW):
+        k_low, k_high = norm_and_rotate(new_keys[i][0], new_keys[i][1], k_norm_low, k_norm_high, k_cos[i], k_sin[i], eps, HALF)
+        products = q_low.to(tl.float32) * k_low.to(tl.float32) + q_high.to(tl.float32) * k_high.to(tl.float32)
+        is_visible = tl.arange(0, NEW * GROUP_PADDED) // GROUP_PADDED >= i
+        new_scores += (tl.where(is_visible, tl.sum(products, axis=1) * scale, float("-inf")),)
+        peak = tl.maximum(peak, new_scores[i])
+        new_entry = entry + (position + i) * 2 * HALF + column
+        tl.store(new_entry, k_low, mask=real)
+        tl.store(new_entry + HALF, k_high, mask=real)
+        tl.store(new_entry + values_offset, new_values[i][0], mask=real)
+        tl.store(new_entry + values_offset + HALF, new_values[i][1], mask=real)
 
     # attention
-    products = q_low.to(tl.float32)[:, None, :] * k_low[None, :, :] + q_high.to(tl.float32)[:, None, :] * k_high[None, :, :]
-    scores = tl.sum(products, axis=2) * scale
-    visible = tl.arange(0, POSITIONS_PADDED)[None, :] <= position + step
-    scores = tl.where(visible, scores, float("-inf"))
-    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-    weights = weights / tl.sum(weights, axis=1)[:, None]
+    weights = tl.exp(scores - peak[:, None])
+    total = tl.sum(weights, axis=1)
+    weights = weights.to(dtype)
+    empty = tl.zeros([NEW * GROUP_PADDED, HALF_PADDED], tl.float32)
+    out_low, out_high = matmul(weights, v_low, empty), matmul(weights, v_high, empty)
+    for i in tl.static_range(NEW):
+        weight = tl.exp(new_scores[i] - peak)
+        total += weight
+        out_low += weight[:, None] * new_values[i][0].to(tl.float32)
+        out_high += weight[:, None] * new_values[i][1].to(tl.float32)
     at = out + (batch_row.to(tl.int64) * NEW + step) * out_stride + head * 2 * HALF + column
-    tl.store(at, tl.sum(weights[:, :, None] * v_low[None, :, :], axis=1).to(out.dtype.element_ty), mask=q_mask)
-    tl.store(at + HALF, tl.sum(weights[:, :, None] * v_high[None, :, :], axis=1).to(out.dtype.element_ty), mask=q_mask)
+    tl.store(at, (out_low / total[:, None]).to(dtype), mask=q_mask)
+    tl.store(at + HALF, (out_high / total[:, None]).to(dtype), mask=q_mask)
+
+
+@triton.jit
+def _as_operand(loaded, HALF_PADDED: tl.constexpr, POSITIONS_PADDED: tl.constexpr):
+    """[positions, padded half] of keys loaded as operand.py says."""
+    return tl.reshape(as_operand(loaded, HALF_PADDED, 1, POSITIONS_PADDED // 8), (POSITIONS_PADDED, HALF_PADDED))
