@@ -20,7 +20,7 @@ from engine_lib.kernels.rope import load_halves, norm_and_rotate
 SPLIT = 64
 _MIN_DOT = 16  # tensor cores take no fewer rows or columns
 _NUM_WARPS = 4
-_PROGRAMS = 256  # about two for each multiprocessor
+_PROGRAMS = 512  # about four for each multiprocessor
 
 
 def decode_attention(
@@ -91,7 +91,6 @@ def decode_attention(
         HALF_PADDED=max(triton.next_power_of_2(head_dim // 2), _MIN_DOT),
         SPLIT=SPLIT,
         num_warps=_NUM_WARPS,
-        num_stages=3,
         **launch_options(qkv.device),
     )
     _merge_kernel[(batch, heads)](
@@ -145,36 +144,38 @@ def _split_kernel(
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
-    wait_for_previous(HOPPER)
     row, kv_head, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    column = tl.arange(0, HALF_PADDED)[None, :]
+    real = column < HALF
+    query = tl.arange(0, QUERIES)[:, None]
+    head = kv_head * GROUP + query
+    query_mask = (query < GROUP) & real
+    q_norm_low, q_norm_high = load_halves(q_norm + column, real, HALF)
+    k_norm_low, k_norm_high = load_halves(k_norm + column, real, HALF)
+    wait_for_previous(HOPPER)
     slot = tl.load(slots + row)
+    qkv_row = qkv + row.to(tl.int64) * qkv_stride
+    q_low, q_high = load_halves(qkv_row + head * 2 * HALF + column, query_mask, HALF)
+    new = qkv_row + (HEADS + kv_head) * 2 * HALF + column
+    new_k_low, new_k_high = load_halves(new, real, HALF)
+    kv_width: tl.constexpr = KV_HEADS * 2 * HALF
+    new_v_low, new_v_high = load_halves(new + kv_width, real, HALF)
     cached = tl.minimum(tl.load(positions + slot), max_rows - 1).to(tl.int32)  # the new row comes after them
     num_splits = tl.cdiv(cached + 1, SPLIT)
     if program < num_splits:
         table = block_tables + slot * table_stride
-        column = tl.arange(0, HALF_PADDED)[None, :]
-        real = column < HALF
-        query = tl.arange(0, QUERIES)[:, None]
-        head = kv_head * GROUP + query
-        query_mask = (query < GROUP) & real
-        kv_width: tl.constexpr = KV_HEADS * 2 * HALF
-        k_head, v_head = k_cache + kv_head * 2 * HALF, v_cache + kv_head * 2 * HALF
-
-        # the new row
+        k_head, v_head = k_cache + kv_head * 2 * HALF + column, v_cache + kv_head * 2 * HALF + column
         angle = cached * HALF + column
         cos_row, sin_row = tl.load(cos + angle, mask=real, other=0.0), tl.load(sin + angle, mask=real, other=0.0)
-        qkv_row = qkv + row.to(tl.int64) * qkv_stride
-        q_low, q_high = load_halves(qkv_row + head * 2 * HALF + column, query_mask, HALF)
-        norm_low, norm_high = load_halves(q_norm + column, real, HALF)
-        q_low, q_high = norm_and_rotate(q_low, q_high, norm_low, norm_high, cos_row, sin_row, eps, HALF)
-        new = qkv_row + (HEADS + kv_head) * 2 * HALF + column
-        new_k_low, new_k_high = load_halves(new, real, HALF)
-        norm_low, norm_high = load_halves(k_norm + column, real, HALF)
-        new_k_low, new_k_high = norm_and_rotate(new_k_low, new_k_high, norm_low, norm_high, cos_row, sin_row, eps, HALF)
-        new_v_low, new_v_high = load_halves(new + kv_width, real, HALF)
+        # asked for before the new row is worked on
+        k_low, k_high, v_low, v_high = _load_split(program, cached, table, k_head, v_head, real, BLOCK_SIZE, kv_width, HALF, SPLIT)
+
+        # the new row
+        q_low, q_high = norm_and_rotate(q_low, q_high, q_norm_low, q_norm_high, cos_row, sin_row, eps, HALF)
+        new_k_low, new_k_high = norm_and_rotate(new_k_low, new_k_high, k_norm_low, k_norm_high, cos_row, sin_row, eps, HALF)
         if program == (num_splits - 1) % tl.num_programs(2):
             block = tl.load(table + cached // BLOCK_SIZE).to(tl.int64)
-            at = (block * BLOCK_SIZE + cached % BLOCK_SIZE) * kv_width + column
+            at = (block * BLOCK_SIZE + cached % BLOCK_SIZE) * kv_width
             tl.store(k_head + at, new_k_low, mask=real)
             tl.store(k_head + at + HALF, new_k_high, mask=real)
             tl.store(v_head + at, new_v_low, mask=real)
@@ -183,15 +184,9 @@ def _split_kernel(
         new_score = tl.sum(new_products, axis=1) * scale
 
         for split in tl.range(program, num_splits, tl.num_programs(2)):
-            k_row = split * SPLIT + tl.arange(0, SPLIT)
-            is_cached = k_row < cached
-            block = tl.load(table + k_row // BLOCK_SIZE, mask=is_cached, other=0).to(tl.int64)
-            at = ((block * BLOCK_SIZE + k_row % BLOCK_SIZE) * kv_width)[:, None] + column
-            mask = is_cached[:, None] & real
-            k_low, k_high = load_halves(k_head + at, mask, HALF)
-            v_low, v_high = load_halves(v_head + at, mask, HALF)
             zero = tl.zeros([QUERIES, SPLIT], tl.float32)
             scores = matmul(q_high, tl.trans(k_high), matmul(q_low, tl.trans(k_low), zero)) * scale
+            is_cached = split * SPLIT + tl.arange(0, SPLIT) < cached
             scores = tl.where(is_cached[None, :], scores, float("-inf"))
             score = tl.where(split == num_splits - 1, new_score, float("-inf"))
             peak = tl.maximum(tl.max(scores, axis=1), score)
@@ -202,6 +197,9 @@ def _split_kernel(
             empty = tl.zeros([QUERIES, HALF_PADDED], tl.float32)
             out_low = matmul(weights, v_low, empty) + weight[:, None] * new_v_low.to(tl.float32)
             out_high = matmul(weights, v_high, empty) + weight[:, None] * new_v_high.to(tl.float32)
+            k_low, k_high, v_low, v_high = _load_split(
+                split + tl.num_programs(2), cached, table, k_head, v_head, real, BLOCK_SIZE, kv_width, HALF, SPLIT
+            )
             place = (row.to(tl.int64) * HEADS + head) * max_splits + split
             tl.store(partial + place * 2 * HALF + column, out_low, mask=query_mask)
             tl.store(partial + place * 2 * HALF + HALF + column, out_high, mask=query_mask)
@@ -209,6 +207,30 @@ def _split_kernel(
             one_mask = tl.arange(0, QUERIES) < GROUP
             tl.store(statistics + one_place, peak, mask=one_mask)
             tl.store(statistics + tl.num_programs(0) * HEADS * max_splits + one_place, total, mask=one_mask)
+
+
+@triton.jit
+def _load_split(
+    split,
+    cached,
+    table,
+    k_head,
+    v_head,
+    real,
+    BLOCK_SIZE: tl.constexpr,
+    KV_WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Halves of the keys and values of one split, zero beyond the cached rows."""
+    row = split * SPLIT + tl.arange(0, SPLIT)
+    is_cached = row < cached
+    block = tl.load(table + row // BLOCK_SIZE, mask=is_cached, other=0).to(tl.int64)
+    at = ((block * BLOCK_SIZE + row % BLOCK_SIZE) * KV_WIDTH)[:, None]
+    mask = is_cached[:, None] & real
+    k_low, k_high = load_halves(k_head + at, mask, HALF)
+    v_low, v_high = load_halves(v_head + at, mask, HALF)
+    return k_low, k_high, v_low, v_high
 
 
 @triton.jit
