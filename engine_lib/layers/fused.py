@@ -1,8 +1,9 @@
 """The forward of a pre-norm transformer on a GPU in few launches. Its twin is Transformer.forward; only rounding differs.
 
 For few rows a layer is as long as reading its weights, which our own products stream once with norm, residual and SwiGLU
-fused into them: five launches a layer. From more rows on cuBLAS's products are faster: seven launches. FEW_ROWS is where the
-two cross on an H200 (docs/performance.md). Importing this module needs Triton's compiler.
+fused into them: five launches a layer. From more rows on cuBLAS's products are faster: seven launches. Where the two cross on an
+H100 depends on the size of the weights, which our programs of 16 rows each read again. Importing this module needs Triton's
+compiler.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
 
-FEW_ROWS = 16
+FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # the latter in layers of up to NARROW hidden
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
@@ -61,7 +62,7 @@ def forward_fused(
     Returns:
         [rows, hidden], before the final norm: whoever reads it has a kernel that norms its input.
     """
-    eps, few = transformer.eps, len(x) <= FEW_ROWS
+    eps, few = transformer.eps, _are_few(x)
     for i, layer in enumerate(transformer.layers):
         if few:
             qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
@@ -76,13 +77,19 @@ def forward_fused(
     return x
 
 
+def _are_few(x: torch.Tensor) -> bool:
+    """Whether our own products are the faster ones for [rows, hidden]."""
+    rows, hidden = x.shape
+    return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
+
+
 def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum_shards: SumShards | None) -> torch.Tensor:
     """x + y @ weight.T, where shards hold columns of the weight: x plus the sum of their products.
 
     The product of a shard is rounded, then their sum, then x plus the sum: x joins last, because whatever is added to it is
     rounded to the precision of x, which is larger than a layer's product.
     """
-    few = len(y) <= FEW_ROWS
+    few = _are_few(x)
     if sum_shards is None:
         return linear_small(y, weight, residual=x) if few else torch.addmm(x, y, weight.T)
     return x + sum_shards(linear_small(y, weight) if few else F.linear(y, weight))
@@ -96,7 +103,7 @@ def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torc
         weight: [out, hidden].
         normed: [rows, hidden], takes norm(x).
     """
-    if len(x) <= FEW_ROWS:
+    if _are_few(x):
         return linear_small(x, weight, norm=norm, normed=normed)
     y = rms_norm_rows(x, norm.weight, norm.eps)
     if normed is not None:
