@@ -286,6 +286,8 @@ class TalkerEngine:
 
     def launch(self, schedule: Schedule) -> Iterator[FrameResult]:
         """Launch the prefill step and the decode step of `schedule`; their results come unread, as each is launched."""
+        if schedule.admitted:
+            self.runner.prefill_after(schedule.prefill_after)
         for request in schedule.admitted:
             self.runner.admit(request)
         self.runner.update_block_tables(schedule.grown)

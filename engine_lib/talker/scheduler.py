@@ -9,6 +9,9 @@ a draw takes two thirds of a step, whether for one stream or for many. Where non
 
 A request whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
 frame has been read that was drawn from them: so they are on the device, and hold no NaN, which would have reached that frame.
+
+Prefill may run beside a decode step that was launched earlier (runner.py). A stream's end is seen one step late, so a slot or a block
+that has just come free may still be written to; the schedule says which step the prefill of its next owner must come after.
 """
 
 from __future__ import annotations
@@ -39,12 +42,17 @@ class PrefillChunk:
 
 @dataclass
 class Schedule:
-    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`."""
+    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`.
+
+    Attributes:
+        prefill_after: number, counted from 1, of the last decode step that may use what the admitted requests were given; 0: none.
+    """
 
     admitted: list[Request] = field(default_factory=list)
     grown: list[Request] = field(default_factory=list)
     prefill: list[PrefillChunk] = field(default_factory=list)
     decode: list[Request] = field(default_factory=list)
+    prefill_after: int = 0
 
     @property
     def num_prefill_rows(self) -> int:
@@ -67,6 +75,10 @@ class Scheduler:
         self.num_cached_rows = 0
         self._block_keys = block_keys
         self._free_slots = deque(range(max_num_seqs))
+        self._num_decode_steps = 0
+        # of each slot and block: the last decode step that its former owner may be part of
+        self._last_steps_of_slots = [0] * max_num_seqs
+        self._last_steps_of_blocks = [0] * (block_manager.num_usable_blocks + 1)
 
     @property
     def num_free_slots(self) -> int:
@@ -101,6 +113,7 @@ class Scheduler:
             request = self.waiting.popleft()
             schedule.admitted.append(request)
             schedule.grown.append(request)
+            schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(request))
             self._plan_prefill(request, schedule, join=others_run)
         return schedule
 
@@ -115,6 +128,7 @@ class Scheduler:
 
     def decoded(self, requests: Iterable[Request]) -> None:
         """Record that a frame of each of `requests` is on the device."""
+        self._num_decode_steps += 1
         for request in requests:
             request.num_launched_frames += 1
             request.status = RequestStatus.RUNNING
@@ -135,6 +149,9 @@ class Scheduler:
         if request.slot >= 0:
             self.active.remove(request)
             self._free_slots.append(request.slot)
+            self._last_steps_of_slots[request.slot] = self._num_decode_steps
+            for block in request.block_table:
+                self._last_steps_of_blocks[block] = self._num_decode_steps
             request.slot = -1
             self.block_manager.free(request.block_table)
         elif request in self.waiting:
@@ -178,6 +195,12 @@ class Scheduler:
         request.status = RequestStatus.PREFILLING
         self.active.append(request)
         return True
+
+    def _last_step_of(self, request: Request) -> int:
+        """The last decode step that may use the slot or a block of `request`, which was just admitted, for a former owner."""
+        # A shared block is only read, by the step as well.
+        own = request.block_table[request.num_prefilled_rows // self.block_manager.block_size :]
+        return max(self._last_steps_of_slots[request.slot], *(self._last_steps_of_blocks[block] for block in own))
 
     def _publish(self, request: Request) -> None:
         if self._block_keys:
