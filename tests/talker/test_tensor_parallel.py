@@ -208,10 +208,10 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 def test_a_rank_that_dies_while_loading_ends_the_load(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
-    def dying(pipe: object) -> subprocess.Popen[bytes]:
+    def dying(module: str, pipe: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
-    monkeypatch.setattr(tensor_parallel, "start_process", dying)
+    monkeypatch.setattr(tensor_parallel, "start_child", dying)
     with pytest.raises(RankError, match=r"tensor parallel rank 1 \(process \d+\) ended with exit code 3"):
         make_engine(eight_heads, tensor_parallel_size=2)
 
