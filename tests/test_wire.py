@@ -30,8 +30,8 @@ class Answer(Message, frozen=True):
 WIRE: Wire[Question | Answer] = Wire(Question | Answer)
 
 
-def test_dataclasses_arrays_and_none_come_out_as_they_went_in(fresh_seed: int) -> None:
-    array = np.random.default_rng(fresh_seed).standard_normal(7).astype(np.float32)
+def test_dataclasses_arrays_and_none_come_out_as_they_went_in() -> None:
+    array = np.arange(7, dtype=np.float32) / 3
     for inner in (Inner((1, 2**62)), Inner((), array)):
         copy = WIRE.unpack(WIRE.pack(Question("ä", inner)))
         assert isinstance(copy, Question)

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
@@ -21,44 +20,19 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
-from engine_lib.prompt import Prompt
+from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.chunking import ChunkGrowth, ChunkPolicy
 from engine_lib.talker.load_summary import load_summary
 from engine_lib.talker.request import DEADLINE_ERROR, FinishReason, Request, RequestStatus
 from engine_lib.talker.runner import FrameResult, TalkerRunner
 from engine_lib.talker.scheduler import Schedule, Scheduler
-from engine_lib.talker.step_times import StepTimes
 from engine_lib.talker.tensor_parallel import start_ranks
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TalkerStats:
-    """A snapshot for metrics and tests. Counters count since the start.
-
-    Attributes:
-        free_blocks: those that keep a prefix nobody uses now included.
-        num_prefix_hits: requests, preempted ones each time they come back, that found their first rows in the prefix cache.
-        num_cached_rows: rows they found.
-    """
-
-    running: int
-    waiting: int
-    free_slots: int
-    free_blocks: int
-    total_blocks: int
-    num_frames: int
-    num_steps: int
-    num_preemptions: int
-    num_prefix_hits: int
-    num_cached_rows: int
-
-
-class TalkerEngine:
+class TalkerEngine(BaseTalkerEngine):
     """Continuous batching of requests on one talker."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, dtype: torch.dtype | None = None) -> None:
@@ -71,7 +45,7 @@ class TalkerEngine:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
             RankError: another rank ended while it was loading.
         """
-        self.checkpoint, self.config = checkpoint, config
+        super().__init__(checkpoint, config)
         device = resolve_device(config.device)
         dtype = dtype or resolve_dtype(config.dtype, device)
         self._ranks = start_ranks(checkpoint, config, device, dtype)
@@ -92,71 +66,33 @@ class TalkerEngine:
         self._eos, self._codebook_size = checkpoint.config.talker.codec_eos_token_id, checkpoint.config.codec.codebook_size
         self._num_frames = self._num_steps = 0
         self._seconds_waited = self._now = 0.0
-        self.step_times = StepTimes()
 
-        self._changed = threading.Condition()
         self._rank_ended = False
         self._inbox: list[Request] = []
         self._cancelled: set[str] = set()
-        self._reserved: set[str] = set()  # keys of requests to come
         self._deadlines: list[tuple[float, str]] = []  # a heap; of requests that have ended, too
-        self._open: dict[str, Request] = {}
         self._stopping = False
-        self._alive = False
         self._thread = threading.Thread(target=self._run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
 
     # callers
-
-    @property
-    def is_alive(self) -> bool:
-        """True from start() until shutdown() or until the engine thread fails."""
-        return self._alive
 
     def start(self) -> None:
         """Start the engine thread."""
         self._alive = True
         self._thread.start()
 
-    def reserve(self, request_id: str) -> None:
-        """Hold a place for a request whose prompt is still being made; `submit` takes it, `release` gives it up.
+    def _accept(self, request: Request) -> None:
+        self._inbox.append(request)
+        self._changed.notify()
 
-        Raises:
-            OverloadedError, EngineDeadError: as in `submit`.
-        """
-        with self._changed:
-            self._check_room()
-            self._reserved.add(request_id)
+    def _accept_cancel(self, request_id: str) -> None:
+        self._cancelled.add(request_id)
+        self._changed.notify()
 
-    def release(self, request_id: str) -> None:
-        """Give up a place held by `reserve`; one that `submit` has taken is left alone."""
-        with self._changed:
-            self._reserved.discard(request_id)
-
-    def submit(self, request: Request) -> None:
-        """Accept `request`; its chunks follow on the engine thread.
-
-        Raises:
-            InvalidRequestError: text and frames do not fit the engine, or the id is that of an open request.
-            OverloadedError: too many requests are waiting.
-            EngineDeadError: the engine has stopped.
-        """
-        self._check_length(request)
-        with self._changed:
-            if request.request_id in self._open:
-                raise InvalidRequestError("request_id", f"{request.request_id!r} is already open; give every request its own")
-            self._reserved.discard(request.request_id)
-            self._check_room()
-            self._open[request.request_id] = request
-            self._inbox.append(request)
-            self._changed.notify()
-
-    def cancel(self, request_id: str) -> None:
-        """End a request with finish reason `cancelled`; one that is not open is left alone."""
-        with self._changed:
-            if request_id in self._open:
-                self._cancelled.add(request_id)
-                self._changed.notify()
+    def join(self) -> None:
+        """Wait until the engine thread has ended and every request with it."""
+        self._thread.join()
 
     def shutdown(self, timeout: float = 10.0) -> None:
         """Stop the thread; every open request ends with an error."""
@@ -184,42 +120,6 @@ class TalkerEngine:
             num_prefix_hits=scheduler.num_prefix_hits,
             num_cached_rows=scheduler.num_cached_rows,
         )
-
-    def chunk_growth(self, policy: ChunkPolicy) -> ChunkGrowth | None:
-        """What `policy` means for a Request of this engine."""
-        if policy is ChunkPolicy.FIXED:
-            return None
-        codec, config = self.checkpoint.config.codec, self.config
-        return ChunkGrowth(
-            frame_seconds=codec.samples_per_frame / codec.sample_rate,
-            max_frames=config.adaptive_chunk_frames,
-            min_streams=config.adaptive_chunk_streams,
-        )
-
-    def _check_room(self) -> None:
-        """Refuse one request more than may be open, and every one once the engine has ended. The lock must be held."""
-        if not self._alive:
-            raise EngineDeadError("the talker engine has stopped; restart the process")
-        limit, taken = self.config.max_num_seqs + self.config.max_waiting_requests, len(self._open) + len(self._reserved)
-        if taken >= limit:
-            raise OverloadedError(
-                f"{taken} requests are open and at most {limit} are allowed "
-                f"({self.config.max_num_seqs} running, {self.config.max_waiting_requests} waiting); try again later"
-            )
-
-    def max_frames_behind(self, prompt: Prompt) -> int:
-        """Frames that fit behind `prompt`; 0 or less when the prompt itself does not."""
-        return self.config.max_model_len - len(prompt) + 1  # the last frame needs no input row of its own
-
-    def _check_length(self, request: Request) -> None:
-        """Fit the default frame budget to the room there is; refuse what was asked for and cannot fit."""
-        num_rows = len(request.prompt) + len(request.prompt.trailing_text_ids)
-        if num_rows > self.config.max_model_len:
-            raise InvalidRequestError("text", f"takes {num_rows} rows; at most {self.config.max_model_len} (max_model_len) fit")
-        room = self.max_frames_behind(request.prompt)
-        if request.sampling.max_frames is not None and request.max_frames > room:
-            raise InvalidRequestError("max_frames", f"{request.max_frames} is not allowed; at most {room} fit behind this prompt")
-        request.max_frames = min(request.max_frames, room)
 
     # engine thread
 
