@@ -1,7 +1,8 @@
 """TalkerEngine: the thread that admits requests, steps the whole batch and hands out chunks of codec frames.
 
 Callers only touch the inbox; scheduler, runner and requests belong to the engine thread. Every accepted request gets
-exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read.
+exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read, but no
+sooner than it must be: a request that comes while a step runs is prefilled beside it and joins the next, if that is still to be launched.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from engine_lib.talker.scheduler import Schedule, Scheduler
 from engine_lib.talker.tensor_parallel import start_ranks
 
 logger = logging.getLogger(__name__)
+
+HELD_SHARE = 0.6  # of the time a step takes at least: when the next one is launched; the rest is the host's, to launch it
+RECENT_STEPS = 8
 
 
 class TalkerEngine(BaseTalkerEngine):
@@ -66,7 +70,10 @@ class TalkerEngine(BaseTalkerEngine):
         self._eos, self._codebook_size = checkpoint.config.talker.codec_eos_token_id, checkpoint.config.codec.codebook_size
         self._num_frames = self._num_steps = 0
         self._seconds_waited = self._now = 0.0
+        self._step_began = 0.0  # when the device began with the oldest unread result
+        self._step_seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # that results took
 
+        self._prefilled_ahead = False  # since the last step
         self._rank_ended = False
         self._inbox: list[Request] = []
         self._cancelled: set[str] = set()
@@ -128,7 +135,10 @@ class TalkerEngine(BaseTalkerEngine):
         try:
             with torch.inference_mode(), on_device(self.runner.device), self.runner.on_stream():
                 while self._take_inbox():
-                    self._step()
+                    if time.perf_counter() < self._launch_due():
+                        self._prefill_ahead()
+                    else:
+                        self._step()
                 self._ranks.finish()
         except Exception as error:
             reason = f"the talker engine failed: {type(error).__name__}"
@@ -141,10 +151,15 @@ class TalkerEngine(BaseTalkerEngine):
             self._ranks.close()
 
     def _take_inbox(self) -> bool:
-        """Wait for work; take in new and cancelled requests. False when the engine shall stop."""
+        """Wait for something to do; take in new and cancelled requests. False when the engine shall stop."""
         with self._changed:
-            while not (self._stopping or self._rank_ended or self._inbox or self._cancelled or self._unread or self.scheduler.has_work):
-                self._changed.wait()
+            while not (self._stopping or self._rank_ended or self._inbox or self._cancelled):
+                seconds = None
+                if self._unread or self.scheduler.has_work:
+                    seconds = self._launch_due() - time.perf_counter()
+                    if seconds <= 0:
+                        break
+                self._changed.wait(seconds)
             if self._stopping:
                 return False
             self._ranks.check()
@@ -168,9 +183,25 @@ class TalkerEngine(BaseTalkerEngine):
             self._rank_ended = True
             self._changed.notify()
 
+    def _launch_due(self) -> float:
+        """When the next step must be launched, so that the device need not wait for it; 0: at once."""
+        if not (self._pipelined and self._unread and self._step_seconds and self.scheduler.will_decode):
+            return 0.0
+        return self._step_began + HELD_SHARE * min(self._step_seconds)
+
+    def _prefill_ahead(self) -> None:
+        """Launch the prompts of new requests beside the step that runs; the coming step draws their first frames."""
+        schedule = self.scheduler.schedule_prefill()
+        for request in schedule.admitted:
+            request.start()
+        self._unread.extend(self.launch(schedule))  # nothing yet: no frame is drawn
+        self._prefilled_ahead |= bool(schedule.prefill)
+
     def _step(self) -> None:
         """Launch one prefill and one decode step, then read what is due."""
         begin, self._seconds_waited = time.perf_counter(), 0.0
+        if not self._unread:
+            self._step_began = begin
         schedule = self.scheduler.schedule()
         for request in schedule.admitted:
             request.start()
@@ -181,7 +212,8 @@ class TalkerEngine(BaseTalkerEngine):
         self._num_steps += 1
         launched_anything = schedule.prefill or schedule.decode
         self._read_unread(1 if self._pipelined and launched_anything else 0)
-        is_steady = bool(schedule.decode) and not schedule.prefill
+        is_steady = bool(schedule.decode) and not schedule.prefill and not self._prefilled_ahead
+        self._prefilled_ahead = False
         self.step_times.add(begin, self._seconds_waited, time.perf_counter(), is_steady=is_steady)
 
     def launch(self, schedule: Schedule) -> Iterator[FrameResult]:
@@ -212,6 +244,8 @@ class TalkerEngine(BaseTalkerEngine):
         rows = result.read()
         self._now = time.perf_counter()
         self._seconds_waited += self._now - begin
+        self._step_seconds.append(self._now - self._step_began)
+        self._step_began = self._now
         # All rows at once: asking numpy row by row would take half a millisecond of every step at 64 streams.
         has_ended = (rows[:, 0] == self._eos).tolist()
         has_failed = ((rows < 0) | (rows >= self._codebook_size)).any(1).tolist()

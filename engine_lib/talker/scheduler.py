@@ -75,6 +75,7 @@ class Scheduler:
         self.num_cached_rows = 0
         self._block_keys = block_keys
         self._free_slots = deque(range(max_num_seqs))
+        self._num_rows_ahead = 0  # prefilled for the coming step already
         self._num_decode_steps = 0
         # of each slot and block: the last decode step that its former owner may be part of
         self._last_steps_of_slots = [0] * max_num_seqs
@@ -88,6 +89,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.active or self.waiting)
 
+    @property
+    def will_decode(self) -> bool:
+        """Whether the next step has a frame to draw for a stream that runs."""
+        return any(map(_has_frames_to_come, self.active))
+
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
@@ -97,7 +103,7 @@ class Scheduler:
 
         # decode
         for request in list(self.active):
-            if request.status is RequestStatus.RUNNING and request.num_launched_frames < request.max_frames:
+            if _has_frames_to_come(request):
                 num_blocks = len(request.block_table)
                 if self._reserve_next_row(request):
                     schedule.decode.append(request)
@@ -105,16 +111,17 @@ class Scheduler:
                         schedule.grown.append(request)
 
         # prefill
-        others_run = bool(schedule.decode)
-        for request in self.active:
-            if request.status is RequestStatus.PREFILLING:
-                self._plan_prefill(request, schedule, join=others_run)
-        while self._may_prefill_more(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
-            request = self.waiting.popleft()
-            schedule.admitted.append(request)
-            schedule.grown.append(request)
-            schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(request))
-            self._plan_prefill(request, schedule, join=others_run)
+        for request in self._schedule_prefill(schedule, others_run=bool(schedule.decode)):
+            request.num_launched_frames = len(request.frames)
+            schedule.decode.append(request)
+        self._num_rows_ahead = 0
+        return schedule
+
+    def schedule_prefill(self) -> Schedule:
+        """Plan prefill alone, ahead of the next `schedule`, whose decode step draws the first frames. Only while `will_decode`."""
+        schedule = Schedule()
+        self._schedule_prefill(schedule, others_run=True)
+        self._num_rows_ahead += schedule.num_prefill_rows
         return schedule
 
     def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
@@ -206,17 +213,35 @@ class Scheduler:
         if self._block_keys:
             self.block_manager.publish(request.block_table, self._block_keys.of(request, request.num_sound_rows))
 
-    def _may_prefill_more(self, schedule: Schedule) -> bool:
-        return schedule.num_prefill_rows < self.max_num_batched_tokens and len(schedule.prefill) < MAX_PREFILL_REQUESTS
+    def _schedule_prefill(self, schedule: Schedule, *, others_run: bool) -> list[Request]:
+        """Plan the next prompt rows, of new requests too; where others run, return those that then lack nothing but their last row."""
+        ready = []
+        for request in self.active:
+            if request.status is RequestStatus.PREFILLING and self._plan_prefill(request, schedule, others_run):
+                ready.append(request)
+        while self._room(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
+            request = self.waiting.popleft()
+            schedule.admitted.append(request)
+            schedule.grown.append(request)
+            schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(request))
+            if self._plan_prefill(request, schedule, others_run):
+                ready.append(request)
+        return ready
 
-    def _plan_prefill(self, request: Request, schedule: Schedule, *, join: bool) -> None:
-        """Plan as many of the next rows of `request` as this step has room for; its last one decodes with others, if it may `join`."""
-        if not self._may_prefill_more(schedule):
-            return
+    def _plan_prefill(self, request: Request, schedule: Schedule, others_run: bool) -> bool:
+        """Plan as many of the next rows of `request` as there is room for; its last one is left where others run. Is that all it lacks?"""
         start, last = request.num_prefilled_rows, request.num_rows - 1
-        stop = min(last if join else last + 1, start + self.max_num_batched_tokens - schedule.num_prefill_rows)
+        stop = min(last if others_run else last + 1, start + self._room(schedule))
         if stop > start:
             schedule.prefill.append(PrefillChunk(request, start, stop))
-        if join and stop == last:
-            request.num_launched_frames = len(request.frames)
-            schedule.decode.append(request)
+        return others_run and stop == last
+
+    def _room(self, schedule: Schedule) -> int:
+        """Prompt rows that may join `schedule`."""
+        if len(schedule.prefill) >= MAX_PREFILL_REQUESTS:
+            return 0
+        return max(self.max_num_batched_tokens - self._num_rows_ahead - schedule.num_prefill_rows, 0)
+
+
+def _has_frames_to_come(request: Request) -> bool:
+    return request.status is RequestStatus.RUNNING and request.num_launched_frames < request.max_frames

@@ -51,11 +51,7 @@ class Simulation:
         self._check(schedule, oldest)
 
         launched = [chunk.request for chunk in schedule.prefill if chunk.completes_prompt]
-        while self._num_steps < schedule.prefill_after:
-            self._run_step()
-        for chunk in schedule.prefill:
-            self._run(chunk.request, chunk.request.block_table, chunk.start, chunk.stop)
-        self.scheduler.prefilled(schedule.prefill)
+        self._prefill(schedule)
         if schedule.decode:
             self._launched_steps.append([(request, [*request.block_table], request.num_rows_on_device) for request in schedule.decode])
             self.scheduler.decoded(schedule.decode)
@@ -67,6 +63,24 @@ class Simulation:
                 if request.status is RequestStatus.RUNNING and request.num_preemptions == num_preemptions:
                     self._receive(request)
         return schedule
+
+    def prefill_ahead(self) -> Schedule:
+        """What the engine does when a request comes while a step runs; nothing where no step is to follow."""
+        if not self.scheduler.will_decode:
+            return Schedule()
+        schedule = self.scheduler.schedule_prefill()
+        assert not schedule.decode
+        assert not any(chunk.completes_prompt for chunk in schedule.prefill)
+        self._check(schedule, None)
+        self._prefill(schedule)
+        return schedule
+
+    def _prefill(self, schedule: Schedule) -> None:
+        while self._num_steps < schedule.prefill_after:
+            self._run_step()
+        for chunk in schedule.prefill:
+            self._run(chunk.request, chunk.request.block_table, chunk.start, chunk.stop)
+        self.scheduler.prefilled(schedule.prefill)
 
     def end(self, request: Request) -> None:
         """Its last frame is there, or it is cancelled."""
