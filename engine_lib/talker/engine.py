@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 
 import numpy as np
@@ -37,7 +37,11 @@ RECENT_STEPS = 8
 
 
 class TalkerEngine(BaseTalkerEngine):
-    """Continuous batching of requests on one talker."""
+    """Continuous batching of requests on one talker.
+
+    Attributes:
+        after_step: called on the engine thread when the chunks of a step have been handed out, and at its end.
+    """
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, dtype: torch.dtype | None = None) -> None:
         """Load the weights and allocate all state.
@@ -50,6 +54,7 @@ class TalkerEngine(BaseTalkerEngine):
             RankError: another rank ended while it was loading.
         """
         super().__init__(checkpoint, config)
+        self.after_step: Callable[[], None] = lambda: None
         device = resolve_device(config.device)
         dtype = dtype or resolve_dtype(config.dtype, device)
         self._ranks = start_ranks(checkpoint, config, device, dtype)
@@ -139,6 +144,7 @@ class TalkerEngine(BaseTalkerEngine):
                         self._prefill_ahead()
                     else:
                         self._step()
+                    self.after_step()
                 self._ranks.finish()
         except Exception as error:
             reason = f"the talker engine failed: {type(error).__name__}"
@@ -148,6 +154,7 @@ class TalkerEngine(BaseTalkerEngine):
                 self._alive = False
             for request in list(self._open.values()):
                 self._close(request, FinishReason.ERROR, reason)
+            self.after_step()
             self._ranks.close()
 
     def _take_inbox(self) -> bool:

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import threading
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -18,7 +19,7 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.child_process import pipe_to_parent
 from engine_lib.config import EngineConfig
-from engine_lib.errors import Qwen3TTSError, place_of
+from engine_lib.errors import EngineDeadError, place_of
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_messages import (
     FROM_ENGINE,
@@ -32,10 +33,11 @@ from engine_lib.talker.engine_messages import (
     RequestChunk,
     RequestStarted,
     StartEngine,
+    StepChunks,
     StopEngine,
     SubmitRequest,
 )
-from engine_lib.talker.request import FinishReason, Request
+from engine_lib.talker.request import CodesChunk, Request
 from engine_lib.wire import Message
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Outbox:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
+        self._chunks: list[RequestChunk] = []
 
     def send(self, message: Message) -> None:
         """Say it now: the other end does nothing but listen.
@@ -59,6 +62,17 @@ class Outbox:
         data = FROM_ENGINE.pack(message)
         with self._lock:
             self._pipe.send_bytes(data)
+
+    def put(self, request_id: str, chunk: CodesChunk) -> None:
+        """On the engine thread: keep a chunk until `flush`. One message a step costs the engine less than one a stream."""
+        self._chunks.append(RequestChunk(request_id, chunk))
+
+    def flush(self) -> None:
+        """On the engine thread: send what was put."""
+        if self._chunks:
+            chunks, self._chunks = tuple(self._chunks), []
+            with suppress(ConnectionError):  # the pipe has closed, so this process is about to end
+                self.send(StepChunks(chunks))
 
 
 class OutboxHandler(logging.Handler):
@@ -84,7 +98,10 @@ class EngineServer:
 
     def __init__(self, engine: TalkerEngine, outbox: Outbox) -> None:
         self._engine, self._outbox = engine, outbox
+        engine.after_step = self._after_step
         self._stopping = threading.Event()
+        self._told = [0, 0]  # how many intervals and host times
+        self._reporting = threading.Lock()
 
     def serve(self, pipe: Connection) -> None:
         """Do what `pipe` says until it says stop or closes."""
@@ -100,7 +117,7 @@ class EngineServer:
         match message:
             case StartEngine():
                 self._engine.start()
-                threading.Thread(target=self._report, name="talker-report", daemon=True).start()
+                threading.Thread(target=self._keep_reporting, name="talker-report", daemon=True).start()
                 threading.Thread(target=self._end_with_engine, name="talker-end", daemon=True).start()
             case SubmitRequest():
                 self._submit(message)
@@ -113,30 +130,33 @@ class EngineServer:
             message.prompt,
             message.sampling,
             message.chunk_frames,
-            lambda chunk: self._outbox.send(RequestChunk(message.request_id, chunk)),
+            partial(self._outbox.put, message.request_id),
             deadline=message.deadline,
             chunk_growth=message.chunk_growth,
             on_start=partial(self._outbox.send, RequestStarted(message.request_id)) if message.has_start_listener else None,
         )
         request.max_frames = message.max_frames
-        try:
+        with suppress(EngineDeadError):  # then this process ends, and who asked notices; all else was checked where the request came in
             self._engine.submit(request)
-        except Qwen3TTSError as error:  # the engine has died meanwhile: all else was checked where the request came in
-            request.finish(FinishReason.ERROR, str(error))
+
+    def _after_step(self) -> None:
+        if not self._engine.has_open_requests:  # whoever gets the last chunk of all may look at once what the engine still holds
+            self._report()
+        self._outbox.flush()
+
+    def _keep_reporting(self) -> None:
+        while not self._stopping.wait(REPORT_SECONDS):
+            self._report()
 
     def _report(self) -> None:
-        """Say again and again what the engine holds; each duration is told once."""
-        times = self._engine.step_times
-        told = [0, 0]
-        while not self._stopping.wait(REPORT_SECONDS):
-            new = []
+        """Say what the engine holds, and each duration once."""
+        times, new = self._engine.step_times, []
+        with self._reporting, suppress(ConnectionError):
             for i, durations in enumerate((times.interval, times.host)):
-                new.append(np.array(durations.latest(durations.num_added - told[i])))
-                told[i] = durations.num_added
-            try:
-                self._outbox.send(EngineReport(self._engine.stats(), *new))
-            except ConnectionError:
-                return
+                number = durations.num_added
+                new.append(np.array(durations.latest(number - self._told[i])))
+                self._told[i] = number
+            self._outbox.send(EngineReport(self._engine.stats(), *new))
 
     def _end_with_engine(self) -> None:
         """End the process where the engine has failed; all requests have had their ends by then."""

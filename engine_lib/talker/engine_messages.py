@@ -88,6 +88,12 @@ class RequestChunk(Message, frozen=True):
     chunk: CodesChunk
 
 
+class StepChunks(Message, frozen=True):
+    """What one step has added to all requests."""
+
+    chunks: tuple[RequestChunk, ...]
+
+
 class EngineReport(Message, frozen=True):
     """What the engine holds, and the times of its steps since the last report: [steps] float64, seconds, as of StepTimes."""
 
@@ -99,6 +105,6 @@ class EngineReport(Message, frozen=True):
 TO_ENGINE: Wire[LoadEngine | StartEngine | SubmitRequest | CancelRequest | StopEngine] = Wire(
     LoadEngine | StartEngine | SubmitRequest | CancelRequest | StopEngine
 )
-FROM_ENGINE: Wire[EngineLoaded | LoadFailed | LogRecord | RequestStarted | RequestChunk | EngineReport] = Wire(
-    EngineLoaded | LoadFailed | LogRecord | RequestStarted | RequestChunk | EngineReport
+FROM_ENGINE: Wire[EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport] = Wire(
+    EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport
 )

@@ -33,6 +33,7 @@ from engine_lib.talker.engine_messages import (
     RequestChunk,
     RequestStarted,
     StartEngine,
+    StepChunks,
     StopEngine,
     SubmitRequest,
 )
@@ -154,8 +155,9 @@ class TalkerEngineProcess(BaseTalkerEngine):
 
     def _receive(self, message: object) -> None:
         match message:
-            case RequestChunk():
-                self._receive_chunk(message)
+            case StepChunks():
+                for chunk in message.chunks:
+                    self._receive_chunk(chunk)
             case RequestStarted():
                 if message.request_id in self._open:
                     self._open[message.request_id].start()
