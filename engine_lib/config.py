@@ -46,6 +46,12 @@ class EngineConfig:
         "How ranks sum; auto: nccl on GPUs, gloo on CPU. gloo goes through the host, without graphs, and lets ranks share a GPU.",
         choices=("auto", "nccl", "gloo"),
     )
+    talker_isolation: str = option(
+        "auto",
+        "Where a served talker's engine runs: in a process of its own, where no other Python thread holds it up, or in a thread of the "
+        "model's; auto: a process on GPU, a thread on CPU.",
+        choices=("auto", "process", "thread"),
+    )
     num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
 
     # talker

@@ -8,10 +8,15 @@ import numpy as np
 
 
 class Durations:
-    """The last `size` durations, in seconds. Any thread may add and read."""
+    """The last `size` durations, in seconds. Any thread may add and read.
+
+    Attributes:
+        num_added: how many there were, forgotten ones included.
+    """
 
     def __init__(self, size: int = 1024) -> None:
         self._latest: deque[float] = deque(maxlen=size)
+        self.num_added = 0
 
     def __len__(self) -> int:
         return len(self._latest)
@@ -19,6 +24,11 @@ class Durations:
     def add(self, seconds: float) -> None:
         """Remember one duration; the oldest is forgotten where there is no more room."""
         self._latest.append(seconds)
+        self.num_added += 1
+
+    def latest(self, number: int) -> list[float]:
+        """The last `number` durations, as far as they are remembered, oldest first."""
+        return list(self._latest)[-number:] if number else []
 
     def quantile(self, q: float) -> float:
         """The `q`-quantile (0..1) of what is remembered; 0 where that is nothing."""

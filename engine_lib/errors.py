@@ -5,6 +5,8 @@ Every message names the field, the value and what is allowed or what to do next;
 
 from __future__ import annotations
 
+import traceback
+
 
 class Qwen3TTSError(Exception):
     """Base of every error raised on purpose by this library."""
@@ -36,3 +38,8 @@ class OverloadedError(Qwen3TTSError):
 
 class EngineDeadError(Qwen3TTSError):
     """The engine thread has stopped; the process must be restarted."""
+
+
+def place_of(error: BaseException) -> str:
+    """Type and traceback of `error` for the log, without its text, which might quote a user."""
+    return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}"

@@ -142,9 +142,10 @@ def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Request]:
 
 
 def launch(engine: TalkerEngine) -> None:
-    """One step of the engine thread, whose results nobody reads: so no stream ends."""
-    for _ in engine.launch(engine.scheduler.schedule()):
-        pass
+    """One step of the engine thread, whose results nobody reads: so no stream ends. What is launched next comes after it."""
+    for result in engine.launch(engine.scheduler.schedule()):
+        if result.copied is not None:
+            result.copied.wait()
 
 
 def _release(engine: TalkerEngine, requests: list[Request]) -> None:

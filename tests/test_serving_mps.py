@@ -48,6 +48,16 @@ def test_a_daemon_runs_in_a_private_folder_and_is_gone_with_it_afterwards(fake: 
     assert not pipes.parent.exists()
 
 
+@pytest.mark.parametrize(("visible", "clients"), [(None, None), ("1", "0"), ("GPU-8f3a,GPU-11c0", "0,1")])
+def test_clients_name_the_gpus_as_the_daemon_numbers_them(
+    visible: str | None, clients: str | None, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert MpsDaemon().environment.get("CUDA_VISIBLE_DEVICES") == clients
+
+
 def test_two_daemons_do_not_meet(fake: Path) -> None:
     with MpsDaemon() as one:
         with MpsDaemon() as other:

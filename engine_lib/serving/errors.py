@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 
 from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 
@@ -32,8 +31,3 @@ def status(error: BaseException) -> tuple[str, str]:
     else:
         code, message = "INTERNAL", f"unexpected {type(error).__name__}; the server's log has the place"
     return code, f"{code}: {message}"
-
-
-def place_of(error: BaseException) -> str:
-    """Type and traceback of `error` for the log, without its text, which might quote a user."""
-    return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}"

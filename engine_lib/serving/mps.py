@@ -20,6 +20,7 @@ from engine_lib.serving.server_installation import ServerError
 
 CONTROL = "nvidia-cuda-mps-control"
 PID_FILE = f"{CONTROL}.pid"
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 START_SECONDS = 20.0
 # The daemon ends once its last client has; models whose server was killed may need a few seconds to notice.
 QUIT_SECONDS = 10.0
@@ -45,7 +46,11 @@ class MpsDaemon:
         # Readable by its owner only, and short: the path of a Unix socket ends at 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp")
         self._pipes, self._logs = Path(self._folder.name, "pipe"), Path(self._folder.name, "log")
-        self.environment = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
+        self._directories = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
+        self.environment = dict(self._directories)
+        if visible := os.environ.get(VISIBLE_DEVICES):
+            # The daemon has these GPUs alone and numbers them anew; by the old numbers a client would find none.
+            self.environment[VISIBLE_DEVICES] = ",".join(str(number) for number in range(len(visible.split(","))))
 
     def __enter__(self) -> MpsDaemon:
         self.start()
@@ -96,7 +101,7 @@ class MpsDaemon:
         """Run the control program; its exit code."""
         return subprocess.run(
             [self._control, *arguments],
-            env=dict(os.environ) | self.environment,
+            env=dict(os.environ) | self._directories,
             input=commands,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -19,8 +19,9 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from engine_lib.errors import place_of
 from engine_lib.serving.backend import Reply, TritonBackend
-from engine_lib.serving.errors import RelayedError, place_of, status
+from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.message import Tensors
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.serving.server_guard import ServerGuard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from engine_lib.serving.errors import place_of
+from engine_lib.errors import place_of
 
 LOGGER = logging.getLogger("engine_lib")
 

@@ -12,8 +12,8 @@ import torch
 
 from engine_lib.config import EngineConfig
 from engine_lib.durations import Durations
+from engine_lib.errors import place_of
 from engine_lib.serving.backend import Reply, TritonBackend
-from engine_lib.serving.errors import place_of
 from engine_lib.serving.lifecycle import Engine, Lifecycle
 from engine_lib.serving.message import Tensors
 from engine_lib.serving.metrics import Metrics

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.devices import resolve_device
 from engine_lib.durations import Durations
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
@@ -32,8 +33,10 @@ from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.served import served_checkpoints
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_talker
+from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.engine_process import TalkerEngineProcess
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
 from engine_lib.voice_prompt import VoiceClonePromptItem
 
@@ -75,7 +78,7 @@ class TalkerService(EngineService):
         )
         self._model_path = config.model_path
         self._voices = RequestVoices(checkpoint, config, served)
-        self._engine = TalkerEngine(checkpoint, config)
+        self._engine = _talker_engine(checkpoint, config)
         self._streams: dict[str, _Stream] = {}
         self._accept_times, self._first_codes_times = Durations(), Durations()
         self._start(self._engine, lambda: warm_up_talker(self._engine, self._prompts, self._sender))
@@ -201,12 +204,12 @@ class TalkerService(EngineService):
         reply.fail(code, message)
 
     def _on_start(self, stream: _Stream, reference: npt.NDArray[np.int16]) -> None:
-        """On the engine thread: let the codec take in the reference while the talker takes in the prompt."""
+        """On an engine's thread: let the codec take in the reference while the talker takes in the prompt."""
         message = CodesMessage(reference, stream.key, 0, is_reference=True)
         self._sender.put(stream.key, partial(self._send, stream.reply, message.pack(), is_final=False))
 
     def _on_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
-        """On the engine thread: count, and leave the rest to a sender thread."""
+        """On an engine's thread: count, and leave the rest to a sender thread."""
         if chunk.index == 0 and len(chunk.codes):
             seconds = time.monotonic() - stream.arrived_at
             self._first_codes.observe(seconds)
@@ -260,3 +263,9 @@ class TalkerService(EngineService):
         metrics.total("frames_total", "Codec frames generated", lambda: stats().num_frames)
         self._finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
         self._refused = metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES)
+
+
+def _talker_engine(checkpoint: Checkpoint, config: EngineConfig) -> BaseTalkerEngine:
+    """Load the engine where `talker_isolation` wants it."""
+    own_process = {"process": True, "thread": False, "auto": resolve_device(config.device).type == "cuda"}[config.talker_isolation]
+    return TalkerEngineProcess(checkpoint, config) if own_process else TalkerEngine(checkpoint, config)

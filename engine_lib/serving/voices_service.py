@@ -19,9 +19,9 @@ import numpy as np
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import InvalidRequestError, place_of
 from engine_lib.serving.backend import TritonBackend
-from engine_lib.serving.errors import RelayedError, place_of, status
+from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.serving.server_guard import ServerGuard

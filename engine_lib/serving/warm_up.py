@@ -19,7 +19,7 @@ from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors
 from engine_lib.serving.ordered_sender import OrderedSender
-from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
 from engine_lib.voice_prompt import VoiceClonePromptItem
 
@@ -29,7 +29,7 @@ TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one
 TIMEOUT_SECONDS = 300.0  # a large checkpoint on a slow CPU; what hangs must not keep a server loading for ever
 
 
-def warm_up_talker(engine: TalkerEngine, prompts: PromptBuilder, sender: OrderedSender) -> None:
+def warm_up_talker(engine: BaseTalkerEngine, prompts: PromptBuilder, sender: OrderedSender) -> None:
     """Speak a few frames.
 
     Raises:

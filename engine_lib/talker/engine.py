@@ -1,7 +1,8 @@
 """TalkerEngine: the thread that admits requests, steps the whole batch and hands out chunks of codec frames.
 
 Callers only touch the inbox; scheduler, runner and requests belong to the engine thread. Every accepted request gets
-exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read.
+exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read, but no
+sooner than it must be: a request that comes while a step runs is prefilled beside it and joins the next, if that is still to be launched.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 
 import numpy as np
@@ -21,45 +21,27 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
-from engine_lib.prompt import Prompt
+from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.chunking import ChunkGrowth, ChunkPolicy
 from engine_lib.talker.load_summary import load_summary
 from engine_lib.talker.request import DEADLINE_ERROR, FinishReason, Request, RequestStatus
 from engine_lib.talker.runner import FrameResult, TalkerRunner
 from engine_lib.talker.scheduler import Schedule, Scheduler
-from engine_lib.talker.step_times import StepTimes
 from engine_lib.talker.tensor_parallel import start_ranks
 
 logger = logging.getLogger(__name__)
 
+HELD_SHARE = 0.6  # of the time a step takes at least: when the next one is launched; the rest is the host's, to launch it
+RECENT_STEPS = 8
 
-@dataclass(frozen=True)
-class TalkerStats:
-    """A snapshot for metrics and tests. Counters count since the start.
+
+class TalkerEngine(BaseTalkerEngine):
+    """Continuous batching of requests on one talker.
 
     Attributes:
-        free_blocks: those that keep a prefix nobody uses now included.
-        num_prefix_hits: requests, preempted ones each time they come back, that found their first rows in the prefix cache.
-        num_cached_rows: rows they found.
+        after_step: called on the engine thread when the chunks of a step have been handed out, and at its end.
     """
-
-    running: int
-    waiting: int
-    free_slots: int
-    free_blocks: int
-    total_blocks: int
-    num_frames: int
-    num_steps: int
-    num_preemptions: int
-    num_prefix_hits: int
-    num_cached_rows: int
-
-
-class TalkerEngine:
-    """Continuous batching of requests on one talker."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, dtype: torch.dtype | None = None) -> None:
         """Load the weights and allocate all state.
@@ -71,7 +53,8 @@ class TalkerEngine:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
             RankError: another rank ended while it was loading.
         """
-        self.checkpoint, self.config = checkpoint, config
+        super().__init__(checkpoint, config)
+        self.after_step: Callable[[], None] = lambda: None
         device = resolve_device(config.device)
         dtype = dtype or resolve_dtype(config.dtype, device)
         self._ranks = start_ranks(checkpoint, config, device, dtype)
@@ -92,71 +75,36 @@ class TalkerEngine:
         self._eos, self._codebook_size = checkpoint.config.talker.codec_eos_token_id, checkpoint.config.codec.codebook_size
         self._num_frames = self._num_steps = 0
         self._seconds_waited = self._now = 0.0
-        self.step_times = StepTimes()
+        self._step_began = 0.0  # when the device began with the oldest unread result
+        self._step_seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # that results took
 
-        self._changed = threading.Condition()
+        self._prefilled_ahead = False  # since the last step
         self._rank_ended = False
         self._inbox: list[Request] = []
         self._cancelled: set[str] = set()
-        self._reserved: set[str] = set()  # keys of requests to come
         self._deadlines: list[tuple[float, str]] = []  # a heap; of requests that have ended, too
-        self._open: dict[str, Request] = {}
         self._stopping = False
-        self._alive = False
         self._thread = threading.Thread(target=self._run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
 
     # callers
-
-    @property
-    def is_alive(self) -> bool:
-        """True from start() until shutdown() or until the engine thread fails."""
-        return self._alive
 
     def start(self) -> None:
         """Start the engine thread."""
         self._alive = True
         self._thread.start()
 
-    def reserve(self, request_id: str) -> None:
-        """Hold a place for a request whose prompt is still being made; `submit` takes it, `release` gives it up.
+    def _accept(self, request: Request) -> None:
+        self._inbox.append(request)
+        self._changed.notify()
 
-        Raises:
-            OverloadedError, EngineDeadError: as in `submit`.
-        """
-        with self._changed:
-            self._check_room()
-            self._reserved.add(request_id)
+    def _accept_cancel(self, request_id: str) -> None:
+        self._cancelled.add(request_id)
+        self._changed.notify()
 
-    def release(self, request_id: str) -> None:
-        """Give up a place held by `reserve`; one that `submit` has taken is left alone."""
-        with self._changed:
-            self._reserved.discard(request_id)
-
-    def submit(self, request: Request) -> None:
-        """Accept `request`; its chunks follow on the engine thread.
-
-        Raises:
-            InvalidRequestError: text and frames do not fit the engine, or the id is that of an open request.
-            OverloadedError: too many requests are waiting.
-            EngineDeadError: the engine has stopped.
-        """
-        self._check_length(request)
-        with self._changed:
-            if request.request_id in self._open:
-                raise InvalidRequestError("request_id", f"{request.request_id!r} is already open; give every request its own")
-            self._reserved.discard(request.request_id)
-            self._check_room()
-            self._open[request.request_id] = request
-            self._inbox.append(request)
-            self._changed.notify()
-
-    def cancel(self, request_id: str) -> None:
-        """End a request with finish reason `cancelled`; one that is not open is left alone."""
-        with self._changed:
-            if request_id in self._open:
-                self._cancelled.add(request_id)
-                self._changed.notify()
+    def join(self) -> None:
+        """Wait until the engine thread has ended and every request with it."""
+        self._thread.join()
 
     def shutdown(self, timeout: float = 10.0) -> None:
         """Stop the thread; every open request ends with an error."""
@@ -185,42 +133,6 @@ class TalkerEngine:
             num_cached_rows=scheduler.num_cached_rows,
         )
 
-    def chunk_growth(self, policy: ChunkPolicy) -> ChunkGrowth | None:
-        """What `policy` means for a Request of this engine."""
-        if policy is ChunkPolicy.FIXED:
-            return None
-        codec, config = self.checkpoint.config.codec, self.config
-        return ChunkGrowth(
-            frame_seconds=codec.samples_per_frame / codec.sample_rate,
-            max_frames=config.adaptive_chunk_frames,
-            min_streams=config.adaptive_chunk_streams,
-        )
-
-    def _check_room(self) -> None:
-        """Refuse one request more than may be open, and every one once the engine has ended. The lock must be held."""
-        if not self._alive:
-            raise EngineDeadError("the talker engine has stopped; restart the process")
-        limit, taken = self.config.max_num_seqs + self.config.max_waiting_requests, len(self._open) + len(self._reserved)
-        if taken >= limit:
-            raise OverloadedError(
-                f"{taken} requests are open and at most {limit} are allowed "
-                f"({self.config.max_num_seqs} running, {self.config.max_waiting_requests} waiting); try again later"
-            )
-
-    def max_frames_behind(self, prompt: Prompt) -> int:
-        """Frames that fit behind `prompt`; 0 or less when the prompt itself does not."""
-        return self.config.max_model_len - len(prompt) + 1  # the last frame needs no input row of its own
-
-    def _check_length(self, request: Request) -> None:
-        """Fit the default frame budget to the room there is; refuse what was asked for and cannot fit."""
-        num_rows = len(request.prompt) + len(request.prompt.trailing_text_ids)
-        if num_rows > self.config.max_model_len:
-            raise InvalidRequestError("text", f"takes {num_rows} rows; at most {self.config.max_model_len} (max_model_len) fit")
-        room = self.max_frames_behind(request.prompt)
-        if request.sampling.max_frames is not None and request.max_frames > room:
-            raise InvalidRequestError("max_frames", f"{request.max_frames} is not allowed; at most {room} fit behind this prompt")
-        request.max_frames = min(request.max_frames, room)
-
     # engine thread
 
     def _run(self) -> None:
@@ -228,7 +140,11 @@ class TalkerEngine:
         try:
             with torch.inference_mode(), on_device(self.runner.device), self.runner.on_stream():
                 while self._take_inbox():
-                    self._step()
+                    if time.perf_counter() < self._launch_due():
+                        self._prefill_ahead()
+                    else:
+                        self._step()
+                    self.after_step()
                 self._ranks.finish()
         except Exception as error:
             reason = f"the talker engine failed: {type(error).__name__}"
@@ -238,13 +154,19 @@ class TalkerEngine:
                 self._alive = False
             for request in list(self._open.values()):
                 self._close(request, FinishReason.ERROR, reason)
+            self.after_step()
             self._ranks.close()
 
     def _take_inbox(self) -> bool:
-        """Wait for work; take in new and cancelled requests. False when the engine shall stop."""
+        """Wait for something to do; take in new and cancelled requests. False when the engine shall stop."""
         with self._changed:
-            while not (self._stopping or self._rank_ended or self._inbox or self._cancelled or self._unread or self.scheduler.has_work):
-                self._changed.wait()
+            while not (self._stopping or self._rank_ended or self._inbox or self._cancelled):
+                seconds = None
+                if self._unread or self.scheduler.has_work:
+                    seconds = self._launch_due() - time.perf_counter()
+                    if seconds <= 0:
+                        break
+                self._changed.wait(seconds)
             if self._stopping:
                 return False
             self._ranks.check()
@@ -268,9 +190,25 @@ class TalkerEngine:
             self._rank_ended = True
             self._changed.notify()
 
+    def _launch_due(self) -> float:
+        """When the next step must be launched, so that the device need not wait for it; 0: at once."""
+        if not (self._pipelined and self._unread and self._step_seconds and self.scheduler.will_decode):
+            return 0.0
+        return self._step_began + HELD_SHARE * min(self._step_seconds)
+
+    def _prefill_ahead(self) -> None:
+        """Launch the prompts of new requests beside the step that runs; the coming step draws their first frames."""
+        schedule = self.scheduler.schedule_prefill()
+        for request in schedule.admitted:
+            request.start()
+        self._unread.extend(self.launch(schedule))  # nothing yet: no frame is drawn
+        self._prefilled_ahead |= bool(schedule.prefill)
+
     def _step(self) -> None:
         """Launch one prefill and one decode step, then read what is due."""
         begin, self._seconds_waited = time.perf_counter(), 0.0
+        if not self._unread:
+            self._step_began = begin
         schedule = self.scheduler.schedule()
         for request in schedule.admitted:
             request.start()
@@ -281,11 +219,14 @@ class TalkerEngine:
         self._num_steps += 1
         launched_anything = schedule.prefill or schedule.decode
         self._read_unread(1 if self._pipelined and launched_anything else 0)
-        is_steady = bool(schedule.decode) and not schedule.prefill
+        is_steady = bool(schedule.decode) and not schedule.prefill and not self._prefilled_ahead
+        self._prefilled_ahead = False
         self.step_times.add(begin, self._seconds_waited, time.perf_counter(), is_steady=is_steady)
 
     def launch(self, schedule: Schedule) -> Iterator[FrameResult]:
         """Launch the prefill step and the decode step of `schedule`; their results come unread, as each is launched."""
+        if schedule.admitted:
+            self.runner.prefill_after(schedule.prefill_after)
         for request in schedule.admitted:
             self.runner.admit(request)
         self.runner.update_block_tables(schedule.grown)
@@ -310,6 +251,8 @@ class TalkerEngine:
         rows = result.read()
         self._now = time.perf_counter()
         self._seconds_waited += self._now - begin
+        self._step_seconds.append(self._now - self._step_began)
+        self._step_began = self._now
         # All rows at once: asking numpy row by row would take half a millisecond of every step at 64 streams.
         has_ended = (rows[:, 0] == self._eos).tolist()
         has_failed = ((rows < 0) | (rows >= self._codebook_size)).any(1).tolist()

@@ -1,4 +1,6 @@
-"""CUDA graphs of the frame step and of prefill, captured at load for fixed sizes and sharing one memory pool.
+"""CUDA graphs of the frame step and of prefill, captured at load for fixed sizes.
+
+Graphs of one stream share a memory pool, for they never run together.
 
 A graph reads its inputs from one static buffer of integers. The host writes that buffer with one copy, and only when it has
 changed: a steady batch costs one launch a frame. Work that is smaller than its graph is padded with the scratch slot.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from engine_lib.devices import on_stream
 from engine_lib.talker.prefill import PrefillLayout
 from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
 
@@ -72,11 +76,14 @@ class TalkerGraphs:
         pack: Callable[[PrefillLayout, Sequence[PrefillChunk]], npt.NDArray[np.int64]],
         scratch_slot: int,
         device: torch.device,
+        prefill_stream: torch.cuda.Stream | None = None,
     ) -> None:
-        """
+        """Capture on the current stream.
+
         Args:
             step: the frame step on slots [batch].
             prefill: the prefill step on a buffer of a layout.
+            prefill_stream: where prefill is captured, and replayed beside steps; None: on the steps' stream.
             max_batch, max_prefill_rows: largest sizes a step may have.
             width: columns of a block table.
             pack: fills a layout's buffer; with no chunks it is all padding.
@@ -84,6 +91,7 @@ class TalkerGraphs:
         self._scratch_slot = scratch_slot
         started, reserved = time.perf_counter(), torch.cuda.memory_reserved(device)
         pool = torch.cuda.graph_pool_handle()
+        prefill_pool = pool if prefill_stream is None else torch.cuda.graph_pool_handle()
         batches = _buckets(BATCH_BUCKETS, max_batch)
         # One sequence more than requests: the padding rows.
         self._layouts = [
@@ -97,8 +105,10 @@ class TalkerGraphs:
         # The largest first, so that the smaller ones fit into its memory.
         with tqdm(total=len(batches) + len(self._layouts), desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
-                buffer = torch.from_numpy(pack(layout, [])).to(device)
-                self._prefills[layout] = CapturedFunction(lambda inputs, layout=layout: prefill(layout, inputs), buffer, pool)  # type: ignore[misc]
+                with on_stream(prefill_stream):
+                    buffer = torch.from_numpy(pack(layout, [])).to(device)
+                    function = partial(prefill, layout)
+                    self._prefills[layout] = CapturedFunction(function, buffer, prefill_pool)
                 progress.update()
             for batch in reversed(batches):
                 slots = torch.full((batch,), scratch_slot, device=device)

@@ -96,6 +96,7 @@ class Request:
         self.sampling = sampling
         self.on_chunk = on_chunk
         self.deadline = deadline
+        self.chunk_frames, self.chunk_growth = chunk_frames, chunk_growth
         self._on_start = on_start
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.max_frames = sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * prompt.num_text_tokens
@@ -113,6 +114,11 @@ class Request:
         self._cutter = ChunkCutter(chunk_frames, chunk_growth)
         self._num_sent_frames = 0
         self._num_chunks = 0
+
+    @property
+    def has_start_listener(self) -> bool:
+        """Whether somebody waits to hear that work begins."""
+        return self._on_start is not None
 
     @property
     def num_rows(self) -> int:
@@ -163,16 +169,17 @@ class Request:
         if self.listener_failed:
             reason, error = FinishReason.CANCELLED, ""
         nothing = np.empty((0, self.prompt.codes.shape[1]), np.int16)
-        self._send(CodesChunk(nothing, self._num_chunks, is_final=True, finish_reason=reason.value, error=error))
+        self.hand_on(CodesChunk(nothing, self._num_chunks, is_final=True, finish_reason=reason.value, error=error))
+
+    def hand_on(self, chunk: CodesChunk) -> None:
+        """Give the listener its next chunk."""
+        self._num_chunks += 1
+        self._call(partial(self.on_chunk, chunk))
 
     def _send_frames(self) -> None:
         frames = np.stack(self.frames[self._num_sent_frames :])
         self._num_sent_frames = len(self.frames)
-        self._send(CodesChunk(frames, self._num_chunks))
-
-    def _send(self, chunk: CodesChunk) -> None:
-        self._num_chunks += 1
-        self._call(partial(self.on_chunk, chunk))
+        self.hand_on(CodesChunk(frames, self._num_chunks))
 
     def _call(self, listener: Callable[[], None]) -> None:
         try:

@@ -2,11 +2,16 @@
 
 Everything a step needs lives in tensors indexed by slot; a batch is a list of slots. `prefill` and `decode` read no device
 value on the host: their codes come back through a FrameResult, which the engine reads when it is ready.
+
+Captured prefill has a CUDA stream of its own: it runs beside the decode step launched before it, which leaves most of the memory's
+bandwidth unused, instead of after it. A decode step waits for all prefill launched before it; prefill waits for the decode steps that
+may still use what its requests were given (`prefill_after`). Tensor-parallel ranks keep to one stream, for their sums have one order.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,6 +39,7 @@ from engine_lib.talker.state import SlotState, SlotTable
 from engine_lib.talker.step_plan import NO_SPEAKER, BlockTablePlan, DecodePlan, ErasePlan, Floats, Integers, Plan, PrefillPlan, SlotPlan
 
 PINNED_BUFFERS = 6  # of one size
+KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
 GRAPH_BYTES = 2 * 2**30  # left for the memory of captured graphs and of prefill
 
 
@@ -97,6 +103,10 @@ class TalkerRunner:
         self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
         self.graphs: TalkerGraphs | None = None
         self.stream = own_stream(device, config.talker_stream_priority)
+        self._prefill_stream: torch.cuda.Stream | None = None  # None: prefill and decode share a stream
+        self._prefilled: torch.cuda.Event | None = None  # the latest prefill, until a decode step waits for it
+        self._num_decode_steps = 0
+        self._latest_steps: deque[tuple[int, torch.cuda.Event]] = deque(maxlen=KEPT_STEPS)  # numbers and ends of decode steps
 
     def capture(self) -> None:
         """Capture frame steps and prefill in CUDA graphs, unless device, backends or `enforce_eager` say otherwise."""
@@ -104,6 +114,8 @@ class TalkerRunner:
         if self.device.type != "cuda" or self.config.enforce_eager or not can_be_captured:
             return
         width = self.state.block_tables.shape[1]
+        if self.ranks.sum is None:
+            self._prefill_stream = own_stream(self.device, self.config.talker_stream_priority)
         with self.on_stream():
             self.graphs = TalkerGraphs(
                 lambda slots: self.step(slots, width),
@@ -115,9 +127,10 @@ class TalkerRunner:
                 pack=self._pack,
                 scratch_slot=self.scratch_slot,
                 device=self.device,
+                prefill_stream=self._prefill_stream,
             )
             self.ranks.release_graphs = self.graphs.release
-            torch.cuda.current_stream(self.device).synchronize()  # graphs share memory: from here on they may be replayed anywhere
+            torch.cuda.synchronize(self.device)  # graphs share memory: from here on they may be replayed anywhere
         # What steps hold at a time in memory that the device copies to and from, of every size torch's cache tells apart; it keeps them.
         held = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]
         del held
@@ -125,6 +138,9 @@ class TalkerRunner:
     def on_stream(self) -> AbstractContextManager[object]:
         """What the engine thread launches comes within."""
         return on_stream(self.stream)
+
+    def _on_prefill_stream(self) -> AbstractContextManager[object]:
+        return on_stream(self._prefill_stream)
 
     def execute(self, plan: Plan) -> None:
         """Do what rank 0 does, on a rank that has no requests."""
@@ -139,6 +155,15 @@ class TalkerRunner:
                 self._decode(plan)
             case ErasePlan():
                 self._erase(plan)
+
+    def prefill_after(self, step: int) -> None:
+        """What `admit` and `prefill` launch from here on comes after the decode step of this number, counted from 1."""
+        if self._prefill_stream is None:
+            return
+        # Steps before the kept ones have been read, or end before the oldest of those.
+        end = next((end for number, end in self._latest_steps if number >= step), None) if step else None
+        if end is not None:
+            self._prefill_stream.wait_event(end)
 
     def admit(self, request: Request) -> None:
         """Write the slot of `request`: its sampling, text and x-vector, and what its kept frames (after a preemption) imply."""
@@ -156,7 +181,8 @@ class TalkerRunner:
             speaker_embedding=NO_SPEAKER if prompt.speaker_embedding is None else prompt.speaker_embedding,
         )
         self.ranks.tell(plan)
-        self._write_slot(plan)
+        with self._on_prefill_stream():
+            self._write_slot(plan)
 
     def _write_slot(self, plan: SlotPlan) -> None:
         slot = plan.slot
@@ -186,9 +212,12 @@ class TalkerRunner:
         layout = exact if self.graphs is None else self.graphs.layout_for(exact)
         plan = PrefillPlan(layout, self._pack(layout, chunks))
         self.ranks.tell(plan)
-        codes = self._prefill(plan)
         drawing = [chunk.request for chunk in chunks if chunk.completes_prompt]
-        return self._result(drawing, codes) if drawing else None
+        with self._on_prefill_stream():
+            codes = self._prefill(plan)
+            if self._prefill_stream is not None:
+                self._prefilled = self._prefill_stream.record_event()
+            return self._result(drawing, codes) if drawing else None
 
     def _prefill(self, plan: PrefillPlan) -> torch.Tensor:
         if self.graphs is not None:
@@ -216,7 +245,14 @@ class TalkerRunner:
         width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
         plan = DecodePlan(_slots(requests), width)
         self.ranks.tell(plan)
-        return self._result(list(requests), self._decode(plan))
+        if self._prefilled is not None:
+            self._prefilled.wait()
+            self._prefilled = None
+        result = self._result(list(requests), self._decode(plan))
+        self._num_decode_steps += 1
+        if result.copied is not None:
+            self._latest_steps.append((self._num_decode_steps, result.copied))
+        return result
 
     def _decode(self, plan: DecodePlan) -> torch.Tensor:
         if self.graphs is not None:
@@ -240,6 +276,8 @@ class TalkerRunner:
         plan = ErasePlan(np.array(blocks, np.int64))
         self.ranks.tell(plan)
         self._erase(plan)
+        if self._prefill_stream is not None:  # whose next rows may go there
+            self._prefill_stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def _erase(self, plan: ErasePlan) -> None:
         self.kv_cache[:, :, self._upload(plan.blocks)] = 0

@@ -9,6 +9,9 @@ a draw takes two thirds of a step, whether for one stream or for many. Where non
 
 A request whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
 frame has been read that was drawn from them: so they are on the device, and hold no NaN, which would have reached that frame.
+
+Prefill may run beside a decode step that was launched earlier (runner.py). A stream's end is seen one step late, so a slot or a block
+that has just come free may still be written to; the schedule says which step the prefill of its next owner must come after.
 """
 
 from __future__ import annotations
@@ -39,12 +42,17 @@ class PrefillChunk:
 
 @dataclass
 class Schedule:
-    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`."""
+    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`.
+
+    Attributes:
+        prefill_after: number, counted from 1, of the last decode step that may use what the admitted requests were given; 0: none.
+    """
 
     admitted: list[Request] = field(default_factory=list)
     grown: list[Request] = field(default_factory=list)
     prefill: list[PrefillChunk] = field(default_factory=list)
     decode: list[Request] = field(default_factory=list)
+    prefill_after: int = 0
 
     @property
     def num_prefill_rows(self) -> int:
@@ -67,6 +75,11 @@ class Scheduler:
         self.num_cached_rows = 0
         self._block_keys = block_keys
         self._free_slots = deque(range(max_num_seqs))
+        self._num_rows_ahead = 0  # prefilled for the coming step already
+        self._num_decode_steps = 0
+        # of each slot and block: the last decode step that its former owner may be part of
+        self._last_steps_of_slots = [0] * max_num_seqs
+        self._last_steps_of_blocks = [0] * (block_manager.num_usable_blocks + 1)
 
     @property
     def num_free_slots(self) -> int:
@@ -75,6 +88,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.active or self.waiting)
+
+    @property
+    def will_decode(self) -> bool:
+        """Whether the next step has a frame to draw for a stream that runs."""
+        return any(map(_has_frames_to_come, self.active))
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -85,7 +103,7 @@ class Scheduler:
 
         # decode
         for request in list(self.active):
-            if request.status is RequestStatus.RUNNING and request.num_launched_frames < request.max_frames:
+            if _has_frames_to_come(request):
                 num_blocks = len(request.block_table)
                 if self._reserve_next_row(request):
                     schedule.decode.append(request)
@@ -93,15 +111,17 @@ class Scheduler:
                         schedule.grown.append(request)
 
         # prefill
-        others_run = bool(schedule.decode)
-        for request in self.active:
-            if request.status is RequestStatus.PREFILLING:
-                self._plan_prefill(request, schedule, join=others_run)
-        while self._may_prefill_more(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
-            request = self.waiting.popleft()
-            schedule.admitted.append(request)
-            schedule.grown.append(request)
-            self._plan_prefill(request, schedule, join=others_run)
+        for request in self._schedule_prefill(schedule, others_run=bool(schedule.decode)):
+            request.num_launched_frames = len(request.frames)
+            schedule.decode.append(request)
+        self._num_rows_ahead = 0
+        return schedule
+
+    def schedule_prefill(self) -> Schedule:
+        """Plan prefill alone, ahead of the next `schedule`, whose decode step draws the first frames. Only while `will_decode`."""
+        schedule = Schedule()
+        self._schedule_prefill(schedule, others_run=True)
+        self._num_rows_ahead += schedule.num_prefill_rows
         return schedule
 
     def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
@@ -115,6 +135,7 @@ class Scheduler:
 
     def decoded(self, requests: Iterable[Request]) -> None:
         """Record that a frame of each of `requests` is on the device."""
+        self._num_decode_steps += 1
         for request in requests:
             request.num_launched_frames += 1
             request.status = RequestStatus.RUNNING
@@ -135,6 +156,9 @@ class Scheduler:
         if request.slot >= 0:
             self.active.remove(request)
             self._free_slots.append(request.slot)
+            self._last_steps_of_slots[request.slot] = self._num_decode_steps
+            for block in request.block_table:
+                self._last_steps_of_blocks[block] = self._num_decode_steps
             request.slot = -1
             self.block_manager.free(request.block_table)
         elif request in self.waiting:
@@ -179,21 +203,45 @@ class Scheduler:
         self.active.append(request)
         return True
 
+    def _last_step_of(self, request: Request) -> int:
+        """The last decode step that may use the slot or a block of `request`, which was just admitted, for a former owner."""
+        # A shared block is only read, by the step as well.
+        own = request.block_table[request.num_prefilled_rows // self.block_manager.block_size :]
+        return max(self._last_steps_of_slots[request.slot], *(self._last_steps_of_blocks[block] for block in own))
+
     def _publish(self, request: Request) -> None:
         if self._block_keys:
             self.block_manager.publish(request.block_table, self._block_keys.of(request, request.num_sound_rows))
 
-    def _may_prefill_more(self, schedule: Schedule) -> bool:
-        return schedule.num_prefill_rows < self.max_num_batched_tokens and len(schedule.prefill) < MAX_PREFILL_REQUESTS
+    def _schedule_prefill(self, schedule: Schedule, *, others_run: bool) -> list[Request]:
+        """Plan the next prompt rows, of new requests too; where others run, return those that then lack nothing but their last row."""
+        ready = []
+        for request in self.active:
+            if request.status is RequestStatus.PREFILLING and self._plan_prefill(request, schedule, others_run):
+                ready.append(request)
+        while self._room(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
+            request = self.waiting.popleft()
+            schedule.admitted.append(request)
+            schedule.grown.append(request)
+            schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(request))
+            if self._plan_prefill(request, schedule, others_run):
+                ready.append(request)
+        return ready
 
-    def _plan_prefill(self, request: Request, schedule: Schedule, *, join: bool) -> None:
-        """Plan as many of the next rows of `request` as this step has room for; its last one decodes with others, if it may `join`."""
-        if not self._may_prefill_more(schedule):
-            return
+    def _plan_prefill(self, request: Request, schedule: Schedule, others_run: bool) -> bool:
+        """Plan as many of the next rows of `request` as there is room for; its last one is left where others run. Is that all it lacks?"""
         start, last = request.num_prefilled_rows, request.num_rows - 1
-        stop = min(last if join else last + 1, start + self.max_num_batched_tokens - schedule.num_prefill_rows)
+        stop = min(last if others_run else last + 1, start + self._room(schedule))
         if stop > start:
             schedule.prefill.append(PrefillChunk(request, start, stop))
-        if join and stop == last:
-            request.num_launched_frames = len(request.frames)
-            schedule.decode.append(request)
+        return others_run and stop == last
+
+    def _room(self, schedule: Schedule) -> int:
+        """Prompt rows that may join `schedule`."""
+        if len(schedule.prefill) >= MAX_PREFILL_REQUESTS:
+            return 0
+        return max(self.max_num_batched_tokens - self._num_rows_ahead - schedule.num_prefill_rows, 0)
+
+
+def _has_frames_to_come(request: Request) -> bool:
+    return request.status is RequestStatus.RUNNING and request.num_launched_frames < request.max_frames

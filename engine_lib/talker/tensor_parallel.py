@@ -8,48 +8,31 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-import engine_lib
 from engine_lib.checkpoint import Checkpoint, Shard
 from engine_lib.checkpoint_config import DecoderShape
+from engine_lib.child_process import ChildProcess, end_of, start_child
 from engine_lib.config import TENSOR_PARALLEL_SIZES, EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError
 from engine_lib.talker.rank_group import RankGroup, new_store
 from engine_lib.talker.ranks import RankError, Ranks
-from engine_lib.talker.step_plan import Plan, pack
+from engine_lib.talker.step_plan import PLAN_WIRE, Plan
 
 logger = logging.getLogger(__name__)
 
+RANK_MODULE = "engine_lib.talker.tensor_parallel_rank"
 END_SECONDS = 5.0  # until ranks that should end are killed
 POLL_SECONDS = 5e-5  # between looks at an event that the device may never reach
-
-
-class RankProcess(Protocol):
-    """What subprocess.Popen gives."""
-
-    pid: int
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, negative for a signal."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +84,7 @@ class RankZero(Ranks):
         self._lock = threading.Lock()
         self._store, port = new_store()
         self._pipes: list[Connection] = []
-        self._processes: list[RankProcess] = []
+        self._processes: list[ChildProcess] = []
         self._watchers: list[threading.Thread] = []
         with self.closed_on_error():
             for rank in range(1, len(devices)):
@@ -119,7 +102,7 @@ class RankZero(Ranks):
                 ours, theirs = Pipe()
                 self._pipes.append(ours)
                 with theirs:
-                    self._processes.append(start_process(theirs))
+                    self._processes.append(start_child(RANK_MODULE, theirs))
                 with suppress(ConnectionError):  # one that has died by now is found by `agree`
                     ours.send_bytes(json.dumps(asdict(setup)).encode())
 
@@ -143,7 +126,7 @@ class RankZero(Ranks):
 
     def tell(self, plan: Plan) -> None:
         """See Ranks."""
-        self._send(pack(plan))
+        self._send(PLAN_WIRE.pack(plan))
 
     def check(self) -> None:
         """See Ranks."""
@@ -204,7 +187,7 @@ class RankZero(Ranks):
         for pipe in self._pipes:
             pipe.send_bytes(message)
 
-    def _watch(self, rank: int, process: RankProcess) -> None:
+    def _watch(self, rank: int, process: ChildProcess) -> None:
         """Wait for the end of a rank, and break off what waits for it unless it was asked to end."""
         code = process.wait()
         if self._closing and code == 0:
@@ -218,35 +201,8 @@ class RankZero(Ranks):
         self._on_failure()
 
     def _ended(self, rank: int, code: int) -> RankError:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return RankError(f"tensor parallel rank {rank} (process {self._processes[rank - 1].pid}) ended with {how}; its output says why")
-
-
-def start_process(pipe: Connection) -> RankProcess:
-    """A rank whose other end of the pipe is ours.
-
-    It starts afresh: the program this process runs may be no Python program (Triton's stub), and must not run again if it is.
-    """
-    root = Path(engine_lib.__path__[0]).parent
-    paths = [os.path.abspath(path) for path in sys.path if path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *paths]), "TQDM_DISABLE": "1"}
-    command = [_python(), "-m", "engine_lib.talker.tensor_parallel_rank", str(pipe.fileno())]
-    # A session of its own, so that Ctrl-C reaches this process alone, which then ends its ranks.
-    return subprocess.Popen(command, pass_fds=[pipe.fileno()], stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
-
-
-def _python() -> str:
-    """The interpreter of this process, also where that is embedded in another program."""
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if sys.executable and Path(sys.executable).name.startswith("python"):
-        return sys.executable
-    for prefix in (sys.prefix, sys.base_prefix):
-        if (Path(prefix) / "bin" / name).exists():
-            return str(Path(prefix) / "bin" / name)
-    found = shutil.which(name)
-    if found is None:
-        raise ConfigError(f"tensor_parallel_size: there is no {name} to start ranks with; put it on PATH")
-    return found
+        process = self._processes[rank - 1].pid
+        return RankError(f"tensor parallel rank {rank} (process {process}) ended with {end_of(code)}; its output says why")
 
 
 def _check_shape(size: int, shape: DecoderShape) -> None:

@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
-import sys
-import threading
 from multiprocessing.connection import Connection
 
 import torch
 
 from engine_lib.checkpoint import Checkpoint, Shard
+from engine_lib.child_process import pipe_to_parent
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device
 from engine_lib.talker.load_summary import load_summary
 from engine_lib.talker.rank_group import RankGroup, open_store
 from engine_lib.talker.ranks import Ranks
 from engine_lib.talker.runner import TalkerRunner
-from engine_lib.talker.step_plan import unpack
+from engine_lib.talker.step_plan import PLAN_WIRE
 from engine_lib.talker.tensor_parallel import RankSetup
 
 logger = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def serve(pipe: Connection) -> None:
                 raise
             with runner.on_stream():
                 while True:
-                    runner.execute(unpack(pipe.recv_bytes()))
+                    runner.execute(PLAN_WIRE.unpack(pipe.recv_bytes()))
     except (EOFError, ConnectionError):
         logger.info("rank 0 has closed the pipe")
     finally:
@@ -82,19 +80,12 @@ def serve(pipe: Connection) -> None:
 
 def main() -> None:
     """Serve the pipe whose number is the argument; the process ends with it, whatever its other threads do."""
-    threading.Thread(target=_end_with, args=(os.pidfd_open(os.getppid()),), name="parent-watch", daemon=True).start()
     try:
-        serve(Connection(int(sys.argv[1])))
+        serve(pipe_to_parent())
     except BaseException:
         logger.exception("a tensor parallel rank failed")
         os._exit(1)
     os._exit(0)
-
-
-def _end_with(process: int) -> None:
-    """End this process when the one of pidfd `process` ends. Whoever it forked may hold the pipe open longer."""
-    select.select([process], [], [])
-    os._exit(1)
 
 
 if __name__ == "__main__":

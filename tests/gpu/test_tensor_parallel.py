@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from talker.ranks import assert_same_state, start_threads
-from talker.support import GREEDY, GREETING, PATIENCE, running_engine, speak, start
-from talker.test_tensor_parallel import eventually, rank_processes
+from talker.support import GREEDY, GREETING, PATIENCE, eventually, running_engine, speak, start
+from talker.test_tensor_parallel import rank_processes
 
 from engine_lib.checkpoint import Shard
 from engine_lib.sampling import SamplingParams

@@ -17,11 +17,11 @@ from engine_lib.talker.runner import TalkerRunner
 
 
 class ThreadRank:
-    """A rank as start_process gives it."""
+    """A rank as start_child gives it."""
 
     pid = os.getpid()
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, _module: str, pipe: Connection) -> None:
         self._code = 1
         self._pipe = Connection(os.dup(pipe.fileno()))
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -52,7 +52,7 @@ def start_threads(monkeypatch: pytest.MonkeyPatch) -> list[TalkerRunner]:
             runners.append(self)
 
     monkeypatch.setattr(tensor_parallel_rank, "TalkerRunner", RecordedRunner)
-    monkeypatch.setattr(tensor_parallel, "start_process", ThreadRank)
+    monkeypatch.setattr(tensor_parallel, "start_child", ThreadRank)
     return runners
 
 

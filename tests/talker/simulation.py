@@ -28,7 +28,7 @@ class Simulation:
     """Checks the scheduler's promises each step; results are read `delay` steps late.
 
     What a request reads from the cache must be what its own rows have there: a row's content stands for the row and all before
-    it, as keys and values do.
+    it, as keys and values do. The device runs prefill as early as it may, ahead of the decode steps that nobody has read.
     """
 
     def __init__(self, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, delay: int, share: bool = False) -> None:
@@ -41,6 +41,8 @@ class Simulation:
         self._cache: dict[tuple[int, int], int] = {}  # (block, row in it) -> content
         self._contents: dict[str, list[int]] = {}
         self._condemned: set[int] = set()
+        self._num_steps = 0  # decode steps that have run
+        self._launched_steps: deque[list[tuple[Request, list[int], int]]] = deque()  # those that have not: their rows and block tables
 
     def step(self) -> Schedule:
         active = list(self.scheduler.active)
@@ -49,18 +51,36 @@ class Simulation:
         self._check(schedule, oldest)
 
         launched = [chunk.request for chunk in schedule.prefill if chunk.completes_prompt]
-        for chunk in schedule.prefill:
-            self._run(chunk.request, chunk.start, chunk.stop)
-        self.scheduler.prefilled(schedule.prefill)
-        for request in schedule.decode:
-            self._run(request, request.num_rows_on_device, request.num_rows_on_device + 1)
-        self.scheduler.decoded(schedule.decode)
+        self._prefill(schedule)
+        if schedule.decode:
+            self._launched_steps.append([(request, [*request.block_table], request.num_rows_on_device) for request in schedule.decode])
+            self.scheduler.decoded(schedule.decode)
+            while len(self._launched_steps) > self.delay:
+                self._run_step()
         self._results.append([(request, request.num_preemptions) for request in [*launched, *schedule.decode]])
         while len(self._results) > self.delay:
             for request, num_preemptions in self._results.popleft():
                 if request.status is RequestStatus.RUNNING and request.num_preemptions == num_preemptions:
                     self._receive(request)
         return schedule
+
+    def prefill_ahead(self) -> Schedule:
+        """What the engine does when a request comes while a step runs; nothing where no step is to follow."""
+        if not self.scheduler.will_decode:
+            return Schedule()
+        schedule = self.scheduler.schedule_prefill()
+        assert not schedule.decode
+        assert not any(chunk.completes_prompt for chunk in schedule.prefill)
+        self._check(schedule, None)
+        self._prefill(schedule)
+        return schedule
+
+    def _prefill(self, schedule: Schedule) -> None:
+        while self._num_steps < schedule.prefill_after:
+            self._run_step()
+        for chunk in schedule.prefill:
+            self._run(chunk.request, chunk.request.block_table, chunk.start, chunk.stop)
+        self.scheduler.prefilled(schedule.prefill)
 
     def end(self, request: Request) -> None:
         """Its last frame is there, or it is cancelled."""
@@ -70,6 +90,7 @@ class Simulation:
 
     def fail(self, request: Request) -> None:
         """It computed NaN, which is now wherever only it has written."""
+        self._run_launched_steps()
         others = {block for other in self.scheduler.active if other is not request for block in other.block_table}
         self._cache |= {
             (block, row): NOT_A_NUMBER for block in request.block_table if block not in others for row in range(self.blocks.block_size)
@@ -86,9 +107,18 @@ class Simulation:
 
     # the device
 
-    def _run(self, request: Request, start: int, stop: int) -> None:
+    def _run_launched_steps(self) -> None:
+        while self._launched_steps:
+            self._run_step()
+
+    def _run_step(self) -> None:
+        self._num_steps += 1
+        for request, table, row in self._launched_steps.popleft():
+            self._run(request, table, row, row + 1)
+
+    def _run(self, request: Request, table: Sequence[int], start: int, stop: int) -> None:
         """Read the rows before `start`, write those up to `stop`."""
-        size, table, contents = self.blocks.block_size, request.block_table, self._contents_of(request, stop)
+        size, contents = self.blocks.block_size, self._contents_of(request, stop)
         for row in range(start):
             assert self._cache.get((table[row // size], row % size)) == contents[row], f"row {row} of {request.request_id}"
         for row in range(start, stop):
@@ -108,6 +138,7 @@ class Simulation:
         return contents
 
     def _erase(self, blocks: Sequence[int]) -> None:
+        self._run_launched_steps()
         self._condemned -= set(blocks)
         self._cache = {place: content for place, content in self._cache.items() if place[0] not in blocks}
 

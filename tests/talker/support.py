@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request
@@ -137,7 +139,7 @@ def running_engine(path: Path, *, exact: bool = False, pipelined: bool = False, 
 
 
 def start(
-    engine: TalkerEngine,
+    engine: BaseTalkerEngine,
     utterance: Utterance | Prompt,
     sampling: SamplingParams = GREEDY,
     *,
@@ -156,7 +158,7 @@ def start(
     return stream
 
 
-def speak(engine: TalkerEngine, utterance: Utterance | Prompt, sampling: SamplingParams = GREEDY, **options: Any) -> Codes:
+def speak(engine: BaseTalkerEngine, utterance: Utterance | Prompt, sampling: SamplingParams = GREEDY, **options: Any) -> Codes:
     """The codes of one request that must end well, [frames, num_code_groups]."""
     stream = start(engine, utterance, sampling, **options)
     final = stream.end()
@@ -164,7 +166,15 @@ def speak(engine: TalkerEngine, utterance: Utterance | Prompt, sampling: Samplin
     return stream.codes
 
 
-def assert_nothing_is_held(engine: TalkerEngine) -> None:
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until `condition` holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def assert_nothing_is_held(engine: BaseTalkerEngine) -> None:
     """Every slot and every block is free, and no request is open."""
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)

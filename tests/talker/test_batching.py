@@ -13,7 +13,7 @@ import pytest
 
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.base_engine import BaseTalkerEngine
 from talker.support import GREEDY, Codes, Stream, Utterance, assert_nothing_is_held, official, running_engine, speak, start
 
 MAX_FRAMES = 16
@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def speak_together(engine: TalkerEngine, prompts: Sequence[Utterance | Prompt], samplings: Sequence[SamplingParams]) -> list[Stream]:
+def speak_together(engine: BaseTalkerEngine, prompts: Sequence[Utterance | Prompt], samplings: Sequence[SamplingParams]) -> list[Stream]:
     """Start the first request; each other joins when the one before it has a frame. Wait for all."""
     streams: dict[int, Stream] = {}
 

@@ -234,6 +234,8 @@ def test_whatever_happens_each_request_reads_its_own_rows(delay: int, fresh_seed
                     num_failures += 1
                 else:
                     simulation.end(victim)
+            if rng.random() < 0.3:
+                simulation.prefill_ahead()
             simulation.step()
             if len(simulation.finished) == len(requests):
                 break

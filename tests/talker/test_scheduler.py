@@ -80,6 +80,8 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
                 victim = requests[rng.integers(len(requests))]
                 if victim.status is not RequestStatus.FINISHED:
                     simulation.end(victim)
+            if rng.random() < 0.3:
+                simulation.prefill_ahead()
             simulation.step()
             if len(simulation.finished) == 25:
                 break

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
+from msgspec.structs import fields
 
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.prefill import PrefillLayout
-from engine_lib.talker.step_plan import NO_SPEAKER, BlockTablePlan, DecodePlan, ErasePlan, Plan, PrefillPlan, SlotPlan, pack, unpack
+from engine_lib.talker.step_plan import NO_SPEAKER, PLAN_WIRE, BlockTablePlan, DecodePlan, ErasePlan, Plan, PrefillPlan, SlotPlan
 
 NOTHING = np.empty(0, np.int64)
 PLANS = [
@@ -34,7 +35,7 @@ PLANS = [
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: type(plan).__name__)
 def test_a_plan_comes_out_of_its_message_as_it_went_in(plan: Plan):
-    copy = unpack(pack(plan))
+    copy = PLAN_WIRE.unpack(PLAN_WIRE.pack(plan))
     assert type(copy) is type(plan)
     for spec in fields(plan):
         value, copied = getattr(plan, spec.name), getattr(copy, spec.name)

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +38,7 @@ from talker.support import (
     Utterance,
     assert_nothing_is_held,
     checkpoint,
+    eventually,
     make_engine,
     running_engine,
     speak,
@@ -199,19 +199,11 @@ def test_a_killed_process_leaves_no_rank_behind(eight_heads: Path):
     eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
-
-
 def test_a_rank_that_dies_while_loading_ends_the_load(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
-    def dying(pipe: object) -> subprocess.Popen[bytes]:
+    def dying(module: str, pipe: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
-    monkeypatch.setattr(tensor_parallel, "start_process", dying)
+    monkeypatch.setattr(tensor_parallel, "start_child", dying)
     with pytest.raises(RankError, match=r"tensor parallel rank 1 \(process \d+\) ended with exit code 3"):
         make_engine(eight_heads, tensor_parallel_size=2)
 

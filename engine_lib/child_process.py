@@ -1,0 +1,79 @@
+"""Child processes that run a module of this package: how they start, what they are told through, and how they end with their parent.
+
+A child has one end of a pipe, whose number is its argument. It starts afresh, because the program that the parent runs may be no
+Python program (Triton's stub), and must not run again if it is.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+import engine_lib
+from engine_lib.errors import ConfigError
+
+
+class ChildProcess(Protocol):
+    """What subprocess.Popen gives."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative for a signal."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+def start_child(module: str, pipe: Connection) -> ChildProcess:
+    """Run `module` with `pipe`, whose other end is ours.
+
+    Raises:
+        ConfigError: there is no interpreter to run it with.
+    """
+    root = Path(engine_lib.__path__[0]).parent
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *paths]), "TQDM_DISABLE": "1"}
+    command = [_python(), "-m", module, str(pipe.fileno())]
+    # A session of its own, so that Ctrl-C reaches this process alone, which then ends its children.
+    return subprocess.Popen(command, pass_fds=[pipe.fileno()], stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
+
+
+def pipe_to_parent() -> Connection:
+    """In a child: its end of the pipe. From here on the process ends when its parent does."""
+    threading.Thread(target=_end_with, args=(os.pidfd_open(os.getppid()),), name="parent-watch", daemon=True).start()
+    return Connection(int(sys.argv[1]))
+
+
+def end_of(code: int) -> str:
+    """An exit code in words."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _end_with(process: int) -> None:
+    """End this process when the one of pidfd `process` ends. Whoever it forked may hold the pipe open longer."""
+    select.select([process], [], [])
+    os._exit(1)
+
+
+def _python() -> str:
+    """The interpreter of this process, also where that is embedded in another program."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.executable and Path(sys.executable).name.startswith("python"):
+        return sys.executable
+    for prefix in (sys.prefix, sys.base_prefix):
+        if (Path(prefix) / "bin" / name).exists():
+            return str(Path(prefix) / "bin" / name)
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(f"there is no {name} to start the talker's processes with; put it on PATH")
+    return found

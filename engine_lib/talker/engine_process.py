@@ -1,0 +1,204 @@
+"""TalkerEngineProcess: a talker's engine in a process of its own, as its callers see it.
+
+An engine thread works for less than a millisecond a step, in a dozen pieces between its waits for the device, and after each it needs
+Python's interpreter lock again. Where other threads parse requests and send answers in the same process they hold that lock, and
+the device waits for the engine. Here it has an interpreter to itself (engine_child.py); a message each way costs some tens of
+microseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from multiprocessing.connection import Pipe
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.child_process import end_of, start_child
+from engine_lib.config import EngineConfig
+from engine_lib.errors import CheckpointError, ConfigError, Qwen3TTSError
+from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
+from engine_lib.talker.engine_messages import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    CancelRequest,
+    EngineLoaded,
+    EngineReport,
+    LoadEngine,
+    LoadFailed,
+    LogRecord,
+    RequestChunk,
+    RequestStarted,
+    StartEngine,
+    StepChunks,
+    StopEngine,
+    SubmitRequest,
+)
+from engine_lib.talker.request import FinishReason, Request
+from engine_lib.wire import Message
+
+logger = logging.getLogger(__name__)
+
+CHILD_MODULE = "engine_lib.talker.engine_child"
+END_SECONDS = 5.0  # from the end of the pipe until the process is killed
+
+
+class TalkerEngineProcess(BaseTalkerEngine):
+    """Continuous batching of requests on one talker, elsewhere."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        """Start the process and wait until its engine has loaded.
+
+        Raises:
+            CheckpointError, ConfigError, Qwen3TTSError: it cannot.
+        """
+        super().__init__(checkpoint, config)
+        self._reader = threading.Thread(target=self._read, name="talker-process", daemon=True)
+        self._stats: TalkerStats
+        self._stopping = False
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self._process = start_child(CHILD_MODULE, theirs)
+        try:
+            located = replace(config, model_path=str(checkpoint.path.resolve()))
+            self._send(LoadEngine(asdict(located), logger.getEffectiveLevel()))
+            self._wait_until_loaded()
+        except BaseException:
+            self._end_process()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def start(self) -> None:
+        """Let the engine step, and hear of it."""
+        self._send(StartEngine())
+        self._alive = True
+        self._reader.start()
+
+    def shutdown(self, timeout: float = 10.0) -> None:
+        """Stop the engine; every open request ends with an error, and the process ends."""
+        self._stopping = True
+        with self._changed:
+            self._send(StopEngine())
+        deadline = time.monotonic() + timeout
+        if self._reader.is_alive():
+            self._reader.join(timeout)
+        self._end_process(max(deadline - time.monotonic(), 0.0))
+
+    def stats(self) -> TalkerStats:
+        """What the engine held when it last said so, a fraction of a second ago; requests that wait are those of this moment."""
+        with self._changed:
+            return replace(self._stats, waiting=max(len(self._open) - self._stats.running, 0))
+
+    def _accept(self, request: Request) -> None:
+        self._send(
+            SubmitRequest(
+                request_id=request.request_id,
+                prompt=replace(request.prompt, reference_codes=None),  # those are the codec's
+                sampling=request.sampling,
+                max_frames=request.max_frames,
+                chunk_frames=request.chunk_frames,
+                chunk_growth=request.chunk_growth,
+                deadline=request.deadline,
+                has_start_listener=request.has_start_listener,
+            )
+        )
+
+    def _accept_cancel(self, request_id: str) -> None:
+        self._send(CancelRequest(request_id))
+
+    def _send(self, message: Message) -> None:
+        """A process that has gone is noticed by who reads from it, and every open request ends then."""
+        with suppress(OSError):
+            self._pipe.send_bytes(TO_ENGINE.pack(message))
+
+    def _wait_until_loaded(self) -> None:
+        while True:
+            try:
+                message = FROM_ENGINE.unpack(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                raise Qwen3TTSError(f"{self._end()} while it was loading; its output says why") from None
+            match message:
+                case EngineLoaded():
+                    self._stats = message.stats
+                    return
+                case LoadFailed():
+                    kind = {error.__name__: error for error in (ConfigError, CheckpointError)}.get(message.error, Qwen3TTSError)
+                    raise kind(message.message)
+                case LogRecord():
+                    _log(message)
+
+    # reader thread
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._receive(FROM_ENGINE.unpack(self._pipe.recv_bytes()))
+        except (EOFError, OSError):
+            reason = "the server is shutting down" if self._stopping else f"the talker engine failed: {self._end()}"
+        except Exception as error:
+            reason = f"the talker engine failed: {type(error).__name__}"
+            logger.exception("the talker's process said something that is none of its messages")
+        if not self._stopping:
+            logger.error("%s", reason)
+        with self._changed:
+            self._alive = False
+            left, self._open = list(self._open.values()), {}
+        for request in left:
+            request.finish(FinishReason.ERROR, reason)
+
+    def _receive(self, message: object) -> None:
+        match message:
+            case StepChunks():
+                for chunk in message.chunks:
+                    self._receive_chunk(chunk)
+            case RequestStarted():
+                if message.request_id in self._open:
+                    self._open[message.request_id].start()
+            case EngineReport():
+                self._stats = message.stats
+                for durations, seconds in ((self.step_times.interval, message.intervals), (self.step_times.host, message.hosts)):
+                    for duration in seconds.tolist():
+                        durations.add(duration)
+            case LogRecord():
+                _log(message)
+
+    def _receive_chunk(self, message: RequestChunk) -> None:
+        chunk = message.chunk
+        with self._changed:
+            request = self._open.get(message.request_id) if not chunk.is_final else self._open.pop(message.request_id, None)
+        if request is None:
+            return
+        if request.listener_failed and chunk.is_final:
+            request.finish(FinishReason.CANCELLED)
+        elif not request.listener_failed:
+            request.hand_on(chunk)
+            if request.listener_failed:
+                self.cancel(request.request_id)
+
+    def _end_process(self, patience: float = 0.0) -> None:
+        self._pipe.close()
+        try:
+            self._process.wait(patience + END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _end(self) -> str:
+        """How the process, whose pipe has closed, has ended."""
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        return f"the talker's process {self._process.pid} ended with {end_of(code)}"
+
+
+def _log(record: LogRecord) -> None:
+    logging.getLogger(record.logger).log(record.level, "%s", record.message)
