@@ -62,11 +62,6 @@ class BaseTalkerEngine(ABC):
         """True from start() until shutdown() or until the engine fails."""
         return self._alive
 
-    @property
-    def has_open_requests(self) -> bool:
-        """Whether a request was accepted whose final chunk has not been handed out."""
-        return bool(self._open)
-
     @abstractmethod
     def start(self) -> None:
         """Let the engine step."""

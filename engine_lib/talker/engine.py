@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 import numpy as np
@@ -37,11 +37,7 @@ RECENT_STEPS = 8
 
 
 class TalkerEngine(BaseTalkerEngine):
-    """Continuous batching of requests on one talker.
-
-    Attributes:
-        after_step: called on the engine thread when the chunks of a step have been handed out, and at its end.
-    """
+    """Continuous batching of requests on one talker."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, dtype: torch.dtype | None = None) -> None:
         """Load the weights and allocate all state.
@@ -54,7 +50,6 @@ class TalkerEngine(BaseTalkerEngine):
             RankError: another rank ended while it was loading.
         """
         super().__init__(checkpoint, config)
-        self.after_step: Callable[[], None] = lambda: None
         device = resolve_device(config.device)
         dtype = dtype or resolve_dtype(config.dtype, device)
         self._ranks = start_ranks(checkpoint, config, device, dtype)
@@ -84,7 +79,7 @@ class TalkerEngine(BaseTalkerEngine):
         self._cancelled: set[str] = set()
         self._deadlines: list[tuple[float, str]] = []  # a heap; of requests that have ended, too
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="talker-engine", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
 
     # callers
@@ -101,10 +96,6 @@ class TalkerEngine(BaseTalkerEngine):
     def _accept_cancel(self, request_id: str) -> None:
         self._cancelled.add(request_id)
         self._changed.notify()
-
-    def join(self) -> None:
-        """Wait until the engine thread has ended and every request with it."""
-        self._thread.join()
 
     def shutdown(self, timeout: float = 10.0) -> None:
         """Stop the thread; every open request ends with an error."""
@@ -135,7 +126,8 @@ class TalkerEngine(BaseTalkerEngine):
 
     # engine thread
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Step until `shutdown` or a failure. `start` lets a thread of its own do this."""
         reason = "the server is shutting down"
         try:
             with torch.inference_mode(), on_device(self.runner.device), self.runner.on_stream():
@@ -144,7 +136,7 @@ class TalkerEngine(BaseTalkerEngine):
                         self._prefill_ahead()
                     else:
                         self._step()
-                    self.after_step()
+                    self._after_step()
                 self._ranks.finish()
         except Exception as error:
             reason = f"the talker engine failed: {type(error).__name__}"
@@ -154,19 +146,33 @@ class TalkerEngine(BaseTalkerEngine):
                 self._alive = False
             for request in list(self._open.values()):
                 self._close(request, FinishReason.ERROR, reason)
-            self.after_step()
+            self._after_step()
             self._ranks.close()
+
+    def _after_step(self) -> None:
+        """The chunks of a step have been handed out, or those that end all requests."""
+
+    def _wait_for_news(self) -> None:
+        """Return when a caller wants something, or when a step is to be launched."""
+        with self._changed:
+            while not self._has_news:
+                seconds = self._seconds_to_launch()
+                if seconds is not None and seconds <= 0:
+                    break
+                self._changed.wait(seconds)
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._stopping or self._rank_ended or self._inbox or self._cancelled)
+
+    def _seconds_to_launch(self) -> float | None:
+        """Until the next step is to be launched or read; None where there is nothing to do."""
+        return self._launch_due() - time.perf_counter() if self._unread or self.scheduler.has_work else None
 
     def _take_inbox(self) -> bool:
         """Wait for something to do; take in new and cancelled requests. False when the engine shall stop."""
+        self._wait_for_news()
         with self._changed:
-            while not (self._stopping or self._rank_ended or self._inbox or self._cancelled):
-                seconds = None
-                if self._unread or self.scheduler.has_work:
-                    seconds = self._launch_due() - time.perf_counter()
-                    if seconds <= 0:
-                        break
-                self._changed.wait(seconds)
             if self._stopping:
                 return False
             self._ranks.check()

@@ -1,4 +1,4 @@
-"""The process of a talker's engine: loads it, and passes on what it is told and what it says. engine_process.py starts it.
+"""The process of a talker's engine: one thread that reads what it is told, steps, and says what came of it. engine_process.py starts it.
 
 It ends when its pipe closes, when its engine has ended, and at once when the process that started it is gone.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import threading
+import time
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -37,42 +39,26 @@ from engine_lib.talker.engine_messages import (
     StopEngine,
     SubmitRequest,
 )
-from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.request import Request
 from engine_lib.wire import Message
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.1
-STOP_SECONDS = 10.0
+MOST_WAIT_SECONDS = 0.1  # for a message, until a look at whether a rank has ended
 
 
 class Outbox:
-    """What any thread of this process says to the one that started it."""
+    """What this process says to the one that started it."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()
-        self._chunks: list[RequestChunk] = []
+        self._pipe, self._lock = pipe, threading.Lock()  # a watcher of ranks may have something to log
 
     def send(self, message: Message) -> None:
-        """Say it now: the other end does nothing but listen.
-
-        Raises:
-            ConnectionError: the other end has closed.
-        """
+        """Say it now: the other end does nothing but listen. It is lost where that has closed, for then this process is about to end."""
         data = FROM_ENGINE.pack(message)
-        with self._lock:
+        with self._lock, suppress(ConnectionError):
             self._pipe.send_bytes(data)
-
-    def put(self, request_id: str, chunk: CodesChunk) -> None:
-        """On the engine thread: keep a chunk until `flush`. One message a step costs the engine less than one a stream."""
-        self._chunks.append(RequestChunk(request_id, chunk))
-
-    def flush(self) -> None:
-        """On the engine thread: send what was put."""
-        if self._chunks:
-            chunks, self._chunks = tuple(self._chunks), []
-            with suppress(ConnectionError):  # the pipe has closed, so this process is about to end
-                self.send(StepChunks(chunks))
 
 
 class OutboxHandler(logging.Handler):
@@ -87,86 +73,97 @@ class OutboxHandler(logging.Handler):
         message = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             message = f"{message}: {place_of(record.exc_info[1])}"
+        self._outbox.send(LogRecord(record.name, record.levelno, message))
+
+
+class PipedTalkerEngine(TalkerEngine):
+    """An engine whose callers are at the other end of a pipe. One thread reads that pipe and steps, so nothing holds it up."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, pipe: Connection, outbox: Outbox) -> None:
+        super().__init__(checkpoint, config)
+        self._pipe, self._outbox = pipe, outbox
+        self._chunks: list[RequestChunk] = []  # of this step
+        self._num_reported = [0, 0]  # intervals and host times
+        self._reported_at = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without being told to."""
+        return not self._stopping
+
+    def serve(self) -> None:
+        """Wait to be started, then run until the pipe says stop or closes."""
+        while not (self._alive or self._stopping):
+            self._obey_next()
+        self.run()
+
+    def _wait_for_news(self) -> None:
+        """See TalkerEngine; and obey all that has come."""
+        while self._has_message(0.0):
+            self._obey_next()
+        while not self._has_news:
+            seconds = self._seconds_to_launch()
+            if seconds is not None and seconds <= 0:
+                break
+            if self._has_message(MOST_WAIT_SECONDS if seconds is None else seconds):
+                self._obey_next()
+
+    def _has_message(self, seconds: float) -> bool:
+        # Not Connection.poll, which makes a selector each time.
+        return not self._stopping and bool(select.select([self._pipe], [], [], seconds)[0])
+
+    def _obey_next(self) -> None:
         try:
-            self._outbox.send(LogRecord(record.name, record.levelno, message))
-        except ConnectionError:
-            self.handleError(record)
-
-
-class EngineServer:
-    """One engine, and whoever started this process."""
-
-    def __init__(self, engine: TalkerEngine, outbox: Outbox) -> None:
-        self._engine, self._outbox = engine, outbox
-        engine.after_step = self._after_step
-        self._stopping = threading.Event()
-        self._told = [0, 0]  # how many intervals and host times
-        self._reporting = threading.Lock()
-
-    def serve(self, pipe: Connection) -> None:
-        """Do what `pipe` says until it says stop or closes."""
-        try:
-            while not isinstance(message := TO_ENGINE.unpack(pipe.recv_bytes()), StopEngine):
-                self._obey(message)
+            message = TO_ENGINE.unpack(self._pipe.recv_bytes())
         except (EOFError, ConnectionError):
-            logger.info("whoever started the talker's process has closed the pipe")
-        self._stopping.set()
-        self._engine.shutdown(STOP_SECONDS)
-
-    def _obey(self, message: object) -> None:
+            message = StopEngine()
         match message:
             case StartEngine():
-                self._engine.start()
-                threading.Thread(target=self._keep_reporting, name="talker-report", daemon=True).start()
-                threading.Thread(target=self._end_with_engine, name="talker-end", daemon=True).start()
+                self._alive = True
             case SubmitRequest():
-                self._submit(message)
+                self.submit(self._request(message))
             case CancelRequest():
-                self._engine.cancel(message.request_id)
+                self.cancel(message.request_id)
+            case StopEngine():
+                self._stopping = True
 
-    def _submit(self, message: SubmitRequest) -> None:
+    def _request(self, message: SubmitRequest) -> Request:
         request = Request(
             message.request_id,
             message.prompt,
             message.sampling,
             message.chunk_frames,
-            partial(self._outbox.put, message.request_id),
+            lambda chunk: self._chunks.append(RequestChunk(message.request_id, chunk)),
             deadline=message.deadline,
             chunk_growth=message.chunk_growth,
             on_start=partial(self._outbox.send, RequestStarted(message.request_id)) if message.has_start_listener else None,
         )
         request.max_frames = message.max_frames
-        with suppress(EngineDeadError):  # then this process ends, and who asked notices; all else was checked where the request came in
-            self._engine.submit(request)
+        return request
 
     def _after_step(self) -> None:
-        if not self._engine.has_open_requests:  # whoever gets the last chunk of all may look at once what the engine still holds
+        # Whoever gets the last chunk of all may look at once at what the engine still holds.
+        if not self._open or time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._report()
-        self._outbox.flush()
-
-    def _keep_reporting(self) -> None:
-        while not self._stopping.wait(REPORT_SECONDS):
-            self._report()
+        if self._chunks:
+            chunks, self._chunks = tuple(self._chunks), []
+            self._outbox.send(StepChunks(chunks))
 
     def _report(self) -> None:
         """Say what the engine holds, and each duration once."""
-        times, new = self._engine.step_times, []
-        with self._reporting, suppress(ConnectionError):
-            for i, durations in enumerate((times.interval, times.host)):
-                number = durations.num_added
-                new.append(np.array(durations.latest(number - self._told[i])))
-                self._told[i] = number
-            self._outbox.send(EngineReport(self._engine.stats(), *new))
-
-    def _end_with_engine(self) -> None:
-        """End the process where the engine has failed; all requests have had their ends by then."""
-        self._engine.join()
-        if not self._stopping.is_set():
-            os._exit(1)
+        self._reported_at, new = time.monotonic(), []
+        for i, durations in enumerate((self.step_times.interval, self.step_times.host)):
+            new.append(np.array(durations.latest(durations.num_added - self._num_reported[i])))
+            self._num_reported[i] = durations.num_added
+        self._outbox.send(EngineReport(self.stats(), *new))
 
 
 def serve(pipe: Connection) -> None:
-    """Load the engine that the first message describes, and run it until `pipe` closes."""
+    """Load the engine that the first message describes, and run it until `pipe` closes.
+
+    Raises:
+        EngineDeadError: it has failed.
+    """
     outbox = Outbox(pipe)
     setup = TO_ENGINE.unpack(pipe.recv_bytes())
     assert isinstance(setup, LoadEngine)
@@ -177,15 +174,17 @@ def serve(pipe: Connection) -> None:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     try:
-        engine = TalkerEngine(Checkpoint(config.model_path), config)
+        engine = PipedTalkerEngine(Checkpoint(config.model_path), config, pipe, outbox)
     except Exception as error:
         outbox.send(LoadFailed(type(error).__name__, str(error)))
         raise
-    # What is loaded stays: a collection that went through all of it would hold up the engine thread for tens of milliseconds.
+    # What is loaded stays: a collection that went through all of it would hold up the engine for tens of milliseconds.
     gc.collect()
     gc.freeze()
     outbox.send(EngineLoaded(engine.stats()))
-    EngineServer(engine, outbox).serve(pipe)
+    engine.serve()
+    if engine.failed:
+        raise EngineDeadError("the talker engine has failed; its log says why")
 
 
 def main() -> None:
