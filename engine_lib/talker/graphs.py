@@ -29,7 +29,7 @@ WARMUP_RUNS = 2  # libraries choose algorithms and allocate workspaces in the fi
 
 
 class CapturedFunction:
-    """One captured call of `function(inputs [size] int64) -> codes`, replayed on new inputs."""
+    """One captured call of `function(inputs [size] int64) -> result`, replayed on new inputs."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, pool: Any) -> None:
         """Capture with `inputs`, which must be harmless to run on, on the current stream, which must not be the default one."""
@@ -40,7 +40,7 @@ class CapturedFunction:
         self._graph = torch.cuda.CUDAGraph()
         # Thread local, because a thread of NCCL's may ask for its events meanwhile.
         with torch.cuda.graph(self._graph, pool, torch.cuda.current_stream(inputs.device), capture_error_mode="thread_local"):
-            self._codes = function(inputs)
+            self._result = function(inputs)
         self._graph.replay()  # the first launch of a graph takes longer: it must not be a request's
 
     def replay(self, inputs: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
@@ -49,7 +49,7 @@ class CapturedFunction:
             self._inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
             self._current = inputs
         self._graph.replay()
-        return self._codes
+        return self._result
 
     def release(self) -> None:
         """Destroy the graph; a later replay raises RuntimeError."""
@@ -68,12 +68,14 @@ class TalkerGraphs:
         self,
         step: Callable[[torch.Tensor], torch.Tensor],
         prefill: Callable[[PrefillLayout, torch.Tensor], torch.Tensor],
+        write_slot: Callable[[torch.Tensor], torch.Tensor],
         *,
         max_batch: int,
         max_prefill_rows: int,
         width: int,
         num_code_groups: int,
         pack: Callable[[PrefillLayout, Sequence[PrefillChunk]], npt.NDArray[np.int64]],
+        blank_slot: npt.NDArray[np.int64],
         scratch_slot: int,
         device: torch.device,
         prefill_stream: torch.cuda.Stream | None = None,
@@ -83,10 +85,12 @@ class TalkerGraphs:
         Args:
             step: the frame step on slots [batch].
             prefill: the prefill step on a buffer of a layout.
+            write_slot: begins a stream in a slot, both in its argument.
             prefill_stream: where prefill is captured, and replayed beside steps; None: on the steps' stream.
             max_batch, max_prefill_rows: largest sizes a step may have.
             width: columns of a block table.
             pack: fills a layout's buffer; with no chunks it is all padding.
+            blank_slot: what `write_slot` may be called with at any time.
         """
         self._scratch_slot = scratch_slot
         started, reserved = time.perf_counter(), torch.cuda.memory_reserved(device)
@@ -102,6 +106,8 @@ class TalkerGraphs:
         ]
         self._steps: dict[int, CapturedFunction] = {}
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
+        with on_stream(prefill_stream):
+            self._write_slot = CapturedFunction(write_slot, torch.from_numpy(blank_slot).to(device), prefill_pool)
         # The largest first, so that the smaller ones fit into its memory.
         with tqdm(total=len(batches) + len(self._layouts), desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
@@ -118,7 +124,7 @@ class TalkerGraphs:
         self.nbytes = torch.cuda.memory_reserved(device) - reserved
 
     def __len__(self) -> int:
-        return len(self._steps) + len(self._prefills)
+        return len(self._steps) + len(self._prefills) + 1
 
     def step(self, slots: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         """One frame of `slots` [n]: codes [n or more, num_code_groups]."""
@@ -127,9 +133,13 @@ class TalkerGraphs:
         padded[: len(slots)] = slots
         return self._steps[batch].replay(padded)
 
+    def write_slot(self, packed: npt.NDArray[np.integer[Any]]) -> None:
+        """Begin a stream; `packed` as in SlotTable.pack."""
+        self._write_slot.replay(packed)
+
     def release(self) -> None:
         """Destroy all graphs; steps from here on raise RuntimeError."""
-        for captured in (*self._steps.values(), *self._prefills.values()):
+        for captured in (self._write_slot, *self._steps.values(), *self._prefills.values()):
             captured.release()
 
     def layout_for(self, exact: PrefillLayout) -> PrefillLayout:

@@ -7,8 +7,11 @@ belong to the scratch slot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,29 +71,13 @@ class PrefillLayout:
         )
 
     @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            "text_ids": (self.rows,),
-            "codes": (self.rows, self.num_code_groups),
-            "positions": (self.rows,),
-            "cache_rows": (self.rows,),
-            "query_starts": (self.sequences + 1,),
-            "lengths": (self.sequences,),
-            "block_tables": (self.sequences, self.width),
-            "draw_rows": (self.draws,),
-            "draw_slots": (self.draws,),
-        }
-
-    @property
     def size(self) -> int:
         """Numbers in the buffer."""
-        return sum(int(np.prod(shape)) for shape in self._shapes.values())
+        return sum(part.size for part in _parts(self))
 
     def unpack(self, buffer: torch.Tensor) -> PrefillInputs:
         """Views into `buffer` [size] int64."""
-        shapes = self._shapes
-        parts = buffer.split([int(np.prod(shape)) for shape in shapes.values()])
-        return PrefillInputs(**{name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
+        return PrefillInputs(**{part.name: buffer[part.start : part.start + part.size].view(part.shape) for part in _parts(self)})
 
     def pack(
         self, chunks: Sequence[PrefillChunk], *, block_size: int, pad_text_id: int, first_speaker_code: int, scratch_slot: int
@@ -104,8 +91,7 @@ class PrefillLayout:
             scratch_slot: slot of padding draws.
         """
         buffer = np.zeros(self.size, np.int64)
-        inputs = self.unpack(torch.from_numpy(buffer))
-        arrays = {name: getattr(inputs, name).numpy() for name in self._shapes}
+        arrays = {part.name: buffer[part.start : part.start + part.size].reshape(part.shape) for part in _parts(self)}
         arrays["text_ids"][:], arrays["codes"][:], arrays["block_tables"][:] = NO_ID, NO_ID, NULL_BLOCK
         arrays["draw_slots"][:] = scratch_slot
         row = draw = 0
@@ -131,3 +117,32 @@ class PrefillLayout:
         arrays["query_starts"][len(chunks) + 1 :] = self.rows
         arrays["lengths"][len(chunks) : len(chunks) + 1] = padding
         return buffer
+
+
+class _Part(NamedTuple):
+    """A part of a buffer."""
+
+    name: str
+    start: int
+    size: int
+    shape: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)  # more than there are captured layouts; working them out takes as long as filling a buffer
+def _parts(layout: PrefillLayout) -> tuple[_Part, ...]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "text_ids": (layout.rows,),
+        "codes": (layout.rows, layout.num_code_groups),
+        "positions": (layout.rows,),
+        "cache_rows": (layout.rows,),
+        "query_starts": (layout.sequences + 1,),
+        "lengths": (layout.sequences,),
+        "block_tables": (layout.sequences, layout.width),
+        "draw_rows": (layout.draws,),
+        "draw_slots": (layout.draws,),
+    }
+    parts, start = [], 0
+    for name, shape in shapes.items():
+        parts.append(_Part(name, start, math.prod(shape), shape))
+        start += math.prod(shape)
+    return tuple(parts)

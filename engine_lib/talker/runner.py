@@ -120,11 +120,13 @@ class TalkerRunner:
             self.graphs = TalkerGraphs(
                 lambda slots: self.step(slots, width),
                 lambda layout, buffer: self.prefill_step(layout.unpack(buffer)),
+                self._slots.write,
                 max_batch=self.config.max_num_seqs,
                 max_prefill_rows=min(self.config.max_num_batched_tokens, self.config.max_model_len),
                 width=width,
                 num_code_groups=self.talker_config.num_code_groups,
                 pack=self._pack,
+                blank_slot=self._slots.pack_blank(self.scratch_slot),
                 scratch_slot=self.scratch_slot,
                 device=self.device,
                 prefill_stream=self._prefill_stream,
@@ -185,8 +187,11 @@ class TalkerRunner:
             self._write_slot(plan)
 
     def _write_slot(self, plan: SlotPlan) -> None:
-        slot = plan.slot
-        self._slots.write(slot, self._upload(self._slots.pack(plan)))
+        slot, packed = plan.slot, self._slots.pack(plan)
+        if self.graphs is not None:
+            self.graphs.write_slot(packed)
+        else:
+            self._slots.write(self._upload(packed))
         if len(plan.seen_ids):
             self.state.seen[slot, self._upload(plan.seen_ids)] = True
         if len(plan.speaker_embedding):

@@ -13,7 +13,8 @@ from engine_lib.talker.step_plan import SlotPlan
 
 MAX_INT32 = 2**31 - 1  # as top_k it keeps all ids
 NUM_FLOATS = 5
-NUM_PACKED = 7 + (NUM_FLOATS + 1) // 2  # int64 numbers ahead of a slot's codes and text: two floats in each of the last
+NUM_INTEGERS = 8  # the slot, positions, frames, seeds, two top_ks, two switches
+NUM_PACKED = NUM_INTEGERS + (NUM_FLOATS + 1) // 2  # int64 numbers ahead of a slot's codes and text: two floats in each of the last
 
 
 @dataclass
@@ -46,7 +47,7 @@ class SlotState:
 
 
 class SlotTable:
-    """A SlotState allocated so that a slot is written by one copy to the device and a few on it.
+    """A SlotState allocated so that a slot is written by one copy to the device and a few on it, which a graph can hold.
 
     Fields of one dtype are rows of one tensor, a slot is a column of it; codes and text of a slot follow each other.
 
@@ -82,29 +83,38 @@ class SlotTable:
         )
 
     def pack(self, plan: SlotPlan) -> npt.NDArray[np.int64]:
-        """What `write` writes to `plan.slot`, as one array."""
-        sampling = plan.sampling
-        packed = np.empty(NUM_PACKED + self._rows.shape[1], np.int64)
-        packed[:3] = plan.num_rows - 1, plan.num_frames, plan.seed
-        packed[3:5] = [top_k if top_k > 0 else MAX_INT32 for top_k in (sampling.top_k, sampling.subtalker_top_k)]
-        packed[5:7] = sampling.do_sample, sampling.subtalker_dosample
-        packed[7:NUM_PACKED].view(np.float32)[:NUM_FLOATS] = (
+        """What `write` needs to begin the stream of `plan`."""
+        sampling, packed = plan.sampling, self.pack_blank(plan.slot)
+        packed[1:4] = plan.num_rows - 1, plan.num_frames, plan.seed
+        packed[4:6] = [top_k if top_k > 0 else MAX_INT32 for top_k in (sampling.top_k, sampling.subtalker_top_k)]
+        packed[6:8] = sampling.do_sample, sampling.subtalker_dosample
+        packed[NUM_INTEGERS:NUM_PACKED].view(np.float32)[:NUM_FLOATS] = (
             sampling.repetition_penalty,
             sampling.temperature,
             sampling.top_p,
             sampling.subtalker_temperature,
             sampling.subtalker_top_p,
         )
-        codes, text_ids = np.split(packed[NUM_PACKED:], [self._num_code_groups])
-        codes[:] = plan.last_codes
-        text_ids[: len(plan.text_ids)], text_ids[len(plan.text_ids) :] = plan.text_ids, self._pad_text_id
+        text = NUM_PACKED + self._num_code_groups
+        packed[NUM_PACKED:text] = plan.last_codes
+        packed[text : text + len(plan.text_ids)] = plan.text_ids
         return packed
 
-    def write(self, slot: int, packed: torch.Tensor) -> None:
-        """Begin a stream in `slot`; `packed` is on the device. No id counts as used yet."""
-        self._numbers[:, slot] = packed[:3]
-        self._top_ks[:, slot] = packed[3:5]
-        self._switches[:, slot] = packed[5:7]
-        self._floats[:, slot] = packed[7:NUM_PACKED].view(torch.float32)[:NUM_FLOATS]
-        self._rows[slot] = packed[NUM_PACKED:]
-        self.state.seen[slot] = False
+    def pack_blank(self, slot: int) -> npt.NDArray[np.int64]:
+        """What `write` needs to leave `slot` as it was at first."""
+        packed = np.zeros(NUM_PACKED + self._rows.shape[1], np.int64)
+        packed[0], packed[4:6] = slot, 1
+        packed[NUM_INTEGERS:NUM_PACKED].view(np.float32)[:] = 1
+        packed[NUM_PACKED + self._num_code_groups :] = self._pad_text_id
+        return packed
+
+    def write(self, packed: torch.Tensor) -> torch.Tensor:
+        """Begin a stream in its slot; `packed` is on the device, and is returned. No id counts as used yet."""
+        slot, columns = packed[:1], packed[:NUM_PACKED, None]
+        self._numbers.index_copy_(1, slot, columns[1:4])
+        self._top_ks.index_copy_(1, slot, columns[4:6].to(torch.int32))
+        self._switches.index_copy_(1, slot, columns[6:8].to(torch.bool))
+        self._floats.index_copy_(1, slot, packed[NUM_INTEGERS:NUM_PACKED].view(torch.float32)[:NUM_FLOATS, None])
+        self._rows.index_copy_(0, slot, packed[None, NUM_PACKED:])
+        self.state.seen.index_fill_(0, slot, False)
+        return packed
