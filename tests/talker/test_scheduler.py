@@ -139,3 +139,34 @@ def test_a_long_prompt_is_prefilled_in_pieces_while_others_decode():
         assert running in schedule.decode
         pieces += [(chunk.start, chunk.stop) for chunk in schedule.prefill]
     assert pieces == [(0, 4), (4, 8), (8, 10)]  # the last row decodes with the other stream
+
+
+def test_a_prompt_prefilled_ahead_joins_the_next_step_and_takes_of_its_budget():
+    simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=8, delay=1)
+    running, new, late = make_request("running", 5, 20), make_request("new", 7, 5), make_request("late", 9, 5)
+    simulation.scheduler.add(running)
+    simulation.step()
+    simulation.scheduler.add(new)
+    ahead = simulation.prefill_ahead()
+    assert [(chunk.request, chunk.start, chunk.stop) for chunk in ahead.prefill] == [(new, 0, 6)]
+    simulation.scheduler.add(late)
+    schedule = simulation.step()
+    assert [(chunk.request, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(late, 0, 2)]
+    assert schedule.decode == [running, new]
+
+
+def test_prefill_comes_after_the_steps_that_may_still_use_what_its_request_was_given():
+    simulation = Simulation(num_blocks=8, block_size=4, max_num_seqs=2, budget=100, delay=1)
+    ending, other = make_request("ending", 5, 3), make_request("other", 5, 20)
+    simulation.scheduler.add(ending)
+    simulation.scheduler.add(other)
+    num_steps = 0
+    while ending.status is not RequestStatus.FINISHED:
+        num_steps += bool(simulation.step().decode)
+    simulation.scheduler.add(make_request("next", 9, 3))  # it takes the slot that has just come free
+    assert simulation.step().prefill_after == num_steps
+    fresh = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=100, delay=1)
+    fresh.scheduler.add(make_request("first", 5, 20))
+    fresh.step()
+    fresh.scheduler.add(make_request("second", 5, 20))
+    assert fresh.step().prefill_after == 0  # nobody had its slot or its blocks
