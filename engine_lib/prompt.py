@@ -18,6 +18,9 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import InvalidRequestError
 from engine_lib.voice_prompt import VoiceClonePromptItem
 
+# Of some rows: those of codebook 0 [rows], those of all codebooks [rows, num_code_groups], or none.
+Codes = Sequence[int] | npt.NDArray[np.int32]
+
 NO_ID = -1  # a row without text, or without a code in that codebook
 X_VECTOR_ID = -2  # in codebook 0: the prompt's own `speaker_embedding`
 
@@ -61,6 +64,7 @@ class PromptBuilder:
         self.config = checkpoint.config
         self.max_text_length = max_text_length
         self._tokenizer = checkpoint.tokenizer
+        self._languages = sorted(["auto", *(name for name in self.config.talker.language_ids if "dialect" not in name)])
 
     @property
     def speakers(self) -> list[str]:
@@ -70,7 +74,7 @@ class PromptBuilder:
     @property
     def languages(self) -> list[str]:
         """`auto` and the languages a request may name, sorted. Dialects come with a dialect speaker."""
-        return sorted(["auto", *(name for name in self.config.talker.language_ids if "dialect" not in name)])
+        return list(self._languages)
 
     @property
     def default_voice(self) -> str | None:
@@ -164,12 +168,13 @@ class PromptBuilder:
             return []
         return self._tokenize(f"<|im_start|>assistant\n{voice_prompt.ref_text}<|im_end|>\n")[ROLE_LENGTH:-REFERENCE_TAIL_LENGTH]
 
-    def _bos_and_reference(self, voice_prompt: VoiceClonePromptItem | None) -> npt.NDArray[np.int32]:
-        """[1 + frames, num_code_groups]: the codec's bos, then the codes of a voice cloned in context."""
-        bos = np.full((1, self.config.talker.num_code_groups), NO_ID, np.int32)
-        bos[0, 0] = self.config.talker.codec_bos_id
+    def _bos_and_reference(self, voice_prompt: VoiceClonePromptItem | None) -> Codes:
+        """The codec's bos, then the codes of a voice cloned in context; as `_Rows.add` takes them."""
+        talker = self.config.talker
         if voice_prompt is None or voice_prompt.ref_code is None:
-            return bos
+            return [talker.codec_bos_id]
+        bos = np.full((1, talker.num_code_groups), NO_ID, np.int32)
+        bos[0, 0] = talker.codec_bos_id
         return np.concatenate([bos, voice_prompt.ref_code.numpy().astype(np.int32)])
 
     def _checked_voice_prompt(self, voice_prompt: VoiceClonePromptItem | None) -> VoiceClonePromptItem | None:
@@ -197,7 +202,7 @@ class PromptBuilder:
 
     def _language_id(self, language: str | None, voice: str | None) -> int | None:
         name = (language or "auto").lower()
-        if name not in self.languages:
+        if name not in self._languages:
             raise InvalidRequestError("language", f"{name[:100]!r} is unknown; allowed: {', '.join(self.languages)}")
         dialect = self.config.talker.speaker_dialects.get(voice) if voice else None
         if dialect and name in ("auto", "chinese"):
@@ -232,22 +237,21 @@ class PromptBuilder:
 
 
 class _Rows:
-    """Rows under construction."""
+    """Rows under construction: lists, for most prompts are short and each array made costs more than its rows."""
 
     def __init__(self, num_code_groups: int) -> None:
         self._num_code_groups = num_code_groups
         self._text_ids: list[int] = []
-        self._codes: list[npt.NDArray[np.int32]] = []
+        self._first_codes: list[int] = []
+        self._frames: list[tuple[int, npt.NDArray[np.int32]]] = []  # codes of all codebooks, and the row they begin at
 
-    def add(self, text_ids: Sequence[int], codes: Sequence[int] | npt.NDArray[np.int32] = ()) -> None:
+    def add(self, text_ids: Sequence[int], codes: Codes = ()) -> None:
         """Append rows of `text_ids` with no codes, with those of codebook 0 [rows], or with those of all [rows, num_code_groups]."""
-        rows = np.full((len(text_ids), self._num_code_groups), NO_ID, np.int32)
-        if np.ndim(codes) == 2:
-            rows[:] = codes
-        elif len(codes):
-            rows[:, 0] = codes
+        if isinstance(codes, np.ndarray):
+            self._frames.append((len(self._text_ids), codes))
+            codes = ()
         self._text_ids.extend(text_ids)
-        self._codes.append(rows)
+        self._first_codes.extend(codes or [NO_ID] * len(text_ids))
 
     def prompt(self, trailing: Sequence[int], num_text_tokens: int, voice_prompt: VoiceClonePromptItem | None) -> Prompt:
         """The prompt of all rows so far."""
@@ -256,4 +260,8 @@ class _Rows:
             embedding = voice_prompt.ref_spk_embedding.numpy()
             reference = None if voice_prompt.ref_code is None else voice_prompt.ref_code.numpy().astype(np.int16)
         text_ids, trailing_ids = np.array(self._text_ids, np.int32), np.array(trailing, np.int32)
-        return Prompt(text_ids, np.concatenate(self._codes), trailing_ids, num_text_tokens, embedding, reference)
+        codes = np.full((len(text_ids), self._num_code_groups), NO_ID, np.int32)
+        codes[:, 0] = self._first_codes
+        for start, frames in self._frames:
+            codes[start : start + len(frames)] = frames
+        return Prompt(text_ids, codes, trailing_ids, num_text_tokens, embedding, reference)

@@ -58,7 +58,7 @@ class SamplingParams:
             raise InvalidRequestError("max_frames", f"{self.max_frames} is not allowed; give a whole number from 1")
 
     def updated(self, values: Mapping[str, Any]) -> SamplingParams:
-        """A copy with `values` (name to number, bool or None) put in.
+        """These with `values` (name to number, bool or None) put in.
 
         Raises:
             InvalidRequestError: an unknown name, a value of the wrong type or outside its range.
@@ -71,7 +71,7 @@ class SamplingParams:
             if value is None:
                 continue
             changes[name] = _converted(name, types[name], value)
-        return replace(self, **changes)
+        return replace(self, **changes) if changes else self
 
 
 @cache  # evaluating the annotations takes longer than the rest of a request's parsing

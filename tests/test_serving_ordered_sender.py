@@ -34,6 +34,26 @@ def test_jobs_of_a_stream_run_in_order_and_never_overlap() -> None:
     assert {key: [number for number, other in enumerate(keys) if other == key] for key in set(keys)} == done
 
 
+def test_an_urgent_job_goes_ahead_of_what_waits_and_the_rest_keeps_its_order() -> None:
+    done: list[str] = []
+    busy, go_on = threading.Event(), threading.Event()
+
+    def hold_up() -> None:
+        busy.set()
+        assert go_on.wait(timeout=30)
+
+    sender = OrderedSender("test", 1, ignore)
+    sender.put("a", hold_up)
+    assert busy.wait(timeout=30)
+    for key in ("a1", "b1", "a2"):
+        sender.put(key[0], partial(done.append, key))
+    for key in ("c1", "d1"):
+        sender.put(key[0], partial(done.append, key), urgent=True)
+    go_on.set()
+    assert sender.close(timeout=30)
+    assert done == ["c1", "d1", "a1", "b1", "a2"]
+
+
 def test_a_failing_job_is_reported_and_the_next_one_runs() -> None:
     failures: list[str] = []
     ran = threading.Event()

@@ -53,7 +53,7 @@ class CodecService(EngineService):
             reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
             return
         self._streams.setdefault(message.stream_key, False)
-        if message.chunk_index > 0 or len(message.codes) > 1:  # the first audio of all shall not wait behind a question
+        if not _is_first_frame(message):  # the first audio of all shall not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
         answer = partial(self._answer_later, message, reply, arrived_at)
@@ -66,10 +66,14 @@ class CodecService(EngineService):
         self._canceller.close(SHUTDOWN_SECONDS)
 
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
-        """On the codec thread: leave the answer to a sender thread."""
+        """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once, for no other waits."""
         if message.chunk_index == 0 and len(chunk.audio):
             self._first_audio_times.add(time.monotonic() - arrived_at)
-        self._sender.put(message.stream_key, partial(self._answer, message, reply, chunk))
+        is_first_frame = _is_first_frame(message)
+        if is_first_frame and len(self._streams) == 1:
+            self._answer(message, reply, chunk)
+        else:
+            self._sender.put(message.stream_key, partial(self._answer, message, reply, chunk), urgent=is_first_frame)
 
     def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
         if message.is_reference:  # where it failed so do the chunks behind it, and they have answers
@@ -113,3 +117,8 @@ class CodecService(EngineService):
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
+
+
+def _is_first_frame(message: CodesMessage) -> bool:
+    """Whether a listener hears nothing before its answer, and nothing about this message is asked before that."""
+    return message.chunk_index == 0 and len(message.codes) == 1 and not message.is_reference

@@ -9,20 +9,21 @@ millisecond a chunk, which an engine's thread may have to wait for; the answer's
 from __future__ import annotations
 
 import base64
+import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, IntFlag
+from enum import Enum
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-# chunk index, flags, bytes of the stream key and of the finish reason; both follow, then the error
-_HEADER = struct.Struct("<iIHH")
+# chunk index; whether it is final, to be answered in base64, a reference; bytes of the stream key and of the finish reason, which
+# follow, then the error
+_HEADER = struct.Struct("<i???xHH")
 
 
 class AudioFormat(str, Enum):
@@ -30,14 +31,6 @@ class AudioFormat(str, Enum):
 
     FLOAT32 = "float32"
     PCM16_BASE64 = "pcm16_base64"
-
-
-class MessageFlags(IntFlag):
-    """Bits of the message's flags."""
-
-    FINAL = 1
-    PCM16_BASE64 = 2
-    REFERENCE = 4
 
 
 @dataclass(frozen=True)
@@ -68,14 +61,10 @@ class CodesMessage:
 
     def pack(self) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs."""
-        flags = MessageFlags.FINAL if self.is_final else MessageFlags(0)
-        if self.audio_format is AudioFormat.PCM16_BASE64:
-            flags |= MessageFlags.PCM16_BASE64
-        if self.is_reference:
-            flags |= MessageFlags.REFERENCE
+        as_text = self.audio_format is AudioFormat.PCM16_BASE64
         key, reason = self.stream_key.encode(), self.finish_reason.encode()
-        header = _HEADER.pack(self.chunk_index, flags, len(key), len(reason)) + key + reason + self.error.encode()
-        return {"codes": self.codes, "header": np.frombuffer(header, np.uint8)}
+        header = _HEADER.pack(self.chunk_index, self.is_final, as_text, self.is_reference, len(key), len(reason))
+        return {"codes": self.codes, "header": np.frombuffer(header + key + reason + self.error.encode(), np.uint8)}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> CodesMessage:
@@ -87,18 +76,18 @@ class CodesMessage:
         header = tensors["header"].tobytes()
         if len(header) < _HEADER.size:
             raise ValueError(f"header: {len(header)} bytes are too few")
-        chunk_index, bits, key_length, reason_length = _HEADER.unpack_from(header)
-        flags, reason = MessageFlags(bits), _HEADER.size + key_length
+        chunk_index, is_final, as_text, is_reference, key_length, reason_length = _HEADER.unpack_from(header)
+        reason = _HEADER.size + key_length
         error = reason + reason_length
         return cls(
             codes=np.array(tensors["codes"], np.int16),
             stream_key=header[_HEADER.size : reason].decode(),
             chunk_index=chunk_index,
-            is_final=MessageFlags.FINAL in flags,
+            is_final=is_final,
             finish_reason=header[reason:error].decode(),
             error=header[error:].decode(),
-            audio_format=AudioFormat.PCM16_BASE64 if MessageFlags.PCM16_BASE64 in flags else AudioFormat.FLOAT32,
-            is_reference=MessageFlags.REFERENCE in flags,
+            audio_format=AudioFormat.PCM16_BASE64 if as_text else AudioFormat.FLOAT32,
+            is_reference=is_reference,
         )
 
 
@@ -136,7 +125,7 @@ class AudioAnswer:
 
 def new_stream_key(talker: str) -> str:
     """A key no other stream has, which says what model the stream comes from: one codec may serve several talkers."""
-    return f"{talker}/{uuid4().hex}"
+    return f"{talker}/{secrets.token_hex(16)}"
 
 
 def talker_of(stream_key: str) -> str:

@@ -1,13 +1,15 @@
 """OrderedSender: sends that talk to the server, off the engine threads, in order within each stream.
 
 Sending a response or asking whether a client is gone is a blocking call to the server process, 45 to 500 microseconds long.
-An engine thread only enqueues here. A stream's jobs all run on one worker, so they keep their order and never overlap.
+An engine thread only enqueues here. A stream's jobs all run on one worker, so they never overlap, and keep their order but for an
+urgent one.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -32,31 +34,46 @@ class OrderedSender:
         """
         self._on_failure = on_failure
         self.waits = Durations()
-        self._queues: list[SimpleQueue[tuple[float, Job] | None]] = [SimpleQueue() for _ in range(num_workers)]
+        self._workers = [_Worker() for _ in range(num_workers)]
         self._threads = [
-            threading.Thread(target=self._work, args=(queue,), name=f"{name}-{i}", daemon=True) for i, queue in enumerate(self._queues)
+            threading.Thread(target=self._work, args=(worker,), name=f"{name}-{i}", daemon=True) for i, worker in enumerate(self._workers)
         ]
         for thread in self._threads:
             thread.start()
 
-    def put(self, stream_key: str, job: Job) -> None:
-        """Run `job` after all earlier jobs of `stream_key`. Never blocks."""
-        self._queues[hash(stream_key) % len(self._queues)].put((time.perf_counter(), job))
+    def put(self, stream_key: str, job: Job, *, urgent: bool = False) -> None:
+        """Run `job` after all earlier jobs of `stream_key`. Never blocks.
+
+        Args:
+            urgent: run it ahead of all jobs that wait and are not, those of its own stream included.
+        """
+        worker = self._workers[hash(stream_key) % len(self._workers)]
+        (worker.urgent if urgent else worker.others).append((time.perf_counter(), job))
+        worker.is_due.put(True)
 
     def close(self, timeout: float) -> bool:
         """Run what is queued, then end the threads; False if some still run after `timeout` seconds."""
-        for queue in self._queues:
-            queue.put(None)
+        for worker in self._workers:
+            worker.is_due.put(False)
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self, queue: SimpleQueue[tuple[float, Job] | None]) -> None:
-        while (item := queue.get()) is not None:
-            queued_at, job = item
+    def _work(self, worker: _Worker) -> None:
+        while worker.is_due.get():
+            queued_at, job = (worker.urgent or worker.others).popleft()
             self.waits.add(time.perf_counter() - queued_at)
             try:
                 job()
             except Exception as error:
                 self._on_failure(error)
+
+
+class _Worker:
+    """What waits for one thread: its jobs, and for each of them a True; a False ends the thread."""
+
+    def __init__(self) -> None:
+        self.urgent: deque[tuple[float, Job]] = deque()
+        self.others: deque[tuple[float, Job]] = deque()
+        self.is_due: SimpleQueue[bool] = SimpleQueue()

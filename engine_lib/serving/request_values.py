@@ -89,7 +89,7 @@ class RequestValues:
         if not text:
             return {}
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            value = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(name, f"is not valid JSON ({error}); give a JSON object") from None
         if not isinstance(value, dict):
@@ -99,3 +99,6 @@ class RequestValues:
 
 def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
