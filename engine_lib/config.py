@@ -112,7 +112,7 @@ class EngineConfig:
         -1, "CUDA priority of the codec's kernels: a first chunk is short, and its listener waits for it.", minimum=-5, maximum=0
     )
     codec_max_wait_ms: float = option(
-        2.0, "Longest a chunk whose listener has audio left waits for others to be decoded with it.", minimum=0, maximum=50
+        10.0, "Longest a chunk whose listener has audio left waits for others to be decoded with it.", minimum=0, maximum=50
     )
     codec_reference_cache: int = option(
         64, "References of clones whose decoded state the codec keeps on its device, so that a voice used again starts sooner.", minimum=0

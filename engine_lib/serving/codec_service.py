@@ -24,6 +24,8 @@ from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.talker.request import FinishReason
 
+SENDER_THREADS = 4  # a send waits for the server most of its time, and there is one for every chunk
+
 
 class CodecService(EngineService):
     """The codec decoder of one server."""
@@ -34,7 +36,7 @@ class CodecService(EngineService):
         Raises:
             Qwen3TTSError: the model must not load.
         """
-        super().__init__(backend, config)
+        super().__init__(backend, config, sender_threads=SENDER_THREADS)
         self._engine = CodecEngine(Checkpoint(config.model_path), config)
         self._first_audio_times = Durations()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it

@@ -21,7 +21,6 @@ from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.server_guard import ServerGuard
 from engine_lib.serving.server_log import log_to_server
 
-SENDER_THREADS = 4
 SHUTDOWN_SECONDS = 4.0
 # How long a thread that wants the GIL lets another one keep it: the engine thread comes back from every wait for the device as
 # one of several that want it, and Python's default of 5 ms is a whole step.
@@ -31,7 +30,7 @@ SWITCH_SECONDS = 0.0002
 class EngineService:
     """One engine in one model process. A subclass makes the engine, calls `_start`, adds its metrics, and calls `_watch`."""
 
-    def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
+    def __init__(self, backend: TritonBackend, config: EngineConfig, *, sender_threads: int) -> None:
         """Prepare the process: its log, threads of torch and of Python, senders, metrics."""
         log_to_server(backend.log)
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -39,7 +38,7 @@ class EngineService:
             torch.set_num_threads(config.num_threads)
         self._backend = backend
         self._metrics = Metrics(backend.metric_family, {"model": backend.name, "version": backend.version})
-        self._sender = OrderedSender(f"{backend.name}-send", SENDER_THREADS, self._log_failure)
+        self._sender = OrderedSender(f"{backend.name}-send", sender_threads, self._log_failure)
         self._send_times = Durations()
         self._metrics.quantiles("send_seconds", "Time it takes to hand one response to the server", self._send_times)
         self._metrics.quantiles("send_wait_seconds", "Time a response waits for its sender", self._sender.waits)

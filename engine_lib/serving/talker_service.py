@@ -42,6 +42,7 @@ from engine_lib.voice_prompt import VoiceClonePromptItem
 
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MICROSECONDS = 1_000_000  # in a second
+SENDER_THREADS = 2  # its messages are small; each thread more takes the interpreter lock from those that accept requests
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TalkerService(EngineService):
         Raises:
             Qwen3TTSError: the model must not load.
         """
-        super().__init__(backend, config)
+        super().__init__(backend, config, sender_threads=SENDER_THREADS)
         checkpoint = Checkpoint(config.model_path)
         self._prompts = PromptBuilder(checkpoint, config.max_text_length)
         sampling = checkpoint.sampling_defaults()
@@ -159,7 +160,7 @@ class TalkerService(EngineService):
             prompt,
             speech.sampling,
             speech.chunk_frames,
-            partial(self._on_chunk, stream),
+            partial(self._on_chunk, stream, prompt.reference_codes is None),
             deadline=stream.deadline,
             chunk_growth=self._engine.chunk_growth(speech.chunk_policy),
             on_start=on_start,
@@ -208,13 +209,17 @@ class TalkerService(EngineService):
         message = CodesMessage(reference, stream.key, 0, is_reference=True)
         self._sender.put(stream.key, partial(self._send, stream.reply, message.pack(), is_final=False))
 
-    def _on_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
-        """On an engine's thread: count, and leave the rest to a sender thread."""
+    def _on_chunk(self, stream: _Stream, may_overtake: bool, chunk: CodesChunk) -> None:
+        """On an engine's thread: count, and leave the rest to a sender thread; a first chunk goes ahead of others' if it `may_overtake`.
+
+        It may not where the reference of its own stream goes before it.
+        """
         if chunk.index == 0 and len(chunk.codes):
             seconds = time.monotonic() - stream.arrived_at
             self._first_codes.observe(seconds)
             self._first_codes_times.add(seconds)
-        self._sender.put(stream.key, partial(self._send_chunk, stream, chunk))
+        is_urgent = may_overtake and chunk.index == 0 and not chunk.is_final
+        self._sender.put(stream.key, partial(self._send_chunk, stream, chunk), urgent=is_urgent)
 
     def _send_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
         message = CodesMessage(
