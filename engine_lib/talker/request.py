@@ -93,6 +93,7 @@ class Request:
         """
         self.request_id = request_id
         self.prompt = prompt
+        self.num_prompt_rows = len(prompt)
         self.sampling = sampling
         self.on_chunk = on_chunk
         self.deadline = deadline
@@ -123,21 +124,21 @@ class Request:
     @property
     def num_rows(self) -> int:
         """Input rows known so far: the prompt, and one row for each frame that has been read."""
-        return len(self.prompt) + len(self.frames)
+        return self.num_prompt_rows + len(self.frames)
 
     @property
     def num_rows_on_device(self) -> int:
         """Input rows in the KV cache once everything launched has run, from the moment the next step draws a frame."""
-        return len(self.prompt) + self.num_launched_frames - 1
+        return self.num_prompt_rows + self.num_launched_frames - 1
 
     @property
     def max_rows(self) -> int:
         """Input rows this request can ever need: its last frame is drawn, but never fed back."""
-        return len(self.prompt) + self.max_frames - 1
+        return self.num_prompt_rows + self.max_frames - 1
 
     def rows(self, start: int, stop: int, pad_text_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Text ids [n] and codes [n, num_code_groups] of input rows start..stop, past the prompt from the kept frames."""
-        prompt, length = self.prompt, len(self.prompt)
+        prompt, length = self.prompt, self.num_prompt_rows
         text_ids, codes = prompt.text_ids[start:stop], prompt.codes[start:stop]
         if stop > length:
             first, last = max(start - length, 0), stop - length

@@ -142,7 +142,7 @@ class Scheduler:
 
     def received(self, request: Request) -> None:
         """Record that a frame of `request` was read and is sound; its prompt may now be shared."""
-        computed_prompt = request.num_sound_rows < len(request.prompt)
+        computed_prompt = request.num_sound_rows < request.num_prompt_rows
         request.num_sound_rows = request.num_rows - 1  # all but the new frame's own
         if computed_prompt:
             self._publish(request)

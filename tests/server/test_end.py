@@ -117,7 +117,7 @@ from engine_lib.talker.runner import TalkerRunner
 decode, steps = TalkerRunner.decode, []
 def dying_decode(*args):
     steps.append(0)
-    if len(steps) > 20:
+    if len(steps) > 100:
         raise RuntimeError("injected")
     return decode(*args)
 TalkerRunner.decode = dying_decode
@@ -128,7 +128,7 @@ from engine_lib.codec.runner import CodecRunner
 step, steps = CodecRunner.step, []
 def dying_step(*args):
     steps.append(0)
-    if len(steps) > 20:
+    if len(steps) > 100:
         raise RuntimeError("injected")
     return step(*args)
 CodecRunner.step = dying_step
