@@ -6,18 +6,22 @@ Python program (Triton's stub), and must not run again if it is.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import engine_lib
 from engine_lib.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class ChildProcess(Protocol):
@@ -48,10 +52,20 @@ def start_child(module: str, pipe: Connection) -> ChildProcess:
     return subprocess.Popen(command, pass_fds=[pipe.fileno()], stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
 
 
-def pipe_to_parent() -> Connection:
-    """In a child: its end of the pipe. From here on the process ends when its parent does."""
+def run_child(serve: Callable[[Connection], None], what: str) -> NoReturn:
+    """Be the child: `serve` its end of the pipe. The process ends with that, whatever its other threads do, and when its parent ends.
+
+    Args:
+        serve: returns where all is well; what it raises is logged.
+        what: the process in words, for the log.
+    """
     threading.Thread(target=_end_with, args=(os.pidfd_open(os.getppid()),), name="parent-watch", daemon=True).start()
-    return Connection(int(sys.argv[1]))
+    try:
+        serve(Connection(int(sys.argv[1])))
+    except BaseException:
+        logger.exception("%s failed", what)
+        os._exit(1)
+    os._exit(0)
 
 
 def end_of(code: int) -> str:

@@ -5,6 +5,7 @@ Every message names the field, the value and what is allowed or what to do next;
 
 from __future__ import annotations
 
+import logging
 import traceback
 
 
@@ -43,3 +44,9 @@ class EngineDeadError(Qwen3TTSError):
 def place_of(error: BaseException) -> str:
     """Type and traceback of `error` for the log, without its text, which might quote a user."""
     return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}"
+
+
+def text_of(record: logging.LogRecord) -> str:
+    """A log record's message, and of an exception its `place_of`."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.getMessage() if error is None else f"{record.getMessage()}: {place_of(error)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from engine_lib.errors import place_of
+from engine_lib.errors import text_of
 
 LOGGER = logging.getLogger("engine_lib")
 
@@ -21,10 +21,7 @@ class ServerLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Called by `logging`."""
         try:
-            message = record.getMessage()
-            if record.exc_info and record.exc_info[1] is not None:
-                message = f"{message}: {place_of(record.exc_info[1])}"
-            self._writer(record.levelno)(message)
+            self._writer(record.levelno)(text_of(record))
         except Exception:
             self.handleError(record)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import select
 import threading
 import time
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.child_process import pipe_to_parent
+from engine_lib.child_process import run_child
 from engine_lib.config import EngineConfig
-from engine_lib.errors import EngineDeadError, place_of
+from engine_lib.errors import EngineDeadError, text_of
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_messages import (
     FROM_ENGINE,
@@ -41,8 +40,6 @@ from engine_lib.talker.engine_messages import (
 )
 from engine_lib.talker.request import Request
 from engine_lib.wire import Message
-
-logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 0.1  # for a message, until a look at whether a rank has ended
@@ -70,10 +67,7 @@ class OutboxHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by `logging`."""
-        message = record.getMessage()
-        if record.exc_info and record.exc_info[1] is not None:
-            message = f"{message}: {place_of(record.exc_info[1])}"
-        self._outbox.send(LogRecord(record.name, record.levelno, message))
+        self._outbox.send(LogRecord(record.name, record.levelno, text_of(record)))
 
 
 class PipedTalkerEngine(TalkerEngine):
@@ -187,15 +181,5 @@ def serve(pipe: Connection) -> None:
         raise EngineDeadError("the talker engine has failed; its log says why")
 
 
-def main() -> None:
-    """Serve the pipe whose number is the argument; the process ends with it, whatever its other threads do."""
-    try:
-        serve(pipe_to_parent())
-    except BaseException:
-        logger.exception("the talker's process failed")
-        os._exit(1)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run_child(serve, "the talker's process")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from multiprocessing.connection import Connection
 
 import torch
 
 from engine_lib.checkpoint import Checkpoint, Shard
-from engine_lib.child_process import pipe_to_parent
+from engine_lib.child_process import run_child
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device
 from engine_lib.talker.load_summary import load_summary
@@ -78,15 +77,5 @@ def serve(pipe: Connection) -> None:
         ranks.close()
 
 
-def main() -> None:
-    """Serve the pipe whose number is the argument; the process ends with it, whatever its other threads do."""
-    try:
-        serve(pipe_to_parent())
-    except BaseException:
-        logger.exception("a tensor parallel rank failed")
-        os._exit(1)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run_child(serve, "a tensor parallel rank")
