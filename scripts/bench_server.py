@@ -12,7 +12,8 @@ first audio: from the call until the first chunk with samples is at the client, 
 two chunks of a stream. underruns: streams with a chunk that came after the audio before it was played out, and all such chunks.
 audio-s/s: seconds of audio that arrived a second. cpu %: of one core, needed by the busiest client process.
 inside: step: from one decode step of the talker to the next; host: the part of it in which the host works; send: handing one response
-to the server; send wait: until its sender has time for it.
+to the server; send wait: until its sender has time for it; open: streams whose last message the talker has not sent; running: those
+it decodes; codec queue: chunks the codec has not answered.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from speech_load import Load, drive, summary
 LEAD_SECONDS = 0.2  # from handing a load to the client processes until it begins
 BUSY_CLIENT = 0.7  # of a core; above it the client's own time is in the figures
 MIN_SLOTS = 64
+READ_SECONDS = 0.4  # from one reading of /metrics to the next
 LONGEST_SECONDS = 40.0  # of an open loop that waits for --fewest-requests
 
 COLUMNS = (
@@ -204,12 +206,14 @@ def _measure(
         for index in range(arguments.client_processes)
     ]
     driving = clients.map_async(drive, loads, chunksize=1)
-    driving.wait(end - time.monotonic())
-    inside: dict[str, float] = {}
-    with suppress(OSError):
-        inside = internals(server.metrics())  # while the load is on
+    readings = []
+    driving.wait(begin - time.monotonic())
+    while not driving.ready() and time.monotonic() < end:
+        with suppress(OSError):
+            readings.append((time.monotonic(), server.metrics()))
+        driving.wait(min(READ_SECONDS, max(end - time.monotonic(), 0.0)))
     reports = driving.get(arguments.patience + 30)
-    return {**summary(reports, begin, end), "seconds": seconds, "gpu_utilization": gpu.mean(begin, end), **inside}
+    return {**summary(reports, begin, end), "seconds": seconds, "gpu_utilization": gpu.mean(begin, end), **internals(readings)}
 
 
 def _row(point: dict[str, object]) -> str:

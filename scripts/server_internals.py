@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 SERIES = {
     ("talker", "step_interval_seconds"): "step",
@@ -16,17 +17,46 @@ SERIES = {
     ("codec_decoder", "send_wait_seconds"): "codec_send_wait",
 }
 PERCENTILES = {"0.5": "p50", "0.99": "p99"}
+LEVELS = {
+    ("talker", "active_streams"): "open",
+    ("talker", "running_requests"): "running",
+    ("codec_decoder", "codec_queued_chunks"): "codec_queue",
+}
+TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second"}
 
 
-def internals(metrics: str) -> dict[str, float]:
-    """Milliseconds by name, as step_p99_ms, from the text of /metrics; of the latest thousand of each."""
+def internals(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
+    """Figures by name from readings of /metrics under load, each with its time in seconds, oldest first.
+
+    Durations are those of the latest thousand as the last reading has them, in milliseconds (step_p99_ms); levels are means of all
+    readings (mean_running); totals are rates between the first and the last.
+    """
+    samples = [(seconds, _samples(text)) for seconds, text in readings]
+    if not samples:
+        return {}
+    (first_time, first), (last_time, last) = samples[0], samples[-1]
     figures = {}
+    for (model, series, quantile), value in last.items():
+        if (name := SERIES.get((model, series))) and (percentile := PERCENTILES.get(quantile)):
+            figures[f"{name}_{percentile}_ms"] = value * 1e3
+    for (model, series), name in LEVELS.items():
+        levels = [found[model, series, ""] for _, found in samples if (model, series, "") in found]
+        if levels:
+            figures[f"mean_{name}"] = sum(levels) / len(levels)
+    for (model, series), name in TOTALS.items():
+        key = (model, series, "")
+        if key in first and key in last and last_time > first_time:
+            figures[name] = (last[key] - first[key]) / (last_time - first_time)
+    return figures
+
+
+def _samples(metrics: str) -> dict[tuple[str, str, str], float]:
+    """(model, series, quantile) -> value, from the text of /metrics."""
+    samples = {}
     for name, labels, value in re.findall(r"^qwen3_tts_(\w+)\{(.*)\} (\S+)$", metrics, re.MULTILINE):
         label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        series, percentile = SERIES.get((label.get("model", ""), name)), PERCENTILES.get(label.get("quantile", ""))
-        if series and percentile:
-            figures[f"{series}_{percentile}_ms"] = float(value) * 1e3
-    return figures
+        samples[label.get("model", ""), name, label.get("quantile", "")] = float(value)
+    return samples
 
 
 def inside_line(point: dict[str, object]) -> str:
@@ -36,4 +66,6 @@ def inside_line(point: dict[str, object]) -> str:
         for series in SERIES.values()
         if f"{series}_p50_ms" in point and f"{series}_p99_ms" in point
     ]
-    return f"inside, ms p50 / p99: {', '.join(parts)}" if parts else ""
+    levels = [f"{name.replace('_', ' ')} {point[f'mean_{name}']:.1f}" for name in LEVELS.values() if f"mean_{name}" in point]
+    levels += [f"{name.replace('_', ' ')} {point[name]:.0f}" for name in TOTALS.values() if name in point]
+    return f"inside, ms p50 / p99: {', '.join(parts)}; means: {', '.join(levels)}" if parts else ""

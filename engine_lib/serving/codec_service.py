@@ -116,6 +116,7 @@ class CodecService(EngineService):
         metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
         metrics.quantiles("first_audio_seconds", "From a stream's first codes until they are decoded", self._first_audio_times)
         metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)
+        metrics.total("codec_steps_total", "Cohorts of streams the codec has begun to decode", lambda: stats().num_steps)
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")

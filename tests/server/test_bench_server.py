@@ -36,6 +36,8 @@ def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp
         assert point["client_cpu"] > 0
         assert 0 < point["step_p50_ms"] <= point["step_p99_ms"]
         assert 0 < point["codec_send_p50_ms"] <= point["codec_send_p99_ms"]
+        assert point["mean_running"] >= 0
+        assert point["cohorts_per_second"] > 0
         assert {"underruns", "streams_with_underruns", "gpu_utilization"} <= point.keys()
 
 
