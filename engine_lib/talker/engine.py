@@ -231,16 +231,20 @@ class TalkerEngine(BaseTalkerEngine):
 
     def launch(self, schedule: Schedule) -> Iterator[FrameResult]:
         """Launch the prefill step and the decode step of `schedule`; their results come unread, as each is launched."""
+        drawing = [chunk.request for chunk in schedule.prefill if chunk.completes_prompt]
         if schedule.admitted:
             self.runner.prefill_after(schedule.prefill_after)
         for request in schedule.admitted:
+            self.runner.write_speaker(request)
+        if schedule.prefill:
+            # Before what only draws need, which the host can write while the device is busy with this.
+            self.runner.prefill(schedule.prefill)
+            self.scheduler.prefilled(schedule.prefill)
+        for request in schedule.admitted:
             self.runner.admit(request)
         self.runner.update_block_tables(schedule.grown)
-        if schedule.prefill:
-            drawn = self.runner.prefill(schedule.prefill)
-            self.scheduler.prefilled(schedule.prefill)
-            if drawn is not None:
-                yield drawn
+        if drawing:
+            yield self.runner.draw_first(drawing)
         if schedule.decode:
             frames = self.runner.decode(schedule.decode)
             self.scheduler.decoded(schedule.decode)

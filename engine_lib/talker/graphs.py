@@ -43,9 +43,9 @@ class CapturedFunction:
             self._result = function(inputs)
         self._graph.replay()  # the first launch of a graph takes longer: it must not be a request's
 
-    def replay(self, inputs: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
-        """Launch on `inputs`; the result is overwritten by the next replay."""
-        if self._current is None or not np.array_equal(inputs, self._current):
+    def replay(self, inputs: npt.NDArray[np.integer[Any]] | None = None) -> torch.Tensor:
+        """Launch on `inputs`, or on those of last time; the result is overwritten by the next replay."""
+        if inputs is not None and (self._current is None or not np.array_equal(inputs, self._current)):
             self._inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
             self._current = inputs
         self._graph.replay()
@@ -68,6 +68,7 @@ class TalkerGraphs:
         self,
         step: Callable[[torch.Tensor], torch.Tensor],
         prefill: Callable[[PrefillLayout, torch.Tensor], torch.Tensor],
+        first_draws: Callable[[int], torch.Tensor],
         write_slot: Callable[[torch.Tensor], torch.Tensor],
         *,
         max_batch: int,
@@ -85,6 +86,7 @@ class TalkerGraphs:
         Args:
             step: the frame step on slots [batch].
             prefill: the prefill step on a buffer of a layout.
+            first_draws: draws so many frames from the rows that the latest prefill has left.
             write_slot: begins a stream in a slot, both in its argument.
             prefill_stream: where prefill is captured, and replayed beside steps; None: on the steps' stream.
             max_batch, max_prefill_rows: largest sizes a step may have.
@@ -97,24 +99,30 @@ class TalkerGraphs:
         pool = torch.cuda.graph_pool_handle()
         prefill_pool = pool if prefill_stream is None else torch.cuda.graph_pool_handle()
         batches = _buckets(BATCH_BUCKETS, max_batch)
+        sequence_buckets = _buckets(PREFILL_SEQUENCE_BUCKETS, min(max_batch, MAX_PREFILL_REQUESTS))
         # One sequence more than requests: the padding rows.
         self._layouts = [
-            PrefillLayout(rows, sequences + 1, draws, width, num_code_groups)
+            PrefillLayout(rows, sequences + 1, sequences, width, num_code_groups)
             for rows in _buckets(PREFILL_ROW_BUCKETS, max_prefill_rows)
-            for sequences in _buckets(PREFILL_SEQUENCE_BUCKETS, min(max_batch, MAX_PREFILL_REQUESTS))
-            for draws in (0, sequences)
+            for sequences in sequence_buckets
         ]
         self._steps: dict[int, CapturedFunction] = {}
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
+        self._first_draws: dict[int, CapturedFunction] = {}
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
         with on_stream(prefill_stream):
             self._write_slot = CapturedFunction(write_slot, torch.from_numpy(blank_slot).to(device), prefill_pool)
         # The largest first, so that the smaller ones fit into its memory.
-        with tqdm(total=len(batches) + len(self._layouts), desc="capturing talker graphs", unit="graph", disable=None) as progress:
+        num_graphs = len(self._layouts) + len(sequence_buckets) + len(batches)
+        with tqdm(total=num_graphs, desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
                 with on_stream(prefill_stream):
                     buffer = torch.from_numpy(pack(layout, [])).to(device)
-                    function = partial(prefill, layout)
-                    self._prefills[layout] = CapturedFunction(function, buffer, prefill_pool)
+                    self._prefills[layout] = CapturedFunction(partial(prefill, layout), buffer, prefill_pool)
+                progress.update()
+            for draws in reversed(sequence_buckets):
+                with on_stream(prefill_stream):
+                    self._first_draws[draws] = CapturedFunction(partial(_without_inputs, first_draws, draws), nothing, prefill_pool)
                 progress.update()
             for batch in reversed(batches):
                 slots = torch.full((batch,), scratch_slot, device=device)
@@ -124,7 +132,7 @@ class TalkerGraphs:
         self.nbytes = torch.cuda.memory_reserved(device) - reserved
 
     def __len__(self) -> int:
-        return len(self._steps) + len(self._prefills) + 1
+        return len(self._steps) + len(self._prefills) + len(self._first_draws) + 1
 
     def step(self, slots: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         """One frame of `slots` [n]: codes [n or more, num_code_groups]."""
@@ -139,20 +147,24 @@ class TalkerGraphs:
 
     def release(self) -> None:
         """Destroy all graphs; steps from here on raise RuntimeError."""
-        for captured in (self._write_slot, *self._steps.values(), *self._prefills.values()):
+        for captured in (self._write_slot, *self._steps.values(), *self._prefills.values(), *self._first_draws.values()):
             captured.release()
 
     def layout_for(self, exact: PrefillLayout) -> PrefillLayout:
         """The smallest layout that `exact` fits into."""
-        return next(
-            layout
-            for layout in self._layouts
-            if layout.rows >= exact.rows and layout.sequences > exact.sequences and bool(layout.draws) == bool(exact.draws)
-        )
+        return next(layout for layout in self._layouts if layout.rows >= exact.rows and layout.sequences > exact.sequences)
 
-    def prefill(self, layout: PrefillLayout, buffer: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
-        """One prefill step on the buffer of a captured layout: codes [layout.draws, num_code_groups]."""
-        return self._prefills[layout].replay(buffer)
+    def prefill(self, layout: PrefillLayout, buffer: npt.NDArray[np.integer[Any]]) -> None:
+        """One prefill step on the buffer of a captured layout."""
+        self._prefills[layout].replay(buffer)
+
+    def first_draws(self, draws: int) -> torch.Tensor:
+        """Draw from the rows of the latest prefill step: codes [draws or more, num_code_groups]."""
+        return self._first_draws[min(size for size in self._first_draws if size >= draws)].replay()
+
+
+def _without_inputs(first_draws: Callable[[int], torch.Tensor], draws: int, _inputs: torch.Tensor) -> torch.Tensor:
+    return first_draws(draws)
 
 
 def _buckets(sizes: Sequence[int], largest: int) -> list[int]:

@@ -34,9 +34,20 @@ from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
 from engine_lib.talker.ranks import Ranks
 from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import PrefillChunk
+from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
 from engine_lib.talker.state import SlotState, SlotTable
-from engine_lib.talker.step_plan import NO_SPEAKER, BlockTablePlan, DecodePlan, ErasePlan, Floats, Integers, Plan, PrefillPlan, SlotPlan
+from engine_lib.talker.step_plan import (
+    BlockTablePlan,
+    DecodePlan,
+    ErasePlan,
+    FirstDrawPlan,
+    Floats,
+    Integers,
+    Plan,
+    PrefillPlan,
+    SlotPlan,
+    SpeakerPlan,
+)
 
 PINNED_BUFFERS = 6  # of one size
 KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
@@ -99,12 +110,15 @@ class TalkerRunner:
             device=device,
         )
         self.state = self._slots.state
+        # of the latest prefill: the slots that draw their first frames, and the rows they are drawn from
+        self._first_slots = torch.full((MAX_PREFILL_REQUESTS,), self.scratch_slot, device=device)
+        self._first_rows = torch.zeros(MAX_PREFILL_REQUESTS, shape.hidden_size, dtype=dtype, device=device)
         rules = FirstCodebookRules.of(self.talker_config, device)
         self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
         self.graphs: TalkerGraphs | None = None
         self.stream = own_stream(device, config.talker_stream_priority)
         self._prefill_stream: torch.cuda.Stream | None = None  # None: prefill and decode share a stream
-        self._prefilled: torch.cuda.Event | None = None  # the latest prefill, until a decode step waits for it
+        self._is_ahead = False  # the prefill stream holds something that no decode step has waited for
         self._num_decode_steps = 0
         self._latest_steps: deque[tuple[int, torch.cuda.Event]] = deque(maxlen=KEPT_STEPS)  # numbers and ends of decode steps
 
@@ -120,6 +134,7 @@ class TalkerRunner:
             self.graphs = TalkerGraphs(
                 lambda slots: self.step(slots, width),
                 lambda layout, buffer: self.prefill_step(layout.unpack(buffer)),
+                self.first_draws,
                 self._slots.write,
                 max_batch=self.config.max_num_seqs,
                 max_prefill_rows=min(self.config.max_num_batched_tokens, self.config.max_model_len),
@@ -142,6 +157,7 @@ class TalkerRunner:
         return on_stream(self.stream)
 
     def _on_prefill_stream(self) -> AbstractContextManager[object]:
+        self._is_ahead = True
         return on_stream(self._prefill_stream)
 
     def execute(self, plan: Plan) -> None:
@@ -149,17 +165,21 @@ class TalkerRunner:
         match plan:
             case SlotPlan():
                 self._write_slot(plan)
+            case SpeakerPlan():
+                self._write_speaker(plan)
             case BlockTablePlan():
                 self._write_block_tables(plan)
             case PrefillPlan():
                 self._prefill(plan)
+            case FirstDrawPlan():
+                self._draw_first(plan)
             case DecodePlan():
                 self._decode(plan)
             case ErasePlan():
                 self._erase(plan)
 
     def prefill_after(self, step: int) -> None:
-        """What `admit` and `prefill` launch from here on comes after the decode step of this number, counted from 1."""
+        """What is launched for prefill from here on comes after the decode step of this number, counted from 1."""
         if self._prefill_stream is None:
             return
         # Steps before the kept ones have been read, or end before the oldest of those.
@@ -167,8 +187,19 @@ class TalkerRunner:
         if end is not None:
             self._prefill_stream.wait_event(end)
 
+    def write_speaker(self, request: Request) -> None:
+        """Write the x-vector of `request`, if it has one: to be done before its rows are prefilled."""
+        if (embedding := request.prompt.speaker_embedding) is not None:
+            plan = SpeakerPlan(request.slot, embedding)
+            self.ranks.tell(plan)
+            with self._on_prefill_stream():
+                self._write_speaker(plan)
+
+    def _write_speaker(self, plan: SpeakerPlan) -> None:
+        self.model.speaker_rows[plan.slot] = self._upload(plan.embedding)
+
     def admit(self, request: Request) -> None:
-        """Write the slot of `request`: its sampling, text and x-vector, and what its kept frames (after a preemption) imply."""
+        """Write the slot of `request`, which draws read: its sampling and text, and what its kept frames (after a preemption) imply."""
         frames, prompt, num_rows = request.frames, request.prompt, request.num_rows
         _, last_codes = request.rows(num_rows - 1, num_rows, self.model.tts_pad_token_id)
         plan = SlotPlan(
@@ -180,7 +211,6 @@ class TalkerRunner:
             sampling=request.sampling,
             seen_ids=np.array([codes[0] for codes in frames], np.int64),
             text_ids=np.concatenate([prompt.text_ids[-1:], prompt.trailing_text_ids]).astype(np.int64),
-            speaker_embedding=NO_SPEAKER if prompt.speaker_embedding is None else prompt.speaker_embedding,
         )
         self.ranks.tell(plan)
         with self._on_prefill_stream():
@@ -194,8 +224,6 @@ class TalkerRunner:
             self._slots.write(self._upload(packed))
         if len(plan.seen_ids):
             self.state.seen[slot, self._upload(plan.seen_ids)] = True
-        if len(plan.speaker_embedding):
-            self.model.speaker_rows[slot] = self._upload(plan.speaker_embedding)
 
     def update_block_tables(self, requests: Sequence[Request]) -> None:
         """Copy the block tables of `requests` to the device."""
@@ -211,23 +239,30 @@ class TalkerRunner:
     def _write_block_tables(self, plan: BlockTablePlan) -> None:
         self.state.block_tables[self._upload(plan.slots)] = self._upload(plan.tables)
 
-    def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
-        """Run the rows of `chunks`; a request whose rows are now all in, the last one too, draws its next frame."""
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
+        """Run the rows of `chunks`. Their requests need not be admitted yet: the slot is not read."""
         exact = PrefillLayout.exact(chunks, self.config.kv_block_size)
         layout = exact if self.graphs is None else self.graphs.layout_for(exact)
         plan = PrefillPlan(layout, self._pack(layout, chunks))
         self.ranks.tell(plan)
-        drawing = [chunk.request for chunk in chunks if chunk.completes_prompt]
         with self._on_prefill_stream():
-            codes = self._prefill(plan)
-            if self._prefill_stream is not None:
-                self._prefilled = self._prefill_stream.record_event()
-            return self._result(drawing, codes) if drawing else None
+            self._prefill(plan)
 
-    def _prefill(self, plan: PrefillPlan) -> torch.Tensor:
+    def _prefill(self, plan: PrefillPlan) -> None:
         if self.graphs is not None:
-            return self.graphs.prefill(plan.layout, plan.buffer)
-        return self.prefill_step(plan.layout.unpack(self._upload(plan.buffer)))
+            self.graphs.prefill(plan.layout, plan.buffer)
+        else:
+            self.prefill_step(plan.layout.unpack(self._upload(plan.buffer)))
+
+    def draw_first(self, requests: Sequence[Request]) -> FrameResult:
+        """Draw the next frame of `requests`: all whose rows are all in, the last one too, since the latest prefill, in its order."""
+        plan = FirstDrawPlan(len(requests))
+        self.ranks.tell(plan)
+        with self._on_prefill_stream():
+            return self._result(list(requests), self._draw_first(plan))
+
+    def _draw_first(self, plan: FirstDrawPlan) -> torch.Tensor:
+        return self.first_draws(plan.draws) if self.graphs is None else self.graphs.first_draws(plan.draws)
 
     def _pack(self, layout: PrefillLayout, chunks: Sequence[PrefillChunk]) -> npt.NDArray[np.int64]:
         return layout.pack(
@@ -239,20 +274,24 @@ class TalkerRunner:
         )
 
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
-        """Run prompt rows and draw a frame for the requests they complete: [draws, num_code_groups] int64, as `step`."""
-        x = self.forward.prefill(inputs)
-        if not len(inputs.draw_rows):
-            return inputs.codes[:0]
-        return self.forward.draw(inputs.draw_slots, x[inputs.draw_rows])
+        """Run prompt rows, and keep those that `first_draws` may draw from: [draws, hidden]."""
+        draws = len(inputs.draw_rows)
+        self._first_slots[:draws] = inputs.draw_slots
+        self._first_rows[:draws] = self.forward.prefill(inputs)[inputs.draw_rows]
+        return self._first_rows[:draws]
+
+    def first_draws(self, draws: int) -> torch.Tensor:
+        """Draw the frames that follow the first `draws` rows that the latest prefill step has kept: [draws, num_code_groups] int64."""
+        return self.forward.draw(self._first_slots[:draws], self._first_rows[:draws])
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
         width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
         plan = DecodePlan(_slots(requests), width)
         self.ranks.tell(plan)
-        if self._prefilled is not None:
-            self._prefilled.wait()
-            self._prefilled = None
+        if self._prefill_stream is not None and self._is_ahead:
+            torch.cuda.current_stream(self.device).wait_stream(self._prefill_stream)
+            self._is_ahead = False
         result = self._result(list(requests), self._decode(plan))
         self._num_decode_steps += 1
         if result.copied is not None:

@@ -17,8 +17,6 @@ from engine_lib.wire import Message, Wire
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
 
-NO_SPEAKER: Floats = np.empty(0, np.float32)
-
 
 class SlotPlan(Message, frozen=True):
     """A request takes a slot.
@@ -31,7 +29,6 @@ class SlotPlan(Message, frozen=True):
         seed, sampling: how its codes are drawn.
         seen_ids: [n] int64, ids of codebook 0 it has used.
         text_ids: [1 + n] int64, the text of the prompt's last row, and what joins the first n frames.
-        speaker_embedding: [hidden_size], the x-vector of a cloned voice, or NO_SPEAKER.
     """
 
     slot: int
@@ -42,7 +39,13 @@ class SlotPlan(Message, frozen=True):
     sampling: SamplingParams
     seen_ids: Integers
     text_ids: Integers
-    speaker_embedding: Floats
+
+
+class SpeakerPlan(Message, frozen=True):
+    """The voice of the request in `slot`: `embedding` [hidden_size], an x-vector, which a row of its prompt may ask for."""
+
+    slot: int
+    embedding: Floats
 
 
 class BlockTablePlan(Message, frozen=True):
@@ -59,6 +62,12 @@ class PrefillPlan(Message, frozen=True):
     buffer: Integers
 
 
+class FirstDrawPlan(Message, frozen=True):
+    """The frames that follow the first `draws` rows that the latest PrefillPlan says are drawn from."""
+
+    draws: int
+
+
 class DecodePlan(Message, frozen=True):
     """The next frame of `slots` [n] int64, whose block tables use `width` columns."""
 
@@ -72,5 +81,5 @@ class ErasePlan(Message, frozen=True):
     blocks: Integers
 
 
-Plan = SlotPlan | BlockTablePlan | PrefillPlan | DecodePlan | ErasePlan
+Plan = SlotPlan | SpeakerPlan | BlockTablePlan | PrefillPlan | FirstDrawPlan | DecodePlan | ErasePlan
 PLAN_WIRE: Wire[Plan] = Wire(Plan)

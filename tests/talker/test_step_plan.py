@@ -10,7 +10,17 @@ from msgspec.structs import fields
 
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.prefill import PrefillLayout
-from engine_lib.talker.step_plan import NO_SPEAKER, PLAN_WIRE, BlockTablePlan, DecodePlan, ErasePlan, Plan, PrefillPlan, SlotPlan
+from engine_lib.talker.step_plan import (
+    PLAN_WIRE,
+    BlockTablePlan,
+    DecodePlan,
+    ErasePlan,
+    FirstDrawPlan,
+    Plan,
+    PrefillPlan,
+    SlotPlan,
+    SpeakerPlan,
+)
 
 NOTHING = np.empty(0, np.int64)
 PLANS = [
@@ -23,11 +33,12 @@ PLANS = [
         SamplingParams(temperature=0.1, top_p=1 / 3, seed=7),
         np.array([2047, 0]),
         np.arange(5),
-        NO_SPEAKER,
     ),
-    SlotPlan(0, 1, 0, -np.ones(16, np.int64), 0, SamplingParams(do_sample=False), NOTHING, NOTHING, np.array([1 / 3, -2e-30], np.float32)),
+    SlotPlan(0, 1, 0, -np.ones(16, np.int64), 0, SamplingParams(do_sample=False), NOTHING, NOTHING),
+    SpeakerPlan(4, np.array([1 / 3, -2e-30], np.float32)),
     BlockTablePlan(np.array([1, 0]), np.arange(6, dtype=np.int32).reshape(2, 3)),
     PrefillPlan(PrefillLayout(rows=3, sequences=2, draws=1, width=4, num_code_groups=16), np.arange(-9, 90)),
+    FirstDrawPlan(2),
     DecodePlan(np.array([5, 4]), 7),
     ErasePlan(NOTHING),
 ]
