@@ -19,6 +19,7 @@ from engine_lib.codec.arena import BatchState, StateArena
 from engine_lib.codec.decoder import CodecDecoder
 from engine_lib.codec.graphs import FRAME_BUCKETS, StepGraphs, split_inputs
 from engine_lib.devices import on_stream, own_stream
+from engine_lib.errors import Qwen3TTSError
 
 MAX_PIECE_FRAMES = 64
 
@@ -68,7 +69,11 @@ class CodecRunner:
 
     @torch.inference_mode()
     def capture(self, max_batch: int) -> None:
-        """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams; not on the CPU."""
+        """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams; not on the CPU.
+
+        Raises:
+            Qwen3TTSError: a graph computes values that are not numbers.
+        """
         if self.device.type != "cuda":
             return
         graphs = StepGraphs(
@@ -84,7 +89,11 @@ class CodecRunner:
         # A second step starts before the audio of the first is let go; here both get their pinned memory, which torch then keeps.
         silence = [np.zeros((batch, frames, self.num_quantizers), np.int64) for batch, frames in graphs.shapes for _ in range(2)]
         held = [self.step([self.arena.scratch_slot] * len(codes), codes) for codes in silence]
-        held[-1].wait()
+        for codes, step in zip(silence, held, strict=True):
+            if not np.isfinite(step.read()).all():
+                raise Qwen3TTSError(
+                    f"the codec computes values that are not numbers for {codes.shape[0]} streams of {codes.shape[1]} frames"
+                )
 
     def piece_frames(self, frames: int) -> int:
         """How many of `frames` frames of one stream to decode in one step, so that none holds up the others for long."""

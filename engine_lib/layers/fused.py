@@ -1,9 +1,9 @@
 """The forward of a pre-norm transformer on a GPU in few launches. Its twin is Transformer.forward; only rounding differs.
 
 For few rows a layer is as long as reading its weights, which our own products stream once with norm, residual and SwiGLU
-fused into them: five launches a layer. From more rows on cuBLAS's products are faster: seven launches. Where the two cross on an
-H100 depends on the size of the weights, which our programs of 16 rows each read again. Importing this module needs Triton's
-compiler.
+fused into them: five launches a layer. From more rows on other products are faster, cuBLAS's by default: seven launches. Where
+the two cross on an H100 depends on the size of the weights, which our programs of 16 rows each read again. Importing this module
+needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # the latter in layers of up t
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
 SumShards = Callable[[torch.Tensor], torch.Tensor]
+# (x [rows, in], weight [out, in], residual [rows, out] or None) -> x @ weight.T, plus the residual: [rows, out]
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class PackedLayer(Protocol):
@@ -50,14 +52,24 @@ class PackedTransformer(Protocol):
     def eps(self) -> float: ...
 
 
+def cublas_product(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    """The product of many rows by cuBLAS."""
+    return F.linear(x, weight) if residual is None else torch.addmm(residual, x, weight.T)
+
+
 def forward_fused(
-    transformer: PackedTransformer, x: torch.Tensor, attend: AttendPacked, sum_shards: SumShards | None = None
+    transformer: PackedTransformer,
+    x: torch.Tensor,
+    attend: AttendPacked,
+    sum_shards: SumShards | None = None,
+    product: Product = cublas_product,
 ) -> torch.Tensor:
     """
     Args:
         x: [rows, hidden], contiguous.
         attend: norm, rotation, cache and attention of one layer.
         sum_shards: where the transformer is a shard, adds up a product of [rows, hidden] over shards, in place.
+        product: computes products of many rows.
 
     Returns:
         [rows, hidden], before the final norm: whoever reads it has a kernel that norms its input.
@@ -66,14 +78,14 @@ def forward_fused(
     for i, layer in enumerate(transformer.layers):
         if few:
             qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
-            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards)
+            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards, product)
             gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
-            x = _plus_product(x, gated, layer.down, sum_shards)
+            x = _plus_product(x, gated, layer.down, sum_shards, product)
         else:
-            qkv = F.linear(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
-            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards)
-            gate_up = F.linear(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up)
-            x = _plus_product(x, silu_and_mul(gate_up), layer.down, sum_shards)
+            qkv = product(rms_norm_rows(x, layer.input_norm, eps), layer.qkv, None)
+            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards, product)
+            gate_up = product(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up, None)
+            x = _plus_product(x, silu_and_mul(gate_up), layer.down, sum_shards, product)
     return x
 
 
@@ -83,7 +95,7 @@ def _are_few(x: torch.Tensor) -> bool:
     return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
 
 
-def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum_shards: SumShards | None) -> torch.Tensor:
+def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum_shards: SumShards | None, product: Product) -> torch.Tensor:
     """x + y @ weight.T, where shards hold columns of the weight: x plus the sum of their products.
 
     The product of a shard is rounded, then their sum, then x plus the sum: x joins last, because whatever is added to it is
@@ -91,8 +103,8 @@ def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum_sh
     """
     few = _are_few(x)
     if sum_shards is None:
-        return linear_small(y, weight, residual=x) if few else torch.addmm(x, y, weight.T)
-    return x + sum_shards(linear_small(y, weight) if few else F.linear(y, weight))
+        return linear_small(y, weight, residual=x) if few else product(y, weight, x)
+    return x + sum_shards(linear_small(y, weight) if few else product(y, weight, None))
 
 
 def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torch.Tensor | None = None) -> torch.Tensor:

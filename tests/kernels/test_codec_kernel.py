@@ -16,6 +16,7 @@ from engine_lib.kernels.depthwise_norm import depthwise_norm, depthwise_norm_tor
 from engine_lib.kernels.mono_conv import mono_conv, mono_conv_torch
 from engine_lib.kernels.stream_past import PastTable, move_pasts, move_pasts_torch
 from engine_lib.kernels.window_attention import window_attention, window_attention_torch
+from engine_lib.layers import fused as fused_layers
 from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
 from make_checkpoint import make_checkpoint
@@ -141,7 +142,12 @@ SHORT_FRAMES = {
 }
 
 
-def test_the_fused_decoder_equals_the_plain_one(rng: random.Random, device: torch.device, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", ["few", "many"])
+def test_the_fused_decoder_equals_the_plain_one(
+    rows: str, rng: random.Random, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rows == "many":  # without the time that many would take the interpreter
+        monkeypatch.setattr(fused_layers, "FEW_NARROW_ROWS", 0)
     checkpoint = Checkpoint(make_checkpoint(tmp_path / "short_frames", overrides=SHORT_FRAMES))
     codec = checkpoint.config.codec
     plain, fused = (CodecRunner(checkpoint, 3, dtype=torch.float32, device=device) for _ in range(2))
