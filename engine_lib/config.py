@@ -111,6 +111,13 @@ class EngineConfig:
     codec_stream_priority: int = option(
         -1, "CUDA priority of the codec's kernels: a first chunk is short, and its listener waits for it.", minimum=-5, maximum=0
     )
+    codec_gpu_share: int = option(
+        50,
+        "Percent of its GPU's multiprocessors that the codec takes where MPS lets it compute beside the talker, whose many short kernels "
+        "then need not wait for the codec's; 100: all.",
+        minimum=1,
+        maximum=100,
+    )
     codec_max_wait_ms: float = option(
         10.0, "Longest a chunk whose listener has audio left waits for others to be decoded with it.", minimum=0, maximum=50
     )

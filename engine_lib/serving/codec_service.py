@@ -19,6 +19,7 @@ from engine_lib.durations import Durations
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
+from engine_lib.serving.mps import limit_gpu_share
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
@@ -37,6 +38,8 @@ class CodecService(EngineService):
             Qwen3TTSError: the model must not load.
         """
         super().__init__(backend, config, sender_threads=SENDER_THREADS)
+        if config.codec_device in ("", config.device):
+            limit_gpu_share(config.codec_gpu_share)
         self._engine = CodecEngine(Checkpoint(config.model_path), config)
         self._first_audio_times = Durations()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it

@@ -1,0 +1,35 @@
+"""Prints a digest of the audio the codec's graphs give, for test_codec_share.py: python -m gpu.codec_digest CHECKPOINT."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.runner import CodecRunner
+
+STREAMS = 16
+
+
+def main() -> None:
+    """Decode two steps in every graph."""
+    runner = CodecRunner(Checkpoint(Path(sys.argv[1])), STREAMS, dtype=torch.bfloat16, device=torch.device("cuda", 0))
+    runner.capture(STREAMS)
+    assert runner.graphs is not None
+    generator, digest = np.random.default_rng(0), hashlib.sha256()
+    for batch, frames in runner.graphs.shapes:
+        for slot in range(batch):
+            runner.reset(slot)
+        for _ in range(2):
+            audio = runner.step(range(batch), generator.integers(0, 2048, (batch, frames, runner.num_quantizers))).read()
+            assert np.isfinite(audio).all(), (batch, frames)
+            digest.update(audio.tobytes())
+    print(digest.hexdigest())
+
+
+if __name__ == "__main__":
+    main()

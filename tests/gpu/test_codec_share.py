@@ -1,0 +1,30 @@
+"""What the codec computes does not depend on the share of the GPU that MPS leaves it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine_lib.serving.mps import CLIENT_SHARE, CONTROL, MpsDaemon
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(shutil.which(CONTROL) is None, reason=f"needs {CONTROL}")]
+
+TESTS = Path(__file__).parents[1]
+SHARES = (25, 40, 60, 75, 100)  # 40, 60 and 75 are those with which cuBLAS gave NaN in the codec's place
+
+
+def test_every_share_gives_the_same_bits(tiny_custom_voice: Path) -> None:
+    command = [sys.executable, "-m", "gpu.codec_digest", str(tiny_custom_voice)]
+    with MpsDaemon() as daemon:
+        environment = {**os.environ, **daemon.environment, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+        runs = [
+            subprocess.Popen(command, env={**environment, CLIENT_SHARE: str(share)}, stdout=subprocess.PIPE, text=True) for share in SHARES
+        ]
+        digests = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * len(runs)
+    assert len(set(digests)) == 1, dict(zip(SHARES, digests, strict=True))
