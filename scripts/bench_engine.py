@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarking import command, machine, random_checkpoint, timed, wait, write_results
+from benchmarking import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
 from engine_peers import comparisons, measure_peers
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device
-from engine_lib.prompt import NO_ID, Prompt
+from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.graphs import CapturedFunction
@@ -123,10 +123,7 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
 
 
 def _prompt(engine: TalkerEngine, rows: int) -> Prompt:
-    groups = engine.checkpoint.config.talker.num_code_groups
-    codes = np.full((rows, groups), NO_ID, np.int32)
-    codes[:, 0] = engine.checkpoint.config.talker.codec_pad_id
-    return Prompt(np.random.default_rng(0).integers(0, 100, rows, dtype=np.int32), codes, np.empty(0, np.int32), rows)
+    return random_prompt(engine.checkpoint, rows, np.random.default_rng(0))
 
 
 def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Request]:

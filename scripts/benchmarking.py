@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, timing on device and host, random checkpoints, results as JSON."""
+"""What the benchmarks share: the machine's name, timing on device and host, random checkpoints and prompts, results as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.prompt import NO_ID, Prompt
 from make_checkpoint import make_checkpoint
 
 
@@ -31,6 +34,14 @@ def random_checkpoint(folder: Path, size: str, kind: str = "custom_voice") -> Pa
     """A checkpoint of random weights of the published `size`, written into `folder` unless it is there already."""
     path = folder / f"{size}-{kind}"
     return path if (path / "config.json").exists() else make_checkpoint(path, size=size, kind=kind, dtype="bfloat16")
+
+
+def random_prompt(checkpoint: Checkpoint, rows: int, generator: np.random.Generator) -> Prompt:
+    """`rows` rows of text."""
+    talker = checkpoint.config.talker
+    codes = np.full((rows, talker.num_code_groups), NO_ID, np.int32)
+    codes[:, 0] = talker.codec_pad_id
+    return Prompt(generator.integers(0, 100, rows, dtype=np.int32), codes, np.empty(0, np.int32), rows)
 
 
 def write_results(path: Path, results: list[dict[str, object]]) -> None:

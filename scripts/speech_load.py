@@ -96,6 +96,11 @@ class Report:
     client_cpu: float
 
 
+def speech_frames(generator: np.random.Generator) -> int:
+    """Frames of a spoken turn."""
+    return int(np.clip(generator.lognormal(np.log(MEAN_FRAMES) - SIGMA**2 / 2, SIGMA), SHORTEST, LONGEST))
+
+
 def drive(load: Load) -> Report:
     """Put `load` on the server; returns at most `patience` seconds after the window."""
     gc.collect()
@@ -168,7 +173,7 @@ async def _until(moment: float) -> None:
 def _texts(generator: np.random.Generator) -> Iterator[tuple[str, dict[str, int]]]:
     """Texts, each with the sampling parameters that fix its length and its draws."""
     while True:
-        frames = int(np.clip(generator.lognormal(np.log(MEAN_FRAMES) - SIGMA**2 / 2, SIGMA), SHORTEST, LONGEST))
+        frames = speech_frames(generator)
         count = int(np.clip(round(frames / FRAMES_PER_SECOND * WORDS_PER_SECOND), FEWEST_WORDS, MOST_WORDS))
         text = " ".join(generator.choice(VOCABULARY.split(), count)).capitalize() + "."
         yield text, {"seed": int(generator.integers(2**31)), "max_frames": frames}
