@@ -152,7 +152,9 @@ class PipedTalkerEngine(TalkerEngine):
         self._outbox.send(EngineReport(self.stats(), *new))
 
 
-def serve(pipe: Connection) -> None:
+def serve(
+    pipe: Connection, engine_class: type[PipedTalkerEngine] = PipedTalkerEngine, config_class: type[EngineConfig] = EngineConfig
+) -> None:
     """Load the engine that the first message describes, and run it until `pipe` closes.
 
     Raises:
@@ -164,11 +166,11 @@ def serve(pipe: Connection) -> None:
     package = logging.getLogger("engine_lib")
     package.addHandler(OutboxHandler(outbox))
     package.setLevel(setup.log_level)
-    config = EngineConfig(**setup.config)
+    config = config_class(**setup.config)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     try:
-        engine = PipedTalkerEngine(Checkpoint(config.model_path), config, pipe, outbox)
+        engine = engine_class(Checkpoint(config.model_path), config, pipe, outbox)
     except Exception as error:
         outbox.send(LoadFailed(type(error).__name__, str(error)))
         raise

@@ -49,8 +49,11 @@ END_SECONDS = 5.0  # from the end of the pipe until the process is killed
 class TalkerEngineProcess(BaseTalkerEngine):
     """Continuous batching of requests on one talker, elsewhere."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, child_module: str = CHILD_MODULE) -> None:
         """Start the process and wait until its engine has loaded.
+
+        Args:
+            child_module: what the process runs; a benchmark has an engine of its own.
 
         Raises:
             CheckpointError, ConfigError, Qwen3TTSError: it cannot.
@@ -61,7 +64,7 @@ class TalkerEngineProcess(BaseTalkerEngine):
         self._stopping = False
         self._pipe, theirs = Pipe()
         with theirs:
-            self._process = start_child(CHILD_MODULE, theirs)
+            self._process = start_child(child_module, theirs)
         try:
             located = replace(config, model_path=str(checkpoint.path.resolve()))
             self._send(LoadEngine(asdict(located), logger.getEffectiveLevel()))

@@ -1,0 +1,232 @@
+"""Measure how regularly the talker's engine steps, whatever its device does: a timer stands in for that (make_believe_device.py).
+
+    python scripts/bench_jitter.py --senders 4 --thread --output bench_jitter.json --plot bench_jitter.png
+
+A step on a GPU that the codec shares is irregular by itself. Here a step takes --step-ms; what comes on top is the host's: the engine
+in its process, the pipe, and the reader at its other end, all as served. Left out is what CUDA's launches take.
+
+Closed loops: each stream asks again when it has been answered, for speech of random length (speech_load.py). --senders adds the
+threads of a service that send each chunk, which need Python's interpreter lock. --thread also measures the engine on a thread beside
+them, where it shares that lock.
+
+interval: from one decode step to the next, both without prefill; its floor is the make-believe step. host: the part of a step in which
+the host works. first codes: from the call to the first chunk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import os
+import queue
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
+
+import make_believe_device
+import numpy as np
+from benchmarking import command, machine, random_checkpoint, random_prompt, write_results
+from make_believe_device import MakeBelieveConfig, MakeBelieveEngine
+from speech_load import LONGEST, speech_frames
+
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.durations import Durations
+from engine_lib.sampling import SamplingParams
+from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.talker.base_engine import BaseTalkerEngine
+from engine_lib.talker.engine_process import TalkerEngineProcess
+from engine_lib.talker.request import CodesChunk, Request
+
+KEPT = 1_000_000  # durations of a point: all
+PATIENCE = 60.0  # seconds until a cancelled stream that has not ended counts as hanging
+FRAMES_PER_TEXT_ROW, OTHER_ROWS = 4, 10  # of a prompt
+
+COLUMNS = (
+    f"{'engine':>8} {'streams':>7} {'steps':>6} {'interval p50':>12} {'p99':>7} {'p99-p50':>7} {'floor ms':>8} {'ratio':>6} "
+    f"{'host p50':>8} {'p99':>6} {'p99-p50':>7} {'first codes p50':>15} {'p95':>6} {'requests':>8}"
+)
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    arguments = _arguments()
+    print(f"command: {command()}\n{machine()}, {os.cpu_count()} CPU cores")
+    print(f"a make-believe device: {arguments.step_ms:g} ms a step, {arguments.prefill_ms:g} ms a prefill; {arguments.senders} senders")
+    print(COLUMNS, flush=True)
+    checkpoint = Checkpoint(random_checkpoint(arguments.checkpoints, "tiny"))
+    config = MakeBelieveConfig(
+        device="cpu",
+        num_threads=1,
+        max_num_seqs=max(arguments.streams),
+        codec_slots=max(arguments.streams),
+        max_model_len=OTHER_ROWS + LONGEST // FRAMES_PER_TEXT_ROW + LONGEST,
+        step_ms=arguments.step_ms,
+        prefill_ms=arguments.prefill_ms,
+    )
+    results: list[dict[str, object]] = []
+    for isolation in ("process", "thread") if arguments.thread else ("process",):
+        with _running_engine(checkpoint, replace(config, talker_isolation=isolation)) as engine:
+            for streams in arguments.streams:
+                point = {"engine": isolation, "senders": arguments.senders, **_measure(engine, streams, arguments)}
+                print(_row(point), flush=True)
+                results.append(point)
+    if arguments.output:
+        write_results(arguments.output, results)
+    if arguments.plot:
+        from jitter_plot import plot
+
+        plot(results, f"{machine()}, {os.cpu_count()} CPU cores", arguments.plot)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], help="streams at a time")
+    parser.add_argument("--step-ms", type=float, default=6.0, help="what the device takes for a step")
+    parser.add_argument("--prefill-ms", type=float, default=2.0, help="what the device takes for new prompts, beside a step")
+    parser.add_argument("--senders", type=int, default=0, help="threads that send what arrives, in the process that reads it")
+    parser.add_argument("--send-ms", type=float, default=0.15, help="of Python, to send a chunk")
+    parser.add_argument("--thread", action="store_true", help="also measure the engine on a thread of that process")
+    parser.add_argument("--seconds", type=float, default=20, help="measured at each point")
+    parser.add_argument("--warm-up", type=float, default=2, help="seconds of the same load before")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and lengths")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints"), help="where the random checkpoint is written and found again"
+    )
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the step intervals into this file; needs matplotlib (the extra `bench`)")
+    arguments = parser.parse_args()
+    if any(streams <= 0 for streams in arguments.streams):
+        parser.error(f"--streams: {arguments.streams} is not allowed; give numbers above 0")
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    return arguments
+
+
+@contextmanager
+def _running_engine(checkpoint: Checkpoint, config: MakeBelieveConfig) -> Iterator[BaseTalkerEngine]:
+    engine: BaseTalkerEngine
+    if config.talker_isolation == "process":
+        engine = TalkerEngineProcess(checkpoint, config, child_module=make_believe_device.__name__)
+    else:
+        engine = MakeBelieveEngine(checkpoint, config)
+    gc.collect()
+    gc.freeze()  # as a service does
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+
+
+def _measure(engine: BaseTalkerEngine, streams: int, arguments: argparse.Namespace) -> dict[str, object]:
+    """Figures of one point."""
+    sender = OrderedSender("send", arguments.senders, print) if arguments.senders else None
+    loops = ClosedLoops(engine, streams, sender, arguments.send_ms / 1e3, arguments.seed)
+    loops.run(arguments.warm_up)
+    interval = engine.step_times.interval = Durations(KEPT)
+    host = engine.step_times.host = Durations(KEPT)
+    first_codes = loops.first_codes = Durations(KEPT)
+    loops.run(arguments.seconds)
+    loops.stop()
+    if sender is not None:
+        sender.close(PATIENCE)
+    return {
+        "streams": streams,
+        "steps": len(host),
+        "interval_p50_ms": interval.quantile(0.5) * 1e3,
+        "interval_p99_ms": interval.quantile(0.99) * 1e3,
+        "floor_ms": arguments.step_ms,
+        "host_p50_ms": host.quantile(0.5) * 1e3,
+        "host_p99_ms": host.quantile(0.99) * 1e3,
+        "first_codes_p50_ms": first_codes.quantile(0.5) * 1e3,
+        "first_codes_p95_ms": first_codes.quantile(0.95) * 1e3,
+        "requests": len(first_codes),
+        "intervals_ms": [round(seconds * 1e3, 3) for seconds in interval.latest(len(interval))],
+    }
+
+
+class ClosedLoops:
+    """Streams that ask again when they have been answered.
+
+    Attributes:
+        first_codes: seconds from each call to its first chunk.
+    """
+
+    def __init__(self, engine: BaseTalkerEngine, streams: int, sender: OrderedSender | None, send_seconds: float, seed: int) -> None:
+        """`sender`: None sends nothing."""
+        self.first_codes = Durations()
+        self._engine, self._sender, self._send_seconds = engine, sender, send_seconds
+        self._generator = np.random.default_rng([seed, streams])
+        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._open: set[str] = set()
+        self._num_asked = 0
+        for _ in range(streams):
+            self._ask()
+
+    def run(self, seconds: float) -> None:
+        """Go on for so long."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                self._open.remove(self._ended.get(timeout=left))
+                self._ask()
+
+    def stop(self) -> None:
+        """Cancel what is open and wait for its end."""
+        for request_id in self._open:
+            self._engine.cancel(request_id)
+        while self._open:
+            self._open.remove(self._ended.get(timeout=PATIENCE))
+
+    def _ask(self) -> None:
+        frames = speech_frames(self._generator)
+        prompt = random_prompt(self._engine.checkpoint, OTHER_ROWS + frames // FRAMES_PER_TEXT_ROW, self._generator)
+        self._num_asked += 1
+        request_id, asked = f"{self._num_asked:032x}", time.perf_counter()  # ids as long as a service's
+        self._open.add(request_id)
+        on_chunk = partial(self._receive, request_id, asked)
+        sampling = SamplingParams(seed=self._num_asked, max_frames=frames)
+        self._engine.submit(Request(request_id, prompt, sampling, self._engine.config.chunk_frames, on_chunk))
+
+    def _receive(self, request_id: str, asked: float, chunk: CodesChunk) -> None:
+        """On a thread of the engine's."""
+        if chunk.index == 0 and not chunk.is_final:
+            self.first_codes.add(time.perf_counter() - asked)
+        if self._sender is not None:
+            self._sender.put(request_id, self._send, urgent=chunk.index == 0)
+        if chunk.is_final:
+            self._ended.put(request_id)
+
+    def _send(self) -> None:
+        """Hold the interpreter lock for what a send takes."""
+        end = time.thread_time() + self._send_seconds
+        while time.thread_time() < end:
+            pass
+
+
+def _row(point: dict[str, object]) -> str:
+    """One line of the table."""
+
+    def number(name: str) -> float:
+        return float(str(point[name]))
+
+    interval, interval_p99, floor = number("interval_p50_ms"), number("interval_p99_ms"), number("floor_ms")
+    host, host_p99 = number("host_p50_ms"), number("host_p99_ms")
+    return (
+        f"{point['engine']:>8} {point['streams']:>7} {point['steps']:>6} "
+        f"{interval:>12.3f} {interval_p99:>7.3f} {interval_p99 - interval:>7.3f} {floor:>8.3f} {interval / floor:>6.3f} "
+        f"{host:>8.3f} {host_p99:>6.3f} {host_p99 - host:>7.3f} "
+        f"{number('first_codes_p50_ms'):>15.2f} {number('first_codes_p95_ms'):>6.2f} {point['requests']:>8}"
+    )
+
+
+if __name__ == "__main__":
+    main()
