@@ -25,7 +25,7 @@ from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.load_summary import load_summary
-from engine_lib.talker.request import DEADLINE_ERROR, FinishReason, Request, RequestStatus
+from engine_lib.talker.request import DEADLINE_ERROR, RUNNING, FinishReason, Request
 from engine_lib.talker.runner import FrameResult, TalkerRunner
 from engine_lib.talker.scheduler import Schedule, Scheduler
 from engine_lib.talker.tensor_parallel import start_ranks
@@ -266,9 +266,10 @@ class TalkerEngine(BaseTalkerEngine):
         # All rows at once: asking numpy row by row would take half a millisecond of every step at 64 streams.
         has_ended = (rows[:, 0] == self._eos).tolist()
         has_failed = ((rows < 0) | (rows >= self._codebook_size)).any(1).tolist()
-        for i, request in enumerate(result.requests):
-            if request.status is RequestStatus.RUNNING and request.num_preemptions == result.num_preemptions[i]:
-                self._receive(request, rows[i], has_ended[i], has_failed[i])
+        streams = zip(result.requests, result.num_preemptions, rows, has_ended, has_failed, strict=True)
+        for request, num_preemptions, codes, ended, failed in streams:
+            if request.status is RUNNING and request.num_preemptions == num_preemptions:
+                self._receive(request, codes, ended, failed)
 
     def _receive(self, request: Request, codes: npt.NDArray[np.int16], has_ended: bool, has_failed: bool) -> None:
         if has_ended:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.request import Request, RequestStatus
+from engine_lib.talker.request import PREFILLING, RUNNING, Request, RequestStatus
 
 MAX_PREFILL_REQUESTS = 16  # in one step: prefill graphs have a fixed number of sequences
 
@@ -99,16 +99,16 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """Plan one step and reserve what it needs."""
-        schedule = Schedule()
+        schedule, block_size = Schedule(), self.block_manager.block_size
 
         # decode
         for request in list(self.active):
             if _has_frames_to_come(request):
-                num_blocks = len(request.block_table)
-                if self._reserve_next_row(request):
+                if request.num_rows_on_device < len(request.block_table) * block_size:  # nearly always
                     schedule.decode.append(request)
-                    if len(request.block_table) > num_blocks:
-                        schedule.grown.append(request)
+                elif self._reserve_next_row(request):
+                    schedule.decode.append(request)
+                    schedule.grown.append(request)
 
         # prefill
         for request in self._schedule_prefill(schedule, others_run=bool(schedule.decode)):
@@ -131,14 +131,14 @@ class Scheduler:
             request.num_prefilled_rows = chunk.stop
             if completes_prompt:
                 request.num_launched_frames = len(request.frames) + 1
-                request.status = RequestStatus.RUNNING
+                request.status = RUNNING
 
     def decoded(self, requests: Iterable[Request]) -> None:
         """Record that a frame of each of `requests` is on the device."""
         self._num_decode_steps += 1
         for request in requests:
             request.num_launched_frames += 1
-            request.status = RequestStatus.RUNNING
+            request.status = RUNNING
 
     def received(self, request: Request) -> None:
         """Record that a frame of `request` was read and is sound; its prompt may now be shared."""
@@ -199,7 +199,7 @@ class Scheduler:
         self.num_prefix_hits += bool(shared)
         self.num_cached_rows += request.num_prefilled_rows
         request.slot = self._free_slots.popleft()
-        request.status = RequestStatus.PREFILLING
+        request.status = PREFILLING
         self.active.append(request)
         return True
 
@@ -217,7 +217,7 @@ class Scheduler:
         """Plan the next prompt rows, of new requests too; where others run, return those that then lack nothing but their last row."""
         ready = []
         for request in self.active:
-            if request.status is RequestStatus.PREFILLING and self._plan_prefill(request, schedule, others_run):
+            if request.status is PREFILLING and self._plan_prefill(request, schedule, others_run):
                 ready.append(request)
         while self._room(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
             request = self.waiting.popleft()
@@ -244,4 +244,4 @@ class Scheduler:
 
 
 def _has_frames_to_come(request: Request) -> bool:
-    return request.status is RequestStatus.RUNNING and request.num_launched_frames < request.max_frames
+    return request.status is RUNNING and request.num_launched_frames < request.max_frames
