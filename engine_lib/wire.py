@@ -14,7 +14,7 @@ MessageT = TypeVar("MessageT")
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of all messages. Fields may be numbers, text, arrays, tuples, dataclasses of these, and None."""
+    """Base of all messages. Fields may be numbers, text, arrays, tuples, dataclasses and messages of these, and None."""
 
 
 class Wire(Generic[MessageT]):

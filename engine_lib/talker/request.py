@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
+from engine_lib.wire import Message
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ class RequestStatus(Enum):
 PREFILLING, RUNNING = RequestStatus.PREFILLING, RequestStatus.RUNNING
 
 
-@dataclass(frozen=True)
-class CodesChunk:
+class CodesChunk(Message, frozen=True):
     """Consecutive frames of one stream.
 
     Attributes:
