@@ -1,13 +1,19 @@
 """Sums over the ranks of one talker, by torch.distributed, whose default process group is left to others.
 
 NCCL sums between GPUs, on the current stream and in CUDA graphs too; gloo sums in the host's memory.
+
+A sum by gloo may outlast a rank that has ended, until its timeout: what waits in gloo's queue to be sent as a connection breaks is not
+told of it, and a rank learns only from those next to it in the ring. Nor does torch's abort do anything for gloo (2.13). So whoever waits
+for such a sum looks up, and leaves it to itself once the group has been aborted.
 """
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +28,7 @@ HOST = "127.0.0.1"  # ranks share a machine, and nobody else shall reach them
 CONNECT_TIMEOUT = timedelta(seconds=30)  # of ranks that have all loaded
 # Of a sum by gloo: a prefill on a slow CPU is the longest wait for another rank there is.
 SUM_TIMEOUT = timedelta(seconds=600)
+LOOK_UP = timedelta(milliseconds=50)  # from waiting for gloo, to see whether the group has been aborted
 
 
 def new_store() -> tuple[Any, int]:
@@ -77,7 +84,7 @@ class RankGroup:
         return self._sum(x)
 
     def abort(self, release_graphs: Callable[[], None] = lambda: None) -> None:
-        """Break off: sums under way or to come fail, here and on the other ranks. Safe to call from any thread, and again.
+        """Break off: sums under way or to come fail here. Safe to call from any thread, and again.
 
         Args:
             release_graphs: destroys the CUDA graphs that hold sums, which NCCL's abort would wait for without end.
@@ -89,7 +96,20 @@ class RankGroup:
                 self._group.abort()
 
     def _sum(self, x: torch.Tensor) -> torch.Tensor:
-        work = self._group.allreduce([x], self._options)
-        if work is not None:
-            work.wait()
-        return x
+        if not self._is_aborted:
+            work = self._group.allreduce([x], self._options)
+            if work is None or self._is_done(work):
+                return x
+        raise RuntimeError("the sums over ranks have been broken off")
+
+    def _is_done(self, work: Any) -> bool:
+        """Wait for a sum, or until the group has been aborted; raises what went wrong with it."""
+        while not work.is_completed():
+            if self._is_aborted:
+                # The group is never freed: its destructor would wait for the sum, and at exit so would the process.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
+                return False
+            with suppress(RuntimeError):  # it takes longer; what went wrong is raised below
+                work.wait(LOOK_UP)
+        work.wait()
+        return True

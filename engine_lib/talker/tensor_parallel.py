@@ -118,6 +118,7 @@ class RankZero(Ranks):
             self._watchers[-1].start()
         self._send(json.dumps({"num_blocks": num_blocks}).encode())
         self._group = RankGroup(self._backend, self._store, self.shard, self._device)
+        self.check()  # whoever noticed an end before there was a group had none to abort
         self._group.connect()
         self.sum = self._group.sum
         pids = ", ".join(str(process.pid) for process in self._processes)

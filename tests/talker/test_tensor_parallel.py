@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +27,7 @@ from engine_lib.errors import ConfigError, EngineDeadError
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker import rank_group, tensor_parallel, tensor_parallel_rank
 from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.rank_group import RankGroup
 from engine_lib.talker.ranks import RankError
 from engine_lib.talker.tensor_parallel import RankZero
 from make_checkpoint import make_checkpoint
@@ -66,6 +69,20 @@ def expected(eight_heads: Path) -> list[Codes]:
     """Return the codes of UTTERANCES, each alone on one rank."""
     with running_engine(eight_heads, exact=True) as engine:
         return [speak(engine, utterance, sampling) for utterance, sampling in zip(UTTERANCES, SAMPLINGS, strict=True)]
+
+
+@pytest.fixture
+def two_groups() -> list[RankGroup]:
+    """Return the connected groups of two ranks, both in this process."""
+    store, port = rank_group.new_store()
+
+    def connected(rank: int) -> RankGroup:
+        group = RankGroup("gloo", rank_group.open_store(port) if rank else store, Shard(rank, 2), CPU)
+        group.connect()
+        return group
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(connected, range(2)))
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +187,40 @@ def test_a_killed_rank_ends_every_stream_with_an_error_and_the_engine(eight_head
         eventually(lambda: rank_processes(os.getpid()) == [], "the other ranks end")
 
 
+def test_a_sum_that_no_rank_would_end_ends_when_another_rank_is_killed(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rank 0 receives from rank 1, which stands still, and sends to rank 3; gloo does not tell it of rank 2."""
+    monkeypatch.setattr(tensor_parallel, "END_SECONDS", 0.5)
+    with running_engine(eight_heads, tensor_parallel_size=4) as engine:
+        enough = threading.Event()
+        stream = start(engine, GREETING, max_frames=100, at={3: lambda _: enough.set()})
+        assert enough.wait(PATIENCE)
+        still, killed, _ = rank_processes(os.getpid())
+        os.kill(still, signal.SIGSTOP)
+        time.sleep(0.5)  # by when rank 0 is in a sum
+        os.kill(killed, signal.SIGKILL)
+        assert "the talker engine failed" in stream.end().error
+    eventually(lambda: rank_processes(os.getpid()) == [], "the other ranks end")
+
+
+def test_a_sum_fails_when_its_group_is_aborted_before_or_meanwhile(two_groups: list[RankGroup]):
+    group = two_groups[0]
+    errors: list[str] = []
+
+    def add() -> None:
+        with pytest.raises(RuntimeError) as raised:
+            group.sum(torch.ones(4))
+        errors.append(str(raised.value))
+
+    waiting = threading.Thread(target=add, daemon=True)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    group.abort()
+    waiting.join(PATIENCE)
+    add()
+    assert errors == ["the sums over ranks have been broken off"] * 2
+
+
 # Without support.py, whose oracle takes seconds to import.
 PARENT = """
 import sys, time
@@ -216,10 +267,25 @@ def test_a_rank_that_dies_before_it_connects_ends_the_load(eight_heads: Path, mo
         make_engine(eight_heads, tensor_parallel_size=2)
 
 
+def test_a_rank_that_dies_before_rank_0_has_its_group_ends_the_load(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
+    start_threads(monkeypatch)
+    monkeypatch.setattr(tensor_parallel_rank, "open_store", broken_store)
+    connected: list[None] = []
+
+    def late_group(*args: object) -> SimpleNamespace:
+        eventually(lambda: not any(thread.name == "talker-rank-1" for thread in threading.enumerate()), "the end is noticed")
+        return SimpleNamespace(connect=lambda: connected.append(None), abort=lambda release_graphs: None)
+
+    monkeypatch.setattr(tensor_parallel, "RankGroup", late_group)
+    with pytest.raises(RankError, match=r"tensor parallel rank 1 .* ended with exit code 1"):
+        make_engine(eight_heads, tensor_parallel_size=2)
+    assert connected == []
+
+
 def test_graphs_that_hold_sums_go_before_the_group_and_once():
     """NCCL's abort waits for them without end; gloo's group stands for it here."""
     store, _port = rank_group.new_store()
-    group = rank_group.RankGroup("gloo", store, Shard(0, 1), torch.device("cpu"))
+    group = RankGroup("gloo", store, Shard(0, 1), CPU)
     group.connect()
     happened: list[str] = []
     group._group = SimpleNamespace(abort=lambda: happened.append("abort"))
