@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import ConfigError, Qwen3TTSError

@@ -5,10 +5,6 @@ has one bidirectional stream at a time, so that concurrent streams would each ne
 response against 2.5 ms on a shared channel, both measured on 2 CPU cores) and a thread for its callback; and when it cancels a
 stream it leaves the thread that feeds its requests waiting for ever. Calls of several threads share a channel safely.
 
-The call is made as one of a single request, which on the wire is what the service's bidirectional call is once its sending side has
-been closed. So the request leaves with the call and its close, where a stream of requests would be read by a thread started for it:
-half a millisecond less to the first chunk, and for asyncio a quarter.
-
 What ends a stream (its last chunk, which has no samples, or an error) is handed over when the call has ended, not when the message
 arrives: a caller who stops there must not cancel a call whose final response is already on its way. In Triton 24.10 that leaks
 the ensemble's request, and the server then stops only at its exit timeout.
@@ -25,16 +21,13 @@ import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
+from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, parse_response
 from qwen3_tts_client.voices import AsyncVoices, Voices
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-# A minute of reference audio is more than gRPC's default limit of 4 MB.
-CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 class Client:
@@ -54,7 +47,7 @@ class Client:
         self.model = model
         self._closed = False
         self._channel = grpc.insecure_channel(url, CHANNEL_OPTIONS)
-        self._stream_call = _stream_call(self._channel)
+        self._stream_call = stream_call(self._channel)
         self.voices = Voices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
 
     def __enter__(self) -> Self:
@@ -124,7 +117,7 @@ class AsyncClient:
         self.model = model
         self._closed = False
         self._channel = grpc.aio.insecure_channel(url, CHANNEL_OPTIONS)
-        self._stream_call = _stream_call(self._channel)
+        self._stream_call = stream_call(self._channel)
         self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
 
     async def __aenter__(self) -> Self:
@@ -204,15 +197,6 @@ class _Reader:
         if isinstance(self._end, Qwen3TTSClientError):
             raise self._end
         return self._end
-
-
-def _stream_call(channel: grpc.Channel | grpc.aio.Channel) -> grpc.UnaryStreamMultiCallable | grpc.aio.UnaryStreamMultiCallable:
-    """What makes the call of one stream on `channel`."""
-    return channel.unary_stream(
-        STREAM_METHOD,
-        request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-    )
 
 
 def _check_open(closed: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from engine_lib.errors import place_of
 from engine_lib.serving.backend import Reply, TritonBackend
@@ -25,8 +25,8 @@ from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.message import Tensors
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.serving.server_guard import ServerGuard
+from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
 
-CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 # The talker limits how many requests there are, so it must hear of every one.
 MAX_THREADS = 2048
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
@@ -42,7 +42,7 @@ class OfflineService:
         self._backend = backend
         self._ensemble: str = parameters["ensemble"]["string_value"]
         url = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(url, CHANNEL_OPTIONS))
+        self._stream_call = stream_call(grpc.insecure_channel(url, CHANNEL_OPTIONS))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
         self._guard = ServerGuard(os.getppid(), backend.name)
 
@@ -82,7 +82,7 @@ class OfflineService:
         """
         audio, encoded = [], []
         last: dict[str, bytes] = {}
-        call = self._stub.ModelStreamInfer(iter((message,)))
+        call = self._stream_call(message)
         try:
             for response in call:
                 if response.error_message:
