@@ -1,6 +1,6 @@
 """Time tiles for each product of the codec's fused step on one GPU, at the sizes of the published models.
 
-    python scripts/bench_conv.py --output bench_conv.json     # check and time: about two minutes on an H200
+    python scripts/bench_conv.py --output bench_conv.json     # check and time: a few minutes; the file says on which GPU
 
 Every time is of one launch in a captured chain, over weights that together exceed the L2 cache. Beside it stands the floor: the
 larger of the arithmetic and of the bytes read and written, the tile that engine_lib/kernels/conv_tiles.py takes, and the best.

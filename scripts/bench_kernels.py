@@ -1,6 +1,6 @@
 """Check and time the products of a few rows on one GPU, at the sizes of the published models, and find each weight's best tile.
 
-    python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: about two minutes on an H200
+    python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: a few minutes; says which GPU it ran on
     python scripts/bench_kernels.py --check                         # correctness alone
 
 Every time is of one launch in a captured chain of many, over weights that together exceed the L2 cache several times. Tiles are
@@ -283,7 +283,8 @@ class Bench:
             self.results["products"] += [timer.product(product, batch, None) for batch in BATCHES]
             self.results["cublas"] += [timer.product(product, batch, None, cublas=True) for batch in BATCHES]
         for name in ("products", "cublas"):
-            self.passed(f"{name}: us (share of bandwidth) at batch " + " ".join(str(batch) for batch in BATCHES))
+            columns = f"us (share of {timer.bandwidth / 1e12:.1f} TB/s) at batch " + " ".join(map(str, BATCHES))
+            self.passed(f"{name} on {self.results['device']}: {columns}")
             for product in PRODUCTS:
                 rows = [row for row in self.results[name] if row["name"] == product.name]
                 print(f"  {product.name:24}" + " ".join(f"{row['us']:6.2f} ({row['share']:.2f})" for row in rows))
