@@ -28,6 +28,7 @@ from voice_in_the_box import shapes
 from voice_in_the_box.codec_model import Quantiser, decode
 from voice_in_the_box.corpus import LAYOUTS, Corpus, input_rows
 from voice_in_the_box.digits import errors
+from voice_in_the_box.evaluate import main
 from voice_in_the_box.live_checkpoint import LiveCheckpoint, write_configs, write_weights
 from voice_in_the_box.retrieval import distances
 from voice_in_the_box.sentences import Sentences, is_held_out
@@ -154,6 +155,17 @@ def test_digit_errors_count_what_was_replaced_left_out_or_added() -> None:
     assert errors([1, 2, 3], []) == 3
     assert errors([1, 2, 3], [1, 4, 3]) == 1
     assert errors([1, 2, 3], [2, 3, 3, 0]) == 3
+
+
+@pytest.mark.parametrize(("option", "allowed"), [("--sentences=0", "1 or more"), ("--digits=-1", "0 or more")])
+def test_a_number_that_cannot_be_evaluated_is_refused(
+    option: str, allowed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "checkpoint", option])
+    with pytest.raises(SystemExit):
+        main()
+    name, value = option.split("=")
+    assert f"{name}: {value} is not allowed; give {allowed}" in capsys.readouterr().err
 
 
 @pytest.mark.server

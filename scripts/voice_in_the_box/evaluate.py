@@ -273,6 +273,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the scores here, too")
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="write some of the audio here, too")
     arguments = parser.parse_args()
+    if arguments.sentences < 1:
+        parser.error(f"--sentences: {arguments.sentences} is not allowed; give 1 or more")
+    if arguments.digits < 0:
+        parser.error(f"--digits: {arguments.digits} is not allowed; give 0 or more")
     if arguments.codec_only:
         share = evaluate_codec(arguments.checkpoint, arguments.codec_only, arguments.sentences)
         print(f"codec alone: retrieved {share:.1%}")
