@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ import torch
 from engine_lib.config import EngineConfig
 from engine_lib.durations import Durations
 from engine_lib.errors import place_of
+from engine_lib.garbage import freeze_loaded
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
 from engine_lib.serving.message import Tensors
@@ -55,9 +55,7 @@ class EngineService:
 
     def _watch(self, engine: Engine, streams: Sized, ping: Callable[[], bool] | None = None) -> None:
         """From now on, publish metrics and notice the engine's end; `streams` holds the open ones. For `ping`, see Lifecycle."""
-        # What is loaded stays: a collection that went through all of it would hold up the engine thread for tens of milliseconds.
-        gc.collect()
-        gc.freeze()
+        freeze_loaded()
         self._lifecycle = Lifecycle(
             engine,
             name=self._backend.name,

@@ -5,7 +5,6 @@ It ends when its pipe closes, when its engine has ended, and at once when the pr
 
 from __future__ import annotations
 
-import gc
 import logging
 import select
 import threading
@@ -21,6 +20,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.child_process import run_child
 from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, text_of
+from engine_lib.garbage import freeze_loaded
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_messages import (
     FROM_ENGINE,
@@ -174,9 +174,7 @@ def serve(
     except Exception as error:
         outbox.send(LoadFailed(type(error).__name__, str(error)))
         raise
-    # What is loaded stays: a collection that went through all of it would hold up the engine for tens of milliseconds.
-    gc.collect()
-    gc.freeze()
+    freeze_loaded()
     outbox.send(EngineLoaded(engine.stats()))
     engine.serve()
     if engine.failed:
