@@ -39,8 +39,8 @@ class NoForward:
 
     name, can_be_captured = "make-believe", False
 
-    def __init__(self, num_code_groups: int) -> None:
-        self._num_code_groups = num_code_groups
+    def __init__(self, num_code_groups: int, hidden_size: int) -> None:
+        self._num_code_groups, self._hidden_size = num_code_groups, hidden_size
 
     def decode(self, slots: torch.Tensor, _width: int) -> torch.Tensor:
         """See TalkerForward."""
@@ -48,7 +48,7 @@ class NoForward:
 
     def prefill(self, inputs: PrefillInputs) -> torch.Tensor:
         """See TalkerForward."""
-        return torch.empty(len(inputs.text_ids), 0)
+        return torch.zeros(len(inputs.text_ids), self._hidden_size)
 
     def draw(self, slots: torch.Tensor, _x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
@@ -72,15 +72,18 @@ class MakeBelieveRunner(TalkerRunner):
 
     def __init__(self, checkpoint: Checkpoint, config: MakeBelieveConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, config, device=device, dtype=dtype)
-        self.forward = NoForward(self.talker_config.num_code_groups)
+        self.forward = NoForward(self.talker_config.num_code_groups, self.model.transformer.shape.hidden_size)
         self._step_seconds, self._prefill_seconds = config.step_ms / 1e3, config.prefill_ms / 1e3
         self._step_ends = self._prefill_ends = 0.0
 
-    def prefill(self, chunks: Sequence[PrefillChunk]) -> FrameResult | None:
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See TalkerRunner."""
-        result = super().prefill(chunks)
+        super().prefill(chunks)
         self._prefill_ends = max(time.perf_counter(), self._prefill_ends) + self._prefill_seconds
-        return None if result is None else TimedResult(**vars(result), ready_at=self._prefill_ends)
+
+    def draw_first(self, requests: Sequence[Request]) -> FrameResult:
+        """See TalkerRunner."""
+        return TimedResult(**vars(super().draw_first(requests)), ready_at=self._prefill_ends)
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """See TalkerRunner."""
