@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from engine_lib.errors import ConfigError
+
+PROBED_ROWS = (24, 64, 256)
+PROBED_SIZES = ((1024, 4096), (512, 2048))  # outputs, inputs
 
 
 def resolve_device(name: str, option: str = "device") -> torch.device:
@@ -33,6 +37,25 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def check_products(device: torch.device, dtype: torch.dtype) -> None:
+    """Try torch's matrix products on `device`.
+
+    Where MPS limits a process to some numbers of multiprocessors (seen with 52, 79, 92 and 99 of an H100's 132, CUDA 13.0), cuBLAS
+    leaves parts of its results unwritten, and says nothing.
+
+    Raises:
+        ConfigError: it does so in this process.
+    """
+    for rows, outputs, inputs in itertools.product(PROBED_ROWS, *PROBED_SIZES):
+        x, weight = torch.zeros(rows, inputs, dtype=dtype, device=device), torch.zeros(outputs, inputs, dtype=dtype, device=device)
+        product = torch.full((rows, outputs), torch.nan, dtype=dtype, device=device)
+        if torch.mm(x, weight.T, out=product).isnan().any():
+            raise ConfigError(
+                f"device: on {device} matrix products of torch come out incomplete, as with some shares of a GPU; "
+                "give this process all of it (MPS: CUDA_MPS_ACTIVE_THREAD_PERCENTAGE)"
+            )
 
 
 def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream | None:

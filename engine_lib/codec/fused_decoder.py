@@ -103,7 +103,7 @@ class FusedDecoder:
         return out
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        """See forward_fused. Not by cuBLAS: with some shares of the GPU (52, 79, 92 or 99 of 132 multiprocessors) it gave NaN here."""
+        """See forward_fused. Not by cuBLAS, which some shares of a GPU break: see devices.check_products."""
         out = x.new_empty(1, len(x), len(weight))
         residuals = None if residual is None else residual[None]
         causal_conv(x[None], weight[:, None], self._no_bias[: len(weight)], residual=residuals, out=out)

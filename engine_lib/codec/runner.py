@@ -18,7 +18,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.arena import BatchState, StateArena
 from engine_lib.codec.decoder import CodecDecoder
 from engine_lib.codec.graphs import FRAME_BUCKETS, StepGraphs, split_inputs
-from engine_lib.devices import on_stream, own_stream
+from engine_lib.devices import check_products, on_stream, own_stream
 from engine_lib.errors import Qwen3TTSError
 
 MAX_PIECE_FRAMES = 64
@@ -55,6 +55,7 @@ class CodecRunner:
 
         Raises:
             CheckpointError: a weight is missing or has another shape.
+            ConfigError: the device does not fit.
         """
         self.device, self.dtype = device, dtype
         self.num_quantizers = checkpoint.config.codec.num_quantizers
@@ -62,6 +63,8 @@ class CodecRunner:
         self.decoder = CodecDecoder(weights, checkpoint.config.codec, dtype=dtype, device=device)
         self.arena = StateArena(self.decoder.streaming_layers(), num_slots, device)
         self._forward = _forward(self.decoder, self.arena)
+        if self._forward is self.decoder and device.type == "cuda":
+            check_products(device, dtype)
         self.graphs: StepGraphs | None = None
         # Float32 means float32: torch would let cuDNN round the operands of convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = False

@@ -38,7 +38,8 @@ class CodecService(EngineService):
             Qwen3TTSError: the model must not load.
         """
         super().__init__(backend, config, sender_threads=SENDER_THREADS)
-        if config.codec_device in ("", config.device):
+        # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
+        if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
         self._engine = CodecEngine(Checkpoint(config.model_path), config)
         self._first_audio_times = Durations()

@@ -22,7 +22,7 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.devices import on_stream, own_stream
+from engine_lib.devices import check_products, on_stream, own_stream
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.flash_attention import FlashAttention, check_flash_attention
@@ -77,10 +77,18 @@ class TalkerRunner:
     def __init__(
         self, checkpoint: Checkpoint, config: EngineConfig, *, device: torch.device, dtype: torch.dtype, ranks: Ranks | None = None
     ) -> None:
-        """`ranks`: this rank among those that share the talker; None is a talker on one device."""
+        """
+        Args:
+            ranks: this rank among those that share the talker; None is a talker on one device.
+
+        Raises:
+            CheckpointError, ConfigError: the checkpoint, an option or the device does not fit.
+        """
         self.config = config
         self.device, self.dtype = device, dtype
         self.ranks = ranks = ranks or Ranks()
+        if device.type == "cuda":
+            check_products(device, dtype)
         started = time.perf_counter()
         self.model = TalkerModel(
             checkpoint,
