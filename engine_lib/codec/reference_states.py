@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from engine_lib.codec.batcher import Stream
-from engine_lib.codec.runner import CodecRunner
+from engine_lib.codec.runner import CodecRunner, SlotState
 
 
 class ReferenceStates:
@@ -26,9 +25,13 @@ class ReferenceStates:
     """
 
     def __init__(self, runner: CodecRunner, capacity: int) -> None:
-        """`capacity`: references kept; 0 keeps none."""
+        """
+        Args:
+            runner: decodes references.
+            capacity: references kept; 0 keeps none.
+        """
         self._runner, self._capacity = runner, capacity
-        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._states: OrderedDict[str, SlotState] = OrderedDict()
         self.num_recalled = 0
 
     @staticmethod
@@ -39,8 +42,8 @@ class ReferenceStates:
     def __contains__(self, key: str) -> bool:
         return key in self._states
 
-    def recall(self, stream: Stream) -> bool:
-        """Give a stream that has just got its slot the state its reference leaves, if it begins with one that is known."""
+    def recall(self, stream: Stream, runner: CodecRunner) -> bool:
+        """Let `runner` give a stream that has just got its slot the state its reference leaves, if it begins with one that is known."""
         request = stream.pending[0].request
         if not (request.reference and self._capacity and len(request.codes)):
             return False
@@ -49,7 +52,7 @@ class ReferenceStates:
         if state is None or stream.slot is None:
             return False
         self._states.move_to_end(stream.reference_key)
-        self._runner.restore(stream.slot, state)
+        runner.restore(stream.slot, state)
         self.num_recalled += 1
         return True
 
