@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 from benchmark_server import benchmark_server
 from benchmarking import command, machine, random_checkpoint, write_results
 from gpu_utilization import GpuUtilization
+from round_trip import round_trips
 from server_internals import inside_line, internals
 from server_peers import comparisons, peers_of
 from speech_load import Load, drive, summary
@@ -72,9 +73,13 @@ def main() -> None:
             write_results(arguments.output, results)
 
     with _server(arguments) as server, _clients(arguments.client_processes) as clients, GpuUtilization() as gpu:
-        start = server.start
+        start = server.start | round_trips(server.url)
         add(start)
         print(f"{server.url}, {start['checkpoint']}" + (f"; ready in {start['ready_s']:.1f} s" if start["ready_s"] else ""))
+        print(
+            f"a call that computes nothing: {start['round_trip_ms']:.2f} ms, after a pause {start['idle_round_trip_ms']:.2f} ms (p50): "
+            "the floor of first audio"
+        )
         print(COLUMNS, flush=True)
         for streams, rate, seconds in points:
             figures = _measure(clients, gpu, arguments, server, streams, rate, seconds)

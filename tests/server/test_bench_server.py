@@ -28,6 +28,7 @@ def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp
     assert "codec_decoder" in output.with_suffix(".log").read_text()
     start, *points = written["results"]
     assert start["ready_s"] > 0
+    assert min(start["round_trip_ms"], start["idle_round_trip_ms"]) > 0
     assert [(point["streams"], point["rate"]) for point in points] == [(1, 0), (2, 0), (0, 1)]
     for point in points:
         assert point["done"] > 0, point
