@@ -212,14 +212,17 @@ class TalkerService(EngineService):
     def _on_chunk(self, stream: _Stream, may_overtake: bool, chunk: CodesChunk) -> None:
         """On an engine's thread: count, and leave the rest to a sender thread; a first chunk goes ahead of others' if it `may_overtake`.
 
-        It may not where the reference of its own stream goes before it.
+        It may not where the reference of its own stream goes before it. That of a lone stream is sent at once where no step waits for it.
         """
         if chunk.index == 0 and len(chunk.codes):
             seconds = time.monotonic() - stream.arrived_at
             self._first_codes.observe(seconds)
             self._first_codes_times.add(seconds)
         is_urgent = may_overtake and chunk.index == 0 and not chunk.is_final
-        self._sender.put(stream.key, partial(self._send_chunk, stream, chunk), urgent=is_urgent)
+        if is_urgent and self._engine.hands_out_beside_steps and len(self._streams) == 1:
+            self._send_chunk(stream, chunk)
+        else:
+            self._sender.put(stream.key, partial(self._send_chunk, stream, chunk), urgent=is_urgent)
 
     def _send_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
         message = CodesMessage(

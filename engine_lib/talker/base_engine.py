@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -47,7 +48,10 @@ class BaseTalkerEngine(ABC):
     Attributes:
         checkpoint, config: what the engine runs.
         step_times: of the latest steps.
+        hands_out_beside_steps: whether chunks are handed out by a thread that no step waits for.
     """
+
+    hands_out_beside_steps: ClassVar[bool]
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self.checkpoint, self.config = checkpoint, config

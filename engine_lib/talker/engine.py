@@ -39,6 +39,8 @@ RECENT_STEPS = 8
 class TalkerEngine(BaseTalkerEngine):
     """Continuous batching of requests on one talker."""
 
+    hands_out_beside_steps = False
+
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, dtype: torch.dtype | None = None) -> None:
         """Load the weights and allocate all state.
 

@@ -49,6 +49,8 @@ END_SECONDS = 5.0  # from the end of the pipe until the process is killed
 class TalkerEngineProcess(BaseTalkerEngine):
     """Continuous batching of requests on one talker, elsewhere."""
 
+    hands_out_beside_steps = True
+
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, *, child_module: str = CHILD_MODULE) -> None:
         """Start the process and wait until its engine has loaded.
 
