@@ -311,7 +311,11 @@ class CodecEngine:
         if self.steps.express is None:
             return None
         cohort = self.batcher.first_frames(self.config.codec_express_streams)
-        return None if cohort is None else self.steps.launch_first(cohort)
+        if cohort is None:
+            return None
+        for stream in cohort.streams:
+            self._references.wait_for_copy(stream, self.steps.express)
+        return self.steps.launch_first(cohort)
 
     def _read(self, step: Step) -> None:
         """Answer the chunks that are complete with the pieces of `step`."""

@@ -65,6 +65,11 @@ class ReferenceStates:
             if len(self._states) > self._capacity:
                 self._states.popitem(last=False)
 
+    def wait_for_copy(self, stream: Stream, runner: CodecRunner) -> None:
+        """Let what `runner` launches from now on come after the copy of the state that the stream's reference left in its slot."""
+        if state := self._states.get(stream.reference_key):
+            runner.wait_for_copy(state)
+
     def discard(self, key: str) -> None:
         """Forget a state that went wrong."""
         self._states.pop(key, None)

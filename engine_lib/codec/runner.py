@@ -145,11 +145,16 @@ class CodecRunner:
                 copied.record()
             return state
 
+    def wait_for_copy(self, state: SlotState) -> None:
+        """What is launched here from now on comes after the copy of `state` was made."""
+        if self.stream is not None and state.copied is not None:
+            self.stream.wait_event(state.copied)
+
     def restore(self, slot: int, state: SlotState) -> None:
         """Make `slot` continue from `state`, for the steps launched from now on."""
+        self.wait_for_copy(state)
         with self.on_stream():
-            if self.stream is not None and state.copied is not None:
-                state.copied.wait()
+            if self.stream is not None:
                 state.row.record_stream(self.stream)
             self.arena.rows[slot].copy_(state.row)
 
