@@ -364,6 +364,7 @@ class CodecEngine:
         if stream.slot is None:
             return
         slot, stream.slot = stream.slot, None
+        self._references.wait_for_copy(stream, self.steps.beginner)  # which wipes it
         if self.steps.is_decoding(stream):
             self._used_slots.append(slot)
         else:
