@@ -147,7 +147,7 @@ class CodecEngine:
                 self._inbox.append(request)
                 self._changed.notify()
                 return
-        _answer(request, error=self._dead_because)
+        request.answer(error=self._dead_because)
 
     def drop(self, stream_key: str) -> None:
         """Free the slot of a stream; what waits or still comes for it is answered with an error. An unknown key is left alone."""
@@ -337,7 +337,7 @@ class CodecEngine:
             chunk = self.batcher.pop(stream)
             if chunk.request.is_final:
                 self._close(stream)
-            was_taken = _answer(chunk.request, _joined(chunk.audio))
+            was_taken = chunk.request.answer(_joined(chunk.audio))
             if chunk.request.is_final and stream.pending:
                 self._fail(stream, "the stream has ended")
             elif not was_taken and not chunk.request.is_final:
@@ -353,7 +353,7 @@ class CodecEngine:
             request = self.batcher.pop(stream).request
             if request.is_final:
                 self._close(stream)
-            _answer(request, error=error)
+            request.answer(error=error)
 
     def _close(self, stream: Stream) -> None:
         """Forget a stream, before its last answer, so that whoever gets that finds the slot free."""
@@ -384,25 +384,14 @@ class CodecEngine:
             self._dead_because, self._alive = reason, False
         for stream in self.batcher.streams.values():
             while stream.pending:
-                _answer(self.batcher.pop(stream).request, error=reason)
+                self.batcher.pop(stream).request.answer(error=reason)
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, CodecRequest):
-                _answer(item, error=reason)
+                item.answer(error=reason)
 
 
 def _joined(pieces: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     if len(pieces) == 1:
         return pieces[0]
     return np.concatenate(pieces) if pieces else NO_AUDIO
-
-
-def _answer(request: CodecRequest, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> bool:
-    """Hand the answer to the listener of `request`; False where that failed, which must not reach other streams."""
-    try:
-        request.on_audio(request.answer(audio, error))
-    except Exception as failure:
-        # Its message and traceback stay out of the log: they may hold what a user said.
-        logger.error("on_audio raised %s for chunk %d of stream %s", type(failure).__name__, request.index, request.stream_key)
-        return False
-    return True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 NO_AUDIO: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
@@ -54,6 +57,12 @@ class CodecRequest:
         """The request that opens a stream with its reference. Nobody needs its answer: if it fails so do the chunks behind it."""
         return cls(stream_key, 0, codes, is_final=False, on_audio=lambda _answer: None, reference=True)
 
-    def answer(self, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> AudioChunk:
-        """The AudioChunk for this request."""
-        return AudioChunk(self.stream_key, self.index, audio, self.is_final, error)
+    def answer(self, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> bool:
+        """Hand the answer to the listener; False where that failed, which must not reach other streams."""
+        try:
+            self.on_audio(AudioChunk(self.stream_key, self.index, audio, self.is_final, error))
+        except Exception as failure:
+            # Its message and traceback stay out of the log: they may hold what a user said.
+            logger.error("on_audio raised %s for chunk %d of stream %s", type(failure).__name__, self.index, self.stream_key)
+            return False
+        return True
