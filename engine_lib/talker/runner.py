@@ -31,6 +31,7 @@ from engine_lib.talker.forward import PlainForward, TalkerForward
 from engine_lib.talker.frame import FirstCodebookRules
 from engine_lib.talker.graphs import TalkerGraphs
 from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.pool_size import num_kv_blocks
 from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
 from engine_lib.talker.ranks import Ranks
 from engine_lib.talker.request import Request
@@ -51,7 +52,6 @@ from engine_lib.talker.step_plan import (
 
 PINNED_BUFFERS = 6  # of one size
 KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
-GRAPH_BYTES = 2 * 2**30  # left for the memory of captured graphs and of prefill
 
 
 @dataclass
@@ -101,9 +101,9 @@ class TalkerRunner:
         self.load_seconds = time.perf_counter() - started
         self.frame_seconds = checkpoint.config.codec.samples_per_frame / checkpoint.config.codec.sample_rate
         self.talker_config = checkpoint.config.talker
-        self.num_blocks = ranks.agree(self._num_blocks())
-        self.model.transformer.sum = ranks.sum
         shape = self.model.transformer.shape
+        self.num_blocks = ranks.agree(num_kv_blocks(config, shape, dtype=dtype, device=device))
+        self.model.transformer.sum = ranks.sum
         cache_shape = (shape.num_hidden_layers, 2, self.num_blocks, config.kv_block_size, shape.num_key_value_heads, shape.head_dim)
         # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
         self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
@@ -351,36 +351,6 @@ class TalkerRunner:
             copied = torch.cuda.Event()
             copied.record()
         return FrameResult(requests, [request.num_preemptions for request in requests], codes, copied, self.ranks)
-
-    def _num_blocks(self) -> int:
-        """Blocks of the KV cache, NULL_BLOCK included."""
-        config = self.config
-        longest = self._blocks_for(config.max_model_len)
-        if config.num_kv_blocks:
-            if config.num_kv_blocks < longest:
-                raise ConfigError(
-                    f"num_kv_blocks: {config.num_kv_blocks} blocks of {config.kv_block_size} rows cannot hold one request of "
-                    f"max_model_len {config.max_model_len}; give at least {longest} or lower max_model_len"
-                )
-            return config.num_kv_blocks + 1
-        wanted = config.max_num_seqs * longest + 1
-        return min(wanted, self._blocks_that_fit(longest)) if self.device.type == "cuda" else wanted
-
-    def _blocks_that_fit(self, longest: int) -> int:
-        """Blocks that `gpu_memory_utilization` leaves room for beside the weights; `longest` are one request's."""
-        shape, config = self.model.transformer.shape, self.config
-        row_bytes = shape.num_hidden_layers * 2 * shape.num_key_value_heads * shape.head_dim * self.dtype.itemsize
-        free, total = torch.cuda.mem_get_info(self.device)
-        # What other processes hold is not this talker's: several may load at the same time, each with its own share.
-        own = torch.cuda.memory_reserved(self.device)
-        room = min(config.gpu_memory_utilization * total - own, free) - GRAPH_BYTES
-        blocks = int(room // (row_bytes * config.kv_block_size))
-        if blocks <= longest:
-            raise ConfigError(
-                f"gpu_memory_utilization: {config.gpu_memory_utilization} of {total / 2**30:.0f} GiB leaves {room / 2**30:.1f} GiB for the "
-                f"KV cache, too little for one request of max_model_len {config.max_model_len}; raise it or lower max_model_len"
-            )
-        return blocks
 
 
 def _slots(requests: Sequence[Request]) -> npt.NDArray[np.int64]:
