@@ -44,7 +44,7 @@ class CapturedFunction:
         self._graph.replay()  # the first launch of a graph takes longer: it must not be a request's
 
     def replay(self, inputs: npt.NDArray[np.integer[Any]] | None = None) -> torch.Tensor:
-        """Launch on `inputs`, or on those of last time; the result is overwritten by the next replay."""
+        """Launch on `inputs`, or on what stands in their place by now; the result is overwritten by the next replay."""
         if inputs is not None and (self._current is None or not np.array_equal(inputs, self._current)):
             self._inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
             self._current = inputs
@@ -68,7 +68,7 @@ class TalkerGraphs:
         self,
         step: Callable[[torch.Tensor], torch.Tensor],
         prefill: Callable[[PrefillLayout, torch.Tensor], torch.Tensor],
-        first_draws: Callable[[int], torch.Tensor],
+        first_draws: Callable[[torch.Tensor], torch.Tensor],
         write_slot: Callable[[torch.Tensor], torch.Tensor],
         *,
         max_batch: int,
@@ -78,6 +78,7 @@ class TalkerGraphs:
         pack: Callable[[PrefillLayout, Sequence[PrefillChunk]], npt.NDArray[np.int64]],
         blank_slot: npt.NDArray[np.int64],
         scratch_slot: int,
+        first_slots: torch.Tensor,
         device: torch.device,
         prefill_stream: torch.cuda.Stream | None = None,
     ) -> None:
@@ -86,13 +87,14 @@ class TalkerGraphs:
         Args:
             step: the frame step on slots [batch].
             prefill: the prefill step on a buffer of a layout.
-            first_draws: draws so many frames from the rows that the latest prefill has left.
+            first_draws: the frames of the first slots of `first_slots`, from the rows that prefill has left for them.
             write_slot: begins a stream in a slot, both in its argument.
             prefill_stream: where prefill is captured, and replayed beside steps; None: on the steps' stream.
             max_batch, max_prefill_rows: largest sizes a step may have.
             width: columns of a block table.
             pack: fills a layout's buffer; with no chunks it is all padding.
             blank_slot: what `write_slot` may be called with at any time.
+            first_slots: [n] int64, where `prefill` leaves the slots that may draw; as many as it may have requests.
         """
         self._scratch_slot = scratch_slot
         started, reserved = time.perf_counter(), torch.cuda.memory_reserved(device)
@@ -109,7 +111,6 @@ class TalkerGraphs:
         self._steps: dict[int, CapturedFunction] = {}
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
         self._first_draws: dict[int, CapturedFunction] = {}
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
         with on_stream(prefill_stream):
             self._write_slot = CapturedFunction(write_slot, torch.from_numpy(blank_slot).to(device), prefill_pool)
         # The largest first, so that the smaller ones fit into its memory.
@@ -122,7 +123,7 @@ class TalkerGraphs:
                 progress.update()
             for draws in reversed(sequence_buckets):
                 with on_stream(prefill_stream):
-                    self._first_draws[draws] = CapturedFunction(partial(_without_inputs, first_draws, draws), nothing, prefill_pool)
+                    self._first_draws[draws] = CapturedFunction(first_draws, first_slots[:draws], prefill_pool)
                 progress.update()
             for batch in reversed(batches):
                 slots = torch.full((batch,), scratch_slot, device=device)
@@ -161,10 +162,6 @@ class TalkerGraphs:
     def first_draws(self, draws: int) -> torch.Tensor:
         """Draw from the rows of the latest prefill step: codes [draws or more, num_code_groups]."""
         return self._first_draws[min(size for size in self._first_draws if size >= draws)].replay()
-
-
-def _without_inputs(first_draws: Callable[[int], torch.Tensor], draws: int, _inputs: torch.Tensor) -> torch.Tensor:
-    return first_draws(draws)
 
 
 def _buckets(sizes: Sequence[int], largest: int) -> list[int]:

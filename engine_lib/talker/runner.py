@@ -151,6 +151,7 @@ class TalkerRunner:
                 pack=self._pack,
                 blank_slot=self._slots.pack_blank(self.scratch_slot),
                 scratch_slot=self.scratch_slot,
+                first_slots=self._first_slots,
                 device=self.device,
                 prefill_stream=self._prefill_stream,
             )
@@ -270,7 +271,9 @@ class TalkerRunner:
             return self._result(list(requests), self._draw_first(plan))
 
     def _draw_first(self, plan: FirstDrawPlan) -> torch.Tensor:
-        return self.first_draws(plan.draws) if self.graphs is None else self.graphs.first_draws(plan.draws)
+        if self.graphs is not None:
+            return self.graphs.first_draws(plan.draws)
+        return self.first_draws(self._first_slots[: plan.draws])
 
     def _pack(self, layout: PrefillLayout, chunks: Sequence[PrefillChunk]) -> npt.NDArray[np.int64]:
         return layout.pack(
@@ -288,9 +291,9 @@ class TalkerRunner:
         self._first_rows[:draws] = self.forward.prefill(inputs)[inputs.draw_rows]
         return self._first_rows[:draws]
 
-    def first_draws(self, draws: int) -> torch.Tensor:
-        """Draw the frames that follow the first `draws` rows that the latest prefill step has kept: [draws, num_code_groups] int64."""
-        return self.forward.draw(self._first_slots[:draws], self._first_rows[:draws])
+    def first_draws(self, slots: torch.Tensor) -> torch.Tensor:
+        """Draw the frames of `slots` [draws], the first that the latest prefill step has kept rows for: [draws, num_code_groups] int64."""
+        return self.forward.draw(slots, self._first_rows[: len(slots)])
 
     def decode(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of every request."""
