@@ -118,12 +118,6 @@ class EngineConfig:
         minimum=1,
         maximum=100,
     )
-    codec_express_streams: int = option(
-        0,
-        "New streams whose first frames the codec decodes together beside the step that runs, on a GPU with graphs; 0: they wait for it.",
-        minimum=0,
-        maximum=32,
-    )
     codec_max_wait_ms: float = option(
         10.0, "Longest a chunk whose listener has audio left waits for others to be decoded with it.", minimum=0, maximum=50
     )

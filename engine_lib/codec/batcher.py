@@ -150,19 +150,9 @@ class Batcher:
                 opened.append(stream)
         return opened
 
-    def first_frames(self, max_batch_size: int) -> Cohort | None:
-        """Take the first frames of streams of which nothing is on the device yet, where the first chunk is one frame; else None."""
-        members = []
-        for stream in self.streams.values():
-            if stream.slot is None or stream.error or stream.seconds_taken or not stream.pending:
-                continue
-            chunk = stream.pending[0]
-            if not chunk.request.reference and len(chunk.request.codes) == chunk.frames_to_take == 1:
-                members.append((stream, chunk))
-        return self._take(members[:max_batch_size], 1) if members else None
-
     def next_cohort(self, now: float) -> Cohort | None:
         """Take the frames to decode next: the most urgent stream that need not wait first, all with pieces of its size; else None."""
+        self.open_slots()
         streams = [stream for stream in self.streams.values() if stream.slot is not None and not stream.error]
         runnable = sorted(((stream, chunk) for stream in streams if (chunk := stream.next_chunk)), key=lambda pair: pair[0].urgency)
         by_size: dict[int, list[tuple[Stream, PendingChunk]]] = {}
@@ -213,9 +203,11 @@ class Batcher:
         self.num_pending -= 1
         return stream.pending.popleft()
 
-    def free_slot(self, slot: int) -> None:
-        """Take back a slot that no stream has any more; its row of the arena must be that of a new stream by now."""
-        self.free_slots.append(slot)
+    def free_slot(self, stream: Stream) -> None:
+        """Take the stream's slot back; its row of the arena must be that of a new stream by then."""
+        if stream.slot is not None:
+            self.free_slots.append(stream.slot)
+            stream.slot = None
 
     def expired(self, now: float, idle_timeout: float) -> list[Stream]:
         """Streams that nothing waits for and nothing has come for in `idle_timeout` seconds."""

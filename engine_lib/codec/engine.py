@@ -1,11 +1,8 @@
 """CodecEngine: the thread that decodes the chunks of all streams and answers each of them once, in order.
 
-Callers only touch the inbox; batcher and runners belong to the codec thread. A stream opens with its first chunk, gets a slot
+Callers only touch the inbox; batcher and runner belong to the codec thread. A stream opens with its first chunk, gets a slot
 with its first frames, and ends with its final chunk, with an error, with `drop`, or when nothing has come for too long. A slot
 is wiped when its stream ends, so a free slot is always that of a new stream.
-
-A step of many streams takes many milliseconds. With `codec_express_streams` first frames, whose listeners hear nothing yet, do not
-wait for it but are decoded beside it, in the shortest steps there are (steps.py).
 """
 
 from __future__ import annotations
@@ -24,11 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.batcher import Batcher, Stream
+from engine_lib.codec.batcher import Batcher, Cohort, Stream
 from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.codec.request import NO_AUDIO, AudioChunk, CodecRequest
-from engine_lib.codec.runner import CodecRunner
-from engine_lib.codec.steps import Step, Steps
+from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
@@ -59,6 +55,14 @@ class CodecStats:
     num_recalled_references: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """A cohort whose decoding was launched."""
+
+    cohort: Cohort
+    audio: StepAudio
+
+
 class CodecEngine:
     """Stateful decoding of many streams on one device."""
 
@@ -79,31 +83,25 @@ class CodecEngine:
                 device=device,
                 priority=config.codec_stream_priority,
             )
-            express = None
             if not config.enforce_eager:
                 self.runner.capture(config.codec_max_batch_size)
-            if self.runner.graphs is not None and config.codec_express_streams:
-                express = self.runner.beside(config.codec_stream_priority - 1)
-                express.capture(config.codec_express_streams, frame_buckets=(1,))
-        graphs = [runner.graphs for runner in (self.runner, express) if runner is not None and runner.graphs is not None]
         logger.info(
             "codec on %s in %s; state of %d streams %.2f GiB; %d graphs; loaded and captured in %.1f s",
             device,
             str(self.runner.dtype).removeprefix("torch."),
             config.codec_slots,
             self.runner.arena.rows.nbytes / 2**30,
-            sum(len(captured.shapes) for captured in graphs),
+            len(self.runner.graphs.shapes) if self.runner.graphs is not None else 0,
             time.perf_counter() - started,
         )
-        # The CPU decodes in the launch itself, where waiting for the next step only delays audio.
-        self.steps = Steps(self.runner, express, pipelined=device.type == "cuda", notify=self._notify)
+        # The CPU decodes in `step` itself, where waiting for the next step only delays audio.
+        self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
         self.batcher = Batcher(
             config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, config.codec_max_wait_ms / 1e3
         )
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
-        self._used_slots: list[int] = []  # whose streams have failed while the step under way decodes them
-        self._num_failed_streams = 0
+        self._num_steps = self._num_frames = self._num_failed_streams = 0
 
         self._changed = threading.Condition()
         self._inbox: deque[CodecRequest | str] = deque()  # a string is the key of a stream to drop
@@ -138,7 +136,6 @@ class CodecEngine:
         """Start the codec thread."""
         self._alive = True
         self._thread.start()
-        self.steps.start()
 
     def submit(self, request: CodecRequest) -> None:
         """Queue a chunk. Its answer follows on the codec thread; where that has ended, an error follows at once on this one."""
@@ -199,15 +196,11 @@ class CodecEngine:
             open_streams=self.config.codec_slots - free_slots,
             free_slots=free_slots,
             queued_chunks=len(self._inbox) + self.batcher.num_pending,
-            num_steps=self.steps.num_steps,
-            num_frames=self.steps.num_frames,
+            num_steps=self._num_steps,
+            num_frames=self._num_frames,
             num_failed_streams=self._num_failed_streams,
             num_recalled_references=self._references.num_recalled,
         )
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify()
 
     # codec thread
 
@@ -219,56 +212,40 @@ class CodecEngine:
         """Decode and answer until the engine shall stop or fails."""
         reason = "the codec is shutting down"
         try:
-            busy = False
+            busy, last = False, None  # last: the step on the device
             while self._wait(busy):
-                self.steps.wait()
+                if last is not None:
+                    last.audio.wait()
                 self._take_inbox()
                 self._close_idle_streams()
-                self._open_slots()
-                first = self._begin_streams()
-                busy = self._go_on()
-                if first is not None:
-                    self._read(first)
-                    busy = True
+                # The device goes on with the next step while the last one is answered. A step is chosen only when the device
+                # is free for it, so a first chunk waits for one step at most.
+                step = self._launch_next()
+                busy = step is not None or last is not None
+                if last is not None:
+                    self._read(last)
+                if self._pipelined:
+                    last = step
+                elif step is not None:
+                    self._read(step)
         except Exception as error:
             reason = f"the codec failed: {type(error).__name__}"
             logger.exception("the codec engine failed")
         finally:
-            self.steps.stop()
             self._die(reason)
 
     def _wait(self, busy: bool) -> bool:
         """Wait for something to do, unless `busy`. False when the engine shall stop."""
         with self._changed:
-            if not (busy or self._inbox or self._stopping or self.steps.is_done):
+            if not (busy or self._inbox or self._stopping):
                 self._changed.wait(self._seconds_until_due())
             return not self._stopping
 
     def _seconds_until_due(self) -> float | None:
         """Until a cohort has waited long enough, or a stream was idle for too long; None where neither is to be expected."""
-        due = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=math.inf)
-        due += self.config.codec_idle_timeout
-        if self.steps.is_free:
-            due = min(due, self.batcher.wait_until)
+        idle_since = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=math.inf)
+        due = min(idle_since + self.config.codec_idle_timeout, self.batcher.wait_until)
         return None if due == math.inf else max(due - time.monotonic(), 0.0)
-
-    def _go_on(self) -> bool:
-        """Launch the next step of the many and read the one before it, if that is done. Whether there may be more to do at once.
-
-        The device goes on with the next step while the last one is answered.
-        """
-        if not self.steps.is_free:
-            return False
-        used_slots, self._used_slots = self._used_slots, []
-        cohort = self.batcher.next_cohort(time.monotonic())
-        done = self.steps.launch(cohort)
-        for stream in cohort.streams if cohort is not None else ():
-            self._references.keep(stream)
-        if done is not None:
-            self._read(done)
-        for slot in used_slots:
-            self._wipe(slot)
-        return done is not None or self.steps.must_be_waited_for
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -299,23 +276,21 @@ class CodecEngine:
             return f"values {codes.min()} to {codes.max()}; only 0 to {size - 1} are codes"
         return ""
 
-    def _open_slots(self) -> None:
-        """Give slots to streams with frames to decode; a reference that is known counts as decoded."""
+    def _launch_next(self) -> Step | None:
+        """Start to decode the most urgent cohort."""
         for stream in self.batcher.open_slots():
-            if self._references.recall(stream, self.steps.beginner):
+            if self._references.recall(stream):
                 self.batcher.skip(stream)
                 self._answer_decoded(stream)
-
-    def _begin_streams(self) -> Step | None:
-        """Launch first frames beside the step under way."""
-        if self.steps.express is None:
-            return None
-        cohort = self.batcher.first_frames(self.config.codec_express_streams)
+        cohort = self.batcher.next_cohort(time.monotonic())
         if cohort is None:
             return None
+        self._num_steps += 1
+        self._num_frames += len(cohort.streams) * cohort.frames
+        step = Step(cohort, self.runner.step(cohort.slots(), cohort.codes()))
         for stream in cohort.streams:
-            self._references.wait_for_copy(stream, self.steps.express)
-        return self.steps.launch_first(cohort)
+            self._references.keep(stream)
+        return step
 
     def _read(self, step: Step) -> None:
         """Answer the chunks that are complete with the pieces of `step`."""
@@ -361,18 +336,9 @@ class CodecEngine:
         self.batcher.streams.pop(stream.key, None)
 
     def _free_slot(self, stream: Stream) -> None:
-        if stream.slot is None:
-            return
-        slot, stream.slot = stream.slot, None
-        self._references.wait_for_copy(stream, self.steps.beginner)  # which wipes it
-        if self.steps.is_decoding(stream):
-            self._used_slots.append(slot)
-        else:
-            self._wipe(slot)
-
-    def _wipe(self, slot: int) -> None:
-        self.steps.beginner.reset(slot)
-        self.batcher.free_slot(slot)
+        if stream.slot is not None:
+            self.runner.reset(stream.slot)
+            self.batcher.free_slot(stream)
 
     def _close_idle_streams(self) -> None:
         for stream in self.batcher.expired(time.monotonic(), self.config.codec_idle_timeout):

@@ -6,7 +6,7 @@ capture; the graph keeps the fastest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -25,24 +25,10 @@ def split_inputs(inputs: torch.Tensor, batch: int, frames: int) -> tuple[torch.T
 
 
 class StepGraphs:
-    """Replays a step as captured graphs. The stream that is current in `capture` must be current in `replay`.
+    """Replays a step as captured graphs. The stream that is current in `capture` must be current in `replay`."""
 
-    Attributes:
-        frame_buckets: frames that a step may have.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        *,
-        num_quantizers: int,
-        max_batch: int,
-        scratch_slot: int,
-        device: torch.device,
-        frame_buckets: Sequence[int] = FRAME_BUCKETS,
-    ) -> None:
+    def __init__(self, step: Step, *, num_quantizers: int, max_batch: int, scratch_slot: int, device: torch.device) -> None:
         self._step, self._num_quantizers, self._scratch_slot, self._device = step, num_quantizers, scratch_slot, device
-        self.frame_buckets = frame_buckets
         self._batch_buckets = (*(bucket for bucket in BATCH_BUCKETS if bucket < max_batch), max_batch)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[int, int], _StepGraph] = {}
@@ -50,7 +36,7 @@ class StepGraphs:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(batch, frames) of each graph, the largest first."""
-        return sorted(((batch, frames) for batch in self._batch_buckets for frames in self.frame_buckets), key=lambda s: -s[0] * s[1])
+        return sorted(((batch, frames) for batch in self._batch_buckets for frames in FRAME_BUCKETS), key=lambda s: -s[0] * s[1])
 
     def batch_size(self, rows: int) -> int:
         """The smallest batch that has room for `rows` rows."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from engine_lib.codec.batcher import Stream
-from engine_lib.codec.runner import CodecRunner, SlotState
+from engine_lib.codec.runner import CodecRunner
 
 
 class ReferenceStates:
@@ -25,13 +26,9 @@ class ReferenceStates:
     """
 
     def __init__(self, runner: CodecRunner, capacity: int) -> None:
-        """
-        Args:
-            runner: decodes references.
-            capacity: references kept; 0 keeps none.
-        """
+        """`capacity`: references kept; 0 keeps none."""
         self._runner, self._capacity = runner, capacity
-        self._states: OrderedDict[str, SlotState] = OrderedDict()
+        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.num_recalled = 0
 
     @staticmethod
@@ -42,8 +39,8 @@ class ReferenceStates:
     def __contains__(self, key: str) -> bool:
         return key in self._states
 
-    def recall(self, stream: Stream, runner: CodecRunner) -> bool:
-        """Let `runner` give a stream that has just got its slot the state its reference leaves, if it begins with one that is known."""
+    def recall(self, stream: Stream) -> bool:
+        """Give a stream that has just got its slot the state its reference leaves, if it begins with one that is known."""
         request = stream.pending[0].request
         if not (request.reference and self._capacity and len(request.codes)):
             return False
@@ -52,7 +49,7 @@ class ReferenceStates:
         if state is None or stream.slot is None:
             return False
         self._states.move_to_end(stream.reference_key)
-        runner.restore(stream.slot, state)
+        self._runner.restore(stream.slot, state)
         self.num_recalled += 1
         return True
 
@@ -64,11 +61,6 @@ class ReferenceStates:
             self._states[stream.reference_key] = self._runner.state(stream.slot)
             if len(self._states) > self._capacity:
                 self._states.popitem(last=False)
-
-    def wait_for_copy(self, stream: Stream, runner: CodecRunner) -> None:
-        """Let what `runner` launches from now on come after the copy of the state that the stream's reference left in its slot."""
-        if state := self._states.get(stream.reference_key):
-            runner.wait_for_copy(state)
 
     def discard(self, key: str) -> None:
         """Forget a state that went wrong."""

@@ -5,7 +5,6 @@ On a GPU it has a CUDA stream of its own, `step` reads no device value on the ho
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -48,21 +47,8 @@ class StepAudio:
         return self.samples.numpy()
 
 
-@dataclass(frozen=True)
-class SlotState:
-    """A copy of a slot.
-
-    Attributes:
-        row: [bytes] uint8 on the device.
-        copied: comes after the copy; None on the CPU.
-    """
-
-    row: torch.Tensor
-    copied: torch.cuda.Event | None
-
-
 class CodecRunner:
-    """Weights and stream state on one device, and steps that come one after the other."""
+    """Weights and stream state on one device."""
 
     def __init__(self, checkpoint: Checkpoint, num_slots: int, *, dtype: torch.dtype, device: torch.device, priority: int = 0) -> None:
         """Load the weights and allocate state for `num_slots` streams, each of them new; `priority` as in `own_stream`.
@@ -84,20 +70,8 @@ class CodecRunner:
         torch.backends.cudnn.allow_tf32 = False
         self.stream = own_stream(device, priority)
 
-    def beside(self, priority: int) -> CodecRunner:
-        """Another runner with the same weights and slots, whose steps run beside those of this one; `priority` as in `own_stream`."""
-        other = copy.copy(self)
-        other._forward, other.graphs = _forward(self.decoder, self.arena), None
-        other.stream = own_stream(self.device, priority)
-        return other
-
-    def wait_for(self, other: CodecRunner) -> None:
-        """What is launched here from now on comes after what `other` has launched so far."""
-        if self.stream is not None and other.stream is not None:
-            self.stream.wait_stream(other.stream)
-
     @torch.inference_mode()
-    def capture(self, max_batch: int, frame_buckets: Sequence[int] = FRAME_BUCKETS) -> None:
+    def capture(self, max_batch: int) -> None:
         """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams; not on the CPU.
 
         Raises:
@@ -111,7 +85,6 @@ class CodecRunner:
             max_batch=max_batch,
             scratch_slot=self.arena.scratch_slot,
             device=self.device,
-            frame_buckets=frame_buckets,
         )
         with self.on_stream():
             graphs.capture()
@@ -128,7 +101,7 @@ class CodecRunner:
     def piece_frames(self, frames: int) -> int:
         """How many of `frames` frames of one stream to decode in one step, so that none holds up the others for long."""
         if self.graphs is not None:
-            return max(bucket for bucket in self.graphs.frame_buckets if bucket <= frames)
+            return max(bucket for bucket in FRAME_BUCKETS if bucket <= frames)
         return min(frames, MAX_PIECE_FRAMES)
 
     def reset(self, slot: int) -> None:
@@ -136,27 +109,15 @@ class CodecRunner:
         with self.on_stream():
             self.arena.reset(slot)
 
-    def state(self, slot: int) -> SlotState:
-        """A copy of what `slot` holds after the steps launched so far."""
+    def state(self, slot: int) -> torch.Tensor:
+        """A copy of what `slot` holds after the steps launched so far: [bytes] uint8 on the device."""
         with self.on_stream():
-            copied = None if self.stream is None else torch.cuda.Event()
-            state = SlotState(self.arena.rows[slot].clone(), copied)
-            if copied is not None:
-                copied.record()
-            return state
+            return self.arena.rows[slot].clone()
 
-    def wait_for_copy(self, state: SlotState) -> None:
-        """What is launched here from now on comes after the copy of `state` was made."""
-        if self.stream is not None and state.copied is not None:
-            self.stream.wait_event(state.copied)
-
-    def restore(self, slot: int, state: SlotState) -> None:
+    def restore(self, slot: int, state: torch.Tensor) -> None:
         """Make `slot` continue from `state`, for the steps launched from now on."""
-        self.wait_for_copy(state)
         with self.on_stream():
-            if self.stream is not None:
-                state.row.record_stream(self.stream)
-            self.arena.rows[slot].copy_(state.row)
+            self.arena.rows[slot].copy_(state)
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], codes: npt.NDArray[np.integer[Any]]) -> StepAudio:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.support import TOLERANCE, AssertOfficial, Audio, Codes, MakeEngine, have_express
+from codec.support import TOLERANCE, AssertOfficial, Audio, Codes, MakeEngine
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
@@ -26,20 +26,18 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.fixture(params=["", "pipelined", "express"])
+@pytest.fixture(params=[False, True], ids=["", "pipelined"])
 def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
     """Return a function that starts an engine with the given codec options; all are stopped after the test.
 
-    The pipelined engine answers a step after it has launched the next one, as on a GPU; the express one has a second runner, too.
+    The pipelined engine answers a step after it has launched the next one, as on a GPU.
     """
     engines: list[CodecEngine] = []
 
     def make(slots: int = 4, start: bool = True, **options: Any) -> CodecEngine:
         config = EngineConfig(device="cpu", max_num_seqs=1, codec_slots=slots, **options)
         engines.append(CodecEngine(Checkpoint(tiny_custom_voice), config))
-        engines[-1].steps.pipelined = bool(request.param)
-        if request.param == "express":
-            have_express(engines[-1])
+        engines[-1]._pipelined = request.param
         if start:
             engines[-1].start()
         return engines[-1]

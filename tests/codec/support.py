@@ -7,8 +7,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,25 +65,19 @@ class Listener:
         assert self._answers.empty(), "a chunk was answered twice"
 
 
-def have_express(engine: CodecEngine) -> None:
-    """Let an engine that has not started work as on a GPU with graphs: a step at a time, and first frames beside it."""
-    engine.config = replace(engine.config, codec_express_streams=8)
-    engine.steps.pipelined, engine.steps.express = True, engine.runner.beside(0)
-
-
 class Gate:
     """Holds the codec thread before its steps, so that a test decides what is waiting."""
 
     def __init__(self, engine: CodecEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self._open = threading.Event(), threading.Event()
-        for runner in (engine.runner, engine.steps.express):
-            if runner is not None:
-                monkeypatch.setattr(runner, "step", partial(self._held, runner.step))
+        step = engine.runner.step
 
-    def _held(self, step: Callable[..., StepAudio], slots: Sequence[int], codes: Codes) -> StepAudio:
-        self.reached.set()
-        assert self._open.wait(PATIENCE)
-        return step(slots, codes)
+        def held(slots: Sequence[int], codes: Codes) -> StepAudio:
+            self.reached.set()
+            assert self._open.wait(PATIENCE)
+            return step(slots, codes)
+
+        monkeypatch.setattr(engine.runner, "step", held)
 
     def open(self) -> None:
         self._open.set()

@@ -25,32 +25,15 @@ def add(batcher: Batcher, key: str, frames: int, *, index: int = 0, now: float =
     return batcher.add(CodecRequest(key, index, codes, False, lambda _chunk: None, reference), now)
 
 
-def next_cohort(batcher: Batcher, now: float) -> Cohort | None:
-    """Give out free slots and take the next cohort, as the engine does."""
-    batcher.open_slots()
-    return batcher.next_cohort(now)
-
-
 def run(batcher: Batcher, now: float) -> Cohort | None:
-    """Decode the next cohort at `now`."""
-    return decoded(batcher, next_cohort(batcher, now), now)
-
-
-def decoded(batcher: Batcher, cohort: Cohort | None, now: float) -> Cohort | None:
-    """`cohort`, decoded at `now`."""
+    """Decode the next cohort at `now`, as the engine does."""
+    cohort = batcher.next_cohort(now)
     if cohort is not None:
         for stream in cohort.streams:
             batcher.decoded(stream, cohort.frames, np.zeros(cohort.frames * SAMPLES_PER_FRAME, np.float32), now)
             if not stream.pending[0].frames_left:
                 batcher.pop(stream)
     return cohort
-
-
-def free_slot(batcher: Batcher, stream: Stream) -> None:
-    """Take the stream's slot back, as the engine does when it ends."""
-    assert stream.slot is not None
-    batcher.free_slot(stream.slot)
-    stream.slot = None
 
 
 def keys(cohort: Cohort | None) -> Sequence[str]:
@@ -66,9 +49,9 @@ def heard(batcher: Batcher, key: str, frames: int, now: float) -> Stream:
 
 def test_nothing_is_decoded_when_nothing_waits() -> None:
     batcher = make_batcher()
-    assert next_cohort(batcher, 0.0) is None
+    assert batcher.next_cohort(0.0) is None
     heard(batcher, "a", 1, now=0.0)
-    assert next_cohort(batcher, 0.0) is None
+    assert batcher.next_cohort(0.0) is None
 
 
 def test_a_first_chunk_comes_before_a_stream_that_is_about_to_run_dry() -> None:
@@ -165,7 +148,7 @@ def test_frames_on_the_device_are_not_taken_twice() -> None:
         add(batcher, key, 70)
         add(batcher, key, 3, index=1)
     cohorts = []
-    while (cohort := next_cohort(batcher, 0.0)) is not None:  # nothing is decoded meanwhile
+    while (cohort := batcher.next_cohort(0.0)) is not None:  # nothing is decoded meanwhile
         cohorts.append(cohort)
     assert [keys(cohort) for cohort in cohorts] == [["a", "b"]] * 3
     expected = [[0, frame] for frame in range(70)] + [[1, frame] for frame in range(3)]
@@ -181,7 +164,7 @@ def test_audio_on_the_device_counts_towards_the_deadline() -> None:
         add(batcher, "a", 2, index=index)
         add(batcher, "b", 2, index=index)
     # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
-    assert [keys(next_cohort(batcher, 0.0)) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
+    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
 
 
 def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and_before_the_others() -> None:
@@ -191,7 +174,7 @@ def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and
         add(batcher, "new", 1, index=index)
     add(batcher, "newer", 1)
     add(batcher, "playing", 1, index=1)
-    assert [keys(next_cohort(batcher, 0.0)) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
+    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
 
 
 def test_a_whole_utterance_gives_way_to_streams_that_play_once_it_has_begun() -> None:
@@ -224,47 +207,16 @@ def test_a_stream_waits_for_a_slot_while_others_go_on_and_slots_go_to_the_first_
     add(batcher, "b", 4, index=1)
     assert keys(run(batcher, 0.0)) == ["b"]
 
-    free_slot(batcher, a)
+    batcher.free_slot(a)
     assert keys(run(batcher, 0.0)) == ["waits"]
-    free_slot(batcher, b)
+    batcher.free_slot(b)
     assert keys(run(batcher, 0.0)) == ["waits longer"]
 
 
 def test_a_failed_stream_is_not_decoded() -> None:
     batcher = make_batcher()
     add(batcher, "a", 1).error = "broken"
-    assert next_cohort(batcher, 0.0) is None
-
-
-def test_first_frames_are_those_of_new_streams_whose_first_chunk_is_one_frame() -> None:
-    batcher = make_batcher()
-    heard(batcher, "playing", 1, now=0.0)
-    add(batcher, "playing", 1, index=1)
-    add(batcher, "two frames", 2)
-    add(batcher, "clone", 5, reference=True)
-    add(batcher, "clone", 1)
-    add(batcher, "failed", 1).error = "broken"
-    for key in ("a", "b", "c"):
-        add(batcher, key, 1)
-        add(batcher, key, 2, index=1)
-    assert batcher.first_frames(8) is None, "no stream but the one that plays has a slot"
-    batcher.open_slots()
-    cohort = batcher.first_frames(2)
-    assert keys(cohort) == ["a", "b"]
-    assert cohort is not None
-    assert cohort.codes().tolist() == [[[0, 0]], [[0, 0]]]
-    assert keys(batcher.first_frames(2)) == ["c"]
-    assert batcher.first_frames(2) is None
-    decoded(batcher, cohort, 0.0)
-    assert [stream.heard_since for stream in cohort.streams] == [0.0, 0.0]
-
-
-def test_the_first_frame_of_a_clone_is_one_once_its_reference_is_decoded() -> None:
-    batcher = make_batcher()
-    add(batcher, "clone", 5, reference=True)
-    add(batcher, "clone", 1)
-    assert keys(run(batcher, 0.0)) == ["clone"]
-    assert keys(batcher.first_frames(8)) == ["clone"]
+    assert batcher.next_cohort(0.0) is None
 
 
 def test_only_streams_that_nothing_waits_for_expire() -> None:

@@ -38,10 +38,6 @@ class Model:
         self.sent[key] += numbers
         self.batcher.add(CodecRequest(key, 0, np.array(numbers)[:, None], False, lambda _: None), self.now)
 
-    def next_cohort(self) -> Cohort | None:
-        self.batcher.open_slots()
-        return self.batcher.next_cohort(self.now)
-
     def waiting_frames(self, stream: Stream) -> int:
         """Frames of the stream's oldest chunk that one step may take; 0 where nothing waits."""
         return min(stream.pending[0].frames_left, MAX_PIECE) if stream.pending else 0
@@ -103,8 +99,7 @@ class Model:
         stream = self.batcher.streams.pop(key)
         while stream.pending:
             self.batcher.pop(stream)
-        if stream.slot is not None:
-            self.batcher.free_slot(stream.slot)
+        self.batcher.free_slot(stream)
 
 
 def test_every_cohort_obeys_the_rules_in_any_order_of_events() -> None:
@@ -123,7 +118,7 @@ def test_every_cohort_obeys_the_rules_in_any_order_of_events() -> None:
             elif event < 0.65:
                 model.now += model.rng.randrange(20) * FRAME_SECONDS
             else:
-                cohort = model.next_cohort()
+                cohort = model.batcher.next_cohort(model.now)
                 model.check(cohort)
                 if cohort is not None:
                     model.decode(cohort)
@@ -133,7 +128,7 @@ def test_every_cohort_obeys_the_rules_in_any_order_of_events() -> None:
 def drain(model: Model) -> None:
     """Nothing more comes: all that was sent is decoded, in the order it was sent, and all slots become free."""
     for _ in range(10_000):
-        cohort = model.next_cohort()
+        cohort = model.batcher.next_cohort(model.now)
         model.check(cohort)
         if cohort is not None:
             model.decode(cohort)

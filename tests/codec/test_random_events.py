@@ -22,7 +22,6 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from codec.support import have_express
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.runner import StepAudio
@@ -40,17 +39,15 @@ MakeEngine = Callable[..., CodecEngine]
 _keys = itertools.count()
 
 
-@pytest.fixture(params=["", "express"])
-def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
-    """Return a function that starts an engine with the given options, as on a CPU and as on a GPU; all are stopped after the test."""
+@pytest.fixture
+def make_engine(tiny_custom_voice: Path) -> Iterator[MakeEngine]:
+    """Return a function that starts an engine with the given options; all are stopped after the test."""
     engines: list[CodecEngine] = []
 
     def make(**options: Any) -> CodecEngine:
         # No stream here is idle for so long: slots must come free by what happens, not by the limit.
         config = EngineConfig(device="cpu", max_num_seqs=1, codec_slots=NUM_SLOTS, codec_idle_timeout=3600, **options)
         engines.append(CodecEngine(Checkpoint(tiny_custom_voice), config))
-        if request.param:
-            have_express(engines[-1])
         engines[-1].start()
         return engines[-1]
 

@@ -44,9 +44,9 @@ def test_a_state_that_went_wrong_is_forgotten(make_engine: MakeEngine, rng: np.r
     reference, codes = drawn(rng, 30), drawn(rng, 4)
     expected = engine.decode(codes, reference)
     [state] = engine._references._states.values()
-    kept = state.row.clone()
-    state.row.view(torch.float32).fill_(torch.nan)
-    state.row[:8] = kept[:8]  # the position is a number
+    kept = state.clone()
+    state.view(torch.float32).fill_(torch.nan)
+    state[:8] = kept[:8]  # the position is a number
     with pytest.raises(Qwen3TTSError, match="not numbers"):
         engine.decode(codes, reference)
     assert np.array_equal(engine.decode(codes, reference), expected)

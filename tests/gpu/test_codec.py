@@ -217,17 +217,11 @@ def test_a_row_of_steps_allocates_no_device_memory(rng: random.Random, bfloat16:
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
-@pytest.fixture(params=["graph", "express", "eager"])
+@pytest.fixture(params=[False, True], ids=["graph", "eager"])
 def engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[CodecEngine]:
     """Return a running engine in float32."""
     config = EngineConfig(
-        device="cuda",
-        codec_dtype="float32",
-        codec_slots=24,
-        max_num_seqs=24,
-        codec_max_batch_size=16,
-        codec_express_streams=8 if request.param == "express" else 0,
-        enforce_eager=request.param == "eager",
+        device="cuda", codec_dtype="float32", codec_slots=24, max_num_seqs=24, codec_max_batch_size=16, enforce_eager=request.param
     )
     engine = CodecEngine(Checkpoint(tiny_custom_voice), config)
     engine.start()
