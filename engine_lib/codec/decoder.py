@@ -21,7 +21,7 @@ from engine_lib.layers.norm import rms_norm
 from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from engine_lib.layers.snake import snake_beta
 
-# (name below "decoder.", *shape) -> float32 tensor
+# (name below "decoder.", *shape) -> float32 tensor on the decoder's device, or of the given dtype and device
 Take = Callable[..., torch.Tensor]
 
 USAGE_EPSILON = 1e-5
@@ -42,12 +42,12 @@ class CodecDecoder(nn.Module):
         super().__init__()
         self.dtype = dtype
 
-        def take(name: str, *shape: int) -> torch.Tensor:
-            return weights.take(f"decoder.{name}", shape, dtype=torch.float32, device=device)
+        def take(name: str, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device = device) -> torch.Tensor:
+            return weights.take(f"decoder.{name}", shape, dtype=dtype, device=device)
 
         latent, rates = config.latent_dim, config.upsample_rates
         widths = [config.decoder_dim // 2**i for i in range(len(rates) + 1)]
-        self.codebooks = Codebooks(take, config)
+        self.codebooks = Codebooks(take, config).to(device)
         self.pre_conv = _conv(take, "pre_conv.conv", config.codebook_dim, latent, kernel=3)
         self.transformer = SlidingWindowTransformer(take, config)
         self.upsample = nn.ModuleList(ConvNeXtStage(take, f"upsample.{i}", latent, rate) for i, rate in enumerate(config.upsampling_ratios))
@@ -90,7 +90,11 @@ class CodecDecoder(nn.Module):
 
 
 class Codebooks(nn.Module):
-    """All codebooks in one table, already projected; the first has its own output projection, the others share one."""
+    """All codebooks in one table, already projected; the first has its own output projection, the others share one.
+
+    The projection is computed on the CPU in float64: cuBLAS picks its algorithm by the share of the GPU that a process has, and with
+    some shares leaves parts unwritten (devices.check_products). So codes mean the same bits on every device.
+    """
 
     table: torch.Tensor
     offsets: torch.Tensor
@@ -98,15 +102,15 @@ class Codebooks(nn.Module):
     def __init__(self, take: Take, config: CodecDecoderConfig) -> None:
         super().__init__()
         size, dim = config.codebook_size, config.codebook_dim
-        books = []
+        books, exact = [], {"dtype": torch.float64, "device": torch.device("cpu")}
         for part, count in (("rvq_first", 1), ("rvq_rest", config.num_quantizers - 1)):
             name = f"quantizer.{part}"
-            projection = take(f"{name}.output_proj.weight", dim, dim // 2, 1)[:, :, 0]
+            projection = take(f"{name}.output_proj.weight", dim, dim // 2, 1, **exact)[:, :, 0]
             for i in range(count):
                 book = f"{name}.vq.layers.{i}._codebook"
-                usage = take(f"{book}.cluster_usage", size).clamp(min=USAGE_EPSILON)
-                books.append(take(f"{book}.embedding_sum", size, dim // 2) / usage[:, None] @ projection.T)
-        self.register_buffer("table", torch.cat(books))
+                usage = take(f"{book}.cluster_usage", size, **exact).clamp(min=USAGE_EPSILON)
+                books.append(take(f"{book}.embedding_sum", size, dim // 2, **exact) / usage[:, None] @ projection.T)
+        self.register_buffer("table", torch.cat(books).float())
         self.register_buffer("offsets", torch.arange(config.num_quantizers, device=self.table.device) * size)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
