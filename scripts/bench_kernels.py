@@ -33,6 +33,7 @@ from step_kernels import EPS, Layers, StepKernels, weight
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
 from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, chunk_for, tile_for
+from engine_lib.layers.fused import cublas_product
 
 BATCHES = (1, 2, 4, 8, 12, 16, 32, 64)
 TUNED_BATCHES = {8: (1, 8), 16: (12, 16)}  # rows of x in a program -> batches whose times count, relative to the best of each
@@ -70,7 +71,7 @@ class Product:
         if norm is not None:
             y = F.linear(rms_norm_rows(x, norm.weight, norm.eps), w)
             return silu_and_mul(y) if self.gated else y
-        return torch.addmm(residual, x, w.T)
+        return cublas_product(x, w, residual)
 
     def error(self, batch: int, dtype: torch.dtype, tile: LinearTile | None) -> float:
         """Relative error against the twin in float32 on upcast inputs."""

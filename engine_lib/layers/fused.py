@@ -22,7 +22,7 @@ FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # the latter in layers of up t
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
 SumShards = Callable[[torch.Tensor], torch.Tensor]
-# (x [rows, in], weight [out, in], residual [rows, out] or None) -> x @ weight.T, plus the residual: [rows, out]
+# (x [rows, in], weight [out, in], residual [rows, out] or None) -> x @ weight.T, plus the residual, which may be written over: [rows, out]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
@@ -53,8 +53,8 @@ class PackedTransformer(Protocol):
 
 
 def cublas_product(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-    """The product of many rows by cuBLAS."""
-    return F.linear(x, weight) if residual is None else torch.addmm(residual, x, weight.T)
+    """The product of many rows by cuBLAS; in the residual's place, which it would copy first otherwise."""
+    return F.linear(x, weight) if residual is None else residual.addmm_(x, weight.T)
 
 
 def forward_fused(
@@ -66,7 +66,7 @@ def forward_fused(
 ) -> torch.Tensor:
     """
     Args:
-        x: [rows, hidden], contiguous.
+        x: [rows, hidden], contiguous; may be written over.
         attend: norm, rotation, cache and attention of one layer.
         sum_shards: where the transformer is a shard, adds up a product of [rows, hidden] over shards, in place.
         product: computes products of many rows.
