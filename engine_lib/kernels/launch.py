@@ -7,7 +7,10 @@ later kernel:
 - Every program of every kernel here calls `wait_for_previous`, on every path. It returns when the kernel before has ended and
   its writes are seen. That kernel could not end before its own wait returned, and so on: after the wait *all* earlier kernels
   of the stream have ended, also those several launches back, and whatever they read may be overwritten.
-- Before the wait a kernel writes nothing and reads weights alone, which were written and waited for when the model was loaded.
+- Before the wait a kernel writes nothing. It reads weights, which were written and waited for when the model was loaded, and what
+  was there before a gate.
+- Each draw of a code is a gate: a kernel that says `start_next` only behind its own wait. So whatever comes behind it starts when all
+  that came before it has ended, and can read early what the code predictor had cached by then.
 - Work launched without the attribute (cuBLAS, torch's own kernels, copies) starts only when the kernel before has ended, and a
   kernel here that follows it waits for its end as for any other's.
 """

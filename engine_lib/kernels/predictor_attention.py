@@ -153,9 +153,8 @@ def _predictor_attention_kernel(
         angle = (position + i) * HALF + column
         k_cos += (tl.load(cos + angle, mask=real, other=0.0),)
         k_sin += (tl.load(sin + angle, mask=real, other=0.0),)
-    wait_for_previous(HOPPER)
 
-    # all is asked for before any is used: what the cache holds; queries, the heads of one position together; new keys and values
+    # what the cache holds: written before the latest draw, a gate (launch.py)
     entry = cache + (batch_row.to(tl.int64) * KV_HEADS + kv_head) * POSITIONS * 2 * HALF
     key_place = operand_rows(POSITIONS_PADDED // 8)
     key_column = operand_columns(HALF_PADDED, 1, 1)
@@ -163,6 +162,9 @@ def _predictor_attention_kernel(
     k_low, k_high = load_halves(entry + key_place * 2 * HALF + key_column, key_mask, HALF)
     place = tl.arange(0, POSITIONS_PADDED)[:, None]
     v_low, v_high = load_halves(entry + values_offset + place * 2 * HALF + column, (place < position) & real, HALF)
+    wait_for_previous(HOPPER)
+
+    # all is asked for before any is used: queries, the heads of one position together; new keys and values
     first_row = qkv + batch_row.to(tl.int64) * NEW * qkv_stride
     head = kv_head * GROUP + member
     q_mask = (member < GROUP) & real

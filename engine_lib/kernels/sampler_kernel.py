@@ -1,7 +1,7 @@
 """The draw of one codebook for a whole batch in one launch: penalty, masks, top-k, top-p, the draw, and what follows it.
 
-One program draws one row, all of whose vocabulary is in registers. Nothing is sorted: the k-th logit is found by bisection on
-the bits of the floats, which is exact, and so is the least logit that top-p keeps. The random number is that of
+One program draws one row, all of whose vocabulary is in registers. Nothing is sorted: the k-th logit is found by a search on the bits
+of the floats, which is exact, and so is the least logit that top-p keeps. The random number is that of
 engine_lib/talker/philox.py, the choice that of engine_lib/talker/sampler.py, which are the twins; sums are rounded in another
 order, so a draw may differ where the uniform number falls within rounding of the border between two ids.
 """
@@ -135,27 +135,44 @@ def draw_codes(
         FIRST=first is not None,
         EMBED=embedding is not None,
         ADVANCE=advance,
+        SHIFT=16 if logits.dtype == torch.bfloat16 and first is None else 0,  # a penalty fills the lower bits
         num_warps=4 if vocab <= 2048 else 8,
         **launch_options(logits.device),
     )
 
 
 @triton.jit
-def _sort_keys(x):
-    """int32 in the order of the floats; both zeros are equal."""
+def _sort_keys(x, SHIFT: tl.constexpr):
+    """Integers in the order of the floats: both zeros are equal, NaN is the largest. SHIFT: bits that are zero in all floats."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return tl.where(x != x, 0x7FFFFFFF, keys) >> SHIFT
 
 
 @triton.jit
-def _top_k_floor(keys, lowest, highest, k):
-    """A key that exactly the `k` largest of `keys`, and what ties with the k-th, reach."""
-    low, high = lowest.to(tl.int64), highest.to(tl.int64) + 1  # enough reach low, too few high
+def _float_of(key, SHIFT: tl.constexpr):
+    """The float whose sort key is `key`."""
+    bits = tl.where(key < 0, (((key + 1) << SHIFT) - 1) ^ 0x7FFFFFFF, key << SHIFT)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _top_k_floor(keys, lowest, highest, k, SHIFT: tl.constexpr):
+    """A key that exactly the `k` largest of `keys`, and what ties with the k-th, reach. Of up to 2**15 keys."""
+    low, high = lowest, highest + 1  # enough reach low, too few high
+    if SHIFT == 0:  # their distance may take 33 bits
+        low, high = lowest.to(tl.int64), highest.to(tl.int64) + 1
     while high - low > 1:
-        middle = low + (high - low) // 2
-        count = tl.sum((keys >= middle.to(tl.int32)).to(tl.int32))
-        low = tl.where(count >= k, middle, low)
-        high = tl.where(count == k, middle + 1, tl.where(count < k, middle, high))
+        # Two borders, counted in one sum: most of a round is waiting for it.
+        step = tl.maximum((high - low >> 2) + (high - low >> 4), 1)
+        lower, upper = low + step, high - step
+        reach = (keys >= lower.to(tl.int32)).to(tl.int32) + ((keys >= upper.to(tl.int32)).to(tl.int32) << 16)
+        counts = tl.sum(reach)
+        reach_lower, reach_upper = counts & 0xFFFF, counts >> 16
+        low = tl.where(reach_upper >= k, upper, tl.where(reach_lower >= k, lower, low))
+        high = tl.where(reach_upper >= k, high, tl.where(reach_lower >= k, upper, lower))
+        is_exact = ((low == upper) & (reach_upper == k)) | ((low == lower) & (reach_lower == k))
+        high = tl.where(is_exact, low + 1, high)
     return low.to(tl.int32)
 
 
@@ -174,29 +191,31 @@ def _top_p_floor(keys, probabilities, lowest, highest, limit):
 
 
 @triton.jit
-def _draw(logits, ids, best_id, temperature, k, top_p, uniform, VOCAB: tl.constexpr, PADDED: tl.constexpr):
-    """The id whose share of the cumulative distribution, in id order, holds `uniform`."""
-    x = tl.where(ids < VOCAB, tl.math.div_rn(logits, tl.zeros_like(logits) + temperature), float("-inf"))
-    keys = tl.where(ids < VOCAB, _sort_keys(x), -0x80000000)
-    highest = tl.max(keys)
-    lowest = tl.min(tl.where(ids < VOCAB, keys, 0x7FFFFFFF))
-    kept = (keys >= _top_k_floor(keys, lowest, highest, k)) & (ids < VOCAB)
-    shifted = tl.where(kept, x - tl.max(x), float("-inf"))
-    weights = tl.exp(shifted)
+def _draw(logits, keys, best_key, ids, temperature, k, top_p, uniform, VOCAB: tl.constexpr, PADDED: tl.constexpr, SHIFT: tl.constexpr):
+    """The id whose share of the cumulative distribution, in id order, holds `uniform`; PADDED where rounding left it none.
+
+    `keys` are those of `logits`: dividing by the temperature keeps their order. (Quotients that are subnormal floats may tie where
+    logits do not; the twin then keeps those that tie with the k-th.)
+    """
+    lowest = tl.full([], -0x7F800001 >> SHIFT, tl.int32)  # of -inf
+    kept = (keys >= _top_k_floor(keys, lowest, best_key, k, SHIFT)) & (ids < VOCAB)
+    x = tl.math.div_rn(logits, tl.zeros_like(logits) + temperature)
+    best = tl.math.div_rn(_float_of(best_key, SHIFT), temperature)
+    weights = tl.exp(tl.where(kept, x - best, float("-inf")))
     if top_p < 1:
+        keys = tl.where(ids < VOCAB, _sort_keys(x, 0), -0x80000000)
+        highest = tl.max(keys)
         probabilities = weights / tl.sum(weights)
         limit = 1 - top_p
-        floor, mass_below = _top_p_floor(keys, probabilities, lowest, highest, limit)
+        floor, mass_below = _top_p_floor(keys, probabilities, tl.min(tl.where(ids < VOCAB, keys, highest)), highest, limit)
         # Of equal logits the smaller ids are cut first; the last of the likeliest always stays.
         tied = keys == floor
         cut = (keys < floor) | (tied & (mass_below + probabilities * tl.cumsum(tied.to(tl.int32)) <= limit))
         last = tl.max(tl.where(keys == highest, ids, 0))
         weights = tl.where(cut & (ids != last), 0.0, weights)
-    weights = weights / tl.sum(weights)
     cumulative = tl.cumsum(weights)
     reached = (cumulative > uniform * tl.max(cumulative)) & (weights > 0)
-    drawn = tl.min(tl.where(reached, ids, PADDED))
-    return tl.where(drawn < PADDED, drawn, best_id)
+    return tl.min(tl.where(reached, ids, PADDED))
 
 
 @triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "scratch_slot"])
@@ -232,39 +251,43 @@ def _draw_codes_kernel(
     FIRST: tl.constexpr,
     EMBED: tl.constexpr,
     ADVANCE: tl.constexpr,
+    SHIFT: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
-    start_next(HOPPER)
-    wait_for_previous(HOPPER)
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
     ids = tl.arange(0, PADDED)
     real = ids < VOCAB
+    if FIRST:
+        wait_for_previous(HOPPER)
+    # What streams have from frame to frame; behind the draw of codebook 0, a gate, it can be read early.
+    slot = tl.load(slots + row)
+    frame, seed, is_drawn = tl.load(frames + slot), tl.load(seeds + slot), tl.load(do_sample + slot)
+    row_temperature, row_top_k, row_top_p = tl.load(temperature + slot), tl.load(top_k + slot), tl.load(top_p + slot)
+    if not FIRST:
+        wait_for_previous(HOPPER)
+    start_next(HOPPER)  # a gate: see launch.py
     x = tl.load(logits + row * logits_stride + ids, mask=real, other=0.0).to(tl.float32)
-    frame = tl.load(frames + slot)
 
     # penalty and masks
     if FIRST:
         penalty = tl.zeros_like(x) + tl.load(repetition_penalty + slot)
         was_seen = tl.load(seen + slot * VOCAB + ids, mask=real, other=0) != 0
         x = tl.where(was_seen, tl.where(x < 0, x * penalty, tl.math.div_rn(x, penalty)), x)
-    has_nan = tl.max((x != x).to(tl.int32)) > 0
-    if FIRST:
         hidden = (tl.load(suppressed + ids, mask=real, other=0) != 0) | ((ids == eos) & (frame < min_frames))
-        x = tl.where(hidden, float("-inf"), x)
-    x = tl.where(real & ~has_nan, x, float("-inf"))
+        x = tl.where(hidden & (x == x), float("-inf"), x)  # NaN is an error even where it is hidden
+    keys = tl.where(real, _sort_keys(x, SHIFT), -0x80000000 >> SHIFT)
 
     # draw
-    best, best_id = tl.max(x, axis=0, return_indices=True)
-    failed = has_nan | (best == float("-inf")) | (best == float("inf"))
-    code = best_id
-    if (tl.load(do_sample + slot) != 0) & (failed == 0):
-        word, _, _, _ = tl.philox(
-            tl.load(seeds + slot), codebook.to(tl.uint32), frame.to(tl.uint32), tl.zeros_like(codebook), tl.zeros_like(codebook)
-        )
+    best_key = tl.max(keys)
+    failed = (best_key >= 0x7F800000 >> SHIFT) | (best_key <= -0x7F800001 >> SHIFT)  # +inf or NaN, or nothing above -inf
+    code = tl.full([], PADDED, tl.int32)
+    if (is_drawn != 0) & (failed == 0):
+        word, _, _, _ = tl.philox(seed, codebook.to(tl.uint32), frame.to(tl.uint32), tl.zeros_like(codebook), tl.zeros_like(codebook))
         uniform = (word >> 8).to(tl.float32) * (2.0**-24)
-        k = tl.minimum(tl.maximum(tl.load(top_k + slot), 1), VOCAB)
-        code = _draw(x, ids, best_id, tl.load(temperature + slot), k, tl.load(top_p + slot), uniform, VOCAB, PADDED)
+        k = tl.minimum(tl.maximum(row_top_k, 1), VOCAB)
+        code = _draw(x, keys, best_key, ids, row_temperature, k, row_top_p, uniform, VOCAB, PADDED, SHIFT)
+    if code == PADDED:
+        code = tl.min(tl.where(keys == best_key, ids, PADDED))
     code = tl.where(failed, _BAD_CODE, code).to(tl.int64)
     valid = tl.maximum(code, 0)
 

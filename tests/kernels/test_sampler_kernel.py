@@ -84,10 +84,11 @@ def test_draws_equal_those_of_the_torch_sampler(rng: random.Random, device: torc
     assert torch.equal(state.codes[slots, codebook], codes)
 
 
-def test_logits_that_tie_with_the_kth_can_all_be_drawn(rng: random.Random, device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_tie_with_the_kth_can_all_be_drawn(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
     batch = 64
     state, sampling, slots = new_state(batch, 40, device), new_sampling(batch, device, top_k=2), batch_of(batch, batch, device)
-    logits = torch.zeros(batch, 40, device=device)
+    logits = torch.zeros(batch, 40, dtype=dtype, device=device)
     logits[:, 11], logits[:, ::7] = 1.0, -0.0  # zeros of both signs tie
     codes = drawn(logits, 3, slots, sampling, state)
     assert_same_draws(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 3])
@@ -129,17 +130,18 @@ def test_the_first_codebook_obeys_penalty_and_masks_and_is_remembered(rng: rando
     assert torch.equal(state.seen, before)
 
 
-def test_a_row_that_went_wrong_is_marked_and_its_mates_are_not(rng: random.Random, device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_went_wrong_is_marked_and_its_mates_are_not(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
     vocab = 50
     state, slots = new_state(6, vocab, device), torch.arange(6, device=device)
     sampling = new_sampling(6, device)
     sampling.do_sample[::2] = False
     first = FirstCodebookRules(torch.arange(vocab, device=device) >= 40, 3, 0)
-    logits = torch.randn(6, vocab, device=device)
+    logits = torch.randn(6, vocab, device=device).to(dtype)
     logits[1, 45] = torch.nan  # hidden by a mask, and wrong all the same
     logits[2, 7] = torch.inf
     logits[3] = -torch.inf
-    logits[4, 9] = torch.nan
+    logits[4, 9] = torch.full((), torch.nan).neg()  # its sign bit would make it the smallest of all
     assert (drawn(logits, 0, slots, sampling, state, first=first) == BAD_CODE).tolist() == [False, True, True, True, True, False]
     assert (state.codes[1:5, 0] == 0).all()
     logits[1, 45] = 0
