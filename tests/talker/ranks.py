@@ -63,6 +63,7 @@ def assert_same_state(runners: list[TalkerRunner]) -> None:
         for name, value in vars(first.state).items():
             same = getattr(other.state, name)
             tensors = [(value, same)] if isinstance(value, torch.Tensor) else zip(vars(value).values(), vars(same).values(), strict=True)
-            assert all(torch.equal(a, b) for a, b in tensors), name
-        assert torch.equal(other.kv_cache.abs().sum((4, 5)) > 0, first.kv_cache.abs().sum((4, 5)) > 0)
-        assert torch.equal(other.model.code_table, first.model.code_table)
+            assert all(torch.equal(a.cpu(), b.cpu()) for a, b in tensors), name
+        rows, other_rows = (runner.kv_cache.abs().sum((4, 5)).cpu() > 0 for runner in (first, other))
+        assert torch.equal(other_rows, rows)
+        assert torch.equal(other.model.code_table.cpu(), first.model.code_table.cpu())
