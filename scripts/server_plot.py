@@ -1,12 +1,12 @@
-"""The plot of bench_server.py: first audio and throughput against streams, first audio against rate, with the peers as marks.
+"""Plot what bench_server.py wrote: first audio and throughput against streams, first audio against rate, with the peers as marks.
 
-python scripts/server_plot.py bench_server.json docs/bench_server.png
+    python scripts/server_plot.py bench_server.json docs/server.png
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,9 +49,12 @@ def _draw(axes: Axes, results: Sequence[Mapping[str, object]], peers: Sequence[P
 
 def main() -> None:
     """Draw the figures that bench_server.py has written."""
-    source, target = map(Path, sys.argv[1:])
-    written = json.loads(source.read_text())
-    plot(written["results"], peers_of(written["results"][0]["size"]), written["machine"], target)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", type=Path, help="the JSON file that bench_server.py --output has written")
+    parser.add_argument("plot", type=Path, help="where to draw; the suffix says in what format")
+    arguments = parser.parse_args()
+    written = json.loads(arguments.figures.read_text())
+    plot(written["results"], peers_of(written["results"][0]["size"]), written["machine"], arguments.plot)
 
 
 if __name__ == "__main__":
