@@ -1,6 +1,6 @@
 """Plot what bench_server.py wrote: first audio and throughput against streams, first audio against rate, with the peers as marks.
 
-    python scripts/server_plot.py bench_server.json docs/server.png
+python scripts/server_plot.py bench_server.json docs/server.png
 """
 
 from __future__ import annotations
