@@ -1,8 +1,8 @@
 """CodecDecoder: frames of codes to samples, piece by piece. Official: Qwen3TTSTokenizerV2Decoder.
 
 codebooks -> causal conv -> sliding-window transformer -> upsampling ConvNeXt stages -> upsampling SnakeBeta stages -> samples.
-Constants are folded into the weights at load, in float32: cluster usage and output projection into the codebooks, LayerScale
-and ConvNeXt's gamma into the products before them, SnakeBeta's exponentials.
+Constants are folded into the weights at load, in float32: LayerScale and ConvNeXt's gamma into the products before them, SnakeBeta's
+exponentials; in float64 cluster usage and output projection into the codebooks.
 """
 
 from __future__ import annotations

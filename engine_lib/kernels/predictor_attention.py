@@ -33,6 +33,8 @@ def predictor_attention(
 ) -> torch.Tensor:
     """Attend from the new positions of each row to them and all before them; their keys and values join the cache.
 
+    What the cache holds is read early: see "gate" in launch.py.
+
     Args:
         qkv: [batch * n, (heads + 2 * kv_heads) * head_dim], the packed product, n new positions of a row together.
         q_norm, k_norm: [head_dim]; eps: of these norms.
