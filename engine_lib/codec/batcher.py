@@ -141,6 +141,11 @@ class Batcher:
         self.num_pending += 1
         return stream
 
+    @property
+    def num_without_slot(self) -> int:
+        """Streams that wait for a slot."""
+        return sum(stream.slot is None and not stream.error for stream in self.streams.values())
+
     def open_slots(self) -> list[Stream]:
         """Give free slots to streams that have frames to decode and no slot yet; return those streams."""
         opened = []

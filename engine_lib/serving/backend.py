@@ -60,6 +60,15 @@ class TritonBackend:
         for _ in self.call(talker, {"cancel": np.array([stream_key.encode()], np.object_)}, []):
             pass
 
+    def hold_requests(self, talker: str, seconds: float) -> None:
+        """Send the model `talker` a control request: for so long it shall begin no stream. Blocks on the server.
+
+        Raises:
+            RelayedError: the talker refused it.
+        """
+        for _ in self.call(talker, {"hold": np.array([seconds], np.float32)}, []):
+            pass
+
     def call(
         self, model: str, tensors: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], *, parameters: str = "", timeout: int = 0
     ) -> Iterator[Tensors]:

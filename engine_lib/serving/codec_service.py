@@ -41,10 +41,11 @@ class CodecService(EngineService):
         # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
-        self._engine = CodecEngine(Checkpoint(config.model_path), config)
+        self._engine = CodecEngine(Checkpoint(config.model_path), config, self._hold_talkers)
         self._first_audio_times = Durations()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
-        self._canceller = OrderedSender("codec-cancel", 1, self._log_failure)
+        self._controller = OrderedSender("codec-control", 1, self._log_failure)
+        self._held_talkers: set[str] = set()
         self._start(self._engine, lambda: warm_up_codec(self._engine, self._sender))
         self._add_metrics()
         self._watch(self._engine, self._streams)
@@ -69,7 +70,7 @@ class CodecService(EngineService):
     def shutdown(self) -> None:
         """Answer what is queued, then end the engine and all threads, within a few seconds."""
         super().shutdown()
-        self._canceller.close(SHUTDOWN_SECONDS)
+        self._controller.close(SHUTDOWN_SECONDS)
 
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once, for no other waits."""
@@ -112,7 +113,15 @@ class CodecService(EngineService):
         if not self._streams.get(stream_key, True):
             self._streams[stream_key] = True
             counter.add(1)
-            self._canceller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
+            self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
+
+    def _hold_talkers(self, seconds: float) -> None:
+        """On the codec thread: let the talkers of open streams begin none for `seconds`; 0 lifts that."""
+        self._held_talkers |= {talker_of(key) for key in list(self._streams)}
+        for talker in self._held_talkers:
+            self._controller.put(talker, partial(self._backend.hold_requests, talker, seconds))
+        if not seconds:
+            self._held_talkers.clear()
 
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats

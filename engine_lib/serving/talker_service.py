@@ -89,8 +89,8 @@ class TalkerService(EngineService):
     def handle(self, request: Any) -> None:
         """Queue one request of Triton's, or refuse it.
 
-        Control requests: the input `cancel` names a stream to stop; `store_voice` (JSON: name, consent) stores the voice of the
-        reference beside it.
+        Control requests: the input `cancel` names a stream to stop; `hold` says for how many seconds none shall begin; `store_voice`
+        (JSON: name, consent) stores the voice of the reference beside it.
         """
         arrived_at = time.monotonic()
         reply = self._backend.reply(request)
@@ -98,6 +98,9 @@ class TalkerService(EngineService):
             tensors = self._backend.tensors(request)
             if "cancel" in tensors:
                 self._engine.cancel(tensors["cancel"][0].decode("ascii", "replace"))
+                reply.finish()
+            elif "hold" in tensors:
+                self._engine.hold(arrived_at + float(tensors["hold"][0]))
                 reply.finish()
             elif "store_voice" in tensors:
                 self._store_voice(tensors, request.parameters(), reply)
@@ -256,6 +259,7 @@ class TalkerService(EngineService):
         metrics.gauge("active_streams", "Streams whose last message has not been sent", lambda: len(self._streams))
         metrics.gauge("running_requests", "Requests the talker decodes together", lambda: stats().running)
         metrics.gauge("waiting_requests", "Requests that wait for a place in the talker's batch", lambda: stats().waiting)
+        metrics.gauge("requests_held", "1 while requests wait for the codec to catch up", lambda: self._engine.is_held)
         metrics.gauge("kv_blocks_free", "Free blocks of the talker's KV cache", lambda: stats().free_blocks)
         metrics.gauge("kv_blocks_total", "Blocks of the talker's KV cache", lambda: stats().total_blocks)
         metrics.total("preemptions_total", "Requests recomputed because the KV cache ran dry", lambda: stats().num_preemptions)

@@ -7,6 +7,7 @@ its own.
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -60,11 +61,17 @@ class BaseTalkerEngine(ABC):
         self._open: dict[str, Request] = {}
         self._reserved: set[str] = set()  # keys of requests to come
         self._alive = False
+        self._held_until = 0.0  # of time.monotonic()
 
     @property
     def is_alive(self) -> bool:
         """True from start() until shutdown() or until the engine fails."""
         return self._alive
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `hold` keeps requests waiting that have not begun."""
+        return time.monotonic() < self._held_until
 
     @abstractmethod
     def start(self) -> None:
@@ -85,6 +92,16 @@ class BaseTalkerEngine(ABC):
     @abstractmethod
     def _accept_cancel(self, request_id: str) -> None:
         """Pass on that an open request shall end. The lock is held."""
+
+    @abstractmethod
+    def _accept_hold(self) -> None:
+        """Pass on that `_held_until` has changed. The lock is held."""
+
+    def hold(self, until: float) -> None:
+        """Let no further request begin before `until`, of time.monotonic(); what is in the past lifts it. They wait as for a place."""
+        with self._changed:
+            self._held_until = until
+            self._accept_hold()
 
     def reserve(self, request_id: str) -> None:
         """Hold a place for a request whose prompt is still being made; `submit` takes it, `release` gives it up.

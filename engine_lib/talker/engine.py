@@ -65,6 +65,7 @@ class TalkerEngine(BaseTalkerEngine):
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=min(config.max_num_batched_tokens, config.max_model_len),
             block_keys=BlockKeys(block_size, checkpoint.config.tts_pad_token_id) if config.enable_prefix_caching else None,
+            may_begin=lambda: not self.is_held,
         )
         # On a GPU one result stays unread while the next step runs; the CPU runs a launch at once, so waiting only delays audio.
         self._pipelined = device.type == "cuda"
@@ -97,6 +98,9 @@ class TalkerEngine(BaseTalkerEngine):
 
     def _accept_cancel(self, request_id: str) -> None:
         self._cancelled.add(request_id)
+        self._changed.notify()
+
+    def _accept_hold(self) -> None:
         self._changed.notify()
 
     def shutdown(self, timeout: float = 10.0) -> None:
@@ -169,7 +173,11 @@ class TalkerEngine(BaseTalkerEngine):
 
     def _seconds_to_launch(self) -> float | None:
         """Until the next step is to be launched or read; None where there is nothing to do."""
-        return self._launch_due() - time.perf_counter() if self._unread or self.scheduler.has_work else None
+        if self._unread or self.scheduler.has_work:
+            return self._launch_due() - time.perf_counter()
+        if not self.scheduler.waiting:
+            return None
+        return min([self._held_until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
 
     def _take_inbox(self) -> bool:
         """Wait for something to do; take in new and cancelled requests. False when the engine shall stop."""

@@ -28,6 +28,7 @@ from engine_lib.talker.engine_messages import (
     CancelRequest,
     EngineLoaded,
     EngineReport,
+    HoldRequests,
     LoadEngine,
     LoadFailed,
     LogRecord,
@@ -118,6 +119,8 @@ class PipedTalkerEngine(TalkerEngine):
                 self.submit(self._request(message))
             case CancelRequest():
                 self.cancel(message.request_id)
+            case HoldRequests():
+                self.hold(message.until)
             case StopEngine():
                 self._stopping = True
 

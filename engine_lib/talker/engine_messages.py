@@ -47,6 +47,12 @@ class CancelRequest(Message, frozen=True):
     request_id: str
 
 
+class HoldRequests(Message, frozen=True):
+    """No further request shall begin before `until`, of the monotonic clock all processes share."""
+
+    until: float
+
+
 class StopEngine(Message, frozen=True):
     """Every request ends with an error, then the process."""
 
@@ -102,8 +108,8 @@ class EngineReport(Message, frozen=True):
     hosts: npt.NDArray[np.float64]
 
 
-TO_ENGINE: Wire[LoadEngine | StartEngine | SubmitRequest | CancelRequest | StopEngine] = Wire(
-    LoadEngine | StartEngine | SubmitRequest | CancelRequest | StopEngine
+TO_ENGINE: Wire[LoadEngine | StartEngine | SubmitRequest | CancelRequest | HoldRequests | StopEngine] = Wire(
+    LoadEngine | StartEngine | SubmitRequest | CancelRequest | HoldRequests | StopEngine
 )
 FROM_ENGINE: Wire[EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport] = Wire(
     EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport

@@ -27,6 +27,7 @@ from engine_lib.talker.engine_messages import (
     CancelRequest,
     EngineLoaded,
     EngineReport,
+    HoldRequests,
     LoadEngine,
     LoadFailed,
     LogRecord,
@@ -117,6 +118,9 @@ class TalkerEngineProcess(BaseTalkerEngine):
 
     def _accept_cancel(self, request_id: str) -> None:
         self._send(CancelRequest(request_id))
+
+    def _accept_hold(self) -> None:
+        self._send(HoldRequests(self._held_until))
 
     def _send(self, message: Message) -> None:
         """A process that has gone is noticed by who reads from it, and every open request ends then."""

@@ -17,7 +17,7 @@ that has just come free may still be written to; the schedule says which step th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from engine_lib.talker.block_keys import BlockKeys
@@ -63,9 +63,19 @@ class Scheduler:
     """Owns the waiting queue, the slots and the KV blocks."""
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int, block_keys: BlockKeys | None = None
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        block_keys: BlockKeys | None = None,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`block_keys`: None shares no blocks."""
+        """
+        Args:
+            block_keys: None shares no blocks.
+            may_begin: whether requests may begin now; those that have, and were preempted, always go on.
+        """
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Request] = deque()
@@ -73,7 +83,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prefix_hits = 0
         self.num_cached_rows = 0
-        self._block_keys = block_keys
+        self._block_keys, self._may_begin = block_keys, may_begin
         self._free_slots = deque(range(max_num_seqs))
         self._num_rows_ahead = 0  # prefilled for the coming step already
         self._num_decode_steps = 0
@@ -87,12 +97,16 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.active or self.waiting)
+        return bool(self.active) or self._next_may_begin
 
     @property
     def will_decode(self) -> bool:
         """Whether the next step has a frame to draw for a stream that runs."""
         return any(map(_has_frames_to_come, self.active))
+
+    @property
+    def _next_may_begin(self) -> bool:
+        return bool(self.waiting) and (self.waiting[0].num_preemptions > 0 or self._may_begin())
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -219,7 +233,7 @@ class Scheduler:
         for request in self.active:
             if request.status is PREFILLING and self._plan_prefill(request, schedule, others_run):
                 ready.append(request)
-        while self._room(schedule) and self._free_slots and self.waiting and self._admit(self.waiting[0]):
+        while self._room(schedule) and self._free_slots and self._next_may_begin and self._admit(self.waiting[0]):
             request = self.waiting.popleft()
             schedule.admitted.append(request)
             schedule.grown.append(request)

@@ -24,6 +24,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.engine_process import TalkerEngineProcess
 from engine_lib.talker.request import CodesChunk, Request
 from engine_lib.voice_prompt import VoiceClonePromptItem
 
@@ -136,6 +137,20 @@ def running_engine(path: Path, *, exact: bool = False, pipelined: bool = False, 
         yield engine
     finally:
         engine.shutdown()
+
+
+@contextmanager
+def running_process(path: Path, **options: Any) -> Iterator[TalkerEngineProcess]:
+    """A started engine in a process of its own, of which nothing is left at the end."""
+    defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8, "max_model_len": 128, "kv_block_size": 4, "num_threads": 1}
+    config = EngineConfig(**(defaults | options))
+    engine = TalkerEngineProcess(checkpoint(path), config)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+        assert not Path(f"/proc/{engine.pid}").exists()
 
 
 def start(

@@ -9,16 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.talker import engine_process
 from engine_lib.talker.engine_process import TalkerEngineProcess
@@ -31,9 +27,9 @@ from talker.support import (
     Stream,
     Utterance,
     assert_nothing_is_held,
-    checkpoint,
     eventually,
     running_engine,
+    running_process,
     speak,
     start,
 )
@@ -47,20 +43,6 @@ UTTERANCES = (WHOLE[0], FED[1], WHOLE[2], FED[3], WHOLE[1])
 def endless(checkpoints: Path) -> Path:
     """Return a checkpoint whose speech never ends."""
     return make_checkpoint(checkpoints / "endless_process", eos_gain=0.0)
-
-
-@contextmanager
-def running_process(path: Path, **options: Any) -> Iterator[TalkerEngineProcess]:
-    """A started engine in a process of its own, of which nothing is left at the end."""
-    defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8, "max_model_len": 128, "kv_block_size": 4, "num_threads": 1}
-    config = EngineConfig(**(defaults | options))
-    engine = TalkerEngineProcess(checkpoint(path), config)
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.shutdown()
-        assert not Path(f"/proc/{engine.pid}").exists()
 
 
 def until_nothing_is_held(engine: TalkerEngineProcess) -> None:

@@ -1,0 +1,36 @@
+"""Backlog: when streams come faster than the codec decodes them, and whoever begins them should wait.
+
+A stream holds its slot until its last audio is decoded, which may be long after the talker has drawn its last frame. Where the talker
+is the faster one, streams gather here that it has finished with, and new ones find no slot. A few may wait for one, which takes a
+moment; more mean that they would wait longer and longer.
+"""
+
+from __future__ import annotations
+
+HOLD_SECONDS = 1.0  # how long a word counts, should the next one never come
+RENEWAL_SECONDS = 0.5
+
+
+class Backlog:
+    """What to say of it, when it changes and while it lasts. Plain data; times are of whatever clock the caller uses.
+
+    Attributes:
+        is_held: streams that have not begun should wait.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._most = max(num_slots // 8, 4)  # streams that may wait for a slot
+        self.is_held = False
+        self._said_at = 0.0
+
+    def update(self, waiting: int, now: float) -> float | None:
+        """How long, from now on, no stream should begin (0: they may again), where that is to be said anew; else None.
+
+        Args:
+            waiting: streams that have no slot yet.
+        """
+        was_held, self.is_held = self.is_held, waiting > (self._most // 2 if self.is_held else self._most)
+        if self.is_held and (not was_held or now - self._said_at >= RENEWAL_SECONDS):
+            self._said_at = now
+            return HOLD_SECONDS
+        return 0.0 if was_held and not self.is_held else None

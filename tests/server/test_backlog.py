@@ -1,0 +1,44 @@
+"""A codec that is slower than the talker: requests wait where waiting is counted, and every stream is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from engine_lib.serving.server_process import TritonServer
+from make_checkpoint import make_checkpoint
+from server.conftest import new_server
+from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually, eventually_free, inputs, metric
+
+NUM_STREAMS, NUM_FRAMES = 16, 12
+
+
+@pytest.fixture(scope="module")
+def slow_codec_server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A tiny talker with a codec some sixty times as large as the tiny one."""
+    wide = {"speech_tokenizer.decoder_config.decoder_dim": 768}
+    path = make_checkpoint(checkpoints / "slow_codec", overrides=wide, eos_gain=0.0)
+    with new_server(path, tmp_path_factory.mktemp("slow_codec") / "log", max_num_seqs="2", codec_slots="2") as running:
+        yield running
+
+
+def test_requests_wait_for_a_codec_that_lags_behind(slow_codec_server: TritonServer) -> None:
+    server = slow_codec_server
+    with ExitStack() as stack:
+        options = [{"max_frames": NUM_FRAMES, "seed": seed} for seed in range(NUM_STREAMS)]
+        streams = [stack.enter_context(Stream(server, inputs(sampling=sampling))) for sampling in options]
+        eventually(
+            lambda: [metric(server, name) > 0 for name in ("requests_held", "running_requests", "waiting_requests")] == [True, False, True],
+            "the talker rests while requests wait",
+        )
+        for stream in streams:
+            chunks = stream.all()
+            assert chunks[-1].finish_reason == "length"
+            assert len(audio_of(chunks)) == NUM_FRAMES * SAMPLES_PER_FRAME
+    eventually(lambda: metric(server, "requests_held") == 0, "the codec has caught up")
+    eventually_free(server)
+    with Stream(server, inputs(sampling={"max_frames": 2})) as stream:
+        assert stream.all()[-1].finish_reason == "length"

@@ -1,0 +1,96 @@
+"""A hold keeps requests waiting that have not begun, until it is lifted or its time is over; whatever has begun goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_lib.sampling import SamplingParams
+from engine_lib.talker.base_engine import BaseTalkerEngine
+from engine_lib.talker.request import Request
+from talker.support import GREEDY, GREETING, PATIENCE, Stream, eventually, running_engine, running_process, start
+
+Running = Callable[..., AbstractContextManager[BaseTalkerEngine]]
+
+
+@pytest.fixture(params=[running_engine, running_process])
+def running(request: pytest.FixtureRequest) -> Running:
+    """Return what starts an engine: on a thread, and in a process."""
+    function: Running = request.param
+    return function
+
+
+def hold(engine: BaseTalkerEngine) -> Callable[[Any], None]:
+    """What holds `engine` for long, when it is called."""
+    return lambda _stream: engine.hold(time.monotonic() + PATIENCE)
+
+
+def test_a_held_request_begins_when_that_is_lifted(endless_voice: Path, running: Running):
+    with running(endless_voice) as engine:
+        hold(engine)(None)
+        stream = start(engine, GREETING, max_frames=3)
+        time.sleep(0.3)
+        assert engine.is_held
+        assert engine.stats().waiting == 1
+        assert not stream.chunks
+        engine.hold(0.0)
+        assert not engine.is_held
+        assert stream.end().finish_reason == "length"
+
+
+def test_a_hold_that_nobody_lifts_expires(endless_voice: Path, running: Running):
+    with running(endless_voice) as engine:
+        begin = time.monotonic()
+        engine.hold(begin + 0.5)
+        assert start(engine, GREETING, max_frames=3).end().finish_reason == "length"
+        assert time.monotonic() >= begin + 0.5
+
+
+def test_what_has_begun_goes_on(endless_voice: Path, running: Running):
+    with running(endless_voice) as engine:
+        begun = start(engine, GREETING, max_frames=20, at={2: hold(engine)})
+        eventually(lambda: engine.is_held, "the hold")
+        later = start(engine, GREETING, max_frames=3)
+        assert begun.end().finish_reason == "length"
+        assert len(begun.codes) == 20
+        assert not later.chunks
+        engine.hold(0.0)
+        later.end()
+
+
+def test_a_preempted_stream_has_begun(endless_voice: Path):
+    with running_engine(endless_voice, num_kv_blocks=20, max_model_len=64, max_num_seqs=2) as engine:
+        streams = [start(engine, GREETING, max_frames=30, at={2: hold(engine)}) for _ in range(2)]
+        for stream in streams:
+            assert stream.end().finish_reason == "length"
+        assert engine.stats().num_preemptions > 0
+        assert engine.is_held
+
+
+def test_a_held_request_can_be_cancelled_and_has_its_deadline(endless_voice: Path, running: Running):
+    with running(endless_voice) as engine:
+        hold(engine)(None)
+        cancelled, late = start(engine, GREETING), Stream()
+        late.request = Request("late", GREETING.prompt(endless_voice), GREEDY, (1,), late, deadline=time.monotonic() + 0.3)
+        engine.submit(late.request)
+        engine.cancel(cancelled.request.request_id)
+        assert cancelled.end().finish_reason == "cancelled"
+        assert late.end().finish_reason == "error"
+        assert engine.is_held
+
+
+def test_an_engine_whose_requests_are_all_held_sleeps(endless_voice: Path):
+    with running_engine(endless_voice) as engine:
+        hold(engine)(None)
+        stream = start(engine, GREETING, SamplingParams(seed=1), max_frames=2)
+        time.sleep(0.2)
+        steps = engine.stats().num_steps
+        time.sleep(0.5)
+        assert engine.stats().num_steps == steps
+        engine.hold(0.0)
+        stream.end()
