@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.backlog import HOLD_SECONDS
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device
 from engine_lib.durations import Durations
-from engine_lib.errors import EngineDeadError
+from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.errors import STATUS_CODES, status
@@ -100,7 +101,7 @@ class TalkerService(EngineService):
                 self._engine.cancel(tensors["cancel"][0].decode("ascii", "replace"))
                 reply.finish()
             elif "hold" in tensors:
-                self._engine.hold(arrived_at + float(tensors["hold"][0]))
+                self._hold(float(tensors["hold"][0]))
                 reply.finish()
             elif "store_voice" in tensors:
                 self._store_voice(tensors, request.parameters(), reply)
@@ -108,6 +109,12 @@ class TalkerService(EngineService):
                 self._accept(tensors, request.parameters(), request.timeout(), reply, arrived_at)
         except Exception as error:
             self._refuse(reply, error)
+
+    def _hold(self, seconds: float) -> None:
+        # Whoever can ask for streams can ask for this, so it must not last.
+        if not 0 <= seconds <= HOLD_SECONDS:
+            raise InvalidRequestError("hold", f"{seconds:g} is not allowed; give 0 to {HOLD_SECONDS:g} seconds")
+        self._engine.hold(time.monotonic() + seconds)
 
     def _accept(self, tensors: dict[str, Any], parameters: str, timeout: int, reply: Reply, arrived_at: float) -> None:
         if self._lifecycle.is_draining:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from engine_lib.serving.server_process import TritonServer
 from make_checkpoint import make_checkpoint
@@ -42,3 +45,11 @@ def test_requests_wait_for_a_codec_that_lags_behind(slow_codec_server: TritonSer
     eventually_free(server)
     with Stream(server, inputs(sampling={"max_frames": 2})) as stream:
         assert stream.all()[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1.5, np.inf, np.nan])
+def test_nobody_can_hold_a_talker_for_long(slow_codec_server: TritonServer, seconds: float) -> None:
+    tensor = triton.InferInput("hold", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([seconds], np.float32))
+    with Stream(slow_codec_server, [tensor], model="talker") as stream, pytest.raises(InferenceServerException, match="INVALID_ARG: hold:"):
+        stream.next()
