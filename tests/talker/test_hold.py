@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from talker.support import GREEDY, GREETING, PATIENCE, Stream, eventually, runni
 Running = Callable[..., AbstractContextManager[BaseTalkerEngine]]
 
 
-@pytest.fixture(params=[running_engine, running_process])
+@pytest.fixture(params=[running_engine, partial(running_engine, pipelined=True), running_process], ids=["thread", "pipelined", "process"])
 def running(request: pytest.FixtureRequest) -> Running:
-    """Return what starts an engine: on a thread, and in a process."""
+    """Return what starts an engine: on a thread, on one that reads results a step late, as on a GPU, and in a process."""
     function: Running = request.param
     return function
 
