@@ -16,7 +16,6 @@ the host works. first codes: from the call to the first chunk.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import os
 import queue
@@ -39,6 +38,7 @@ from speech_load import LONGEST, speech_frames
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.durations import Durations
+from engine_lib.garbage import freeze_loaded
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
@@ -117,8 +117,7 @@ def _running_engine(checkpoint: Checkpoint, config: MakeBelieveConfig) -> Iterat
         engine = TalkerEngineProcess(checkpoint, config, child_module=make_believe_device.__name__)
     else:
         engine = MakeBelieveEngine(checkpoint, config)
-    gc.collect()
-    gc.freeze()  # as a service does
+    freeze_loaded()  # as a service does
     engine.start()
     try:
         yield engine

@@ -12,15 +12,11 @@ RENEWAL_SECONDS = 0.5
 
 
 class Backlog:
-    """What to say of it, when it changes and while it lasts. Plain data; times are of whatever clock the caller uses.
-
-    Attributes:
-        is_held: streams that have not begun should wait.
-    """
+    """What to say of it, when it changes and while it lasts. Plain data; times are of whatever clock the caller uses."""
 
     def __init__(self, num_slots: int) -> None:
         self._most = max(num_slots // 8, 4)  # streams that may wait for a slot
-        self.is_held = False
+        self._is_held = False
         self._said_at = 0.0
 
     def update(self, waiting: int, now: float) -> float | None:
@@ -29,8 +25,8 @@ class Backlog:
         Args:
             waiting: streams that have no slot yet.
         """
-        was_held, self.is_held = self.is_held, waiting > (self._most // 2 if self.is_held else self._most)
-        if self.is_held and (not was_held or now - self._said_at >= RENEWAL_SECONDS):
+        was_held, self._is_held = self._is_held, waiting > (self._most // 2 if self._is_held else self._most)
+        if self._is_held and (not was_held or now - self._said_at >= RENEWAL_SECONDS):
             self._said_at = now
             return HOLD_SECONDS
-        return 0.0 if was_held and not self.is_held else None
+        return 0.0 if was_held and not self._is_held else None

@@ -57,8 +57,7 @@ class TritonBackend:
         Raises:
             RelayedError: the talker refused it.
         """
-        for _ in self.call(talker, {"cancel": np.array([stream_key.encode()], np.object_)}, []):
-            pass
+        self._tell(talker, {"cancel": np.array([stream_key.encode()], np.object_)})
 
     def hold_requests(self, talker: str, seconds: float) -> None:
         """Send the model `talker` a control request: for so long it shall begin no stream. Blocks on the server.
@@ -66,7 +65,11 @@ class TritonBackend:
         Raises:
             RelayedError: the talker refused it.
         """
-        for _ in self.call(talker, {"hold": np.array([seconds], np.float32)}, []):
+        self._tell(talker, {"hold": np.array([seconds], np.float32)})
+
+    def _tell(self, model: str, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Send a control request and wait until it has been obeyed."""
+        for _ in self.call(model, tensors, []):
             pass
 
     def call(
