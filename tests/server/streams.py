@@ -160,7 +160,12 @@ def in_process_audio(model_path: Path, sampling: Mapping[str, Any], chunk_frames
 
 def metric(server: TritonServer, name: str, **labels: str) -> float:
     """Value of one of this project's metrics."""
-    for line in server.metrics().splitlines():
+    return value(server.metrics(), name, **labels)
+
+
+def value(metrics: str, name: str, **labels: str) -> float:
+    """The same of a text that a server's metrics were: what is read from one text was published together."""
+    for line in metrics.splitlines():
         found = re.fullmatch(r"qwen3_tts_(\w+)\{(.*)\} (\S+)", line)
         if found and found[1] == name and all(f'{label}="{value}"' in found[2] for label, value in labels.items()):
             return float(found[3])
