@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ CLIENT_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 START_SECONDS = 20.0
 # The daemon ends once its last client has; models whose server was killed may need a few seconds to notice.
 QUIT_SECONDS = 10.0
+KILL_SECONDS = 5.0  # a killed process ends when its kernel gets to it
 POLL_SECONDS = 0.05
 
 
@@ -91,11 +93,11 @@ class MpsDaemon:
         if self._pipes.exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._run([], subprocess.DEVNULL, QUIT_SECONDS, b"quit\n")
-        while (running := [process for process in processes if _is_mps(process)]) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+        running = _wait_for_end(processes, deadline - time.monotonic())
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        _wait_for_end(running, KILL_SECONDS)
         self._folder.cleanup()
 
     def _run(self, arguments: list[str], output: int, timeout: float, commands: bytes = b"") -> int:
@@ -130,6 +132,14 @@ def limit_gpu_share(percent: int) -> None:
     A share that its environment names already stays.
     """
     os.environ.setdefault(CLIENT_SHARE, str(percent))
+
+
+def _wait_for_end(processes: Sequence[int], seconds: float) -> list[int]:
+    """Wait until these processes of MPS have ended; those that have not in `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (running := [process for process in processes if _is_mps(process)]) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return running
 
 
 def _children(pid: int) -> list[int]:
