@@ -7,8 +7,8 @@ moment; more mean that they would wait longer and longer.
 
 from __future__ import annotations
 
-HOLD_SECONDS = 1.0  # how long a word counts, should the next one never come
-RENEWAL_SECONDS = 0.5
+HOLD_SECONDS = 3.0  # how long a word counts, should the next one never come
+RENEWAL_SECONDS = 0.5  # it is said between steps, which take most of a second on a slow device
 
 
 class Backlog:
