@@ -65,10 +65,17 @@ def test_what_has_begun_goes_on(endless_voice: Path, running: Running):
 
 
 def test_a_preempted_stream_has_begun(endless_voice: Path):
-    with running_engine(endless_voice, num_kv_blocks=20, max_model_len=64, max_num_seqs=2) as engine:
-        streams = [start(engine, GREETING, max_frames=30, at={2: hold(engine)}) for _ in range(2)]
-        for stream in streams:
-            assert stream.end().finish_reason == "length"
+    streams: list[Stream] = []
+
+    def join(_first: Stream) -> None:
+        streams.append(start(engine, GREETING, max_frames=40, at={2: hold(engine)}))
+
+    # Without shared blocks, two streams of 40 frames need more than there are.
+    pool: dict[str, Any] = {"num_kv_blocks": 20, "max_model_len": 64, "max_num_seqs": 2, "enable_prefix_caching": False}
+    with running_engine(endless_voice, **pool) as engine:
+        first = start(engine, GREETING, max_frames=40, at={1: join})
+        assert first.end().finish_reason == "length"
+        assert streams[0].end().finish_reason == "length"
         assert engine.stats().num_preemptions > 0
         assert engine.is_held
 
