@@ -11,8 +11,9 @@ case "$1" in
     if [ -n "$FAKE_MPS_FAILS" ]; then echo "cannot find a GPU"; exit 1; fi
     echo "$CUDA_MPS_PIPE_DIRECTORY $CUDA_MPS_LOG_DIRECTORY" >>"${0%/*}/started"
     sh "$0" -f </dev/null >/dev/null 2>&1 &
-    echo $! >"$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid" ;;
+    while [ ! -s "$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid" ]; do sleep 0.01; done ;;
 -f)
+    echo $$ >"$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid"
     while [ ! -e "$CUDA_MPS_PIPE_DIRECTORY/quit" ]; do sleep 0.05; done ;;
 *)
     read -r command

@@ -46,7 +46,11 @@ class Ranks:
         return num_blocks
 
     def tell(self, plan: Plan) -> None:
-        """Let the other ranks do `plan` too. Only rank 0 knows requests and has something to tell."""
+        """Let the other ranks do `plan` too. Only rank 0 knows requests and has something to tell.
+
+        Raises:
+            RankError: another rank has ended.
+        """
 
     def check(self) -> None:
         """Raise RankError if another rank has ended."""

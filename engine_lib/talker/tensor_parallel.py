@@ -185,8 +185,11 @@ class RankZero(Ranks):
         return num_blocks
 
     def _send(self, message: bytes) -> None:
-        for pipe in self._pipes:
-            pipe.send_bytes(message)
+        for rank, pipe in enumerate(self._pipes, 1):
+            try:
+                pipe.send_bytes(message)
+            except ConnectionError:
+                raise self._ended(rank, self._processes[rank - 1].wait()) from None
 
     def _watch(self, rank: int, process: ChildProcess) -> None:
         """Wait for the end of a rank, and break off what waits for it unless it was asked to end."""

@@ -29,6 +29,7 @@ from engine_lib.talker import rank_group, tensor_parallel, tensor_parallel_rank
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.rank_group import RankGroup
 from engine_lib.talker.ranks import RankError
+from engine_lib.talker.step_plan import ErasePlan
 from engine_lib.talker.tensor_parallel import RankZero
 from make_checkpoint import make_checkpoint
 from talker.ranks import assert_same_state, start_threads
@@ -185,6 +186,16 @@ def test_a_killed_rank_ends_every_stream_with_an_error_and_the_engine(eight_head
         with pytest.raises(EngineDeadError):
             start(engine, GREETING)
         eventually(lambda: rank_processes(os.getpid()) == [], "the other ranks end")
+
+
+def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_heads: Path):
+    engine = make_engine(eight_heads, tensor_parallel_size=2)  # not started: no step fails first
+    [rank] = rank_processes(os.getpid())
+    os.kill(rank, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
+    with pytest.raises(RankError, match=rf"tensor parallel rank 1 \(process {rank}\) ended with signal 9"):
+        engine.runner.ranks.tell(ErasePlan(np.array([1])))
+    engine.shutdown()
 
 
 def test_a_sum_that_no_rank_would_end_ends_when_another_rank_is_killed(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
