@@ -14,13 +14,18 @@ import pytest
 from engine_lib.errors import EngineDeadError, OverloadedError
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import GREEDY, GREETING, PATIENCE, Stream, assert_nothing_is_held, running_engine, speak, start
+from talker.support import GREEDY, GREETING, PATIENCE, Actions, Stream, assert_nothing_is_held, running_engine, speak, start
 
 
 def submit(
-    engine: TalkerEngine, name: str, deadline: float | None = None, max_frames: int = 100, on_start: Callable[[], None] | None = None
+    engine: TalkerEngine,
+    name: str,
+    deadline: float | None = None,
+    max_frames: int = 100,
+    on_start: Callable[[], None] | None = None,
+    at: Actions | None = None,
 ) -> Stream:
-    stream = Stream()
+    stream = Stream(at)
     sampling = GREEDY.updated({"max_frames": max_frames})
     stream.request = Request(name, GREETING.prompt(engine.checkpoint.path), sampling, (1,), stream, deadline=deadline, on_start=on_start)
     engine.submit(stream.request)
@@ -30,8 +35,10 @@ def submit(
 def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_voice: Path) -> None:
     with running_engine(endless_voice, max_num_seqs=1) as engine:
         codes = speak(engine, GREETING, max_frames=100)
-        running = submit(engine, "running", time.monotonic() + 0.15)
-        waiting = submit(engine, "waiting", time.monotonic() + 0.1)
+        deadline = time.monotonic() + 1.0
+        # The engine stands still at its third frame until then, however fast or slow this machine is.
+        running = submit(engine, "running", deadline, at={3: lambda _: time.sleep(max(deadline - time.monotonic(), 0.0))})
+        waiting = submit(engine, "waiting", deadline - 0.1)
         late = submit(engine, "late", time.monotonic())
         patient = submit(engine, "patient")
         ends = [stream.end() for stream in (running, waiting, late)]
@@ -47,9 +54,8 @@ def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_
 
 def test_a_request_that_ends_in_time_leaves_no_deadline_for_a_later_one_of_its_name(endless_voice: Path) -> None:
     with running_engine(endless_voice) as engine:
-        assert submit(engine, "same", time.monotonic() + 0.3, max_frames=1).end().finish_reason == "length"
-        again = submit(engine, "same", None, max_frames=100)
-        time.sleep(0.35)
+        assert submit(engine, "same", time.monotonic() + 1.0, max_frames=1).end().finish_reason == "length"
+        again = submit(engine, "same", None, at={3: lambda _: time.sleep(1.0)})
         assert again.end().finish_reason == "length"
 
 
