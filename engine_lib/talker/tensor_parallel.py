@@ -177,7 +177,7 @@ class RankZero(Ranks):
         try:
             answer = json.loads(self._pipes[rank - 1].recv_bytes())
         except (EOFError, ConnectionError):
-            raise self._ended(rank, self._processes[rank - 1].wait()) from None
+            raise self._end_of(rank) from None
         if "error" in answer:
             kind = {error.__name__: error for error in (ConfigError, CheckpointError)}.get(answer["error"], RankError)
             raise kind(f"{answer['message']} (tensor parallel rank {rank})")
@@ -189,14 +189,14 @@ class RankZero(Ranks):
             try:
                 pipe.send_bytes(message)
             except ConnectionError:
-                raise self._ended(rank, self._processes[rank - 1].wait()) from None
+                raise self._end_of(rank) from None
 
     def _watch(self, rank: int, process: ChildProcess) -> None:
         """Wait for the end of a rank, and break off what waits for it unless it was asked to end."""
         code = process.wait()
         if self._closing and code == 0:
             return
-        failure = self._ended(rank, code)
+        failure = self._end_of(rank)
         logger.error("%s", failure)
         self._failure = self._failure or failure
         group = self._group
@@ -204,9 +204,10 @@ class RankZero(Ranks):
             group.abort(self.release_graphs)
         self._on_failure()
 
-    def _ended(self, rank: int, code: int) -> RankError:
-        process = self._processes[rank - 1].pid
-        return RankError(f"tensor parallel rank {rank} (process {process}) ended with {end_of(code)}; its output says why")
+    def _end_of(self, rank: int) -> RankError:
+        """How `rank`, whose pipe has closed, has ended; waits until it has."""
+        process = self._processes[rank - 1]
+        return RankError(f"tensor parallel rank {rank} (process {process.pid}) ended with {end_of(process.wait())}; its output says why")
 
 
 def _check_shape(size: int, shape: DecoderShape) -> None:
