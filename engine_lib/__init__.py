@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine_lib.api import Qwen3TTS, SpeechChunk, SpeechStream
     from engine_lib.errors import Qwen3TTSError
-    from engine_lib.voice_prompt import VoiceClonePromptItem
+    from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 __all__ = ["Qwen3TTS", "Qwen3TTSError", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 
@@ -20,7 +20,7 @@ _HOMES = {
     "Qwen3TTSError": "errors",
     "SpeechChunk": "speech_stream",
     "SpeechStream": "speech_stream",
-    "VoiceClonePromptItem": "voice_prompt",
+    "VoiceClonePromptItem": "voices.clone_prompt",
 }
 
 

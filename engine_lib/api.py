@@ -35,7 +35,7 @@ from engine_lib.talker.chunking import checked_chunk_frames
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
 from engine_lib.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import InvalidRequestError
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 # Of some rows: those of codebook 0 [rows], those of all codebooks [rows, num_code_groups], or none.
 Codes = Sequence[int] | npt.NDArray[np.int32]

@@ -16,8 +16,8 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.reference_input import ReferenceInput
 from engine_lib.sampling import SamplingParams
-from engine_lib.voice_prompt import VoiceClonePromptItem
 from engine_lib.voice_references import VoiceReferences
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 T = TypeVar("T")
 VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[str, list[Any]]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from engine_lib.errors import InvalidRequestError
-from engine_lib.reference_audio import SAMPLE_RATE, checked_reference_audio
+from engine_lib.voices.reference_audio import SAMPLE_RATE, checked_reference_audio
 from oracle import load_official
 
 

@@ -18,9 +18,9 @@ from codec.recordings import recordings
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import CheckpointError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
-from engine_lib.reference_audio import SAMPLE_RATE
-from engine_lib.voice_encoder import Audio, Voice, VoiceEncoder
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.encoder import Audio, Voice, VoiceEncoder
+from engine_lib.voices.reference_audio import SAMPLE_RATE
 from oracle import load_official
 
 TEXT = "what is said"

@@ -13,7 +13,7 @@ from voices import random_voice
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 
 @pytest.fixture(scope="module")

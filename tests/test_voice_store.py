@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
-from engine_lib.voice_file import StoredVoice
-from engine_lib.voice_prompt import VoiceClonePromptItem
-from engine_lib.voice_store import VoiceStore, checked_name
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.store import VoiceStore, checked_name
+from engine_lib.voices.stored_voice import StoredVoice
 
 FRAMES = 7
 MAX_BYTES = 100_000

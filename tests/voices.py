@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 
 def random_voice(config: CheckpointConfig, seed: int, frames: int | None = None, text: str = "What is said.") -> VoiceClonePromptItem:

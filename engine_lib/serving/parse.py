@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.errors import InvalidRequestError
-from engine_lib.reference_audio import MAX_SAMPLE_RATE
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.message import AudioFormat
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.talker.chunking import ChunkPolicy, checked_chunk_frames
+from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 Choice = TypeVar("Choice", bound=Enum)
 

@@ -9,13 +9,13 @@ from functools import partial
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
-from engine_lib.reference_audio import checked_reference_audio
 from engine_lib.serving.metrics import Metrics
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
-from engine_lib.voice_encoder import VoiceEncoder
-from engine_lib.voice_prompt import VoiceClonePromptItem
-from engine_lib.voice_store import VoiceStore
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.encoder import VoiceEncoder
+from engine_lib.voices.reference_audio import checked_reference_audio
+from engine_lib.voices.store import VoiceStore
 
 RESAMPLING_THREADS = 2
 

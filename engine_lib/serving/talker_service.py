@@ -39,7 +39,7 @@ from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_process import TalkerEngineProcess
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MICROSECONDS = 1_000_000  # in a second

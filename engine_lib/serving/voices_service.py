@@ -25,8 +25,8 @@ from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.serving.server_guard import ServerGuard
-from engine_lib.voice_file import StoredVoice
-from engine_lib.voice_store import VoiceStore, checked_name
+from engine_lib.voices.store import VoiceStore, checked_name
+from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
 # What `show` says and `list` leaves out: it is nobody's business who only looks for a name.

@@ -21,7 +21,7 @@ from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, T
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 KEY = "warm-up"
 TEXT = "Hello."

@@ -19,8 +19,8 @@ from api.support import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
 from engine_lib.api import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 from engine_lib.talker.runner import TalkerRunner
-from engine_lib.voice_prompt import VoiceClonePromptItem
-from engine_lib.voice_store import VoiceStore
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.store import VoiceStore
 
 Wave = npt.NDArray[np.float32]
 TEXTS = ["Good morning! How are you today?", "It's raining, so we'll stay at home."]

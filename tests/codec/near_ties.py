@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine_lib.codec.reference_encoder import ReferenceEncoder
+from engine_lib.voices.reference_encoder import ReferenceEncoder
 
 # Relative to the distance itself. Float32 sums in another order move a latent by about 5e-7 of its length, on a GPU by a few times that.
 NEAR_TIE = 2e-5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.reference_audio import SAMPLE_RATE
+from engine_lib.voices.reference_audio import SAMPLE_RATE
 
 
 def recordings(seed: int, *seconds: float) -> list[npt.NDArray[np.float32]]:

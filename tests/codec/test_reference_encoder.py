@@ -17,9 +17,9 @@ import torch
 from codec.near_ties import assert_same_codes
 from codec.recordings import fresh_seed, recordings
 from engine_lib.checkpoint import Checkpoint, Weights
-from engine_lib.codec.reference_encoder import ReferenceEncoder
 from engine_lib.errors import CheckpointError
-from engine_lib.reference_audio import SAMPLE_RATE
+from engine_lib.voices.reference_audio import SAMPLE_RATE
+from engine_lib.voices.reference_encoder import ReferenceEncoder
 from make_checkpoint import make_checkpoint
 from oracle import load_official
 
@@ -31,7 +31,7 @@ TRANSFORMERS_5 = Path(os.environ.get("TRANSFORMERS_5", Path(sys.prefix) / "trans
 ENCODE = """
 import sys, numpy, torch, transformers
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.reference_encoder import ReferenceEncoder
+from engine_lib.voices.reference_encoder import ReferenceEncoder
 
 assert transformers.__version__.startswith("5."), transformers.__version__
 checkpoint = Checkpoint(sys.argv[1])

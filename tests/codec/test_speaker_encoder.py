@@ -13,8 +13,8 @@ from librosa.filters import mel
 
 from codec.recordings import fresh_seed, recordings
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.speaker_encoder import HOP, MAX_FREQUENCY, N_FFT, SAMPLE_RATE, LogMel, SpeakerEncoder
 from engine_lib.errors import CheckpointError
+from engine_lib.voices.speaker_encoder import HOP, MAX_FREQUENCY, N_FFT, SAMPLE_RATE, LogMel, SpeakerEncoder
 from make_checkpoint import make_checkpoint
 from oracle import load_official
 

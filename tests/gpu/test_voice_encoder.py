@@ -13,8 +13,8 @@ from codec.test_reference_encoder import load as load_reference_encoder
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.reference_audio import SAMPLE_RATE
-from engine_lib.voice_encoder import Audio, Voice, VoiceEncoder
+from engine_lib.voices.encoder import Audio, Voice, VoiceEncoder
+from engine_lib.voices.reference_audio import SAMPLE_RATE
 from make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu

@@ -26,7 +26,7 @@ from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_process import TalkerEngineProcess
 from engine_lib.talker.request import CodesChunk, Request
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 Codes = npt.NDArray[np.int16]
 Actions = Mapping[int, Callable[["Stream"], object]]

@@ -21,7 +21,7 @@ from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from engine_lib.voice_prompt import VoiceClonePromptItem
+    from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 FORMAT_VERSION = 1
 FACTS_SUFFIX, TENSORS_SUFFIX = ".json", ".safetensors"
@@ -131,7 +131,7 @@ class StoredVoice:
         """
         import torch  # slow to import, and a process that only lists voices never needs it
 
-        from engine_lib.voice_prompt import VoiceClonePromptItem
+        from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
         codes = torch.from_numpy(arrays["ref_code"].astype(np.int64)) if "ref_code" in arrays else None
         embedding = torch.from_numpy(arrays["ref_spk_embedding"].copy())

@@ -22,8 +22,8 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, on_stream, own_stream, resolve_device
 from engine_lib.errors import CheckpointError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
-from engine_lib.reference_audio import SAMPLE_RATE
-from engine_lib.voice_prompt import VoiceClonePromptItem
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.reference_audio import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class VoiceEncoder:
         if speaker is None or reference is None:
             raise CheckpointError(f"{checkpoint.path}: a checkpoint of kind {checkpoint.config.kind} clones no voices; a base one does")
         # They need transformers' models, seconds and megabytes of imports that the other kinds of checkpoint do without.
-        from engine_lib.codec.reference_encoder import ReferenceEncoder
-        from engine_lib.codec.speaker_encoder import SpeakerEncoder
+        from engine_lib.voices.reference_encoder import ReferenceEncoder
+        from engine_lib.voices.speaker_encoder import SpeakerEncoder
 
         self._max_waiting = config.max_num_seqs + config.max_waiting_requests  # as many as the talker takes
         self._cache_size = config.voice_cache_size

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
-from engine_lib.voice_file import FACTS_SUFFIX, TENSORS_SUFFIX, Arrays, RefusedError, StoredVoice, digest, is_unicode, pack_tensors
+from engine_lib.voices.stored_voice import FACTS_SUFFIX, TENSORS_SUFFIX, Arrays, RefusedError, StoredVoice, digest, is_unicode, pack_tensors
 
 if TYPE_CHECKING:
-    from engine_lib.voice_prompt import VoiceClonePromptItem
+    from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]|\.(?!\.|$)){0,63}")
 MAX_CONSENT_LENGTH = 1000
