@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine_lib.api import Qwen3TTS, SpeechChunk, SpeechStream
+    from engine_lib.api.qwen3_tts import Qwen3TTS, SpeechChunk, SpeechStream
     from engine_lib.errors import Qwen3TTSError
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 __all__ = ["Qwen3TTS", "Qwen3TTSError", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 
 _HOMES = {
-    "Qwen3TTS": "api",
+    "Qwen3TTS": "api.qwen3_tts",
     "Qwen3TTSError": "errors",
-    "SpeechChunk": "speech_stream",
-    "SpeechStream": "speech_stream",
+    "SpeechChunk": "api.speech_stream",
+    "SpeechStream": "api.speech_stream",
     "VoiceClonePromptItem": "voices.clone_prompt",
 }
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 pytest.importorskip("espeakng_loader", reason="needs espeak-ng: pip install espeakng-loader (scripts/install.sh test brings it)")
 
 import oracle
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.prompt import PromptBuilder

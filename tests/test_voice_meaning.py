@@ -17,7 +17,7 @@ from api.support import GREEDY, load
 from server.conftest import CAN_SERVE, new_server
 
 import oracle
-from engine_lib.api import Qwen3TTS, SpeechStream
+from engine_lib.api.qwen3_tts import Qwen3TTS, SpeechStream
 from qwen3_tts_client import Client
 from voice_in_the_box.digits import DigitRecogniser, errors
 from voice_in_the_box.evaluate import DIGITS_LENGTH, DIGITS_SEED, QUICK_MODES, SENTENCES_SEED, Mode, Say, evaluate, in_process_say

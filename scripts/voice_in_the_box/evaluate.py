@@ -215,7 +215,7 @@ def server_say(checkpoint: Path, options: dict[str, str]) -> Iterator[Say]:
 @contextmanager
 def in_process_say(checkpoint: Path, options: dict[str, str]) -> Iterator[Say]:
     """Speech from the engine in this process, where there is no Triton."""
-    from engine_lib.api import Qwen3TTS
+    from engine_lib.api.qwen3_tts import Qwen3TTS
     from engine_lib.checkpoint import Checkpoint
     from engine_lib.config import EngineConfig
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from voice_in_the_box.codec_model import MEL_HOP, LogMel
 from voice_in_the_box.speech import SAMPLE_RATE, SPEAKERS, Audio, Espeak
 

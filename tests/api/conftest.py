@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.support import load
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from make_checkpoint import make_checkpoint
 
 

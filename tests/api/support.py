@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.request import Request
 

@@ -10,7 +10,7 @@ import pytest
 
 import oracle
 from api.support import GREEDY, SAMPLES_PER_FRAME, captured_sampling, load, with_generation_config
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 

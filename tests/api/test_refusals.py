@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from api.support import eventually, is_idle, load
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from api.support import SAMPLES_PER_FRAME, eventually, is_idle, load
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 
 
 def test_a_stream_joined_is_generate_with_the_same_seed(tts: Qwen3TTS):

@@ -16,7 +16,7 @@ from voices import random_voice, recording
 
 import oracle
 from api.support import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 from engine_lib.talker.runner import TalkerRunner
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem

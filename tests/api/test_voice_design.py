@@ -11,7 +11,7 @@ import pytest
 
 import oracle
 from api.support import GREEDY, is_idle, load
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 
 

@@ -11,7 +11,7 @@ from api.support import GREEDY, SAMPLES_PER_FRAME
 from voices import random_voice, recording
 
 import oracle
-from engine_lib.api import Qwen3TTS
+from engine_lib.api.qwen3_tts import Qwen3TTS
 
 pytestmark = pytest.mark.gpu
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TypeVar
 
+from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference_input
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
-from engine_lib.reference_input import FIELD, ReferenceInput, read_reference_input
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.encoder import VoiceEncoder
 from engine_lib.voices.reference_audio import checked_reference_audio

@@ -25,16 +25,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine_lib.api.reference_input import ReferenceInput
+from engine_lib.api.speech_stream import SpeechChunk, SpeechStream
+from engine_lib.api.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
-from engine_lib.reference_input import ReferenceInput
-from engine_lib.speech_stream import SpeechChunk, SpeechStream
 from engine_lib.talker.chunking import checked_chunk_frames
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request
-from engine_lib.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from engine_lib.api.reference_input import ReferenceInput
+from engine_lib.api.references import VoiceReferences
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt, PromptBuilder
-from engine_lib.reference_input import ReferenceInput
 from engine_lib.sampling import SamplingParams
-from engine_lib.voice_references import VoiceReferences
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 T = TypeVar("T")
