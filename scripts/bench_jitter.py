@@ -37,8 +37,8 @@ from make_believe_device import MakeBelieveConfig, MakeBelieveEngine
 from speech_load import LONGEST, speech_frames
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.durations import Durations
-from engine_lib.garbage import freeze_loaded
+from engine_lib.process.garbage import freeze_loaded
+from engine_lib.process.latency import Durations
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.child_process import run_child
 from engine_lib.config import EngineConfig, option
+from engine_lib.process.child import run_child
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_child import PipedTalkerEngine, serve
 from engine_lib.talker.prefill import PrefillInputs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine_lib.durations import Durations
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.process.latency import Durations
 from engine_lib.serving.errors import STATUS_CODES, status
 from engine_lib.serving.metrics import Metrics
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_lib.wire import Message, Wire
+from engine_lib.process.wire import Message, Wire
 
 
 @dataclass(frozen=True)

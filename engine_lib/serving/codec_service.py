@@ -15,7 +15,7 @@ from typing import Any
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
-from engine_lib.durations import Durations
+from engine_lib.process.latency import Durations
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter

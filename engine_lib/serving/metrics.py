@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from engine_lib.durations import Durations
+from engine_lib.process.latency import Durations
 
 QUANTILES = (0.5, 0.99)
 

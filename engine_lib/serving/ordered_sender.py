@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from engine_lib.durations import Durations
+from engine_lib.process.latency import Durations
 
 Job = Callable[[], object]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sized
 import torch
 
 from engine_lib.config import EngineConfig
-from engine_lib.durations import Durations
 from engine_lib.errors import place_of
-from engine_lib.garbage import freeze_loaded
+from engine_lib.process.garbage import freeze_loaded
+from engine_lib.process.latency import Durations
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
 from engine_lib.serving.message import Tensors

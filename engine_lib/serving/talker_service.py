@@ -22,8 +22,8 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.backlog import HOLD_SECONDS
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device
-from engine_lib.durations import Durations
 from engine_lib.errors import EngineDeadError, InvalidRequestError
+from engine_lib.process.latency import Durations
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.errors import STATUS_CODES, status

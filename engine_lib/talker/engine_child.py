@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.child_process import run_child
 from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, text_of
-from engine_lib.garbage import freeze_loaded
+from engine_lib.process.child import run_child
+from engine_lib.process.garbage import freeze_loaded
+from engine_lib.process.wire import Message
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.engine_messages import (
     FROM_ENGINE,
@@ -40,7 +41,6 @@ from engine_lib.talker.engine_messages import (
     SubmitRequest,
 )
 from engine_lib.talker.request import Request
-from engine_lib.wire import Message
 
 REPORT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 0.1  # for a message, until a look at whether a rank has ended

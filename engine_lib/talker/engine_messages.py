@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.process.wire import Message, Wire
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import TalkerStats
 from engine_lib.talker.chunking import ChunkGrowth
 from engine_lib.talker.request import CodesChunk
-from engine_lib.wire import Message, Wire
 
 # to the engine
 

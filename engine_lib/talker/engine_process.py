@@ -17,9 +17,10 @@ from dataclasses import asdict, replace
 from multiprocessing.connection import Pipe
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.child_process import end_of, start_child
 from engine_lib.config import EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError, Qwen3TTSError
+from engine_lib.process.child import end_of, start_child
+from engine_lib.process.wire import Message
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.engine_messages import (
     FROM_ENGINE,
@@ -39,7 +40,6 @@ from engine_lib.talker.engine_messages import (
     SubmitRequest,
 )
 from engine_lib.talker.request import FinishReason, Request
-from engine_lib.wire import Message
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.process.wire import Message
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
-from engine_lib.wire import Message
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.process.wire import Message, Wire
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.prefill import PrefillLayout
-from engine_lib.wire import Message, Wire
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]

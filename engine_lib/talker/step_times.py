@@ -6,7 +6,7 @@ computes one step while the host works on the next, so host time delays the devi
 
 from __future__ import annotations
 
-from engine_lib.durations import Durations
+from engine_lib.process.latency import Durations
 
 
 class StepTimes:

@@ -21,9 +21,9 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint, Shard
 from engine_lib.checkpoint_config import DecoderShape
-from engine_lib.child_process import ChildProcess, end_of, start_child
 from engine_lib.config import TENSOR_PARALLEL_SIZES, EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError
+from engine_lib.process.child import ChildProcess, end_of, start_child
 from engine_lib.talker.rank_group import RankGroup, new_store
 from engine_lib.talker.ranks import RankError, Ranks
 from engine_lib.talker.step_plan import PLAN_WIRE, Plan

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from engine_lib.checkpoint import Checkpoint, Shard
-from engine_lib.child_process import run_child
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device
+from engine_lib.process.child import run_child
 from engine_lib.talker.load_summary import load_summary
 from engine_lib.talker.rank_group import RankGroup, open_store
 from engine_lib.talker.ranks import Ranks

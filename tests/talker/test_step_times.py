@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_lib.durations import Durations
+from engine_lib.process.latency import Durations
 from engine_lib.talker.step_times import StepTimes
 
 
