@@ -17,9 +17,9 @@ from torch import nn
 from engine_lib.checkpoint import Weights
 from engine_lib.checkpoint_config import CodecDecoderConfig
 from engine_lib.codec.streaming import CausalConv, CausalTransposedConv, SlidingWindowAttention, StreamingLayer, StreamState, window_mask
-from engine_lib.layers.norm import rms_norm
-from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from engine_lib.layers.snake import snake_beta
+from engine_lib.ops.norm import rms_norm
+from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 
 # (name below "decoder.", *shape) -> float32 tensor on the decoder's device, or of the given dtype and device
 Take = Callable[..., torch.Tensor]

@@ -35,7 +35,7 @@ from engine_lib.kernels.mono_conv import mono_conv
 from engine_lib.kernels.stream_past import PastTable, move_pasts
 from engine_lib.kernels.window_attention import window_attention
 from engine_lib.layers.fused import forward_fused
-from engine_lib.layers.rope import rope_cos_sin
+from engine_lib.ops.rope import rope_cos_sin
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine_lib.layers.rope import apply_rope
+from engine_lib.ops.rope import apply_rope
 
 
 class StreamState(Protocol):

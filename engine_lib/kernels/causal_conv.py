@@ -19,7 +19,7 @@ import triton.language as tl
 from engine_lib.kernels.conv_tiles import ConvTile, conv_tile_for
 from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
 from engine_lib.kernels.snake import apply_snake
-from engine_lib.layers.snake import snake_beta_torch
+from engine_lib.ops.snake import snake_beta_torch
 
 
 @dataclass(frozen=True)

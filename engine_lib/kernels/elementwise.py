@@ -1,6 +1,6 @@
 """What stands between the matrix products of a layer where those are cuBLAS's: RMSNorm, and silu(gate) * up.
 
-Rounding points are those of layers/norm.py and layers/transformer.py.
+Rounding points are those of ops/norm.py and layers/transformer.py.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -37,7 +37,7 @@ from engine_lib.kernels.launch import (
 )
 from engine_lib.kernels.operand import as_operand, operand_columns, operand_rows
 from engine_lib.kernels.tiles import LinearTile, block_rows_for, chunk_for, tile_for
-from engine_lib.layers.norm import rms_norm
+from engine_lib.ops.norm import rms_norm
 
 NORMED_COLUMNS = tl.constexpr(64)
 

@@ -16,8 +16,8 @@ import triton.language as tl
 from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
 from engine_lib.kernels.operand import as_operand, in_operand_order, operand_columns, operand_rows
 from engine_lib.kernels.rope import load_halves, norm_and_rotate
-from engine_lib.layers.norm import rms_norm
-from engine_lib.layers.rope import apply_rope
+from engine_lib.ops.norm import rms_norm
+from engine_lib.ops.rope import apply_rope
 
 
 def predictor_attention(

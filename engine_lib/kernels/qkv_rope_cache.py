@@ -10,9 +10,9 @@ import triton.language as tl
 from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
 from engine_lib.kernels.paged_cache import HeadRotation
 from engine_lib.kernels.rope import load_halves, norm_and_rotate
-from engine_lib.layers.attention import store_kv
-from engine_lib.layers.norm import rms_norm
-from engine_lib.layers.rope import apply_rope
+from engine_lib.ops.kv_cache import store_kv
+from engine_lib.ops.norm import rms_norm
+from engine_lib.ops.rope import apply_rope
 
 
 def rotate_and_store(

@@ -1,4 +1,4 @@
-"""RMSNorm of one head and RoPE, inside a kernel, with the rounding points of layers/norm.py and layers/rope.py.
+"""RMSNorm of one head and RoPE, inside a kernel, with the rounding points of ops/norm.py and ops/rope.py.
 
 A head is kept as its low and high half, the partners of the rotation; HALF of the columns are real, the rest zero.
 """

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
 from engine_lib.kernels.rope import load_halves, rotate
-from engine_lib.layers.rope import apply_rope
+from engine_lib.ops.rope import apply_rope
 
 MIN_DOT = 16  # the smallest side of a product on tensor cores
 

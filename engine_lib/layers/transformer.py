@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from engine_lib.checkpoint import WHOLE, Shard, Weights
 from engine_lib.checkpoint_config import DecoderShape
-from engine_lib.layers.norm import rms_norm
-from engine_lib.layers.rope import apply_rope
+from engine_lib.ops.norm import rms_norm
+from engine_lib.ops.rope import apply_rope
 
 # (layer index, q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim]) -> [rows, heads, head_dim]
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

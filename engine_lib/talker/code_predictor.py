@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from engine_lib.checkpoint import Weights
 from engine_lib.checkpoint_config import TalkerConfig
-from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
 from engine_lib.layers.transformer import Transformer
+from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 
 # (codebook, logits [batch, vocab] float32) -> ids [batch] int64; negative marks a failed row
 Draw = Callable[[int, torch.Tensor], torch.Tensor]

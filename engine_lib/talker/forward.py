@@ -10,7 +10,8 @@ from typing import Protocol
 
 import torch
 
-from engine_lib.layers.attention import AttentionBackend, store_kv
+from engine_lib.layers.attention import AttentionBackend
+from engine_lib.ops.kv_cache import store_kv
 from engine_lib.talker.frame import FirstCodebookRules, draw_frame
 from engine_lib.talker.model import TalkerModel
 from engine_lib.talker.prefill import PrefillInputs

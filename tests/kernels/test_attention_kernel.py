@@ -12,7 +12,7 @@ from engine_lib.kernels.paged_cache import HeadRotation, PagedCache
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store, rotate_and_store_torch
 from engine_lib.layers.attention import TorchAttention
-from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
+from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
 from kernels.pool import Heads, Pool
 

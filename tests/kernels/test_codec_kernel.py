@@ -17,7 +17,7 @@ from engine_lib.kernels.mono_conv import mono_conv, mono_conv_torch
 from engine_lib.kernels.stream_past import PastTable, move_pasts, move_pasts_torch
 from engine_lib.kernels.window_attention import window_attention, window_attention_torch
 from engine_lib.layers import fused as fused_layers
-from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
+from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
 from make_checkpoint import make_checkpoint
 

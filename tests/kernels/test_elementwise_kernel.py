@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul, silu_and_mul_torch
-from engine_lib.layers.norm import rms_norm
+from engine_lib.ops.norm import rms_norm
 from kernels.compare import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16]

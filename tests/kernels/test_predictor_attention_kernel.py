@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine_lib.kernels.predictor_attention import predictor_attention, predictor_attention_torch
-from engine_lib.layers.rope import inverse_frequencies, rope_cos_sin
+from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine_lib.kernels.snake import BLOCK, snake_beta
-from engine_lib.layers.snake import snake_beta_torch
+from engine_lib.ops.snake import snake_beta_torch
 from kernels.compare import assert_near
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import oracle
-from engine_lib.layers.rope import apply_rope, inverse_frequencies, rope_cos_sin
+from engine_lib.ops.rope import apply_rope, inverse_frequencies, rope_cos_sin
 from talker.support import Utterance
 
 SECTIONS = {128: [24, 20, 20], 64: [12, 10, 10], 32: [6, 5, 5]}
