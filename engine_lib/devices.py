@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from engine_lib.errors import ConfigError
 
+MPS_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 PROBED_ROWS = (24, 64, 256)
 PROBED_SIZES = ((1024, 4096), (512, 2048))  # outputs, inputs
 
@@ -54,8 +56,16 @@ def check_products(device: torch.device, dtype: torch.dtype) -> None:
         if torch.mm(x, weight.T, out=product).isnan().any():
             raise ConfigError(
                 f"device: on {device} matrix products of torch come out incomplete, as with some shares of a GPU; "
-                "give this process all of it (MPS: CUDA_MPS_ACTIVE_THREAD_PERCENTAGE)"
+                f"give this process all of it (MPS: {MPS_SHARE})"
             )
+
+
+def limit_gpu_share(percent: int) -> None:
+    """Let this process use `percent` of its GPU's multiprocessors, if it is a client of MPS; before its first call of CUDA.
+
+    A share that its environment names already stays.
+    """
+    os.environ.setdefault(MPS_SHARE, str(percent))
 
 
 def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream | None:

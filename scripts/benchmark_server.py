@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from engine_lib.serving.mps import MpsDaemon
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.mps import MpsDaemon
+from engine_lib.server.process import TritonServer
 
 START_SECONDS = 300.0  # until it must be ready
 

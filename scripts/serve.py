@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import ConfigError, Qwen3TTSError
-from engine_lib.serving.mps import MpsDaemon
-from engine_lib.serving.repository import NO_VARIABLES, Options, lay_out
+from engine_lib.server.installation import ServerError
+from engine_lib.server.mps import MpsDaemon
+from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
-from engine_lib.serving.server_installation import ServerError
-from engine_lib.serving.server_process import MODEL_REPOSITORY, TritonServer
 
 
 class _StopRequested(Exception):

@@ -13,9 +13,10 @@ import fake_mps
 import pytest
 import torch
 
-from engine_lib.serving import mps
-from engine_lib.serving.mps import CLIENT_SHARE, CONTROL, PID_FILE, MpsDaemon, limit_gpu_share
-from engine_lib.serving.server_installation import ServerError
+from engine_lib.devices import MPS_SHARE, limit_gpu_share
+from engine_lib.server import mps
+from engine_lib.server.installation import ServerError
+from engine_lib.server.mps import CONTROL, PID_FILE, MpsDaemon
 
 
 @pytest.fixture
@@ -102,12 +103,12 @@ def test_a_machine_without_it_is_told_what_to_do(tmp_path: Path, monkeypatch: py
 
 
 def test_a_share_of_the_gpu_is_put_where_cuda_reads_it_unless_an_operator_has_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CLIENT_SHARE, "1")
+    monkeypatch.setenv(MPS_SHARE, "1")
     limit_gpu_share(50)
-    assert os.environ[CLIENT_SHARE] == "1"
-    monkeypatch.delenv(CLIENT_SHARE)
+    assert os.environ[MPS_SHARE] == "1"
+    monkeypatch.delenv(MPS_SHARE)
     limit_gpu_share(50)
-    assert os.environ[CLIENT_SHARE] == "50"
+    assert os.environ[MPS_SHARE] == "50"
 
 
 USES_THE_GPU = "import torch; print(torch.ones(8, device='cuda').sum().item())"

@@ -13,10 +13,10 @@ from tritonclient.grpc import model_config_pb2
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import CheckpointError, ConfigError
+from engine_lib.server.process import MODEL_REPOSITORY
+from engine_lib.server.repository import Options, check_same_codec, lay_out
 from engine_lib.serving.options import engine_config
-from engine_lib.serving.repository import Options, check_same_codec, lay_out
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints, where_to_go
-from engine_lib.serving.server_process import MODEL_REPOSITORY
 from make_checkpoint import make_checkpoint
 
 

@@ -22,7 +22,7 @@ from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.server_installation import ServerError, ServerInstallation
+from engine_lib.server.installation import ServerError, ServerInstallation
 from engine_lib.talker.model import TalkerModel
 from voice_in_the_box import shapes
 from voice_in_the_box.codec_model import Quantiser, decode

@@ -15,11 +15,11 @@ from typing import Any
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
+from engine_lib.devices import limit_gpu_share
 from engine_lib.process.latency import Durations
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
-from engine_lib.serving.mps import limit_gpu_share
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec

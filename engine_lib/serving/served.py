@@ -36,7 +36,7 @@ def served_checkpoints(args: Mapping[str, str], own: CheckpointConfig, model_pat
     """The checkpoints of the server that runs this model, the model's first; a repository as it is in git serves one.
 
     Args:
-        args: what the Python backend passes to `initialize`; `engine_lib.serving.repository` writes the parameter.
+        args: what the Python backend passes to `initialize`; `engine_lib.server.repository` writes the parameter.
         own, model_path: the checkpoint of this model.
     """
     parameters: Mapping[str, Any] = json.loads(args["model_config"]).get("parameters", {})

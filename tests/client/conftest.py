@@ -9,7 +9,7 @@ import pytest
 from server.conftest import CAN_SERVE, new_server
 from server.streams import eventually_free
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
 
 RUNNING = 8

@@ -17,7 +17,7 @@ from server.conftest import new_server
 from server.streams import PATIENCE, eventually, metric
 
 from client.conftest import RUNNING
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from qwen3_tts_client import (
     AsyncClient,
     Client,

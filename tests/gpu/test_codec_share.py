@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine_lib.serving.mps import CLIENT_SHARE, CONTROL, MpsDaemon
+from engine_lib.devices import MPS_SHARE
+from engine_lib.server.mps import CONTROL, MpsDaemon
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(shutil.which(CONTROL) is None, reason=f"needs {CONTROL}")]
 
@@ -23,7 +24,7 @@ def test_every_share_gives_the_same_bits(tiny_custom_voice: Path) -> None:
     with MpsDaemon() as daemon:
         environment = {**os.environ, **daemon.environment, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
         runs = [
-            subprocess.Popen(command, env={**environment, CLIENT_SHARE: str(share)}, stdout=subprocess.PIPE, text=True) for share in SHARES
+            subprocess.Popen(command, env={**environment, MPS_SHARE: str(share)}, stdout=subprocess.PIPE, text=True) for share in SHARES
         ]
         digests = [run.communicate(timeout=120)[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * len(runs)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine_lib.serving.repository import NO_VARIABLES, Options, lay_out
-from engine_lib.serving.server_process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from make_checkpoint import make_checkpoint
 
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))

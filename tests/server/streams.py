@@ -21,7 +21,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request
 

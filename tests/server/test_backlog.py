@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
 from server.conftest import new_server
 from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually, eventually_free, inputs, metric, value

@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from server.streams import TEXT, Stream, eventually, eventually_free, inputs, metric
 
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from engine_lib.serving.server_installation import ServerError
-from engine_lib.serving.server_process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.installation import ServerError
+from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
 from server.conftest import new_server
 from server.streams import PATIENCE, Chunk, ModelProcess, Stream, eventually, inputs, model_process
 

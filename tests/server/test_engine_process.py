@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from server.conftest import new_server
 from server.streams import PATIENCE, Stream, audio_of, eventually, in_process_audio, inputs, model_process
 from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_lib.serving.mps import CONTROL, MpsDaemon
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.mps import CONTROL, MpsDaemon
+from engine_lib.server.process import TritonServer
 from qwen3_tts_client import AsyncClient
 from server.streams import SAMPLES_PER_FRAME, eventually_free
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from server.streams import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"

@@ -14,8 +14,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from engine_lib.server.process import TritonServer
 from engine_lib.serving.message import pcm16
-from engine_lib.serving.server_process import TritonServer
 from server.streams import TEXT, Stream, audio_of, eventually, eventually_free, inputs, metric
 
 SAMPLING = {"seed": 8, "max_frames": 12}

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from voices import recording
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 
 README = Path(__file__).parents[2] / "README.md"
 CUSTOM_VOICE, BASE = "/models/Qwen3-TTS-12Hz-1.7B-CustomVoice", "/models/Qwen3-TTS-12Hz-1.7B-Base"

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from server.streams import Stream, eventually, eventually_free, inputs, metric
 
 INVALID = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import fake_mps
 
-from engine_lib.serving.mps import PID_FILE
-from engine_lib.serving.server_process import MODEL_REPOSITORY
+from engine_lib.server.mps import PID_FILE
+from engine_lib.server.process import MODEL_REPOSITORY
 from server.streams import PATIENCE
 
 SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 import tritonclient.grpc.aio as triton_aio
 
+from engine_lib.server.process import TritonServer
 from engine_lib.serving.message import pcm16
-from engine_lib.serving.server_process import TritonServer
 from server.streams import SAMPLES_PER_FRAME, TEXT, Chunk, Stream, audio_of, eventually, eventually_free, in_process_audio, inputs, metric
 
 

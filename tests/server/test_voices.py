@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.api.qwen3_tts import Qwen3TTS
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from server.conftest import serve_several
 from server.streams import TEXT, Stream, audio_of, eventually, eventually_free, inputs, metric
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from engine_lib.serving.server_process import TritonServer
+from engine_lib.server.process import TritonServer
 from qwen3_tts_client import AsyncClient, Client, InvalidRequest, Recording, RequestTimeout, ServerUnavailable
 from qwen3_tts_client.cli import app
 

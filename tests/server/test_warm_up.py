@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_lib.serving.server_installation import ServerError
+from engine_lib.server.installation import ServerError
 from server.conftest import new_server
 from server.test_end import repository_with
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 
 from engine_lib.config import ENVIRONMENT_PREFIX
+from engine_lib.server.installation import ServerError, ServerInstallation
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
-from engine_lib.serving.server_installation import ServerError, ServerInstallation
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1

@@ -1,4 +1,4 @@
-"""NVIDIA's Multi-Process Service (MPS): a private daemon, so that talker and codec use one GPU at the same time, and a client's share.
+"""NVIDIA's Multi-Process Service (MPS): a private daemon, so that talker and codec use one GPU at the same time.
 
 Without MPS the GPU gives each of the two processes slices of its time in turn. The daemon listens in a folder of its own, so it
 meets no other one on the machine; the GPU's compute mode is left as it is, and processes without `environment` do not use it.
@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from engine_lib.serving.server_installation import ServerError
+from engine_lib.server.installation import ServerError
 
 CONTROL = "nvidia-cuda-mps-control"
 PID_FILE = f"{CONTROL}.pid"
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
-CLIENT_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 START_SECONDS = 20.0
 # The daemon ends once its last client has; models whose server was killed may need a few seconds to notice.
 QUIT_SECONDS = 10.0
@@ -124,14 +123,6 @@ class MpsDaemon:
     def _last_log_lines(self) -> str:
         log = self._logs / "control.log"
         return "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:]) if log.exists() else ""
-
-
-def limit_gpu_share(percent: int) -> None:
-    """Let this process use `percent` of its GPU's multiprocessors, if it is a client of MPS; before its first call of CUDA.
-
-    A share that its environment names already stays.
-    """
-    os.environ.setdefault(CLIENT_SHARE, str(percent))
 
 
 def _wait_for_end(processes: Sequence[int], seconds: float) -> list[int]:
