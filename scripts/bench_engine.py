@@ -26,9 +26,9 @@ from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.device.graphs import CapturedFunction
+from engine_lib.talker.device.prefill_layout import PrefillLayout
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.graphs import CapturedFunction
-from engine_lib.talker.prefill import PrefillLayout
 from engine_lib.talker.request import Request
 from engine_lib.talker.scheduler import PrefillChunk
 

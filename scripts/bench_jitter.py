@@ -42,7 +42,7 @@ from engine_lib.process.latency import Durations
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.engine_process import TalkerEngineProcess
+from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
 from engine_lib.talker.request import CodesChunk, Request
 
 KEPT = 1_000_000  # durations of a point: all

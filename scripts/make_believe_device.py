@@ -1,6 +1,6 @@
 """An engine whose device is a timer: each result is there a fixed time after the one before it. For bench_jitter.py.
 
-All else is the talker's engine as it is. Run as a module it is the engine's process (engine_lib/talker/engine_child.py).
+All else is the talker's engine as it is. Run as a module it is the engine's process (engine_lib/talker/isolation/child.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig, option
 from engine_lib.process.child import run_child
+from engine_lib.talker.device.prefill_layout import PrefillInputs
+from engine_lib.talker.device.worker import FrameResult, TalkerRunner
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.engine_child import PipedTalkerEngine, serve
-from engine_lib.talker.prefill import PrefillInputs
+from engine_lib.talker.isolation.child import PipedTalkerEngine, serve
 from engine_lib.talker.request import Request
-from engine_lib.talker.runner import FrameResult, TalkerRunner
 from engine_lib.talker.scheduler import PrefillChunk
 
 

@@ -20,8 +20,8 @@ from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
 from engine_lib.layers.fused import forward_fused
-from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.state import SlotTable
+from engine_lib.talker.device.frame import FirstCodebookRules
+from engine_lib.talker.device.state import SlotTable
 
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
 GROUPS, TALKER_VOCAB, CODE_VOCAB, EOS = 16, 3072, 2048, 2150

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from engine_lib.checkpoint import Checkpoint, Weights
 from engine_lib.errors import CheckpointError
-from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.device.model import TalkerModel
 from make_checkpoint import make_checkpoint
 
 CPU = torch.device("cpu")

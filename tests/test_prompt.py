@@ -19,7 +19,7 @@ import oracle
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import NO_ID, X_VECTOR_ID, Prompt, PromptBuilder
-from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.device.model import TalkerModel
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 TEXTS = [

@@ -23,7 +23,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.prompt import PromptBuilder
 from engine_lib.server.installation import ServerError, ServerInstallation
-from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.device.model import TalkerModel
 from voice_in_the_box import shapes
 from voice_in_the_box.codec_model import Quantiser, decode
 from voice_in_the_box.corpus import LAYOUTS, Corpus, input_rows

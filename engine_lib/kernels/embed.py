@@ -78,7 +78,7 @@ def embed_frames(
 def embed_frames_torch(
     slots: torch.Tensor, state: FrameInputs, code_table: torch.Tensor, code_offsets: torch.Tensor, text_table: torch.Tensor
 ) -> torch.Tensor:
-    """Twin of `embed_frames`; engine_lib.talker.model.TalkerModel.embed gives the same from a table row of zeros for no id."""
+    """Twin of `embed_frames`; engine_lib.talker.device.model.TalkerModel.embed gives the same from a table row of zeros for no id."""
 
     def rows(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return table[ids.clamp(min=0)] * (ids >= 0)[..., None]

@@ -2,7 +2,7 @@
 
 One program draws one row, all of whose vocabulary is in registers. Nothing is sorted: the k-th logit is found by a search on the bits
 of the floats, which is exact, and so is the least logit that top-p keeps. The random number is that of
-engine_lib/talker/philox.py, the choice that of engine_lib/talker/sampler.py, which are the twins; sums are rounded in another
+engine_lib/talker/device/philox.py, the choice that of engine_lib/talker/device/sampler.py, which are the twins; sums are rounded in another
 order, so a draw may differ where the uniform number falls within rounding of the border between two ids.
 """
 
@@ -22,7 +22,7 @@ _BAD_CODE = tl.constexpr(-1)
 
 
 class Sampling(Protocol):
-    """Sampling parameters, [slots] each: float32, int32, float32, bool (engine_lib.talker.sampler.SamplingTensors)."""
+    """Sampling parameters, [slots] each: float32, int32, float32, bool (engine_lib.talker.device.sampler.SamplingTensors)."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
@@ -31,7 +31,7 @@ class Sampling(Protocol):
 
 
 class Slots(Protocol):
-    """What the streams in the slots carry from frame to frame (engine_lib.talker.state.SlotState)."""
+    """What the streams in the slots carry from frame to frame (engine_lib.talker.device.state.SlotState)."""
 
     positions: torch.Tensor
     frames: torch.Tensor

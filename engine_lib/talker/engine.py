@@ -24,11 +24,11 @@ from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.load_summary import load_summary
+from engine_lib.talker.device.load_summary import load_summary
+from engine_lib.talker.device.worker import FrameResult, TalkerRunner
+from engine_lib.talker.parallel.rank_zero import start_ranks
 from engine_lib.talker.request import DEADLINE_ERROR, RUNNING, FinishReason, Request
-from engine_lib.talker.runner import FrameResult, TalkerRunner
 from engine_lib.talker.scheduler import Schedule, Scheduler
-from engine_lib.talker.tensor_parallel import start_ranks
 
 logger = logging.getLogger(__name__)
 

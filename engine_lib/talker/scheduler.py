@@ -10,7 +10,7 @@ a draw takes two thirds of a step, whether for one stream or for many. Where non
 A request whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
 frame has been read that was drawn from them: so they are on the device, and hold no NaN, which would have reached that frame.
 
-Prefill may run beside a decode step that was launched earlier (runner.py). A stream's end is seen one step late, so a slot or a block
+Prefill may run beside a decode step that was launched earlier (worker.py). A stream's end is seen one step late, so a slot or a block
 that has just come free may still be written to; the schedule says which step the prefill of its next owner must come after.
 """
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from engine_lib.layers.transformer import Attend
 from engine_lib.prompt import NO_ID
-from engine_lib.talker.model import TalkerModel
+from engine_lib.talker.device.model import TalkerModel
 from voice_in_the_box.corpus import Corpus, Ints
 from voice_in_the_box.live_checkpoint import LiveCheckpoint
 from voice_in_the_box.progress import Progress

@@ -16,7 +16,7 @@ from api.support import GREEDY, PATIENCE, SAMPLES_PER_FRAME, eventually, is_idle
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import InvalidRequestError, OverloadedError, Qwen3TTSError
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
 
 
 def test_more_texts_than_the_batch_holds_wait_for_their_turn(tts: Qwen3TTS):

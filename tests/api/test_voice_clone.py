@@ -18,7 +18,7 @@ import oracle
 from api.support import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore
 

@@ -11,7 +11,7 @@ from talker.batch_report import row_differences, table
 from talker.events import speak_among_mates
 from talker.support import make_engine, running_engine
 
-from engine_lib.talker.graphs import BATCH_BUCKETS
+from engine_lib.talker.device.graphs import BATCH_BUCKETS
 from make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu

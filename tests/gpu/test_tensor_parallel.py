@@ -17,7 +17,7 @@ from talker.test_tensor_parallel import rank_processes
 
 from engine_lib.checkpoint import Shard
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.rank_group import RankGroup, new_store
+from engine_lib.talker.parallel.all_reduce import RankGroup, new_store
 from gpu.test_talker import UTTERANCES
 from make_checkpoint import make_checkpoint
 

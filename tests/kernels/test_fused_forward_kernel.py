@@ -16,11 +16,11 @@ from talker.support import GREEDY, Utterance, make_engine
 
 from engine_lib.devices import on_device
 from engine_lib.layers.attention import AttentionBackend, TorchAttention
+from engine_lib.talker.device.frame import FirstCodebookRules
+from engine_lib.talker.device.fused_forward import FusedForward
+from engine_lib.talker.device.worker import TalkerRunner
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.fused_forward import FusedForward
 from engine_lib.talker.request import Request
-from engine_lib.talker.runner import TalkerRunner
 from kernels.compare import assert_near
 
 

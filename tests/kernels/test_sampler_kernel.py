@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
-from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.philox import frame_uniforms
-from engine_lib.talker.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
+from engine_lib.talker.device.frame import FirstCodebookRules
+from engine_lib.talker.device.philox import frame_uniforms
+from engine_lib.talker.device.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
 
 GROUPS = 16
 NEAR = 1e-5  # of a border between two ids, where the order of a sum decides

@@ -113,7 +113,7 @@ def test_a_killed_server_leaves_no_model_process_behind(endless_voice: Path, tmp
 
 
 TALKER_DIES = """
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
 decode, steps = TalkerRunner.decode, []
 def dying_decode(*args):
     steps.append(0)

@@ -11,7 +11,7 @@ from server.conftest import new_server
 from server.test_end import repository_with
 
 TALKER_BREAKS = """
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
 def broken_decode(*args):
     raise RuntimeError("injected")
 TalkerRunner.decode = broken_decode

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from engine_lib.talker.runner import FrameResult
 from talker.support import Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 UTTERANCES = [

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine_lib.talker import tensor_parallel, tensor_parallel_rank
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.parallel import other_rank, rank_zero
 
 
 class ThreadRank:
@@ -38,7 +38,7 @@ class ThreadRank:
 
     def _serve(self) -> None:
         with self._pipe, suppress(Exception):  # rank 0 is told, and that is what tests look at
-            tensor_parallel_rank.serve(self._pipe)
+            other_rank.serve(self._pipe)
             self._code = 0
 
 
@@ -51,8 +51,8 @@ def start_threads(monkeypatch: pytest.MonkeyPatch) -> list[TalkerRunner]:
             super().__init__(*args, **options)
             runners.append(self)
 
-    monkeypatch.setattr(tensor_parallel_rank, "TalkerRunner", RecordedRunner)
-    monkeypatch.setattr(tensor_parallel, "start_child", ThreadRank)
+    monkeypatch.setattr(other_rank, "TalkerRunner", RecordedRunner)
+    monkeypatch.setattr(rank_zero, "start_child", ThreadRank)
     return runners
 
 

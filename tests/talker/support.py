@@ -24,7 +24,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.engine_process import TalkerEngineProcess
+from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
 from engine_lib.talker.request import CodesChunk, Request
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 

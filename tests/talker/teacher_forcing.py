@@ -14,10 +14,10 @@ import torch
 from bench_engine import launch
 
 from engine_lib.prompt import Prompt
-from engine_lib.talker import frame, sampler
+from engine_lib.talker.device import frame, sampler
+from engine_lib.talker.device.sampler import SamplingTensors
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from engine_lib.talker.sampler import SamplingTensors
 from talker.support import GREEDY
 
 Logits = npt.NDArray[np.float32]
@@ -69,7 +69,7 @@ def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
         patch.setattr(frame, "sample", forced_sample)
         if device.type == "cuda":
             from engine_lib.kernels import sampler_kernel
-            from engine_lib.talker import fused_frame
+            from engine_lib.talker.device import fused_frame
 
             draw_codes = sampler_kernel.draw_codes
 

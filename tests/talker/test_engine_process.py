@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
-from engine_lib.talker import engine_process
-from engine_lib.talker.engine_process import TalkerEngineProcess
+from engine_lib.talker.isolation import remote_engine
+from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
 from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request
 from make_checkpoint import make_checkpoint
 from talker.support import (
@@ -189,7 +189,7 @@ PARENT = """
 import sys, time
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.talker.engine_process import TalkerEngineProcess
+from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
 engine = TalkerEngineProcess(Checkpoint(sys.argv[1]), EngineConfig(device="cpu", max_model_len=128, max_num_seqs=2))
 engine.start()
 print(engine.pid, flush=True)
@@ -217,7 +217,7 @@ def test_a_process_that_dies_while_loading_ends_the_load(endless: Path, monkeypa
     def dying(module: str, pipe: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
-    monkeypatch.setattr(engine_process, "start_child", dying)
+    monkeypatch.setattr(remote_engine, "start_child", dying)
     with (
         pytest.raises(Qwen3TTSError, match=r"the talker's process \d+ ended with exit code 3 while it was loading"),
         running_process(endless),

@@ -15,9 +15,9 @@ import torch
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from engine_lib.talker.runner import FrameResult
 from engine_lib.talker.scheduler import PrefillChunk
 from talker.support import PATIENCE, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine_lib.talker import engine as engine_module
+from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.request import Request
-from engine_lib.talker.runner import FrameResult
 from engine_lib.talker.scheduler import PrefillChunk
 from talker.support import GREETING, PATIENCE, Utterance, assert_nothing_is_held, running_engine, start
 

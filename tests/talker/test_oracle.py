@@ -14,7 +14,7 @@ import torch
 
 import oracle
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.philox import frame_uniforms
+from engine_lib.talker.device.philox import frame_uniforms
 from talker.support import Utterance, official, running_engine, speak, start
 
 MAX_FRAMES = 9

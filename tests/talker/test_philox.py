@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from engine_lib.talker.philox import frame_uniforms, philox
+from engine_lib.talker.device.philox import frame_uniforms, philox
 
 # kat_vectors of Random123 1.14: counter, key, result.
 KNOWN_ANSWERS = [

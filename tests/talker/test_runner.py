@@ -11,7 +11,7 @@ import torch
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
 from engine_lib.layers.flash_attention import check_flash_attention
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
 from talker.support import checkpoint, make_engine
 
 BATCH = 3

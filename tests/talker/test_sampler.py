@@ -10,8 +10,8 @@ import torch
 import transformers
 from scipy import stats
 
-from engine_lib.talker.philox import frame_uniforms
-from engine_lib.talker.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
+from engine_lib.talker.device.philox import frame_uniforms
+from engine_lib.talker.device.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
 
 NEVER = float("-inf")
 VOCAB = 300

@@ -9,8 +9,7 @@ import pytest
 from msgspec.structs import fields
 
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.prefill import PrefillLayout
-from engine_lib.talker.step_plan import (
+from engine_lib.talker.device.plan import (
     PLAN_WIRE,
     BlockTablePlan,
     DecodePlan,
@@ -21,6 +20,7 @@ from engine_lib.talker.step_plan import (
     SlotPlan,
     SpeakerPlan,
 )
+from engine_lib.talker.device.prefill_layout import PrefillLayout
 
 NOTHING = np.empty(0, np.int64)
 PLANS = [

@@ -25,12 +25,12 @@ from engine_lib.checkpoint_config import DecoderShape
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, EngineDeadError
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker import rank_group, tensor_parallel, tensor_parallel_rank
+from engine_lib.talker.device.plan import ErasePlan
+from engine_lib.talker.device.ranks import RankError
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.rank_group import RankGroup
-from engine_lib.talker.ranks import RankError
-from engine_lib.talker.step_plan import ErasePlan
-from engine_lib.talker.tensor_parallel import RankZero
+from engine_lib.talker.parallel import all_reduce, other_rank, rank_zero
+from engine_lib.talker.parallel.all_reduce import RankGroup
+from engine_lib.talker.parallel.rank_zero import RankZero
 from make_checkpoint import make_checkpoint
 from talker.ranks import assert_same_state, start_threads
 from talker.support import (
@@ -75,10 +75,10 @@ def expected(eight_heads: Path) -> list[Codes]:
 @pytest.fixture
 def two_groups() -> list[RankGroup]:
     """Return the connected groups of two ranks, both in this process."""
-    store, port = rank_group.new_store()
+    store, port = all_reduce.new_store()
 
     def connected(rank: int) -> RankGroup:
-        group = RankGroup("gloo", rank_group.open_store(port) if rank else store, Shard(rank, 2), CPU)
+        group = RankGroup("gloo", all_reduce.open_store(port) if rank else store, Shard(rank, 2), CPU)
         group.connect()
         return group
 
@@ -95,7 +95,7 @@ def no_process_stays() -> Iterator[None]:
 
 def rank_processes(parent: int) -> list[int]:
     """The ranks that process `parent` has started."""
-    command = ["pgrep", "-P", str(parent), "-f", "engine_lib.talker.tensor_parallel_rank"]
+    command = ["pgrep", "-P", str(parent), "-f", "engine_lib.talker.parallel.other_rank"]
     return [int(pid) for pid in subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()]
 
 
@@ -200,7 +200,7 @@ def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_he
 
 def test_a_sum_that_no_rank_would_end_ends_when_another_rank_is_killed(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
     """Rank 0 receives from rank 1, which stands still, and sends to rank 3; gloo does not tell it of rank 2."""
-    monkeypatch.setattr(tensor_parallel, "END_SECONDS", 0.5)
+    monkeypatch.setattr(rank_zero, "END_SECONDS", 0.5)
     with running_engine(eight_heads, tensor_parallel_size=4) as engine:
         enough = threading.Event()
         stream = start(engine, GREETING, max_frames=100, at={3: lambda _: enough.set()})
@@ -265,29 +265,29 @@ def test_a_rank_that_dies_while_loading_ends_the_load(eight_heads: Path, monkeyp
     def dying(module: str, pipe: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
-    monkeypatch.setattr(tensor_parallel, "start_child", dying)
+    monkeypatch.setattr(rank_zero, "start_child", dying)
     with pytest.raises(RankError, match=r"tensor parallel rank 1 \(process \d+\) ended with exit code 3"):
         make_engine(eight_heads, tensor_parallel_size=2)
 
 
 def test_a_rank_that_dies_before_it_connects_ends_the_load(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
     start_threads(monkeypatch)
-    monkeypatch.setattr(tensor_parallel_rank, "open_store", broken_store)
-    monkeypatch.setattr(rank_group, "CONNECT_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(other_rank, "open_store", broken_store)
+    monkeypatch.setattr(all_reduce, "CONNECT_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(RankError, match=r"tensor parallel rank 1 .* ended with exit code 1"):
         make_engine(eight_heads, tensor_parallel_size=2)
 
 
 def test_a_rank_that_dies_before_rank_0_has_its_group_ends_the_load(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
     start_threads(monkeypatch)
-    monkeypatch.setattr(tensor_parallel_rank, "open_store", broken_store)
+    monkeypatch.setattr(other_rank, "open_store", broken_store)
     connected: list[None] = []
 
     def late_group(*args: object) -> SimpleNamespace:
         eventually(lambda: not any(thread.name == "talker-rank-1" for thread in threading.enumerate()), "the end is noticed")
         return SimpleNamespace(connect=lambda: connected.append(None), abort=lambda release_graphs: None)
 
-    monkeypatch.setattr(tensor_parallel, "RankGroup", late_group)
+    monkeypatch.setattr(rank_zero, "RankGroup", late_group)
     with pytest.raises(RankError, match=r"tensor parallel rank 1 .* ended with exit code 1"):
         make_engine(eight_heads, tensor_parallel_size=2)
     assert connected == []
@@ -295,7 +295,7 @@ def test_a_rank_that_dies_before_rank_0_has_its_group_ends_the_load(eight_heads:
 
 def test_graphs_that_hold_sums_go_before_the_group_and_once():
     """NCCL's abort waits for them without end; gloo's group stands for it here."""
-    store, _port = rank_group.new_store()
+    store, _port = all_reduce.new_store()
     group = RankGroup("gloo", store, Shard(0, 1), CPU)
     group.connect()
     happened: list[str] = []
@@ -342,14 +342,14 @@ def test_a_size_that_is_not_allowed_is_refused_by_name(tiny_custom_voice: Path):
 def test_more_ranks_than_gpus_are_refused_unless_they_may_share_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     gpu = [torch.device("cuda", i) for i in range(4)]
-    assert tensor_parallel._devices(2, "nccl", gpu[2]) == gpu[2:]
-    assert tensor_parallel._devices(8, "gloo", gpu[3]) == [gpu[3], *gpu, *gpu[:3]]
+    assert rank_zero._devices(2, "nccl", gpu[2]) == gpu[2:]
+    assert rank_zero._devices(8, "gloo", gpu[3]) == [gpu[3], *gpu, *gpu[:3]]
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: 4 GPUs from cuda:1 on are not there; this machine has 4, so 3 at most"):
-        tensor_parallel._devices(4, "nccl", gpu[1])
+        rank_zero._devices(4, "nccl", gpu[1])
 
 
 def test_published_checkpoints_can_be_shared_by_every_size():
     for hidden, ffn in ((1024, 3072), (2048, 6144)):
         shape = DecoderShape(hidden, ffn, 28, 16, 8, 128, 1e-6, 1e6)
         for size in (1, 2, 4, 8):
-            tensor_parallel._check_shape(size, shape)
+            rank_zero._check_shape(size, shape)

@@ -15,7 +15,7 @@ import torch
 
 from engine_lib.checkpoint import WHOLE, Shard
 from engine_lib.errors import Qwen3TTSError
-from engine_lib.talker.step_plan import Plan
+from engine_lib.talker.device.plan import Plan
 
 Sum = Callable[[torch.Tensor], torch.Tensor]
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_lib.talker.sampler import SamplingTensors
-from engine_lib.talker.step_plan import SlotPlan
+from engine_lib.talker.device.plan import SlotPlan
+from engine_lib.talker.device.sampler import SamplingTensors
 
 MAX_INT32 = 2**31 - 1  # as top_k it keeps all ids
 NUM_FLOATS = 5

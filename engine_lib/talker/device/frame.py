@@ -1,6 +1,6 @@
 """Drawing a frame: codebook 0 from the talker's last layer, the other codebooks from the code predictor, the state moved on.
 
-This is the plain path, in torch: the CPU's, and the twin of talker/fused_frame.py.
+This is the plain path, in torch: the CPU's, and the twin of talker/device/fused_frame.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from engine_lib.checkpoint_config import TalkerConfig
-from engine_lib.talker.model import TalkerModel
-from engine_lib.talker.philox import frame_uniforms
-from engine_lib.talker.sampler import BAD_CODE, apply_repetition_penalty, sample
-from engine_lib.talker.state import SlotState
+from engine_lib.talker.device.model import TalkerModel
+from engine_lib.talker.device.philox import frame_uniforms
+from engine_lib.talker.device.sampler import BAD_CODE, apply_repetition_penalty, sample
+from engine_lib.talker.device.state import SlotState
 
 NUM_SUPPRESSED_IDS = 1024  # the top of the codec vocabulary: special ids, never spoken (EOS excepted)
 MIN_FRAMES = 2  # EOS is not allowed earlier, as in the official generate()

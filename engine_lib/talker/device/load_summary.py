@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_lib.talker.runner import TalkerRunner
+from engine_lib.talker.device.worker import TalkerRunner
 
 GIB = 2**30
 

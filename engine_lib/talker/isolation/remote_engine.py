@@ -2,7 +2,7 @@
 
 An engine thread works for less than a millisecond a step, in a dozen pieces between its waits for the device, and after each it needs
 Python's interpreter lock again. Where other threads parse requests and send answers in the same process they hold that lock, and
-the device waits for the engine. Here it has an interpreter to itself (engine_child.py); a message each way costs some tens of
+the device waits for the engine. Here it has an interpreter to itself (child.py); a message each way costs some tens of
 microseconds.
 """
 
@@ -22,7 +22,7 @@ from engine_lib.errors import CheckpointError, ConfigError, Qwen3TTSError
 from engine_lib.process.child import end_of, start_child
 from engine_lib.process.wire import Message
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
-from engine_lib.talker.engine_messages import (
+from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
     CancelRequest,
@@ -43,7 +43,7 @@ from engine_lib.talker.request import FinishReason, Request
 
 logger = logging.getLogger(__name__)
 
-CHILD_MODULE = "engine_lib.talker.engine_child"
+CHILD_MODULE = "engine_lib.talker.isolation.child"
 END_SECONDS = 5.0  # from the end of the pipe until the process is killed
 
 

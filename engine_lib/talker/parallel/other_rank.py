@@ -1,6 +1,6 @@
 """A rank other than 0 of a tensor-parallel talker: a process that loads its shard and does what rank 0 tells it.
 
-Started by talker/tensor_parallel.py, with the number of its end of the pipe. It ends when that pipe closes, and at once when
+Started by talker/parallel/rank_zero.py, with the number of its end of the pipe. It ends when that pipe closes, and at once when
 the process that started it is gone.
 """
 
@@ -16,12 +16,12 @@ from engine_lib.checkpoint import Checkpoint, Shard
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device
 from engine_lib.process.child import run_child
-from engine_lib.talker.load_summary import load_summary
-from engine_lib.talker.rank_group import RankGroup, open_store
-from engine_lib.talker.ranks import Ranks
-from engine_lib.talker.runner import TalkerRunner
-from engine_lib.talker.step_plan import PLAN_WIRE
-from engine_lib.talker.tensor_parallel import RankSetup
+from engine_lib.talker.device.load_summary import load_summary
+from engine_lib.talker.device.plan import PLAN_WIRE
+from engine_lib.talker.device.ranks import Ranks
+from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.parallel.all_reduce import RankGroup, open_store
+from engine_lib.talker.parallel.rank_zero import RankSetup
 
 logger = logging.getLogger(__name__)
 

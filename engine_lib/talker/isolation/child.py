@@ -1,4 +1,4 @@
-"""The process of a talker's engine: one thread that reads what it is told, steps, and says what came of it. engine_process.py starts it.
+"""The process of a talker's engine: one thread that reads what it is told, steps, and says what came of it. remote_engine.py starts it.
 
 It ends when its pipe closes, when its engine has ended, and at once when the process that started it is gone.
 """
@@ -23,7 +23,7 @@ from engine_lib.process.child import run_child
 from engine_lib.process.garbage import freeze_loaded
 from engine_lib.process.wire import Message
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.engine_messages import (
+from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
     CancelRequest,

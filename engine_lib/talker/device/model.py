@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from engine_lib.checkpoint import WHOLE, Checkpoint, Shard, Weights
 from engine_lib.layers.transformer import Attend, Transformer
 from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
-from engine_lib.talker.code_predictor import CodePredictor
+from engine_lib.talker.device.code_predictor import CodePredictor
 
 FOLD_ROWS = 8192  # rows of the text table projected at a time, to bound the memory of the fold
 

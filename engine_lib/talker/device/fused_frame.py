@@ -11,9 +11,9 @@ from engine_lib.kernels.linear_small import Norm, linear_small
 from engine_lib.kernels.predictor_attention import predictor_attention
 from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
 from engine_lib.layers.fused import forward_fused, linear_fused
-from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.model import TalkerModel
-from engine_lib.talker.state import SlotState
+from engine_lib.talker.device.frame import FirstCodebookRules
+from engine_lib.talker.device.model import TalkerModel
+from engine_lib.talker.device.state import SlotState
 
 
 def draw_frame_fused(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from engine_lib.devices import on_stream
-from engine_lib.talker.prefill import PrefillLayout
+from engine_lib.talker.device.prefill_layout import PrefillLayout
 from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
 
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)

@@ -12,10 +12,10 @@ import torch
 
 from engine_lib.layers.attention import AttentionBackend
 from engine_lib.ops.kv_cache import store_kv
-from engine_lib.talker.frame import FirstCodebookRules, draw_frame
-from engine_lib.talker.model import TalkerModel
-from engine_lib.talker.prefill import PrefillInputs
-from engine_lib.talker.state import SlotState
+from engine_lib.talker.device.frame import FirstCodebookRules, draw_frame
+from engine_lib.talker.device.model import TalkerModel
+from engine_lib.talker.device.prefill_layout import PrefillInputs
+from engine_lib.talker.device.state import SlotState
 
 
 class TalkerForward(Protocol):

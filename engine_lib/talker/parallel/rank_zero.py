@@ -24,13 +24,13 @@ from engine_lib.checkpoint_config import DecoderShape
 from engine_lib.config import TENSOR_PARALLEL_SIZES, EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError
 from engine_lib.process.child import ChildProcess, end_of, start_child
-from engine_lib.talker.rank_group import RankGroup, new_store
-from engine_lib.talker.ranks import RankError, Ranks
-from engine_lib.talker.step_plan import PLAN_WIRE, Plan
+from engine_lib.talker.device.plan import PLAN_WIRE, Plan
+from engine_lib.talker.device.ranks import RankError, Ranks
+from engine_lib.talker.parallel.all_reduce import RankGroup, new_store
 
 logger = logging.getLogger(__name__)
 
-RANK_MODULE = "engine_lib.talker.tensor_parallel_rank"
+RANK_MODULE = "engine_lib.talker.parallel.other_rank"
 END_SECONDS = 5.0  # until ranks that should end are killed
 POLL_SECONDS = 5e-5  # between looks at an event that the device may never reach
 

@@ -27,17 +27,11 @@ from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.flash_attention import FlashAttention, check_flash_attention
 from engine_lib.talker.block_manager import NULL_BLOCK
-from engine_lib.talker.forward import PlainForward, TalkerForward
-from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.graphs import TalkerGraphs
-from engine_lib.talker.model import TalkerModel
-from engine_lib.talker.pool_size import num_kv_blocks
-from engine_lib.talker.prefill import PrefillInputs, PrefillLayout
-from engine_lib.talker.ranks import Ranks
-from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
-from engine_lib.talker.state import SlotState, SlotTable
-from engine_lib.talker.step_plan import (
+from engine_lib.talker.device.forward import PlainForward, TalkerForward
+from engine_lib.talker.device.frame import FirstCodebookRules
+from engine_lib.talker.device.graphs import TalkerGraphs
+from engine_lib.talker.device.model import TalkerModel
+from engine_lib.talker.device.plan import (
     BlockTablePlan,
     DecodePlan,
     ErasePlan,
@@ -49,6 +43,12 @@ from engine_lib.talker.step_plan import (
     SlotPlan,
     SpeakerPlan,
 )
+from engine_lib.talker.device.pool_size import num_kv_blocks
+from engine_lib.talker.device.prefill_layout import PrefillInputs, PrefillLayout
+from engine_lib.talker.device.ranks import Ranks
+from engine_lib.talker.device.state import SlotState, SlotTable
+from engine_lib.talker.request import Request
+from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
 
 PINNED_BUFFERS = 6  # of one size
 KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
@@ -375,6 +375,6 @@ def _forward(
     if backend == "flash-attn":
         check_flash_attention(dtype=kv_cache.dtype, block_size=kv_cache.shape[3], head_dim=kv_cache.shape[5])
         attention = FlashAttention()
-    from engine_lib.talker.fused_forward import FusedForward  # needs Triton's compiler, which CPU builds of torch lack
+    from engine_lib.talker.device.fused_forward import FusedForward  # needs Triton's compiler, which CPU builds of torch lack
 
     return FusedForward(model, kv_cache, state, rules, attention)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engine_lib.process.wire import Message, Wire
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.prefill import PrefillLayout
+from engine_lib.talker.device.prefill_layout import PrefillLayout
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]

@@ -14,12 +14,12 @@ from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.layers.attention import AttentionBackend
 from engine_lib.layers.fused import AttendPacked, forward_fused
-from engine_lib.talker.forward import decode_rows
-from engine_lib.talker.frame import FirstCodebookRules
-from engine_lib.talker.fused_frame import draw_frame_fused
-from engine_lib.talker.model import TalkerModel
-from engine_lib.talker.prefill import PrefillInputs
-from engine_lib.talker.state import SlotState
+from engine_lib.talker.device.forward import decode_rows
+from engine_lib.talker.device.frame import FirstCodebookRules
+from engine_lib.talker.device.fused_frame import draw_frame_fused
+from engine_lib.talker.device.model import TalkerModel
+from engine_lib.talker.device.prefill_layout import PrefillInputs
+from engine_lib.talker.device.state import SlotState
 
 
 class FusedForward:

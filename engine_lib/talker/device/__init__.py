@@ -1,0 +1,1 @@
+"""The device side of the talker: plans in, frames out. Knows no request."""

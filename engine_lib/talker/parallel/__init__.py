@@ -1,0 +1,1 @@
+"""Tensor parallelism: ranks that each hold a shard of the talker."""
