@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarking import command, machine, random_checkpoint, timed, wait, write_results
 from torch.utils.flop_counter import FlopCounterMode
 
+from benching.measuring import command, machine, random_checkpoint, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.runner import CodecRunner
 from engine_lib.devices import resolve_device

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarking import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
-from engine_peers import comparisons, measure_peers
 
+from benching.engine_peers import comparisons, measure_peers
+from benching.measuring import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device
@@ -76,7 +76,7 @@ def main() -> None:
     if arguments.output:
         write_results(arguments.output, results)
     if arguments.plot:
-        from engine_plot import plot
+        from benching.engine_plot import plot
 
         plot(results, machine(), arguments.plot)
 

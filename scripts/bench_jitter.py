@@ -1,4 +1,4 @@
-"""Measure how regularly the talker's engine steps, whatever its device does: a timer stands in for that (make_believe_device.py).
+"""Measure how regularly the talker's engine steps, whatever its device does: a timer stands in for that (scripts/benching/fake_device.py).
 
     python scripts/bench_jitter.py --senders 4 --thread --output bench_jitter.json --plot bench_jitter.png
 
@@ -9,7 +9,7 @@ Closed loops: each stream asks again when it has been answered, for speech of ra
 threads of a service that send each chunk, which need Python's interpreter lock. --thread also measures the engine on a thread beside
 them, where it shares that lock.
 
-interval: from one decode step to the next, both without prefill; its floor is the make-believe step. host: the part of a step in which
+interval: from one decode step to the next, both without prefill; its floor is the fake step. host: the part of a step in which
 the host works. first codes: from the call to the first chunk.
 """
 
@@ -30,12 +30,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
-import make_believe_device
 import numpy as np
-from benchmarking import command, machine, random_checkpoint, random_prompt, write_results
-from make_believe_device import MakeBelieveConfig, MakeBelieveEngine
-from speech_load import LONGEST, speech_frames
 
+from benching import fake_device
+from benching.fake_device import FakeConfig, FakeEngine
+from benching.measuring import command, machine, random_checkpoint, random_prompt, write_results
+from benching.speech_load import LONGEST, speech_frames
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.process.garbage import freeze_loaded
 from engine_lib.process.latency import Durations
@@ -59,10 +59,10 @@ def main() -> None:
     """Run the benchmark and print its table."""
     arguments = _arguments()
     print(f"command: {command()}\n{machine()}, {os.cpu_count()} CPU cores")
-    print(f"a make-believe device: {arguments.step_ms:g} ms a step, {arguments.prefill_ms:g} ms a prefill; {arguments.senders} senders")
+    print(f"a fake device: {arguments.step_ms:g} ms a step, {arguments.prefill_ms:g} ms a prefill; {arguments.senders} senders")
     print(COLUMNS, flush=True)
     checkpoint = Checkpoint(random_checkpoint(arguments.checkpoints, "tiny"))
-    config = MakeBelieveConfig(
+    config = FakeConfig(
         device="cpu",
         num_threads=1,
         max_num_seqs=max(arguments.streams),
@@ -81,7 +81,7 @@ def main() -> None:
     if arguments.output:
         write_results(arguments.output, results)
     if arguments.plot:
-        from jitter_plot import plot
+        from benching.jitter_plot import plot
 
         plot(results, f"{machine()}, {os.cpu_count()} CPU cores", arguments.plot)
 
@@ -111,12 +111,12 @@ def _arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def _running_engine(checkpoint: Checkpoint, config: MakeBelieveConfig) -> Iterator[BaseTalkerEngine]:
+def _running_engine(checkpoint: Checkpoint, config: FakeConfig) -> Iterator[BaseTalkerEngine]:
     engine: BaseTalkerEngine
     if config.talker_isolation == "process":
-        engine = TalkerEngineProcess(checkpoint, config, child_module=make_believe_device.__name__)
+        engine = TalkerEngineProcess(checkpoint, config, child_module=fake_device.__name__)
     else:
-        engine = MakeBelieveEngine(checkpoint, config)
+        engine = FakeEngine(checkpoint, config)
     freeze_loaded()  # as a service does
     engine.start()
     try:

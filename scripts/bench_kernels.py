@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from step_kernels import EPS, Layers, StepKernels, weight
 
+from benching.step_kernels import EPS, Layers, StepKernels, weight
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
 from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, chunk_for, tile_for

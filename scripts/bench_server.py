@@ -36,13 +36,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
-from benchmark_server import benchmark_server
-from benchmarking import command, machine, random_checkpoint, write_results
-from gpu_utilization import GpuUtilization
-from round_trip import round_trips
-from server_internals import inside_line, internals
-from server_peers import comparisons, peers_of
-from speech_load import Load, drive, summary
+from benching.gpu_utilization import GpuUtilization
+from benching.measuring import command, machine, random_checkpoint, write_results
+from benching.round_trip import round_trips
+from benching.server import benchmark_server
+from benching.server_internals import inside_line, internals
+from benching.server_peers import comparisons, peers_of
+from benching.speech_load import Load, drive, summary
 
 LEAD_SECONDS = 0.2  # from handing a load to the client processes until it begins
 BUSY_CLIENT = 0.7  # of a core; above it the client's own time is in the figures
@@ -89,7 +89,7 @@ def main() -> None:
     for line in comparisons(results, peers):
         print(line)
     if arguments.plot:
-        from server_plot import plot
+        from benching.server_plot import plot
 
         plot(results, peers, machine(), arguments.plot)
 

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import numpy as np
 import numpy.typing as npt
-from benchmark_server import benchmark_server
-from benchmarking import command, machine, random_checkpoint, write_results
 
+from benching.measuring import command, machine, random_checkpoint, write_results
+from benching.server import benchmark_server
 from qwen3_tts_client import Client
 
 SAMPLE_RATE = 24000

@@ -55,7 +55,7 @@ elif [[ -f $voice/model.safetensors ]]; then
     echo "NOTE: this is the voice in the box, a small checkpoint trained on synthetic speech; MODEL=/path/to/checkpoint speaks with another"
 else
     # Named by the scripts that write it, so that editing them makes a new one.
-    model=$work/checkpoint-$(cat scripts/make_checkpoint.py scripts/checkpoint_*.py | sha256sum | cut -c1-12)
+    model=$work/checkpoint-$(cat scripts/make_checkpoint.py scripts/random_checkpoint/*.py | sha256sum | cut -c1-12)
     if [[ ! -d $model ]]; then
         rm -rf "$model.part"
         python scripts/make_checkpoint.py "$model.part"

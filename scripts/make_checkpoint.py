@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from checkpoint_shapes import KINDS, SIZES, Config, build_configs, first_special_id
-from checkpoint_tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
-from checkpoint_tokenizer import BPE_VOCAB, write_tokenizer
+from random_checkpoint.shapes import KINDS, SIZES, Config, build_configs, first_special_id
+from random_checkpoint.tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
+from random_checkpoint.tokenizer import BPE_VOCAB, write_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_EXTRACTOR = {

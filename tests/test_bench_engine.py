@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import bench_engine
-import engine_peers
 import pytest
+
+from benching import engine_peers
 
 FRAME = {"checkpoint": "0.6b", "mode": "graph", "batch": 1, "ms": 2.5, "floor_ms": 0.8, "host_us": 60.0}
 PEER = {"checkpoint": "0.6b", "peer": "qwen-tts 0.1.1", "batch": 1, "ms": 125.0, "first_codes_ms": 130.0}
@@ -49,7 +50,7 @@ def test_a_peer_stands_beside_our_fastest_at_the_same_batch() -> None:
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from engine_plot import plot
+    from benching.engine_plot import plot
 
     plot([FRAME, FRAME | {"batch": 2}, FRAME | {"mode": "eager"}, FRAME | {"checkpoint": "1.7b"}, PEER], "a GPU", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000

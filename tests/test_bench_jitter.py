@@ -35,7 +35,7 @@ def test_an_engine_in_a_process_and_one_on_a_thread_step_beside_senders(
 
 def test_the_plot_is_drawn_also_where_nothing_was_steady(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from jitter_plot import plot
+    from benching.jitter_plot import plot
 
     points = [POINT | {"intervals_ms": [5.9, 6.0, 6.3]}, POINT | {"engine": "thread", "intervals_ms": [6.0, 8.0]}]
     plot([*points, POINT | {"streams": 1, "intervals_ms": []}], "a processor", tmp_path / "plot.png")

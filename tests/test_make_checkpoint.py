@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 
 import oracle
-from checkpoint_shapes import build_configs
-from checkpoint_tensors import speech_tokenizer_tensors
-from checkpoint_tokenizer import BPE_VOCAB
 from make_checkpoint import _fill, make_checkpoint
+from random_checkpoint.shapes import build_configs
+from random_checkpoint.tensors import speech_tokenizer_tensors
+from random_checkpoint.tokenizer import BPE_VOCAB
 
 FIXTURES = ["tiny_custom_voice", "tiny_custom_voice_1b7", "tiny_base", "tiny_voice_design"]
 TEXTS = [

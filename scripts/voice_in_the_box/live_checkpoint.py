@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from checkpoint_shapes import Config
-from checkpoint_tokenizer import write_tokenizer
 from engine_lib.checkpoint import Checkpoint, Weights
 from make_checkpoint import FEATURE_EXTRACTOR
+from random_checkpoint.shapes import Config
+from random_checkpoint.tokenizer import write_tokenizer
 from voice_in_the_box.sentences import Sentences
 from voice_in_the_box.shapes import BPE_VOCAB
 

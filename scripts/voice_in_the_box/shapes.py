@@ -1,7 +1,7 @@
 """The checkpoint's shapes: the published architecture at a size that fits a repository, 12 MB in float16.
 
-Names and shapes of the tensors come from checkpoint_tensors.py, which derives them from these configs, so that training, export
-and the engine cannot disagree.
+Names and shapes of the tensors come from random_checkpoint/tensors.py, which derives them from these configs. So training,
+export and the engine agree.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from checkpoint_shapes import Config, build_configs
-from checkpoint_tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
+from random_checkpoint.shapes import Config, build_configs
+from random_checkpoint.tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
 from voice_in_the_box.speech import SPEAKERS
 
 BPE_VOCAB = 448  # 256 bytes and 192 merges: a token is a letter group, so text and sound advance together

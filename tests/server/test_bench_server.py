@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from speech_load import Report, Spoken, summary
+
+from benching.speech_load import Report, Spoken, summary
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ("first_audio_p50_ms", "first_audio_p95_ms", "first_audio_p99_ms", "gap_p99_ms", "audio_seconds_per_second", "mean_frames")

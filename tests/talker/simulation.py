@@ -1,4 +1,4 @@
-"""A scheduler driven as the engine drives it, over a make-believe device that knows what each row of the KV cache holds."""
+"""A scheduler driven as the engine drives it, over a fake device that knows what each row of the KV cache holds."""
 
 from __future__ import annotations
 

@@ -1,18 +1,22 @@
 """Plot what bench_server.py wrote: first audio and throughput against streams, first audio against rate, with the peers as marks.
 
-python scripts/server_plot.py bench_server.json docs/server.png
+python scripts/benching/server_plot.py bench_server.json docs/server.png
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from server_peers import P50, P95, THROUGHPUT, Peer, peers_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a command, too
+
+from benching.server_peers import P50, P95, THROUGHPUT, Peer, peers_of
 
 PANELS = (
     ("streams", (P50, P95), "streams at a time", "first audio, ms"),

@@ -4,7 +4,7 @@ Each peer runs in a process of its own, on the same checkpoint: what it installs
 left out, as it is of our figures. A peer's frame is the difference between a long and a short utterance, so that neither the
 prompt nor the start of its graphs is counted.
 
-    python scripts/engine_peers.py qwen-tts --model checkpoints/0.6b-custom_voice --batches 1 12
+    python scripts/benching/engine_peers.py qwen-tts --model checkpoints/0.6b-custom_voice --batches 1 12
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from engine_lib.talker.scheduler import PrefillChunk
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeBelieveConfig(EngineConfig):
+class FakeConfig(EngineConfig):
     """An engine's options, and its device's."""
 
     step_ms: float = option(6.0, "Milliseconds of a decode step.", minimum=0)
@@ -37,7 +37,7 @@ class MakeBelieveConfig(EngineConfig):
 class NoForward:
     """A TalkerForward that computes nothing; all codes are 0."""
 
-    name, can_be_captured = "make-believe", False
+    name, can_be_captured = "fake", False
 
     def __init__(self, num_code_groups: int, hidden_size: int) -> None:
         self._num_code_groups, self._hidden_size = num_code_groups, hidden_size
@@ -67,10 +67,10 @@ class TimedResult(FrameResult):
         return super().read()
 
 
-class MakeBelieveRunner(TalkerRunner):
+class FakeRunner(TalkerRunner):
     """A step begins behind the step before it and all prefill; prefill runs beside steps, as on a GPU."""
 
-    def __init__(self, checkpoint: Checkpoint, config: MakeBelieveConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: FakeConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, config, device=device, dtype=dtype)
         self.forward = NoForward(self.talker_config.num_code_groups, self.model.transformer.shape.hidden_size)
         self._step_seconds, self._prefill_seconds = config.step_ms / 1e3, config.prefill_ms / 1e3
@@ -92,19 +92,19 @@ class MakeBelieveRunner(TalkerRunner):
         return TimedResult(**vars(result), ready_at=self._step_ends)
 
 
-class MakeBelieveEngine(TalkerEngine):
+class FakeEngine(TalkerEngine):
     """An engine on such a device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: MakeBelieveConfig, *pipe: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: FakeConfig, *pipe: Any) -> None:
         """`pipe`: what a PipedTalkerEngine takes besides."""
         super().__init__(checkpoint, config, *pipe)
-        self.runner = MakeBelieveRunner(checkpoint, config, device=self.runner.device, dtype=self.runner.dtype)
+        self.runner = FakeRunner(checkpoint, config, device=self.runner.device, dtype=self.runner.dtype)
         self._pipelined = True  # as on a GPU
 
 
-class PipedMakeBelieveEngine(MakeBelieveEngine, PipedTalkerEngine):
+class PipedFakeEngine(FakeEngine, PipedTalkerEngine):
     """The same at the other end of a pipe."""
 
 
 if __name__ == "__main__":
-    run_child(partial(serve, engine_class=PipedMakeBelieveEngine, config_class=MakeBelieveConfig), "the make-believe talker's process")
+    run_child(partial(serve, engine_class=PipedFakeEngine, config_class=FakeConfig), "the fake talker's process")

@@ -25,7 +25,7 @@ def plot(results: Sequence[Mapping[str, object]], title: str, path: Path) -> Non
         for point, values in zip(points, intervals, strict=True):
             over = float(str(point["interval_p99_ms"])) - float(str(point["interval_p50_ms"]))
             axes.hist(values, edges, histtype="step", label=f"{point['engine']}: p99 is {over:.2f} ms over the median")
-        axes.axvline(floor, linestyle="--", color="gray", label="floor: the make-believe step")
+        axes.axvline(floor, linestyle="--", color="gray", label="floor: the fake step")
         axes.set(title=f"streams: {streams}; senders: {points[0]['senders']}", xlabel="from one step to the next, ms", ylabel="steps")
         axes.set_yscale("log" if len(shown) else "linear")
         axes.margins(y=0.4)  # room for the legend

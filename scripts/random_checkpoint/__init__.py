@@ -1,0 +1,1 @@
+"""Shapes, tensors and tokenizer of the checkpoints that make_checkpoint.py writes."""
