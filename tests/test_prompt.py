@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from voices import random_voice
+from random_voices import random_voice
 
 import oracle
 from engine_lib.checkpoint import Checkpoint

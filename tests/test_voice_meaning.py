@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 pytest.importorskip("espeakng_loader", reason="needs espeak-ng: pip install espeakng-loader (scripts/install.sh test brings it)")
 
-from api.support import GREEDY, load
+from api.loading import GREEDY, load
 from server.conftest import CAN_SERVE, new_server
 
 import oracle

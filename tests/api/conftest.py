@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.support import load
+from api.loading import load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from make_checkpoint import make_checkpoint
 

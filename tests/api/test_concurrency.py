@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from api.support import GREEDY, PATIENCE, SAMPLES_PER_FRAME, eventually, is_idle, load
+from api.loading import GREEDY, PATIENCE, SAMPLES_PER_FRAME, eventually, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import InvalidRequestError, OverloadedError, Qwen3TTSError

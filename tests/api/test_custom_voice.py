@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import oracle
-from api.support import GREEDY, SAMPLES_PER_FRAME, captured_sampling, load, with_generation_config
+from api.loading import GREEDY, SAMPLES_PER_FRAME, captured_sampling, load, with_generation_config
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api.support import PATIENCE, eventually, load
+from api.loading import PATIENCE, eventually, load
 from engine_lib.api.qwen3_tts import SpeechChunk
 from engine_lib.errors import EngineDeadError, Qwen3TTSError
 

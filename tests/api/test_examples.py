@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from voices import recording
+from random_voices import recording
 
 import engine_lib
 from engine_lib import Qwen3TTS as Qwen3TTSModel

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.support import eventually, is_idle, load
+from api.loading import eventually, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 

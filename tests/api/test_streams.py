@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.support import SAMPLES_PER_FRAME, eventually, is_idle, load
+from api.loading import SAMPLES_PER_FRAME, eventually, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 import soundfile
 import torch
-from voices import random_voice, recording
+from random_voices import random_voice, recording
 
 import oracle
-from api.support import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
+from api.loading import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 from engine_lib.talker.device.worker import TalkerRunner

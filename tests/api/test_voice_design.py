@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import oracle
-from api.support import GREEDY, is_idle, load
+from api.loading import GREEDY, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 

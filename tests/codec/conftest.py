@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.support import TOLERANCE, AssertOfficial, Audio, Codes, MakeEngine
+from codec.listening import TOLERANCE, AssertOfficial, Audio, Codes, MakeEngine
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig

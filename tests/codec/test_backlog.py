@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codec.support import PATIENCE, Gate, Listener, MakeEngine, eventually, random_codes
+from codec.listening import PATIENCE, Gate, Listener, MakeEngine, eventually, random_codes
 from engine_lib.codec.backlog import HOLD_SECONDS, RENEWAL_SECONDS, Backlog
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.support import (
+from codec.listening import (
     CODEBOOK_SIZE,
     PATIENCE,
     SAMPLES_PER_FRAME,

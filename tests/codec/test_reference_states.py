@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from codec.support import MakeEngine
+from codec.listening import MakeEngine
 from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.errors import Qwen3TTSError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from talker.batch_report import row_differences, table
 from talker.events import speak_among_mates
-from talker.support import make_engine, running_engine
+from talker.speaking import make_engine, running_engine
 
 from engine_lib.talker.device.graphs import BATCH_BUCKETS
 from make_checkpoint import make_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from talker.events import join_leave_and_cancel, overflow_the_pool
-from talker.support import running_engine
+from talker.speaking import running_engine
 
 from make_checkpoint import make_checkpoint
 

@@ -12,7 +12,7 @@ import torch
 from bench_engine import launch
 from kernels.compare import assert_near, relative_error
 from kernels.pool import Heads, Pool
-from talker.support import GREEDY, Utterance, make_engine, running_engine, speak
+from talker.speaking import GREEDY, Utterance, make_engine, running_engine, speak
 
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.flash_attention import FlashAttention

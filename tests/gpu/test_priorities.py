@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from talker.support import Utterance, running_engine, start
+from talker.speaking import Utterance, running_engine, start
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine

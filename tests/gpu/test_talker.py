@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from bench_engine import launch
-from talker.support import GREEDY, Utterance, checkpoint, make_engine, running_engine, speak, start
-from voices import random_voice
+from random_voices import random_voice
+from talker.speaking import GREEDY, Utterance, checkpoint, make_engine, running_engine, speak, start
 
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from talker.ranks import assert_same_state, start_threads
-from talker.support import GREEDY, GREETING, PATIENCE, eventually, running_engine, speak, start
+from talker.speaking import GREEDY, GREETING, PATIENCE, eventually, running_engine, speak, start
 from talker.test_tensor_parallel import rank_processes
 
 from engine_lib.checkpoint import Shard

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from codec.near_ties import assert_same_codes
-from codec.recordings import fresh_seed, recordings
-from codec.test_reference_encoder import load as load_reference_encoder
+from voices.near_ties import assert_same_codes
+from voices.recordings import fresh_seed, recordings
+from voices.test_reference_encoder import load as load_reference_encoder
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig

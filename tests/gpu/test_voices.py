@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api.support import GREEDY, SAMPLES_PER_FRAME
-from voices import random_voice, recording
+from api.loading import GREEDY, SAMPLES_PER_FRAME
+from random_voices import random_voice, recording
 
 import oracle
 from engine_lib.api.qwen3_tts import Qwen3TTS

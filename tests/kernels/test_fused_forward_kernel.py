@@ -12,7 +12,7 @@ import pytest
 import torch
 from bench_engine import launch
 from talker.ranks import start_threads
-from talker.support import GREEDY, Utterance, make_engine
+from talker.speaking import GREEDY, Utterance, make_engine
 
 from engine_lib.devices import on_device
 from engine_lib.layers.attention import AttentionBackend, TorchAttention

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from voices import recording
+from random_voices import recording
 
 from engine_lib.server.process import TritonServer
 

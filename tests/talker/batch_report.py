@@ -12,7 +12,7 @@ from bench_engine import launch
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import GREEDY, Utterance
+from talker.speaking import GREEDY, Utterance
 from talker.teacher_forcing import Forcing, forced, relative_errors
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from talker.support import Utterance, make_engine
+from talker.speaking import Utterance, make_engine
 from talker.teacher_forcing import relative_errors, run_forced
 
 VOICES = ("ryan", "vivian", "aiden", "serena", "eric", "dylan")

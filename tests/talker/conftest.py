@@ -10,7 +10,7 @@ import pytest
 
 from engine_lib.talker.engine import TalkerEngine
 from make_checkpoint import make_checkpoint
-from talker.support import GREETING, Codes, assert_nothing_is_held, running_engine, speak
+from talker.speaking import GREETING, Codes, assert_nothing_is_held, running_engine, speak
 
 
 @pytest.fixture(params=["tiny_custom_voice", "tiny_custom_voice_1b7"])

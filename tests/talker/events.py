@@ -12,7 +12,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+from talker.speaking import Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 UTTERANCES = [
     Utterance("Good morning! " * n, voice, non_streaming_mode=layout) for n, voice, layout in ((1, "ryan", True), (2, "eric", False))

@@ -18,7 +18,7 @@ from engine_lib.talker.device import frame, sampler
 from engine_lib.talker.device.sampler import SamplingTensors
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import GREEDY
+from talker.speaking import GREEDY
 
 Logits = npt.NDArray[np.float32]
 

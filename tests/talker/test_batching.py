@@ -14,7 +14,7 @@ import pytest
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from talker.support import GREEDY, Codes, Stream, Utterance, assert_nothing_is_held, official, running_engine, speak, start
+from talker.speaking import GREEDY, Codes, Stream, Utterance, assert_nothing_is_held, official, running_engine, speak, start
 
 MAX_FRAMES = 16
 WHOLE = (

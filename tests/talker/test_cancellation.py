@@ -11,7 +11,7 @@ import pytest
 
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestStatus
-from talker.support import GREEDY, GREETING, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+from talker.speaking import GREEDY, GREETING, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 
 def test_cancelling_a_running_request_ends_it_before_its_next_frame(engine: TalkerEngine, codes: Codes):

@@ -14,7 +14,7 @@ import pytest
 from engine_lib.errors import EngineDeadError, OverloadedError
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import GREEDY, GREETING, PATIENCE, Actions, Stream, assert_nothing_is_held, running_engine, speak, start
+from talker.speaking import GREEDY, GREETING, PATIENCE, Actions, Stream, assert_nothing_is_held, running_engine, speak, start
 
 
 def submit(

@@ -16,7 +16,7 @@ from engine_lib.prompt import Prompt
 from engine_lib.talker import engine as engine_module
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import FRAME_BUDGET_BASE, FRAME_BUDGET_PER_TOKEN, Request
-from talker.support import (
+from talker.speaking import (
     GREEDY,
     GREETING,
     PATIENCE,

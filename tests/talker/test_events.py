@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from talker.events import join_leave_and_cancel, overflow_the_pool
-from talker.support import running_engine
+from talker.speaking import running_engine
 
 
 @pytest.mark.parametrize(("num_events", "pipelined"), [(1000, True), (300, False)])

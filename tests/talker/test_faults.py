@@ -19,7 +19,7 @@ from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
 from engine_lib.talker.scheduler import PrefillChunk
-from talker.support import PATIENCE, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+from talker.speaking import PATIENCE, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 UTTERANCES = [
     Utterance("Good morning!"),

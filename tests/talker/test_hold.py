@@ -14,7 +14,7 @@ import pytest
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import Request
-from talker.support import GREEDY, GREETING, PATIENCE, Stream, eventually, running_engine, running_process, start
+from talker.speaking import GREEDY, GREETING, PATIENCE, Stream, eventually, running_engine, running_process, start
 
 Running = Callable[..., AbstractContextManager[BaseTalkerEngine]]
 

@@ -12,7 +12,7 @@ from engine_lib.talker import engine as engine_module
 from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.request import Request
 from engine_lib.talker.scheduler import PrefillChunk
-from talker.support import GREETING, PATIENCE, Utterance, assert_nothing_is_held, running_engine, start
+from talker.speaking import GREETING, PATIENCE, Utterance, assert_nothing_is_held, running_engine, start
 
 LONG = 30.0  # as HELD_SHARE: each step is held back for that many times what it takes
 

@@ -15,7 +15,7 @@ import torch
 import oracle
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.device.philox import frame_uniforms
-from talker.support import Utterance, official, running_engine, speak, start
+from talker.speaking import Utterance, official, running_engine, speak, start
 
 MAX_FRAMES = 9
 WORDS = "The server reads a line of text and speaks it, every frame is eighty milliseconds of sound, and when the weather is good"

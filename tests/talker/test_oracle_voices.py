@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from voices import random_voice
+from random_voices import random_voice
 
 from engine_lib.sampling import SamplingParams
-from talker.support import GREEDY, Stream, Utterance, assert_nothing_is_held, checkpoint, official, running_engine, speak, start
+from talker.speaking import GREEDY, Stream, Utterance, assert_nothing_is_held, checkpoint, official, running_engine, speak, start
 from talker.test_batching import SMALL_POOL, speak_together
 
 MAX_FRAMES = 9

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from voices import random_voice
+from random_voices import random_voice
 
 from engine_lib.prompt import NO_ID, X_VECTOR_ID, Prompt
 from engine_lib.sampling import SamplingParams
@@ -18,7 +18,7 @@ from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.request import Request, RequestStatus
 from talker.simulation import PAD_TEXT_ID, Simulation, make_request
-from talker.support import GREETING, Codes, Stream, assert_nothing_is_held, prompt_builder, running_engine, speak, start
+from talker.speaking import GREETING, Codes, Stream, assert_nothing_is_held, prompt_builder, running_engine, speak, start
 
 MAX_FRAMES = 12
 

@@ -11,7 +11,7 @@ import torch
 
 import oracle
 from engine_lib.ops.rope import apply_rope, inverse_frequencies, rope_cos_sin
-from talker.support import Utterance
+from talker.speaking import Utterance
 
 SECTIONS = {128: [24, 20, 20], 64: [12, 10, 10], 32: [6, 5, 5]}
 

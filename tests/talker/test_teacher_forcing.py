@@ -10,7 +10,7 @@ import torch
 from make_checkpoint import make_checkpoint
 from talker.batch_report import row_differences
 from talker.bf16_error import check_bf16_error
-from talker.support import GREETING, make_engine
+from talker.speaking import GREETING, make_engine
 from talker.teacher_forcing import relative_errors, run_forced
 
 

@@ -33,7 +33,7 @@ from engine_lib.talker.parallel.all_reduce import RankGroup
 from engine_lib.talker.parallel.rank_zero import RankZero
 from make_checkpoint import make_checkpoint
 from talker.ranks import assert_same_state, start_threads
-from talker.support import (
+from talker.speaking import (
     GREEDY,
     GREETING,
     PATIENCE,
@@ -232,7 +232,7 @@ def test_a_sum_fails_when_its_group_is_aborted_before_or_meanwhile(two_groups: l
     assert errors == ["the sums over ranks have been broken off"] * 2
 
 
-# Without support.py, whose oracle takes seconds to import.
+# Without speaking.py, whose oracle takes seconds to import.
 PARENT = """
 import sys, time
 import numpy as np

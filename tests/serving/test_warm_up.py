@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from talker.support import Utterance, assert_nothing_is_held, running_engine, speak
+from talker.speaking import Utterance, assert_nothing_is_held, running_engine, speak
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from voices import random_voice
+from random_voices import random_voice
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig

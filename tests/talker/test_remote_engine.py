@@ -20,7 +20,7 @@ from engine_lib.talker.isolation import remote_engine
 from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
 from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request
 from make_checkpoint import make_checkpoint
-from talker.support import (
+from talker.speaking import (
     GREEDY,
     GREETING,
     PATIENCE,
@@ -184,7 +184,7 @@ def test_a_shutdown_ends_streams_under_way_and_the_process(endless: Path):
         assert not engine.is_alive
 
 
-# Without support.py, whose oracle takes seconds to import.
+# Without speaking.py, whose oracle takes seconds to import.
 PARENT = """
 import sys, time
 from engine_lib.checkpoint import Checkpoint

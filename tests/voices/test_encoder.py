@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from codec.recordings import recordings
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -22,6 +21,7 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.encoder import Audio, Voice, VoiceEncoder
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 from oracle import load_official
+from voices.recordings import recordings
 
 TEXT = "what is said"
 

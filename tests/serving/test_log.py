@@ -60,5 +60,5 @@ def test_an_exception_gives_type_and_place_and_keeps_its_text_to_itself(server_l
     ((level, message),) = server_log.lines
     assert level == "error"
     assert message.startswith("the talker engine failed: ValueError at\n")
-    assert "test_serving_log.py" in message
+    assert "serving/test_log.py" in message
     assert text not in message

@@ -11,7 +11,7 @@ import pytest
 
 from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors, pcm16
 
-MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
+MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BOOL": np.bool_, "STRING": np.object_}
 
 

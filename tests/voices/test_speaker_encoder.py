@@ -11,12 +11,12 @@ import pytest
 import torch
 from librosa.filters import mel
 
-from codec.recordings import fresh_seed, recordings
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import CheckpointError
 from engine_lib.voices.speaker_encoder import HOP, MAX_FREQUENCY, N_FFT, SAMPLE_RATE, LogMel, SpeakerEncoder
 from make_checkpoint import make_checkpoint
 from oracle import load_official
+from voices.recordings import fresh_seed, recordings
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")

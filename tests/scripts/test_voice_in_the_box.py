@@ -35,7 +35,7 @@ from voice_in_the_box.sentences import Sentences, is_held_out
 from voice_in_the_box.speech import SAMPLES_PER_FRAME, SPEAKERS, Espeak
 from voice_in_the_box.talker_training import MAX_POSITIONS, Batches, logits
 
-RECIPE = Path(__file__).resolve().parents[1] / "scripts" / "voice_in_the_box"
+RECIPE = Path(__file__).resolve().parents[2] / "scripts" / "voice_in_the_box"
 TEXT = "It is 12:45, Emma."
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False, "max_new_tokens": 25}
 CPU = torch.device("cpu")

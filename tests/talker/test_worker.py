@@ -12,7 +12,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
 from engine_lib.layers.flash_attention import check_flash_attention
 from engine_lib.talker.device.worker import TalkerRunner
-from talker.support import checkpoint, make_engine
+from talker.speaking import checkpoint, make_engine
 
 BATCH = 3
 

@@ -14,14 +14,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from codec.near_ties import assert_same_codes
-from codec.recordings import fresh_seed, recordings
 from engine_lib.checkpoint import Checkpoint, Weights
 from engine_lib.errors import CheckpointError
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 from engine_lib.voices.reference_encoder import ReferenceEncoder
 from make_checkpoint import make_checkpoint
 from oracle import load_official
+from voices.near_ties import assert_same_codes
+from voices.recordings import fresh_seed, recordings
 
 CPU = torch.device("cpu")
 FRAME = 1920
