@@ -177,7 +177,7 @@ def _time_prefill(engine: TalkerEngine, rows: int) -> float:
     NaN with tensor parallelism: no plan tells the other ranks to do half a step.
     """
     runner = engine.runner
-    if runner.ranks.sum is not None:
+    if runner.ranks.all_reduce is not None:
         return float("nan")
     request = Request("prompt", _prompt(engine, rows), SamplingParams(), (8,), lambda chunk: None)
     engine.scheduler.block_manager.grow(request.block_table, rows)

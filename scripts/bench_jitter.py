@@ -38,7 +38,7 @@ from benching.measuring import command, machine, random_checkpoint, random_promp
 from benching.speech_load import LONGEST, speech_frames
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.process.garbage import freeze_loaded
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
@@ -130,9 +130,9 @@ def _measure(engine: BaseTalkerEngine, streams: int, arguments: argparse.Namespa
     sender = OrderedSender("send", arguments.senders, print) if arguments.senders else None
     loops = ClosedLoops(engine, streams, sender, arguments.send_ms / 1e3, arguments.seed)
     loops.run(arguments.warm_up)
-    interval = engine.step_times.interval = Durations(KEPT)
-    host = engine.step_times.host = Durations(KEPT)
-    first_codes = loops.first_codes = Durations(KEPT)
+    interval = engine.step_times.interval = LatencyWindow(KEPT)
+    host = engine.step_times.host = LatencyWindow(KEPT)
+    first_codes = loops.first_codes = LatencyWindow(KEPT)
     loops.run(arguments.seconds)
     loops.stop()
     if sender is not None:
@@ -161,7 +161,7 @@ class ClosedLoops:
 
     def __init__(self, engine: BaseTalkerEngine, streams: int, sender: OrderedSender | None, send_seconds: float, seed: int) -> None:
         """`sender`: None sends nothing."""
-        self.first_codes = Durations()
+        self.first_codes = LatencyWindow()
         self._engine, self._sender, self._send_seconds = engine, sender, send_seconds
         self._generator = np.random.default_rng([seed, streams])
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -55,7 +55,7 @@ class Qwen3TTS:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
-        self._codec = CodecEngine(checkpoint, config, lambda seconds: self._talker.hold(time.monotonic() + seconds))
+        self._codec = CodecEngine(checkpoint, config, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
         self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
         self._talker.start()
         self._codec.start()

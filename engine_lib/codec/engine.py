@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.backlog import Backlog
+from engine_lib.codec.backpressure import Backpressure
 from engine_lib.codec.batcher import Batcher, Cohort, Stream
 from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.codec.request import NO_AUDIO, AudioChunk, CodecRequest
@@ -68,11 +68,11 @@ class Step:
 class CodecEngine:
     """Stateful decoding of many streams on one device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, on_backlog: Callable[[float], None] | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, on_backpressure: Callable[[float], None] | None = None) -> None:
         """Load the weights and allocate the state of `codec_slots` streams.
 
         Args:
-            on_backlog: called on the codec's thread with what `Backlog.update` says; it must only pass that on.
+            on_backpressure: called on the codec's thread with what `Backpressure.update` says; it must only pass that on.
 
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
@@ -105,7 +105,7 @@ class CodecEngine:
         self.batcher = Batcher(
             config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, config.codec_max_wait_ms / 1e3
         )
-        self._backlog, self._on_backlog = Backlog(config.codec_slots), on_backlog
+        self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
         self._num_steps = self._num_frames = self._num_failed_streams = 0
 
@@ -227,7 +227,7 @@ class CodecEngine:
                 # The device goes on with the next step while the last one is answered. A step is chosen only when the device
                 # is free for it, so a first chunk waits for one step at most.
                 step = self._launch_next()
-                self._watch_backlog()
+                self._update_backpressure()
                 busy = step is not None or last is not None
                 if last is not None:
                     self._read(last)
@@ -299,10 +299,10 @@ class CodecEngine:
             self._references.keep(stream)
         return step
 
-    def _watch_backlog(self) -> None:
-        seconds = self._backlog.update(self.batcher.num_without_slot, time.monotonic())
-        if seconds is not None and self._on_backlog is not None:
-            self._on_backlog(seconds)
+    def _update_backpressure(self) -> None:
+        seconds = self._backpressure.update(self.batcher.num_without_slot, time.monotonic())
+        if seconds is not None and self._on_backpressure is not None:
+            self._on_backpressure(seconds)
 
     def _read(self, step: Step) -> None:
         """Answer the chunks that are complete with the pieces of `step`."""

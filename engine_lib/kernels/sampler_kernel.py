@@ -62,7 +62,7 @@ class Embedding:
     out: torch.Tensor
 
 
-def draw_codes(
+def sample_codes(
     logits: torch.Tensor,
     codebook: int,
     slots: torch.Tensor,
@@ -103,7 +103,7 @@ def draw_codes(
         width = embedding.table.shape[1]
         check(embedding.table.is_contiguous(), f"embedding.table: strides {embedding.table.stride()} are not those of a contiguous table")
         check_rows("embedding.out", embedding.out, batch, width)
-    _draw_codes_kernel[(batch,)](
+    _sample_codes_kernel[(batch,)](
         logits,
         slots,
         sampling.temperature,
@@ -219,7 +219,7 @@ def _draw(logits, keys, best_key, ids, temperature, k, top_p, uniform, VOCAB: tl
 
 
 @triton.jit(do_not_specialize=["codebook", "eos", "min_frames", "scratch_slot"])
-def _draw_codes_kernel(
+def _sample_codes_kernel(
     logits,
     slots,
     temperature,

@@ -21,7 +21,7 @@ FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # the latter in layers of up t
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
-SumShards = Callable[[torch.Tensor], torch.Tensor]
+AllReduce = Callable[[torch.Tensor], torch.Tensor]
 # (x [rows, in], weight [out, in], residual [rows, out] or None) -> x @ weight.T, plus the residual, which may be written over: [rows, out]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -61,14 +61,14 @@ def forward_fused(
     transformer: PackedTransformer,
     x: torch.Tensor,
     attend: AttendPacked,
-    sum_shards: SumShards | None = None,
+    all_reduce: AllReduce | None = None,
     product: Product = cublas_product,
 ) -> torch.Tensor:
     """
     Args:
         x: [rows, hidden], contiguous; may be written over.
         attend: norm, rotation, cache and attention of one layer.
-        sum_shards: where the transformer is a shard, adds up a product of [rows, hidden] over shards, in place.
+        all_reduce: where the transformer is a shard, adds up a product of [rows, hidden] over shards, in place.
         product: computes products of many rows.
 
     Returns:
@@ -78,14 +78,14 @@ def forward_fused(
     for i, layer in enumerate(transformer.layers):
         if few:
             qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
-            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards, product)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product)
             gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
-            x = _plus_product(x, gated, layer.down, sum_shards, product)
+            x = _plus_product(x, gated, layer.down, all_reduce, product)
         else:
             qkv = product(rms_norm_rows(x, layer.input_norm, eps), layer.qkv, None)
-            x = _plus_product(x, attend(i, qkv), layer.output, sum_shards, product)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product)
             gate_up = product(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up, None)
-            x = _plus_product(x, silu_and_mul(gate_up), layer.down, sum_shards, product)
+            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, product)
     return x
 
 
@@ -95,16 +95,16 @@ def _are_few(x: torch.Tensor) -> bool:
     return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
 
 
-def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum_shards: SumShards | None, product: Product) -> torch.Tensor:
+def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, all_reduce: AllReduce | None, product: Product) -> torch.Tensor:
     """x + y @ weight.T, where shards hold columns of the weight: x plus the sum of their products.
 
     The product of a shard is rounded, then their sum, then x plus the sum: x joins last, because whatever is added to it is
     rounded to the precision of x, which is larger than a layer's product.
     """
     few = _are_few(x)
-    if sum_shards is None:
+    if all_reduce is None:
         return linear_small(y, weight, residual=x) if few else product(y, weight, x)
-    return x + sum_shards(linear_small(y, weight) if few else product(y, weight, None))
+    return x + all_reduce(linear_small(y, weight) if few else product(y, weight, None))
 
 
 def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torch.Tensor | None = None) -> torch.Tensor:

@@ -46,7 +46,7 @@ class Transformer:
         self.shape = shape
         self.layers = layers
         self.final_norm = final_norm
-        self.sum: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def eps(self) -> float:
@@ -123,4 +123,4 @@ class Transformer:
         return rms_norm(x, self.final_norm, self.shape.rms_norm_eps)
 
     def _summed(self, product: torch.Tensor) -> torch.Tensor:
-        return product if self.sum is None else self.sum(product)
+        return product if self.all_reduce is None else self.all_reduce(product)

@@ -1,4 +1,4 @@
-"""Durations: the latest times that something frequent took, kept so cheaply that an engine thread can do it at every step."""
+"""LatencyWindow: the latest times that something frequent took, kept so cheaply that an engine thread can do it at every step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 
-class Durations:
+class LatencyWindow:
     """The last `size` durations, in seconds. Any thread may add and read.
 
     Attributes:

@@ -57,17 +57,17 @@ class TritonBackend:
         Raises:
             RelayedError: the talker refused it.
         """
-        self._tell(talker, {"cancel": np.array([stream_key.encode()], np.object_)})
+        self._control(talker, {"cancel": np.array([stream_key.encode()], np.object_)})
 
-    def hold_requests(self, talker: str, seconds: float) -> None:
+    def apply_backpressure(self, talker: str, seconds: float) -> None:
         """Send the model `talker` a control request: for so long it shall begin no stream. Blocks on the server.
 
         Raises:
             RelayedError: the talker refused it.
         """
-        self._tell(talker, {"hold": np.array([seconds], np.float32)})
+        self._control(talker, {"hold": np.array([seconds], np.float32)})
 
-    def _tell(self, model: str, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    def _control(self, model: str, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         """Send a control request and wait until it has been obeyed."""
         for _ in self.call(model, tensors, []):
             pass

@@ -16,7 +16,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.devices import limit_gpu_share
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
@@ -41,11 +41,11 @@ class CodecService(EngineService):
         # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
-        self._engine = CodecEngine(Checkpoint(config.model_path), config, self._hold_talkers)
-        self._first_audio_times = Durations()
+        self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers)
+        self._first_audio_times = LatencyWindow()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
         self._controller = OrderedSender("codec-control", 1, self._log_failure)
-        self._held_talkers: set[str] = set()
+        self._slowed_talkers: set[str] = set()
         self._start(self._engine, lambda: warm_up_codec(self._engine, self._sender))
         self._add_metrics()
         self._watch(self._engine, self._streams)
@@ -115,13 +115,13 @@ class CodecService(EngineService):
             counter.add(1)
             self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
 
-    def _hold_talkers(self, seconds: float) -> None:
+    def _slow_talkers(self, seconds: float) -> None:
         """On the codec thread: let the talkers of open streams begin none for `seconds`; 0 lifts that."""
-        self._held_talkers |= {talker_of(key) for key in list(self._streams)}
-        for talker in self._held_talkers:
-            self._controller.put(talker, partial(self._backend.hold_requests, talker, seconds))
+        self._slowed_talkers |= {talker_of(key) for key in list(self._streams)}
+        for talker in self._slowed_talkers:
+            self._controller.put(talker, partial(self._backend.apply_backpressure, talker, seconds))
         if not seconds:
-            self._held_talkers.clear()
+            self._slowed_talkers.clear()
 
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 
 QUANTILES = (0.5, 0.99)
 
@@ -101,7 +101,7 @@ class Metrics:
         if (family := self._new_family(name, description, "GAUGE")) is not None:
             self._publishers.append(_Gauge(family.Metric(labels=self._labels), read).publish)
 
-    def quantiles(self, name: str, description: str, durations: Durations) -> None:
+    def quantiles(self, name: str, description: str, durations: LatencyWindow) -> None:
         """Gauges of the median and the 99th percentile of the latest durations, under the label `quantile`."""
         if (family := self._new_family(name, description, "GAUGE")) is not None:
             for q in QUANTILES:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 
 Job = Callable[[], object]
 
@@ -33,7 +33,7 @@ class OrderedSender:
             on_failure: called with what a job raised; the worker goes on with the next job.
         """
         self._on_failure = on_failure
-        self.waits = Durations()
+        self.waits = LatencyWindow()
         self._workers = [_Worker() for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"{name}-{i}", daemon=True) for i, worker in enumerate(self._workers)

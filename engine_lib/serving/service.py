@@ -12,7 +12,7 @@ import torch
 from engine_lib.config import EngineConfig
 from engine_lib.errors import place_of
 from engine_lib.process.garbage import freeze_loaded
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
 from engine_lib.serving.message import Tensors
@@ -39,7 +39,7 @@ class EngineService:
         self._backend = backend
         self._metrics = Metrics(backend.metric_family, {"model": backend.name, "version": backend.version})
         self._sender = OrderedSender(f"{backend.name}-send", sender_threads, self._log_failure)
-        self._send_times = Durations()
+        self._send_times = LatencyWindow()
         self._metrics.quantiles("send_seconds", "Time it takes to hand one response to the server", self._send_times)
         self._metrics.quantiles("send_wait_seconds", "Time a response waits for its sender", self._sender.waits)
 

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.backlog import HOLD_SECONDS
+from engine_lib.codec.backpressure import BACKPRESSURE_SECONDS
 from engine_lib.config import EngineConfig
 from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError, InvalidRequestError
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.errors import STATUS_CODES, status
@@ -82,7 +82,7 @@ class TalkerService(EngineService):
         self._voices = RequestVoices(checkpoint, config, served)
         self._engine = _talker_engine(checkpoint, config)
         self._streams: dict[str, _Stream] = {}
-        self._accept_times, self._first_codes_times = Durations(), Durations()
+        self._accept_times, self._first_codes_times = LatencyWindow(), LatencyWindow()
         self._start(self._engine, lambda: warm_up_talker(self._engine, self._prompts, self._sender))
         self._add_metrics()
         self._watch(self._engine, self._streams, backend.ping)
@@ -112,9 +112,9 @@ class TalkerService(EngineService):
 
     def _hold(self, seconds: float) -> None:
         # Whoever can ask for streams can ask for this, so it must not last.
-        if not 0 <= seconds <= HOLD_SECONDS:
-            raise InvalidRequestError("hold", f"{seconds:g} is not allowed; give 0 to {HOLD_SECONDS:g} seconds")
-        self._engine.hold(time.monotonic() + seconds)
+        if not 0 <= seconds <= BACKPRESSURE_SECONDS:
+            raise InvalidRequestError("hold", f"{seconds:g} is not allowed; give 0 to {BACKPRESSURE_SECONDS:g} seconds")
+        self._engine.apply_backpressure(time.monotonic() + seconds)
 
     def _accept(self, tensors: dict[str, Any], parameters: str, timeout: int, reply: Reply, arrived_at: float) -> None:
         if self._lifecycle.is_draining:
@@ -266,7 +266,7 @@ class TalkerService(EngineService):
         metrics.gauge("active_streams", "Streams whose last message has not been sent", lambda: len(self._streams))
         metrics.gauge("running_requests", "Requests the talker decodes together", lambda: stats().running)
         metrics.gauge("waiting_requests", "Requests that wait for a place in the talker's batch", lambda: stats().waiting)
-        metrics.gauge("requests_held", "1 while requests wait for the codec to catch up", lambda: self._engine.is_held)
+        metrics.gauge("requests_held", "1 while requests wait for the codec to catch up", lambda: self._engine.has_backpressure)
         metrics.gauge("kv_blocks_free", "Free blocks of the talker's KV cache", lambda: stats().free_blocks)
         metrics.gauge("kv_blocks_total", "Blocks of the talker's KV cache", lambda: stats().total_blocks)
         metrics.total("preemptions_total", "Requests recomputed because the KV cache ran dry", lambda: stats().num_preemptions)

@@ -61,7 +61,7 @@ class BaseTalkerEngine(ABC):
         self._open: dict[str, Request] = {}
         self._reserved: set[str] = set()  # keys of requests to come
         self._alive = False
-        self._held_until = 0.0  # of time.monotonic()
+        self._backpressure_until = 0.0  # of time.monotonic()
 
     @property
     def is_alive(self) -> bool:
@@ -69,9 +69,9 @@ class BaseTalkerEngine(ABC):
         return self._alive
 
     @property
-    def is_held(self) -> bool:
-        """Whether `hold` keeps requests waiting that have not begun."""
-        return time.monotonic() < self._held_until
+    def has_backpressure(self) -> bool:
+        """Whether `apply_backpressure` keeps requests waiting that have not begun."""
+        return time.monotonic() < self._backpressure_until
 
     @abstractmethod
     def start(self) -> None:
@@ -94,14 +94,14 @@ class BaseTalkerEngine(ABC):
         """Pass on that an open request shall end. The lock is held."""
 
     @abstractmethod
-    def _accept_hold(self) -> None:
-        """Pass on that `_held_until` has changed. The lock is held."""
+    def _accept_backpressure(self) -> None:
+        """Pass on that `_backpressure_until` has changed. The lock is held."""
 
-    def hold(self, until: float) -> None:
+    def apply_backpressure(self, until: float) -> None:
         """Let no further request begin before `until`, of time.monotonic(); what is in the past lifts it. They wait as for a place."""
         with self._changed:
-            self._held_until = until
-            self._accept_hold()
+            self._backpressure_until = until
+            self._accept_backpressure()
 
     def reserve(self, request_id: str) -> None:
         """Hold a place for a request whose prompt is still being made; `submit` takes it, `release` gives it up.

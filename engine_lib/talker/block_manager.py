@@ -22,7 +22,7 @@ class BlockManager:
         Args:
             num_blocks: of the cache, NULL_BLOCK included.
             block_size: in rows.
-            erase: zeroes blocks on the device; called for condemned ones before they are given out again.
+            erase: zeroes blocks on the device; called for quarantined ones before they are given out again.
         """
         self.block_size = block_size
         self.num_usable_blocks = num_blocks - 1
@@ -32,7 +32,7 @@ class BlockManager:
         self._num_holders = [0] * num_blocks
         self._published: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}  # the inverse of _published
-        self._condemned: set[int] = set()
+        self._quarantined: set[int] = set()
 
     @property
     def num_free_blocks(self) -> int:
@@ -54,9 +54,9 @@ class BlockManager:
         if missing > self.num_free_blocks:
             return False
         taken = [self._take() for _ in range(missing)]
-        if unclean := self._condemned.intersection(taken):
+        if unclean := self._quarantined.intersection(taken):
             self._erase(sorted(unclean))
-            self._condemned -= unclean
+            self._quarantined -= unclean
         block_table.extend(taken)
         return True
 
@@ -97,15 +97,15 @@ class BlockManager:
         """Let others share the first blocks of `block_table`, whose full content `keys` name. Their rows must not change any more."""
         for block, key in zip(block_table, keys, strict=False):
             # Where two requests have computed the same rows, one of the two blocks is enough.
-            if key not in self._published and block not in self._keys and block not in self._condemned:
+            if key not in self._published and block not in self._keys and block not in self._quarantined:
                 self._published[key] = block
                 self._keys[block] = key
 
-    def condemn(self, block_table: Sequence[int]) -> None:
+    def quarantine(self, block_table: Sequence[int]) -> None:
         """Share the blocks of `block_table` with nobody else, and erase each before it is given out again."""
         for block in block_table:
             self._unpublish(block)
-            self._condemned.add(block)
+            self._quarantined.add(block)
 
     def _take(self) -> int:
         if self._empty:

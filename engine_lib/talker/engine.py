@@ -65,7 +65,7 @@ class TalkerEngine(BaseTalkerEngine):
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=min(config.max_num_batched_tokens, config.max_model_len),
             block_keys=BlockKeys(block_size, checkpoint.config.tts_pad_token_id) if config.enable_prefix_caching else None,
-            may_begin=lambda: not self.is_held,
+            may_begin=lambda: not self.has_backpressure,
         )
         # On a GPU one result stays unread while the next step runs; the CPU runs a launch at once, so waiting only delays audio.
         self._pipelined = device.type == "cuda"
@@ -100,7 +100,7 @@ class TalkerEngine(BaseTalkerEngine):
         self._cancelled.add(request_id)
         self._changed.notify()
 
-    def _accept_hold(self) -> None:
+    def _accept_backpressure(self) -> None:
         self._changed.notify()
 
     def shutdown(self, timeout: float = 10.0) -> None:
@@ -177,7 +177,7 @@ class TalkerEngine(BaseTalkerEngine):
             return self._launch_due() - time.perf_counter()
         if not self.scheduler.waiting:
             return None
-        return min([self._held_until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
+        return min([self._backpressure_until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
 
     def _take_inbox(self) -> bool:
         """Wait for something to do; take in new and cancelled requests. False when the engine shall stop."""
@@ -285,7 +285,7 @@ class TalkerEngine(BaseTalkerEngine):
         if has_ended:
             self._close(request, FinishReason.STOP)
         elif has_failed:
-            self.scheduler.condemn(request)
+            self.scheduler.quarantine(request)
             self._close(request, FinishReason.ERROR, "the talker computed a value that is not a number or not a code")
         else:
             self._num_frames += 1

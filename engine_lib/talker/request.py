@@ -173,9 +173,9 @@ class Request:
         if self.listener_failed:
             reason, error = FinishReason.CANCELLED, ""
         nothing = np.empty((0, self.prompt.codes.shape[1]), np.int16)
-        self.hand_on(CodesChunk(nothing, self._num_chunks, is_final=True, finish_reason=reason.value, error=error))
+        self.emit(CodesChunk(nothing, self._num_chunks, is_final=True, finish_reason=reason.value, error=error))
 
-    def hand_on(self, chunk: CodesChunk) -> None:
+    def emit(self, chunk: CodesChunk) -> None:
         """Give the listener its next chunk."""
         self._num_chunks += 1
         self._call(partial(self.on_chunk, chunk))
@@ -183,7 +183,7 @@ class Request:
     def _send_frames(self) -> None:
         frames = np.array(self.frames[self._num_sent_frames :])  # a third of what np.stack takes
         self._num_sent_frames = len(self.frames)
-        self.hand_on(CodesChunk(frames, self._num_chunks))
+        self.emit(CodesChunk(frames, self._num_chunks))
 
     def _call(self, listener: Callable[[], None]) -> None:
         try:

@@ -161,9 +161,9 @@ class Scheduler:
         if computed_prompt:
             self._publish(request)
 
-    def condemn(self, request: Request) -> None:
+    def quarantine(self, request: Request) -> None:
         """Record that `request` computed something that is not a number: its blocks are not to be used as they are."""
-        self.block_manager.condemn(request.block_table)
+        self.block_manager.quarantine(request.block_table)
 
     def release(self, request: Request) -> None:
         """Take back the slot and the blocks of `request`, or its place in the queue."""

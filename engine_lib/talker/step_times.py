@@ -6,7 +6,7 @@ computes one step while the host works on the next, so host time delays the devi
 
 from __future__ import annotations
 
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 
 
 class StepTimes:
@@ -18,7 +18,7 @@ class StepTimes:
     """
 
     def __init__(self) -> None:
-        self.interval, self.host = Durations(), Durations()
+        self.interval, self.host = LatencyWindow(), LatencyWindow()
         self._last_end: float | None = None
 
     def add(self, begin: float, waited: float, end: float, *, is_steady: bool) -> None:

@@ -28,7 +28,7 @@ TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second"}
 def internals(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
     """Figures by name from readings of /metrics under load, each with its time in seconds, oldest first.
 
-    Durations are those of the latest thousand as the last reading has them, in milliseconds (step_p99_ms); levels are means of all
+    LatencyWindow are those of the latest thousand as the last reading has them, in milliseconds (step_p99_ms); levels are means of all
     readings (mean_running); totals are rates between the first and the last.
     """
     samples = [(seconds, _samples(text)) for seconds, text in readings]

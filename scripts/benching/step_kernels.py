@@ -18,7 +18,7 @@ from engine_lib.kernels.paged_cache import HeadRotation, PagedCache
 from engine_lib.kernels.predictor_attention import predictor_attention
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
-from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
+from engine_lib.kernels.sampler_kernel import Embedding, sample_codes
 from engine_lib.layers.fused import forward_fused
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.state import SlotTable
@@ -151,7 +151,7 @@ class StepKernels:
         embedding = Embedding(weight(vocab, 1024), weight(self.batch, 1024))
         sampling, first = (self.state.rest, None) if codebook else (self.state.first, self.rules)
         logits = weight(self.batch, vocab) * 100
-        return partial(draw_codes, logits, codebook, self.slots, sampling, self.state, codes, first=first, embedding=embedding)
+        return partial(sample_codes, logits, codebook, self.slots, sampling, self.state, codes, first=first, embedding=embedding)
 
     def _store(self) -> list[Callable[[], object]]:
         rows = self.batch * PROMPT_ROWS

@@ -97,7 +97,7 @@ def test_a_sum_by_nccl_can_be_captured_and_broken_off() -> None:
     x = torch.arange(8.0, device=device)
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        y = group.sum(x * 2) + 1
+        y = group.all_reduce(x * 2) + 1
     for _ in range(3):
         x += 1
         graph.replay()

@@ -71,17 +71,17 @@ def test_shards_make_the_decode_step_of_the_whole(device: torch.device, tiny_cus
     one_at_a_time = threading.Lock()  # the interpreter of kernels knows no threads
 
     def decode(runner: TalkerRunner) -> torch.Tensor:
-        sum_shards = runner.ranks.sum
-        assert sum_shards is not None
+        all_reduce = runner.ranks.all_reduce
+        assert all_reduce is not None
 
         def sum_between_kernels(x: torch.Tensor) -> torch.Tensor:
             one_at_a_time.release()
-            x = sum_shards(x)
+            x = all_reduce(x)
             one_at_a_time.acquire()
             return x
 
         with one_at_a_time, torch.inference_mode(), on_device(runner.device), runner.on_stream():
-            runner.model.transformer.sum = sum_between_kernels
+            runner.model.transformer.all_reduce = sum_between_kernels
             return fused_forward(runner).decode(slots.to(runner.device), width).cpu()
 
     with ThreadPoolExecutor(2) as threads:

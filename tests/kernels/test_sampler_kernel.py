@@ -1,4 +1,4 @@
-"""draw_codes against the torch sampler: the same ids for the same random numbers."""
+"""sample_codes against the torch sampler: the same ids for the same random numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
+from engine_lib.kernels.sampler_kernel import Embedding, sample_codes
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.philox import frame_uniforms
 from engine_lib.talker.device.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
@@ -55,7 +55,7 @@ def drawn(
     logits: torch.Tensor, codebook: int, slots: torch.Tensor, sampling: SamplingTensors, state: State, **options: object
 ) -> torch.Tensor:
     codes = torch.full((len(slots), GROUPS), -7, device=logits.device)
-    draw_codes(logits, codebook, slots, sampling, state, codes, **options)  # type: ignore[arg-type]
+    sample_codes(logits, codebook, slots, sampling, state, codes, **options)  # type: ignore[arg-type]
     assert (codes[:, [column for column in range(GROUPS) if column != codebook]] == -7).all()
     return codes[:, codebook]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import STATUS_CODES, status
 from engine_lib.serving.metrics import Metrics
 
@@ -98,7 +98,7 @@ def test_every_error_has_a_status_and_none_quotes_what_was_not_meant_for_clients
 
 
 def test_quantiles_of_durations_are_gauges_and_are_set_only_when_they_change() -> None:
-    metrics, durations = new_metrics(), Durations()
+    metrics, durations = new_metrics(), LatencyWindow()
     metrics.quantiles("send_seconds", "Sends", durations)
     median, last = Family.series["qwen3_tts_send_seconds"]
     assert (median.labels["quantile"], last.labels["quantile"]) == ("0.5", "0.99")

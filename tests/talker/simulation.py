@@ -40,7 +40,7 @@ class Simulation:
         self._results: deque[list[tuple[Request, int]]] = deque()
         self._cache: dict[tuple[int, int], int] = {}  # (block, row in it) -> content
         self._contents: dict[str, list[int]] = {}
-        self._condemned: set[int] = set()
+        self._quarantined: set[int] = set()
         self._num_steps = 0  # decode steps that have run
         self._launched_steps: deque[list[tuple[Request, list[int], int]]] = deque()  # those that have not: their rows and block tables
 
@@ -95,8 +95,8 @@ class Simulation:
         self._cache |= {
             (block, row): NOT_A_NUMBER for block in request.block_table if block not in others for row in range(self.blocks.block_size)
         }
-        self._condemned |= set(request.block_table)
-        self.scheduler.condemn(request)
+        self._quarantined |= set(request.block_table)
+        self.scheduler.quarantine(request)
         self.end(request)
 
     def _receive(self, request: Request) -> None:
@@ -139,7 +139,7 @@ class Simulation:
 
     def _erase(self, blocks: Sequence[int]) -> None:
         self._run_launched_steps()
-        self._condemned -= set(blocks)
+        self._quarantined -= set(blocks)
         self._cache = {place: content for place, content in self._cache.items() if place[0] not in blocks}
 
     def _check(self, schedule: Schedule, oldest: Request | None) -> None:
@@ -172,7 +172,7 @@ class Simulation:
         if schedule.admitted:
             assert self.blocks.num_free_blocks >= len(active) - 1
         for request in schedule.admitted:
-            assert not self._condemned & set(request.block_table)
+            assert not self._quarantined & set(request.block_table)
         # The device hears of every new block and every new slot.
         assert set(schedule.admitted) <= set(schedule.grown) <= set(active)
 

@@ -71,18 +71,18 @@ def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
             from engine_lib.kernels import sampler_kernel
             from engine_lib.talker.device import fused_frame
 
-            draw_codes = sampler_kernel.draw_codes
+            sample_codes = sampler_kernel.sample_codes
 
             def forced_draw(
                 logits: torch.Tensor, codebook: int, slots: torch.Tensor, sampling: Any, state: Any, codes: torch.Tensor, **options: Any
             ) -> None:
-                draw_codes(logits, codebook, slots, sampling, state, codes, **options)
+                sample_codes(logits, codebook, slots, sampling, state, codes, **options)
                 codes[:, codebook] = forcing.choose(logits, codes[:, codebook])
                 state.codes[slots, codebook] = codes[:, codebook]
                 if (embedding := options.get("embedding")) is not None:
                     embedding.out.copy_(embedding.table[codes[:, codebook]])
 
-            patch.setattr(fused_frame, "draw_codes", forced_draw)
+            patch.setattr(fused_frame, "sample_codes", forced_draw)
         yield
 
 

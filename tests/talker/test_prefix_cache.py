@@ -184,8 +184,8 @@ def test_a_condemned_block_is_shared_no_more_and_erased_before_its_next_owner():
     manager.publish(owner, [b"a"])
     guest: list[int] = []
     manager.share(guest, manager.published([b"a"]))
-    condemned = sorted(owner)
-    manager.condemn(owner)
+    quarantined = sorted(owner)
+    manager.quarantine(owner)
     manager.free(owner)
     assert manager.published([b"a"]) == []
     manager.publish(guest, [b"a"])
@@ -194,10 +194,10 @@ def test_a_condemned_block_is_shared_no_more_and_erased_before_its_next_owner():
     manager.free(guest)
     table: list[int] = []
     assert manager.grow(table, 3)
-    assert sorted(erased) == condemned
+    assert sorted(erased) == quarantined
     manager.free(table)
     assert manager.grow(table, 3)
-    assert sorted(erased) == condemned
+    assert sorted(erased) == quarantined
 
 
 # schedules

@@ -15,7 +15,7 @@ from talker.simulation import Simulation, make_request
 
 
 def nothing_to_erase(blocks: Sequence[int]) -> None:
-    pytest.fail(f"{blocks} were never condemned")
+    pytest.fail(f"{blocks} were never quarantined")
 
 
 def test_every_block_is_free_or_in_one_table_and_the_null_block_in_none(fresh_seed: int):

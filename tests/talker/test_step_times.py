@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from engine_lib.process.latency import Durations
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.talker.step_times import StepTimes
 
 
 def test_durations_forget_what_is_old_and_know_their_quantiles() -> None:
-    durations = Durations(size=4)
+    durations = LatencyWindow(size=4)
     assert durations.quantile(0.99) == 0
     for seconds in (100.0, 1.0, 2.0, 3.0, 4.0):
         durations.add(seconds)

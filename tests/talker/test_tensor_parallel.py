@@ -194,7 +194,7 @@ def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_he
     os.kill(rank, signal.SIGKILL)
     eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
     with pytest.raises(RankError, match=rf"tensor parallel rank 1 \(process {rank}\) ended with signal 9"):
-        engine.runner.ranks.tell(ErasePlan(np.array([1])))
+        engine.runner.ranks.broadcast(ErasePlan(np.array([1])))
     engine.shutdown()
 
 
@@ -219,7 +219,7 @@ def test_a_sum_fails_when_its_group_is_aborted_before_or_meanwhile(two_groups: l
 
     def add() -> None:
         with pytest.raises(RuntimeError) as raised:
-            group.sum(torch.ones(4))
+            group.all_reduce(torch.ones(4))
         errors.append(str(raised.value))
 
     waiting = threading.Thread(target=add, daemon=True)
@@ -324,7 +324,7 @@ def broken_store(port: int) -> None:
 def failing(*args: Any, ranks: Any, **options: Any) -> None:
     if ranks.shard.index:
         raise ConfigError("num_kv_blocks: too many")
-    ranks.agree(1)
+    ranks.agree_on(1)
 
 
 # bad sizes

@@ -12,7 +12,7 @@ import torch
 
 from engine_lib.layers.attention import AttentionBackend
 from engine_lib.ops.kv_cache import store_kv
-from engine_lib.talker.device.frame import FirstCodebookRules, draw_frame
+from engine_lib.talker.device.frame import FirstCodebookRules, sample_frame
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.prefill_layout import PrefillInputs
 from engine_lib.talker.device.state import SlotState
@@ -46,7 +46,7 @@ class TalkerForward(Protocol):
         ...
 
     def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The frames that follow `x`, as frame.draw_frame."""
+        """The frames that follow `x`, as frame.sample_frame."""
         ...
 
 
@@ -112,4 +112,4 @@ class PlainForward:
 
     def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
-        return draw_frame(self._model, self._state, self._rules, slots, x)
+        return sample_frame(self._model, self._state, self._rules, slots, x)

@@ -41,7 +41,7 @@ class FirstCodebookRules:
         return cls(suppressed, config.codec_eos_token_id, MIN_FRAMES)
 
 
-def draw_frame(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def sample_frame(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Draw the frame that follows `x` and move the state of `slots` on.
 
     Args:

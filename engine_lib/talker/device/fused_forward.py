@@ -16,7 +16,7 @@ from engine_lib.layers.attention import AttentionBackend
 from engine_lib.layers.fused import AttendPacked, forward_fused
 from engine_lib.talker.device.forward import decode_rows
 from engine_lib.talker.device.frame import FirstCodebookRules
-from engine_lib.talker.device.fused_frame import draw_frame_fused
+from engine_lib.talker.device.fused_frame import sample_frame_fused
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.prefill_layout import PrefillInputs
 from engine_lib.talker.device.state import SlotState
@@ -51,7 +51,7 @@ class FusedForward:
         model, state = self._model, self._state
         attend = self._attend_fused(slots, width) if self._attention is None else self._attend_by(self._attention, slots, width)
         x = embed_frames(slots, state, model.code_table, model.code_offsets, model.text_table)
-        return forward_fused(model.transformer, x, attend, model.transformer.sum)
+        return forward_fused(model.transformer, x, attend, model.transformer.all_reduce)
 
     def _attend_fused(self, slots: torch.Tensor, width: int) -> AttendPacked:
         block_tables = self._state.block_tables[:, :width]
@@ -85,8 +85,8 @@ class FusedForward:
             return prefill_attention(q, PagedCache(k_cache, v_cache, block_tables), lengths, query_starts).flatten(1)
 
         transformer = self._model.transformer
-        return forward_fused(transformer, self._model.embed(inputs.text_ids, inputs.codes), attend, transformer.sum)
+        return forward_fused(transformer, self._model.embed(inputs.text_ids, inputs.codes), attend, transformer.all_reduce)
 
     def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
-        return draw_frame_fused(self._model, self._state, self._rules, slots, x)
+        return sample_frame_fused(self._model, self._state, self._rules, slots, x)

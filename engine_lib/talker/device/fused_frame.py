@@ -1,4 +1,4 @@
-"""Drawing a frame on a GPU: head, draws and code predictor in few launches. The twin is frame.draw_frame.
+"""Drawing a frame on a GPU: head, draws and code predictor in few launches. The twin is frame.sample_frame.
 
 Importing this module needs Triton's compiler.
 """
@@ -9,14 +9,16 @@ import torch
 
 from engine_lib.kernels.linear_small import Norm, linear_small
 from engine_lib.kernels.predictor_attention import predictor_attention
-from engine_lib.kernels.sampler_kernel import Embedding, draw_codes
+from engine_lib.kernels.sampler_kernel import Embedding, sample_codes
 from engine_lib.layers.fused import forward_fused, linear_fused
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.state import SlotState
 
 
-def draw_frame_fused(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def sample_frame_fused(
+    model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
     """Draw the frame that follows `x` and move the state of `slots` on.
 
     Args:
@@ -39,7 +41,7 @@ def draw_frame_fused(model: TalkerModel, state: SlotState, rules: FirstCodebookR
     if predictor.projection is not None:
         weight, bias = predictor.projection
         linear_small(hidden, weight, bias=bias, out=rows[:, 0])
-    draw_codes(logits, 0, slots, state.first, state, codes, first=rules, embedding=Embedding(predictor.code_embeddings[0], rows[:, 1]))
+    sample_codes(logits, 0, slots, state.first, state, codes, first=rules, embedding=Embedding(predictor.code_embeddings[0], rows[:, 1]))
 
     # codebooks 1 to 15
     position, x, norm = 0, rows.flatten(0, 1), Norm(predictor.transformer.final_norm, shape.rms_norm_eps)
@@ -57,5 +59,5 @@ def draw_frame_fused(model: TalkerModel, state: SlotState, rules: FirstCodebookR
         position += len(x) // batch
         x = x.new_empty(batch, shape.hidden_size)
         embedding = None if is_last else Embedding(predictor.code_embeddings[codebook], x)
-        draw_codes(logits, codebook, slots, state.rest, state, codes, embedding=embedding, advance=is_last)
+        sample_codes(logits, codebook, slots, state.rest, state, codes, embedding=embedding, advance=is_last)
     return codes

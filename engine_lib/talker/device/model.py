@@ -33,7 +33,7 @@ class TalkerModel:
         """
         Args:
             num_speaker_rows: codes behind the vocabulary of codebook 0 whose embeddings, `speaker_rows`, a caller may write.
-            shard: of the talker's layers; whoever runs less than the whole sets `transformer.sum`.
+            shard: of the talker's layers; whoever runs less than the whole sets `transformer.all_reduce`.
         """
         config = self.config = checkpoint.config.talker
         weights = checkpoint.weights()

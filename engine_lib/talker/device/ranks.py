@@ -17,7 +17,7 @@ from engine_lib.checkpoint import WHOLE, Shard
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.talker.device.plan import Plan
 
-Sum = Callable[[torch.Tensor], torch.Tensor]
+AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RankError(Qwen3TTSError):
@@ -29,23 +29,23 @@ class Ranks:
 
     Attributes:
         shard: part of the sharded weights this rank holds.
-        sum: adds up a tensor over ranks, in place; None where there is one rank.
-        can_be_captured: whether CUDA graphs can hold `sum`.
+        all_reduce: adds up a tensor over ranks, in place; None where there is one rank.
+        can_be_captured: whether CUDA graphs can hold `all_reduce`.
         label: for the log.
-        release_graphs: destroys the CUDA graphs that hold `sum`; set by whoever captures some.
+        release_graphs: destroys the CUDA graphs that hold `all_reduce`; set by whoever captures some.
     """
 
     shard: Shard = WHOLE
-    sum: Sum | None = None
+    all_reduce: AllReduce | None = None
     can_be_captured: bool = True
     label: str = ""
     release_graphs: Callable[[], None] = staticmethod(lambda: None)
 
-    def agree(self, num_blocks: int) -> int:
-        """Call once with the KV blocks this rank has room for, when its weights are loaded: the blocks all have. Then `sum` works."""
+    def agree_on(self, num_blocks: int) -> int:
+        """Return the KV blocks that all ranks have room for. Call it once, when the weights are loaded; then `all_reduce` works."""
         return num_blocks
 
-    def tell(self, plan: Plan) -> None:
+    def broadcast(self, plan: Plan) -> None:
         """Let the other ranks do `plan` too. Only rank 0 knows requests and has something to tell.
 
         Raises:

@@ -102,8 +102,8 @@ class TalkerRunner:
         self.frame_seconds = checkpoint.config.codec.samples_per_frame / checkpoint.config.codec.sample_rate
         self.talker_config = checkpoint.config.talker
         shape = self.model.transformer.shape
-        self.num_blocks = ranks.agree(num_kv_blocks(config, shape, dtype=dtype, device=device))
-        self.model.transformer.sum = ranks.sum
+        self.num_blocks = ranks.agree_on(num_kv_blocks(config, shape, dtype=dtype, device=device))
+        self.model.transformer.all_reduce = ranks.all_reduce
         cache_shape = (shape.num_hidden_layers, 2, self.num_blocks, config.kv_block_size, shape.num_key_value_heads, shape.head_dim)
         # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
         self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
@@ -136,7 +136,7 @@ class TalkerRunner:
         if self.device.type != "cuda" or self.config.enforce_eager or not can_be_captured:
             return
         width = self.state.block_tables.shape[1]
-        if self.ranks.sum is None:
+        if self.ranks.all_reduce is None:
             self._prefill_stream = own_stream(self.device, self.config.talker_stream_priority)
         with self.on_stream():
             self.graphs = TalkerGraphs(
@@ -200,7 +200,7 @@ class TalkerRunner:
         """Write the x-vector of `request`, if it has one: to be done before its rows are prefilled."""
         if (embedding := request.prompt.speaker_embedding) is not None:
             plan = SpeakerPlan(request.slot, embedding)
-            self.ranks.tell(plan)
+            self.ranks.broadcast(plan)
             with self._on_prefill_stream():
                 self._write_speaker(plan)
 
@@ -221,7 +221,7 @@ class TalkerRunner:
             seen_ids=np.array([codes[0] for codes in frames], np.int64),
             text_ids=np.concatenate([prompt.text_ids[-1:], prompt.trailing_text_ids]).astype(np.int64),
         )
-        self.ranks.tell(plan)
+        self.ranks.broadcast(plan)
         with self._on_prefill_stream():
             self._write_slot(plan)
 
@@ -242,7 +242,7 @@ class TalkerRunner:
         for row, request in enumerate(requests):
             tables[row, : len(request.block_table)] = request.block_table
         plan = BlockTablePlan(_slots(requests), tables)
-        self.ranks.tell(plan)
+        self.ranks.broadcast(plan)
         self._write_block_tables(plan)
 
     def _write_block_tables(self, plan: BlockTablePlan) -> None:
@@ -253,7 +253,7 @@ class TalkerRunner:
         exact = PrefillLayout.exact(chunks, self.config.kv_block_size)
         layout = exact if self.graphs is None else self.graphs.layout_for(exact)
         plan = PrefillPlan(layout, self._pack(layout, chunks))
-        self.ranks.tell(plan)
+        self.ranks.broadcast(plan)
         with self._on_prefill_stream():
             self._prefill(plan)
 
@@ -266,7 +266,7 @@ class TalkerRunner:
     def draw_first(self, requests: Sequence[Request]) -> FrameResult:
         """Draw the next frame of `requests`: all whose rows are all in, the last one too, since the latest prefill, in its order."""
         plan = FirstDrawPlan(len(requests))
-        self.ranks.tell(plan)
+        self.ranks.broadcast(plan)
         with self._on_prefill_stream():
             return self._result(list(requests), self._draw_first(plan))
 
@@ -299,7 +299,7 @@ class TalkerRunner:
         """Draw the next frame of every request."""
         width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
         plan = DecodePlan(_slots(requests), width)
-        self.ranks.tell(plan)
+        self.ranks.broadcast(plan)
         if self._prefill_stream is not None and self._is_ahead:
             torch.cuda.current_stream(self.device).wait_stream(self._prefill_stream)
             self._is_ahead = False
@@ -329,7 +329,7 @@ class TalkerRunner:
     def erase(self, blocks: Sequence[int]) -> None:
         """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
         plan = ErasePlan(np.array(blocks, np.int64))
-        self.ranks.tell(plan)
+        self.ranks.broadcast(plan)
         self._erase(plan)
         if self._prefill_stream is not None:  # whose next rows may go there
             self._prefill_stream.wait_stream(torch.cuda.current_stream(self.device))

@@ -26,10 +26,10 @@ from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
+    ApplyBackpressure,
     CancelRequest,
     EngineLoaded,
     EngineReport,
-    HoldRequests,
     LoadEngine,
     LoadFailed,
     LogRecord,
@@ -119,8 +119,8 @@ class PipedTalkerEngine(TalkerEngine):
                 self.submit(self._request(message))
             case CancelRequest():
                 self.cancel(message.request_id)
-            case HoldRequests():
-                self.hold(message.until)
+            case ApplyBackpressure():
+                self.apply_backpressure(message.until)
             case StopEngine():
                 self._stopping = True
 

@@ -47,7 +47,7 @@ class CancelRequest(Message, frozen=True):
     request_id: str
 
 
-class HoldRequests(Message, frozen=True):
+class ApplyBackpressure(Message, frozen=True):
     """No further request shall begin before `until`, of the monotonic clock all processes share."""
 
     until: float
@@ -108,8 +108,8 @@ class EngineReport(Message, frozen=True):
     hosts: npt.NDArray[np.float64]
 
 
-TO_ENGINE: Wire[LoadEngine | StartEngine | SubmitRequest | CancelRequest | HoldRequests | StopEngine] = Wire(
-    LoadEngine | StartEngine | SubmitRequest | CancelRequest | HoldRequests | StopEngine
+TO_ENGINE: Wire[LoadEngine | StartEngine | SubmitRequest | CancelRequest | ApplyBackpressure | StopEngine] = Wire(
+    LoadEngine | StartEngine | SubmitRequest | CancelRequest | ApplyBackpressure | StopEngine
 )
 FROM_ENGINE: Wire[EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport] = Wire(
     EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport

@@ -25,10 +25,10 @@ from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
+    ApplyBackpressure,
     CancelRequest,
     EngineLoaded,
     EngineReport,
-    HoldRequests,
     LoadEngine,
     LoadFailed,
     LogRecord,
@@ -119,8 +119,8 @@ class TalkerEngineProcess(BaseTalkerEngine):
     def _accept_cancel(self, request_id: str) -> None:
         self._send(CancelRequest(request_id))
 
-    def _accept_hold(self) -> None:
-        self._send(HoldRequests(self._held_until))
+    def _accept_backpressure(self) -> None:
+        self._send(ApplyBackpressure(self._backpressure_until))
 
     def _send(self, message: Message) -> None:
         """A process that has gone is noticed by who reads from it, and every open request ends then."""
@@ -187,7 +187,7 @@ class TalkerEngineProcess(BaseTalkerEngine):
         if request.listener_failed and chunk.is_final:
             request.finish(FinishReason.CANCELLED)
         elif not request.listener_failed:
-            request.hand_on(chunk)
+            request.emit(chunk)
             if request.listener_failed:
                 self.cancel(request.request_id)
 

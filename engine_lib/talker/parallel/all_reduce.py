@@ -72,16 +72,16 @@ class RankGroup:
         self._through_host = backend == "gloo" and device.type == "cuda"
 
     def connect(self) -> None:
-        """Sum for the first time, which is when NCCL connects; from here on `sum` can be captured."""
-        self.sum(torch.zeros(1, device=self._device))
+        """Sum for the first time, which is when NCCL connects; from here on `all_reduce` can be captured."""
+        self.all_reduce(torch.zeros(1, device=self._device))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Replace `x`, contiguous, by its sum over ranks: the same bits on every rank."""
         if self._through_host:
-            return x.copy_(self._sum(x.cpu()))
-        return self._sum(x)
+            return x.copy_(self._all_reduce(x.cpu()))
+        return self._all_reduce(x)
 
     def abort(self, release_graphs: Callable[[], None] = lambda: None) -> None:
         """Break off: sums under way or to come fail here. Safe to call from any thread, and again.
@@ -95,7 +95,7 @@ class RankGroup:
                 release_graphs()
                 self._group.abort()
 
-    def _sum(self, x: torch.Tensor) -> torch.Tensor:
+    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         if not self._is_aborted:
             work = self._group.allreduce([x], self._options)
             if work is None or self._is_done(work):

@@ -36,13 +36,13 @@ class OtherRank(Ranks):
         self._setup, self._pipe = setup, pipe
         self._group: RankGroup | None = None
 
-    def agree(self, num_blocks: int) -> int:
+    def agree_on(self, num_blocks: int) -> int:
         """See Ranks."""
         self._pipe.send_bytes(json.dumps({"num_blocks": num_blocks}).encode())
         agreed: int = json.loads(self._pipe.recv_bytes())["num_blocks"]
         self._group = RankGroup(self._setup.backend, open_store(self._setup.store_port), self.shard, torch.device(self._setup.device))
         self._group.connect()
-        self.sum = self._group.sum
+        self.all_reduce = self._group.all_reduce
         return agreed
 
     def close(self) -> None:

@@ -103,10 +103,10 @@ class RankZero(Ranks):
                 self._pipes.append(ours)
                 with theirs:
                     self._processes.append(start_child(RANK_MODULE, theirs))
-                with suppress(ConnectionError):  # one that has died by now is found by `agree`
+                with suppress(ConnectionError):  # one that has died by now is found by `agree_on`
                     ours.send_bytes(json.dumps(asdict(setup)).encode())
 
-    def agree(self, num_blocks: int) -> int:
+    def agree_on(self, num_blocks: int) -> int:
         """See Ranks; waits until the others have loaded.
 
         Raises:
@@ -120,12 +120,12 @@ class RankZero(Ranks):
         self._group = RankGroup(self._backend, self._store, self.shard, self._device)
         self.check()  # whoever noticed an end before there was a group had none to abort
         self._group.connect()
-        self.sum = self._group.sum
+        self.all_reduce = self._group.all_reduce
         pids = ", ".join(str(process.pid) for process in self._processes)
         logger.info("the talker runs on %d ranks, which sum by %s; the others are processes %s", self.shard.count, self._backend, pids)
         return num_blocks
 
-    def tell(self, plan: Plan) -> None:
+    def broadcast(self, plan: Plan) -> None:
         """See Ranks."""
         self._send(PLAN_WIRE.pack(plan))
 

@@ -6,22 +6,31 @@ import numpy as np
 import pytest
 
 from codec.listening import PATIENCE, Gate, Listener, MakeEngine, eventually, random_codes
-from engine_lib.codec.backlog import HOLD_SECONDS, RENEWAL_SECONDS, Backlog
+from engine_lib.codec.backpressure import BACKPRESSURE_SECONDS, RENEWAL_SECONDS, Backpressure
 
 
 def test_a_few_streams_may_wait_and_more_are_said_once() -> None:
-    backlog = Backlog(num_slots=64)
-    assert [backlog.update(waiting, 0.0) for waiting in (0, 8, 9, 8, 5, 4, 8)] == [None, None, HOLD_SECONDS, None, None, 0.0, None]
+    backpressure = Backpressure(num_slots=64)
+    said = [backpressure.update(waiting, 0.0) for waiting in (0, 8, 9, 8, 5, 4, 8)]
+    assert said == [
+        None,
+        None,
+        BACKPRESSURE_SECONDS,
+        None,
+        None,
+        0.0,
+        None,
+    ]
 
 
 def test_what_lasts_is_said_again_before_it_expires() -> None:
-    backlog, said = Backlog(num_slots=1), []
+    backpressure, said = Backpressure(num_slots=1), []
     times = np.arange(0.0, 5.0, 0.1)
     for now in times:
-        if (seconds := backlog.update(100, now)) is not None:
+        if (seconds := backpressure.update(100, now)) is not None:
             said.append((now, seconds))
-    assert {seconds for _, seconds in said} == {HOLD_SECONDS}
-    assert max(np.diff([now for now, _ in said])) < RENEWAL_SECONDS + 0.15 < HOLD_SECONDS
+    assert {seconds for _, seconds in said} == {BACKPRESSURE_SECONDS}
+    assert max(np.diff([now for now, _ in said])) < RENEWAL_SECONDS + 0.15 < BACKPRESSURE_SECONDS
 
 
 def test_the_engine_says_it_while_more_streams_come_than_have_slots(
@@ -29,7 +38,7 @@ def test_the_engine_says_it_while_more_streams_come_than_have_slots(
 ) -> None:
     said: list[float] = []
     engine = make_engine(slots=2, start=False)
-    monkeypatch.setattr(engine, "_on_backlog", said.append)
+    monkeypatch.setattr(engine, "_on_backpressure", said.append)
     gate = Gate(engine, monkeypatch)
     listeners = [Listener(engine) for _ in range(10)]
     engine.start()
@@ -37,10 +46,10 @@ def test_the_engine_says_it_while_more_streams_come_than_have_slots(
         listener.send(random_codes(rng, 1))
     assert gate.reached.wait(PATIENCE)
     gate.open()
-    eventually(lambda: said == [HOLD_SECONDS])  # eight streams wait for a slot
+    eventually(lambda: said == [BACKPRESSURE_SECONDS])  # eight streams wait for a slot
     for listener in listeners:
         listener.send(random_codes(rng, 0), is_final=True)
     for listener in listeners:
         assert [answer.error for answer in listener.rest()] == ["", ""]
-    assert said == [HOLD_SECONDS, 0.0]
+    assert said == [BACKPRESSURE_SECONDS, 0.0]
     assert engine.stats().free_slots == 2

@@ -28,7 +28,7 @@ def running(request: pytest.FixtureRequest) -> Running:
 
 def hold(engine: BaseTalkerEngine) -> Callable[[Any], None]:
     """What holds `engine` for long, when it is called."""
-    return lambda _stream: engine.hold(time.monotonic() + PATIENCE)
+    return lambda _stream: engine.apply_backpressure(time.monotonic() + PATIENCE)
 
 
 def test_a_held_request_begins_when_that_is_lifted(endless_voice: Path, running: Running):
@@ -36,18 +36,18 @@ def test_a_held_request_begins_when_that_is_lifted(endless_voice: Path, running:
         hold(engine)(None)
         stream = start(engine, GREETING, max_frames=3)
         time.sleep(0.3)
-        assert engine.is_held
+        assert engine.has_backpressure
         assert engine.stats().waiting == 1
         assert not stream.chunks
-        engine.hold(0.0)
-        assert not engine.is_held
+        engine.apply_backpressure(0.0)
+        assert not engine.has_backpressure
         assert stream.end().finish_reason == "length"
 
 
 def test_a_hold_that_nobody_lifts_expires(endless_voice: Path, running: Running):
     with running(endless_voice) as engine:
         begin = time.monotonic()
-        engine.hold(begin + 0.5)
+        engine.apply_backpressure(begin + 0.5)
         assert start(engine, GREETING, max_frames=3).end().finish_reason == "length"
         assert time.monotonic() >= begin + 0.5
 
@@ -55,12 +55,12 @@ def test_a_hold_that_nobody_lifts_expires(endless_voice: Path, running: Running)
 def test_what_has_begun_goes_on(endless_voice: Path, running: Running):
     with running(endless_voice) as engine:
         begun = start(engine, GREETING, max_frames=20, at={2: hold(engine)})
-        eventually(lambda: engine.is_held, "the hold")
+        eventually(lambda: engine.has_backpressure, "the hold")
         later = start(engine, GREETING, max_frames=3)
         assert begun.end().finish_reason == "length"
         assert len(begun.codes) == 20
         assert not later.chunks
-        engine.hold(0.0)
+        engine.apply_backpressure(0.0)
         later.end()
 
 
@@ -77,7 +77,7 @@ def test_a_preempted_stream_has_begun(endless_voice: Path):
         assert first.end().finish_reason == "length"
         assert streams[0].end().finish_reason == "length"
         assert engine.stats().num_preemptions > 0
-        assert engine.is_held
+        assert engine.has_backpressure
 
 
 def test_a_held_request_can_be_cancelled_and_has_its_deadline(endless_voice: Path, running: Running):
@@ -89,7 +89,7 @@ def test_a_held_request_can_be_cancelled_and_has_its_deadline(endless_voice: Pat
         engine.cancel(cancelled.request.request_id)
         assert cancelled.end().finish_reason == "cancelled"
         assert late.end().finish_reason == "error"
-        assert engine.is_held
+        assert engine.has_backpressure
 
 
 def test_an_engine_whose_requests_are_all_held_sleeps(endless_voice: Path):
@@ -100,5 +100,5 @@ def test_an_engine_whose_requests_are_all_held_sleeps(endless_voice: Path):
         steps = engine.stats().num_steps
         time.sleep(0.5)
         assert engine.stats().num_steps == steps
-        engine.hold(0.0)
+        engine.apply_backpressure(0.0)
         stream.end()
