@@ -23,14 +23,15 @@ from benching.engine_peers import comparisons, measure_peers
 from benching.measuring import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import Delivery
 from engine_lib.devices import resolve_device
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.device.graphs import CapturedFunction
 from engine_lib.talker.device.prefill_layout import PrefillLayout
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import PrefillChunk
+from engine_lib.talker.request import Request, RequestListener
+from engine_lib.talker.sequence import Sequence
 
 CONTEXT_ROWS = 64  # rows in the cache before the timed steps: a sentence's prompt
 
@@ -95,10 +96,10 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
     config = EngineConfig(model_path=str(folder), **options | dict(option.split("=", 1) for option in arguments.option))
     started = time.perf_counter()
     engine = TalkerEngine(Checkpoint(folder), config)
-    with torch.inference_mode(), engine.runner.on_stream():
+    with torch.inference_mode(), engine.worker.on_stream():
         wait()
-        mode = "eager" if eager or engine.runner.graphs is None else "graph"
-        print(f"\n{machine()}; {folder.name}, {engine.runner.dtype}, {mode}; ready in {time.perf_counter() - started:.1f} s")
+        mode = "eager" if eager or engine.worker.graphs is None else "graph"
+        print(f"\n{machine()}; {folder.name}, {engine.worker.dtype}, {mode}; ready in {time.perf_counter() - started:.1f} s")
         results = []
         print(f"{'batch':>6} {'ms/frame':>9} {'floor ms':>9} {'ratio':>6} {'host us':>8} {'frames/s':>9}")
         for batch in arguments.batches:
@@ -126,37 +127,40 @@ def _prompt(engine: TalkerEngine, rows: int) -> Prompt:
     return random_prompt(engine.checkpoint, rows, np.random.default_rng(0))
 
 
-def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Request]:
-    """Requests whose prompts are in and whose first frame is drawn."""
-    requests = [
-        Request(str(i), _prompt(engine, rows), SamplingParams(seed=i, max_frames=1500), (8,), lambda chunk: None) for i in range(batch)
-    ]
-    for request in requests:
-        engine.scheduler.add(request)
-    while engine.scheduler.waiting or any(request.num_launched_frames == 0 for request in requests):
+def _sequence(engine: TalkerEngine, number: int, rows: int) -> Sequence:
+    request = Request(str(number), _prompt(engine, rows), SamplingParams(seed=number, max_frames=1500), Delivery((8,)))
+    return Sequence(request, RequestListener(), 1500)
+
+
+def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Sequence]:
+    """Sequences whose prompts are in and whose first frame is sampled."""
+    sequences = [_sequence(engine, number, rows) for number in range(batch)]
+    for sequence in sequences:
+        engine.scheduler.add(sequence)
+    while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in sequences):
         launch(engine)
-    return requests
+    return sequences
 
 
 def launch(engine: TalkerEngine) -> None:
     """One step of the engine thread, whose results nobody reads: so no stream ends. What is launched next comes after it."""
-    for result in engine.launch(engine.scheduler.schedule()):
-        if result.copied is not None:
-            result.copied.wait()
+    for frames in engine.launch(engine.scheduler.schedule()):
+        if frames.result.copied is not None:
+            frames.result.copied.wait()
 
 
-def _release(engine: TalkerEngine, requests: list[Request]) -> None:
-    for request in requests:
-        engine.scheduler.release(request)
+def _release(engine: TalkerEngine, sequences: list[Sequence]) -> None:
+    for sequence in sequences:
+        engine.scheduler.release(sequence)
 
 
 def _time_decode(engine: TalkerEngine, batch: int, frames: int) -> tuple[float, float]:
     """Milliseconds of GPU time a frame, and microseconds of host time to launch one; both medians."""
-    requests = _admit(engine, batch, CONTEXT_ROWS)
+    sequences = _admit(engine, batch, CONTEXT_ROWS)
     for _ in range(5):
         launch(engine)
     times = [timed(lambda: launch(engine)) for _ in range(frames)]
-    _release(engine, requests)
+    _release(engine, sequences)
     return statistics.median(device for device, _ in times), statistics.median(host for _, host in times) * 1e3
 
 
@@ -176,34 +180,34 @@ def _time_prefill(engine: TalkerEngine, rows: int) -> float:
 
     NaN with tensor parallelism: no plan tells the other ranks to do half a step.
     """
-    runner = engine.runner
-    if runner.ranks.all_reduce is not None:
+    worker = engine.worker
+    if worker.ranks.all_reduce is not None:
         return float("nan")
-    request = Request("prompt", _prompt(engine, rows), SamplingParams(), (8,), lambda chunk: None)
-    engine.scheduler.block_manager.grow(request.block_table, rows)
-    chunks = [PrefillChunk(request, 0, rows)]
-    layout = PrefillLayout.exact(chunks, engine.config.kv_block_size)
-    inputs = layout.pack(
-        chunks, block_size=engine.config.kv_block_size, pad_text_id=0, scratch_slot=runner.scratch_slot, first_speaker_code=0
-    )
-    buffer = torch.from_numpy(inputs).to(runner.device)
+    sequence = _sequence(engine, 0, rows)
+    engine.scheduler.block_manager.grow(sequence.block_table, rows)
+    table, groups = sequence.block_table, worker.talker_config.num_code_groups
+    layout = PrefillLayout(rows, sequences=1, sampled=1, width=len(table), num_code_groups=groups)
+    packed = worker.prefill_buffer(layout)
+    packed.add(*sequence.rows(0, rows, 0), start=0, block_table=table, slot=worker.scratch_slot, is_sampled=True)
+    inputs = packed.finish()
+    buffer = torch.from_numpy(inputs).to(worker.device)
 
     def once() -> object:
-        return runner.forward.prefill(layout.unpack(buffer))
+        return worker.forward.prefill(layout.unpack(buffer))
 
-    if runner.graphs is not None:
-        captured = CapturedFunction(lambda buffer: runner.forward.prefill(layout.unpack(buffer)), buffer, torch.cuda.graph_pool_handle())
+    if worker.graphs is not None:
+        captured = CapturedFunction(lambda buffer: worker.forward.prefill(layout.unpack(buffer)), buffer, torch.cuda.graph_pool_handle())
         once = lambda: captured.replay(inputs)  # noqa: E731
     for _ in range(3):
         once()
     milliseconds = statistics.median(timed(once)[0] for _ in range(10))
-    engine.scheduler.block_manager.free(request.block_table)
+    engine.scheduler.block_manager.free(sequence.block_table)
     return milliseconds
 
 
 def _frame_bytes(engine: TalkerEngine, batch: int) -> int:
     """Bytes one frame must read: talker and head once, the predictor's layers 15 times and each of its heads once, the cache."""
-    model, cache = engine.runner.model, engine.runner.kv_cache
+    model, cache = engine.worker.model, engine.worker.kv_cache
     predictor = model.code_predictor
     row = cache.shape[0] * 2 * cache.shape[4] * cache.shape[5] * cache.element_size()
     steps = engine.checkpoint.config.talker.num_code_groups - 1

@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
@@ -37,13 +36,14 @@ from benching.fake_device import FakeConfig, FakeEngine
 from benching.measuring import command, machine, random_checkpoint, random_prompt, write_results
 from benching.speech_load import LONGEST, speech_frames
 from engine_lib.checkpoint import Checkpoint
+from engine_lib.delivery import Delivery
 from engine_lib.process.garbage import freeze_loaded
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
-from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
 KEPT = 1_000_000  # durations of a point: all
 PATIENCE = 60.0  # seconds until a cancelled stream that has not ended counts as hanging
@@ -114,7 +114,7 @@ def _arguments() -> argparse.Namespace:
 def _running_engine(checkpoint: Checkpoint, config: FakeConfig) -> Iterator[BaseTalkerEngine]:
     engine: BaseTalkerEngine
     if config.talker_isolation == "process":
-        engine = TalkerEngineProcess(checkpoint, config, child_module=fake_device.__name__)
+        engine = RemoteTalkerEngine(checkpoint, config, child_module=fake_device.__name__)
     else:
         engine = FakeEngine(checkpoint, config)
     freeze_loaded()  # as a service does
@@ -180,8 +180,8 @@ class ClosedLoops:
 
     def stop(self) -> None:
         """Cancel what is open and wait for its end."""
-        for request_id in self._open:
-            self._engine.cancel(request_id)
+        for stream_key in self._open:
+            self._engine.cancel(stream_key)
         while self._open:
             self._open.remove(self._ended.get(timeout=PATIENCE))
 
@@ -189,26 +189,36 @@ class ClosedLoops:
         frames = speech_frames(self._generator)
         prompt = random_prompt(self._engine.checkpoint, OTHER_ROWS + frames // FRAMES_PER_TEXT_ROW, self._generator)
         self._num_asked += 1
-        request_id, asked = f"{self._num_asked:032x}", time.perf_counter()  # ids as long as a service's
-        self._open.add(request_id)
-        on_chunk = partial(self._receive, request_id, asked)
+        stream_key, asked = f"{self._num_asked:032x}", time.perf_counter()  # ids as long as a service's
+        self._open.add(stream_key)
         sampling = SamplingParams(seed=self._num_asked, max_frames=frames)
-        self._engine.submit(Request(request_id, prompt, sampling, self._engine.config.chunk_frames, on_chunk))
+        self._engine.submit(Request(stream_key, prompt, sampling, Delivery.default(self._engine.config)), _Listener(self, asked))
 
-    def _receive(self, request_id: str, asked: float, chunk: CodesChunk) -> None:
-        """On a thread of the engine's."""
+    def receive(self, asked: float, chunk: CodesChunk) -> None:
+        """On a thread of the engine."""
         if chunk.index == 0 and not chunk.is_final:
             self.first_codes.add(time.perf_counter() - asked)
         if self._sender is not None:
-            self._sender.put(request_id, self._send, urgent=chunk.index == 0)
+            self._sender.put(chunk.stream_key, self._send, urgent=chunk.index == 0)
         if chunk.is_final:
-            self._ended.put(request_id)
+            self._ended.put(chunk.stream_key)
 
     def _send(self) -> None:
         """Hold the interpreter lock for what a send takes."""
         end = time.thread_time() + self._send_seconds
         while time.thread_time() < end:
             pass
+
+
+class _Listener(RequestListener):
+    """Hears of one stream for the load."""
+
+    def __init__(self, load: ClosedLoops, asked: float) -> None:
+        self._load, self._asked = load, asked
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """See RequestListener."""
+        self._load.receive(self._asked, chunk)
 
 
 def _row(point: dict[str, object]) -> str:

@@ -13,5 +13,6 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 ruff check .
 ruff format --check .
 mypy
+PYTHONPATH=.:client lint-imports --no-cache
 # Two at a time: most tests compute on one core or wait for a server. A file stays on one worker, which starts its servers once.
 pytest -q -m "not gpu" -n 2 --dist loadfile "$@"

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,10 +32,10 @@ from engine_lib.api.utterance import CALLS, Utterance, UtteranceBuilder, VoiceCl
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import Delivery
 from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
-from engine_lib.talker.chunking import checked_chunk_frames
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
@@ -42,7 +43,7 @@ __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 Audio = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
-WHOLE_UTTERANCE_CHUNK = (16,)  # nobody listens before the end, so larger chunks are cheaper
+WHOLE_UTTERANCE_CHUNK = (16,)  # the audio is heard after the end, so chunks may be large, which is cheaper
 OFFICIAL_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -56,6 +57,7 @@ class Qwen3TTS:
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
         self._codec = CodecEngine(checkpoint, config, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
+        self._delivery = Delivery.default(config)
         self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
         self._talker.start()
         self._codec.start()
@@ -229,9 +231,9 @@ class Qwen3TTS:
             InvalidRequestError, OverloadedError: as there, at the call.
             Qwen3TTSError: from the iterator, when the stream fails.
         """
-        ramp = self._checked_stream(text, chunk_frames)
+        delivery = self._stream_delivery(text, chunk_frames)
         [utterance] = self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation)
-        return self._start(utterance, ramp)
+        return self._start(utterance, delivery)
 
     def stream_voice_design(
         self,
@@ -243,9 +245,9 @@ class Qwen3TTS:
         **generation: Any,
     ) -> SpeechStream:
         """`generate_voice_design` as a stream; see `stream_custom_voice`."""
-        ramp = self._checked_stream(text, chunk_frames)
+        delivery = self._stream_delivery(text, chunk_frames)
         [utterance] = self._utterances.voice_design(text, instruct, language, non_streaming_mode, **generation)
-        return self._start(utterance, ramp)
+        return self._start(utterance, delivery)
 
     def stream_voice_clone(
         self,
@@ -262,9 +264,9 @@ class Qwen3TTS:
     ) -> SpeechStream:
         """`generate_voice_clone` as a stream; see `stream_custom_voice`."""
         prompt = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
-        ramp = self._checked_stream(text, chunk_frames)
+        delivery = self._stream_delivery(text, chunk_frames)
         [utterance] = self._utterances.voice_clone(text, language, *prompt, non_streaming_mode, voice, **generation)
-        return self._start(utterance, ramp)
+        return self._start(utterance, delivery)
 
     # the halves
 
@@ -307,36 +309,44 @@ class Qwen3TTS:
 
     def _speak(self, utterances: list[Utterance]) -> tuple[list[Audio], int]:
         """Queue all, and wait for the audio of each."""
+        delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
         with ExitStack() as stack:  # when one fails or is refused, the others are for nobody
-            streams = [stack.enter_context(closing(self._start(utterance, WHOLE_UTTERANCE_CHUNK))) for utterance in utterances]
+            streams = [stack.enter_context(closing(self._start(utterance, delivery))) for utterance in utterances]
             return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
 
-    def _checked_stream(self, text: object, chunk_frames: Sequence[int] | None) -> tuple[int, ...]:
-        """The chunk ramp of a stream of `text`, which must be one string."""
+    def _stream_delivery(self, text: object, chunk_frames: Iterable[int] | None) -> Delivery:
+        """The delivery of a stream of `text`, which must be one string."""
         if not isinstance(text, str):
             raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string")
-        return self.config.chunk_frames if chunk_frames is None else checked_chunk_frames(list(chunk_frames))
+        return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames)})
 
-    def _start(self, utterance: Utterance, chunk_frames: tuple[int, ...]) -> SpeechStream:
+    def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one; its audio comes out of the stream."""
-        return SpeechStream.start(self._talker, self._codec, utterance.prompt, utterance.sampling, chunk_frames)
+        return SpeechStream.start(self._talker, self._codec, utterance.prompt, utterance.sampling, delivery)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[Codes]:
         """Queue one and gather its codes; leaving `stack` cancels it."""
-        chunks: list[Codes] = []
-        codes: Future[Codes] = Future()
+        listener = _CodesListener()
+        request = Request(uuid.uuid4().hex, utterance.prompt, utterance.sampling, Delivery(WHOLE_UTTERANCE_CHUNK))
+        self._talker.submit(request, listener)
+        stack.callback(self._talker.cancel, request.stream_key)  # one that has ended is left alone
+        return listener.codes
 
-        def on_chunk(chunk: CodesChunk) -> None:
-            chunks.append(chunk.codes)
-            if chunk.finish_reason == FinishReason.ERROR.value:
-                codes.set_exception(Qwen3TTSError(chunk.error))
-            elif chunk.is_final:
-                codes.set_result(np.concatenate(chunks))
 
-        request = Request(uuid.uuid4().hex, utterance.prompt, utterance.sampling, WHOLE_UTTERANCE_CHUNK, on_chunk)
-        self._talker.submit(request)
-        stack.callback(self._talker.cancel, request.request_id)  # one that has ended is left alone
-        return codes
+class _CodesListener(RequestListener):
+    """Gathers the codes of one request into a future."""
+
+    def __init__(self) -> None:
+        self.codes: Future[Codes] = Future()
+        self._chunks: list[Codes] = []
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """See RequestListener."""
+        self._chunks.append(chunk.codes)
+        if chunk.finish_reason == FinishReason.ERROR.value:
+            self.codes.set_exception(Qwen3TTSError(chunk.error))
+        elif chunk.is_final:
+            self.codes.set_result(np.concatenate(self._chunks))
 
 
 def _device_of(device_map: str | torch.device | Mapping[str, Any]) -> str:

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,16 @@ class SpeechStream(Iterator[SpeechChunk]):
         self._has_ended = False
 
     @classmethod
-    def start(
-        cls, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt, sampling: SamplingParams, chunk_frames: tuple[int, ...]
-    ) -> SpeechStream:
-        """Queue a request; `chunk_frames` as in Request.
+    def start(cls, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt, sampling: SamplingParams, delivery: Delivery) -> SpeechStream:
+        """Queue a request.
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
         """
-        pipe, reference, on_start = _Pipe(talker, codec), prompt.reference_codes, None
-        if reference is not None:  # the codec takes it in while the talker takes in the prompt
-            on_start = partial(codec.submit, CodecRequest.of_reference(pipe.key, reference))
-        growth = talker.chunk_growth(ChunkPolicy(talker.config.chunk_policy))
-        talker.submit(Request(pipe.key, prompt, sampling, chunk_frames, pipe.on_codes, chunk_growth=growth, on_start=on_start))
-        return cls(pipe.chunks, partial(talker.cancel, pipe.key))
+        pipe = _Pipe(talker, codec, prompt)
+        announce_start = prompt.reference_codes is not None
+        talker.submit(Request(pipe.stream_key, prompt, sampling, delivery, announce_start=announce_start), pipe)
+        return cls(pipe.chunks, partial(talker.cancel, pipe.stream_key))
 
     def __next__(self) -> SpeechChunk:
         """Wait for the next chunk.
@@ -85,27 +81,32 @@ class SpeechStream(Iterator[SpeechChunk]):
         self._cancel()
 
 
-class _Pipe:
-    """Hands the codes of a request to the codec, and the codec's audio to whoever reads `chunks`.
+class _Pipe(RequestListener):
+    """Hands the codes of a request to the codec, and the codec's audio to the reader of `chunks`.
 
     The engines hold it while the request runs, so it must not hold the SpeechStream: that one lives as long as its caller wants.
     """
 
-    def __init__(self, talker: TalkerEngine, codec: CodecEngine) -> None:
-        self.key = uuid.uuid4().hex
+    def __init__(self, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt) -> None:
+        self.stream_key = uuid.uuid4().hex
         self.chunks: queue.SimpleQueue[SpeechChunk | Qwen3TTSError] = queue.SimpleQueue()
-        self._talker, self._codec = talker, codec
+        self._talker, self._codec, self._reference = talker, codec, prompt.reference_codes
 
-    def on_codes(self, codes: CodesChunk) -> None:
-        """Runs on the talker's thread."""
+    def on_start(self) -> None:
+        """On the talker's thread: the codec takes in the reference while the talker takes in the prompt."""
+        if self._reference is not None:
+            self._codec.submit(CodecRequest.of_reference(self.stream_key, self._reference))
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """On the talker's thread."""
 
         def on_audio(audio: AudioChunk) -> None:
-            """Runs on the codec's thread."""
-            error = audio.error or codes.error
+            """On the codec's thread."""
+            error = audio.error or chunk.error
             if error:
-                self._talker.cancel(self.key)  # one that has ended is left alone
+                self._talker.cancel(self.stream_key)  # one that has ended is left alone
                 self.chunks.put(Qwen3TTSError(error))
             else:
-                self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, codes.finish_reason))
+                self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason))
 
-        self._codec.submit(CodecRequest(self.key, codes.index, codes.codes, codes.is_final, on_audio))
+        self._codec.submit(CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, on_audio))

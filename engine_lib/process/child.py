@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-import engine_lib
 from engine_lib.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ def start_child(module: str, pipe: Connection) -> ChildProcess:
     Raises:
         ConfigError: there is no interpreter to run it with.
     """
-    root = Path(engine_lib.__path__[0]).parent
+    root = Path(__file__).parents[2]
     paths = [os.path.abspath(path) for path in sys.path if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *paths]), "TQDM_DISABLE": "1"}
     command = [_python(), "-m", module, str(pipe.fileno())]

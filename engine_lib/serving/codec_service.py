@@ -23,7 +23,7 @@ from engine_lib.serving.metrics import Counter
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
-from engine_lib.talker.request import FinishReason
+from engine_lib.talker.request import CodesChunk, FinishReason
 
 SENDER_THREADS = 4  # a send waits for the server most of its time, and there is one for every chunk
 
@@ -59,13 +59,13 @@ class CodecService(EngineService):
         except ValueError as error:
             reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
             return
-        self._streams.setdefault(message.stream_key, False)
-        if not _is_first_frame(message):  # the first audio of all shall not wait behind a question
+        chunk = message.chunk
+        self._streams.setdefault(chunk.stream_key, False)
+        if not _is_first_frame(chunk):  # the first audio of all shall not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
-            self._sender.put(message.stream_key, partial(self._cancel_if_client_gone, message, reply))
+            self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
         answer = partial(self._answer_later, message, reply, arrived_at)
-        request = CodecRequest(message.stream_key, message.chunk_index, message.codes, message.is_final, answer, message.is_reference)
-        self._engine.submit(request)
+        self._engine.submit(CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference))
 
     def shutdown(self) -> None:
         """Answer what is queued, then end the engine and all threads, within a few seconds."""
@@ -74,39 +74,40 @@ class CodecService(EngineService):
 
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once, for no other waits."""
-        if message.chunk_index == 0 and len(chunk.audio):
+        if chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(time.monotonic() - arrived_at)
-        is_first_frame = _is_first_frame(message)
+        is_first_frame = _is_first_frame(message.chunk)
         if is_first_frame and len(self._streams) == 1:
             self._answer(message, reply, chunk)
         else:
-            self._sender.put(message.stream_key, partial(self._answer, message, reply, chunk), urgent=is_first_frame)
+            self._sender.put(chunk.stream_key, partial(self._answer, message, reply, chunk), urgent=is_first_frame)
 
     def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
-        if message.is_reference:  # where it failed so do the chunks behind it, and they have answers
+        codes = message.chunk
+        if codes.is_reference:  # if it failed so do the chunks behind it, and they have answers
             reply.finish()
             return
         # The talker's final message ends the stream, and says why; an error of the codec waits for it.
-        failed = bool(chunk.error) and message.is_final
+        failed = bool(chunk.error) and codes.is_final
         answer = AudioAnswer(
             audio=chunk.audio,
             sample_rate=self._engine.sample_rate,
-            chunk_index=message.chunk_index,
-            is_final=message.is_final,
-            finish_reason=FinishReason.ERROR.value if failed else message.finish_reason,
-            error=chunk.error if failed else message.error,
-            audio_format=message.audio_format,
+            index=codes.index,
+            is_final=codes.is_final,
+            finish_reason=FinishReason.ERROR.value if failed else codes.finish_reason,
+            error=chunk.error if failed else codes.error,
+            audio_format=message.delivery.audio_format,
         )
         self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
-        if message.is_final:
-            self._streams.pop(message.stream_key, None)
+        if codes.is_final:
+            self._streams.pop(codes.stream_key, None)
         elif chunk.error:
-            self._cancel(message.stream_key, self._failures)
+            self._cancel(codes.stream_key, self._failures)
         self._send(reply, answer.pack(), is_final=True)
 
-    def _cancel_if_client_gone(self, message: CodesMessage, reply: Reply) -> None:
-        if not message.is_final and not self._streams.get(message.stream_key) and reply.is_cancelled():
-            self._cancel(message.stream_key, self._client_cancels)
+    def _cancel_if_client_gone(self, chunk: CodesChunk, reply: Reply) -> None:
+        if not chunk.is_final and not self._streams.get(chunk.stream_key) and reply.is_cancelled():
+            self._cancel(chunk.stream_key, self._client_cancels)
 
     def _cancel(self, stream_key: str, counter: Counter) -> None:
         """Ask the talker, once, to end the stream."""
@@ -135,6 +136,6 @@ class CodecService(EngineService):
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
 
 
-def _is_first_frame(message: CodesMessage) -> bool:
-    """Whether a listener hears nothing before its answer, and nothing about this message is asked before that."""
-    return message.chunk_index == 0 and len(message.codes) == 1 and not message.is_reference
+def _is_first_frame(chunk: CodesChunk) -> bool:
+    """Whether a listener hears nothing before its answer, and nothing about this chunk is asked before that."""
+    return chunk.index == 0 and len(chunk.codes) == 1 and not chunk.is_reference

@@ -1,70 +1,46 @@
-"""The message the talker sends to the codec for every chunk, and the answer the client gets for it.
+"""The message from the talker to the codec for every chunk, and the client's answer for it.
 
-A step of a Triton ensemble sees no input of the ensemble beside an output of the step before it, so whatever the codec needs
-to know of a request rides in this message. Both ends pack and unpack plain numpy dicts, tensor name to array; the names and
-types are those of the config.pbtxt files. The message has two tensors, because each one more costs a tenth of a
-millisecond a chunk, which an engine's thread may have to wait for; the answer's are the client's interface.
+A step of a Triton ensemble sees no input of the ensemble beside an output of the step before it, so the message carries
+everything that the codec needs of a request. Both ends pack and unpack plain numpy dicts, tensor name to array, with the names
+and types of the config.pbtxt files. The message has two tensors because each further one costs a tenth of a millisecond a
+chunk, and an engine's thread may wait for that. The answer's tensors are the client's interface.
 """
 
 from __future__ import annotations
 
 import base64
 import secrets
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import MsgspecError, structs
+
+from engine_lib.delivery import AudioFormat, Delivery
+from engine_lib.process.wire import Message, Wire
+from engine_lib.talker.request import CodesChunk
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-# chunk index; whether it is final, to be answered in base64, a reference; bytes of the stream key and of the finish reason, which
-# follow, then the error
-_HEADER = struct.Struct("<i???xHH")
 
-
-class AudioFormat(str, Enum):
-    """How a client wants its samples: as the FP32 tensor `audio`, or as text in `audio_base64`."""
-
-    FLOAT32 = "float32"
-    PCM16_BASE64 = "pcm16_base64"
-
-
-@dataclass(frozen=True)
-class CodesMessage:
+class CodesMessage(Message, frozen=True):
     """One chunk of one stream on its way from the talker to the codec.
 
     Attributes:
-        codes: [frames, num_code_groups] int16; no frames in a stream's last message.
-        stream_key: the server's own key of the stream, from `new_stream_key`. Clients choose request ids, so those may be
-            empty or repeat.
-        chunk_index: 0, 1, 2.. within the stream.
-        is_final: True in the stream's last message.
-        finish_reason: "" unless final.
-        error: what went wrong, where finish_reason is "error".
-        audio_format: what the client asked for.
-        is_reference: these are the codes of a clone's reference, ahead of the stream's first chunk: the codec takes them as the
-            stream's past, and no answer comes of them.
+        chunk: its `stream_key` is the server's own, from `new_stream_key`. Clients choose request ids, so those may be empty
+            or repeat.
+        delivery: as the client asked for it.
     """
 
-    codes: npt.NDArray[np.int16]
-    stream_key: str
-    chunk_index: int
-    is_final: bool = False
-    finish_reason: str = ""
-    error: str = ""
-    audio_format: AudioFormat = AudioFormat.FLOAT32
-    is_reference: bool = False
+    chunk: CodesChunk
+    delivery: Delivery
 
     def pack(self) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs."""
-        as_text = self.audio_format is AudioFormat.PCM16_BASE64
-        key, reason = self.stream_key.encode(), self.finish_reason.encode()
-        header = _HEADER.pack(self.chunk_index, self.is_final, as_text, self.is_reference, len(key), len(reason))
-        return {"codes": self.codes, "header": np.frombuffer(header + key + reason + self.error.encode(), np.uint8)}
+        header = _WIRE.pack(structs.replace(self, chunk=structs.replace(self.chunk, codes=_NO_CODES)))
+        return {"codes": self.chunk.codes, "header": np.frombuffer(header, np.uint8)}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> CodesMessage:
@@ -73,37 +49,31 @@ class CodesMessage:
         Raises:
             ValueError: it is none.
         """
-        header = tensors["header"].tobytes()
-        if len(header) < _HEADER.size:
-            raise ValueError(f"header: {len(header)} bytes are too few")
-        chunk_index, is_final, as_text, is_reference, key_length, reason_length = _HEADER.unpack_from(header)
-        reason = _HEADER.size + key_length
-        error = reason + reason_length
-        return cls(
-            codes=np.array(tensors["codes"], np.int16),
-            stream_key=header[_HEADER.size : reason].decode(),
-            chunk_index=chunk_index,
-            is_final=is_final,
-            finish_reason=header[reason:error].decode(),
-            error=header[error:].decode(),
-            audio_format=AudioFormat.PCM16_BASE64 if as_text else AudioFormat.FLOAT32,
-            is_reference=is_reference,
-        )
+        try:
+            message = _WIRE.unpack(tensors["header"].tobytes())
+        except MsgspecError as error:
+            raise ValueError(f"header: {error}") from None
+        return structs.replace(message, chunk=structs.replace(message.chunk, codes=np.array(tensors["codes"], np.int16)))
+
+
+_WIRE: Wire[CodesMessage] = Wire(CodesMessage)
+_NO_CODES = np.empty((0, 0), np.int16)
 
 
 @dataclass(frozen=True)
 class AudioAnswer:
-    """What the client gets for one message.
+    """The client's answer for one message.
 
     Attributes:
-        audio: [samples] float32 in -1..1; none in a stream's last answer.
+        audio: [samples] float32 in -1..1; none in the last answer of a stream.
         sample_rate: in Hz.
-        chunk_index, is_final, finish_reason, error, audio_format: as in CodesMessage.
+        index, is_final, finish_reason, error: as in CodesChunk.
+        audio_format: as in Delivery.
     """
 
     audio: npt.NDArray[np.float32]
     sample_rate: int
-    chunk_index: int
+    index: int
     is_final: bool
     finish_reason: str
     error: str
@@ -115,7 +85,7 @@ class AudioAnswer:
         return {
             "audio": np.empty(0, np.float32) if as_text else self.audio,
             "sample_rate": np.array([self.sample_rate], np.int32),
-            "chunk_index": np.array([self.chunk_index], np.int32),
+            "chunk_index": np.array([self.index], np.int32),
             "is_final": np.array([self.is_final], np.bool_),
             "finish_reason": _strings(self.finish_reason),
             "error": _strings(self.error),

@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.delivery import DELIVERY_NAMES, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
-from engine_lib.serving.message import AudioFormat
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
-from engine_lib.talker.chunking import ChunkPolicy, checked_chunk_frames
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
-
-Choice = TypeVar("Choice", bound=Enum)
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
-# Keys of sampling_parameters that say how a stream is served rather than how its codes are drawn.
-SERVING_NAMES = ("chunk_frames", "chunk_policy", "audio_format", "non_streaming_mode")
+# Keys of sampling_parameters that are no sampling parameters.
+SERVING_NAMES = (*DELIVERY_NAMES, "non_streaming_mode")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,9 +55,7 @@ class SpeechRequest:
     instruct: str | None = None
     non_streaming_mode: bool | None = None
     sampling: SamplingParams
-    chunk_frames: tuple[int, ...]
-    chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
-    audio_format: AudioFormat = AudioFormat.FLOAT32
+    delivery: Delivery
     reference: Reference | None = None
 
 
@@ -71,16 +65,14 @@ class RequestParser:
 
     Attributes:
         kind: kind of the checkpoint: custom_voice, base or voice_design.
-        sampling: sampling of a request that sets none.
-        chunk_frames, chunk_policy: where the chunks of a request that does not say so are cut.
+        sampling, delivery: those of a request that sets none.
         max_text_length, max_reference_seconds: of a reference.
         served: what the server serves beside this checkpoint.
     """
 
     kind: str
     sampling: SamplingParams
-    chunk_frames: tuple[int, ...]
-    chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
+    delivery: Delivery
     max_text_length: int
     max_reference_seconds: float
     served: Sequence[ServedCheckpoint] = ()
@@ -116,11 +108,9 @@ class RequestParser:
             voice=values.string("voice"),
             language=values.string("language"),
             instruct=values.string("instruct"),
-            non_streaming_mode=_non_streaming_mode(serving.get("non_streaming_mode")),
+            non_streaming_mode=_non_streaming_mode(serving.pop("non_streaming_mode", None)),
             sampling=self.sampling.updated(options),
-            chunk_frames=self.chunk_frames if serving.get("chunk_frames") is None else checked_chunk_frames(serving["chunk_frames"]),
-            chunk_policy=_choice("chunk_policy", ChunkPolicy, serving.get("chunk_policy"), self.chunk_policy),
-            audio_format=_choice("audio_format", AudioFormat, serving.get("audio_format"), AudioFormat.FLOAT32),
+            delivery=self.delivery.updated(serving),
             reference=reference,
         )
 
@@ -165,13 +155,3 @@ def _non_streaming_mode(value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise InvalidRequestError("non_streaming_mode", f"{value!r:.100} is not allowed; give true or false")
-
-
-def _choice(name: str, kind: type[Choice], value: Any, default: Choice) -> Choice:
-    if value is None:
-        return default
-    try:
-        return kind(value)
-    except ValueError:
-        allowed = ", ".join(known.value for known in kind)
-        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None

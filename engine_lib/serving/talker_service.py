@@ -21,6 +21,7 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.backpressure import BACKPRESSURE_SECONDS
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import Delivery
 from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
@@ -35,10 +36,9 @@ from engine_lib.serving.served import served_checkpoints
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_talker
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
-from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -72,8 +72,7 @@ class TalkerService(EngineService):
         self._parser = RequestParser(
             kind=checkpoint.config.kind,
             sampling=sampling,
-            chunk_frames=config.chunk_frames,
-            chunk_policy=ChunkPolicy(config.chunk_policy),
+            delivery=Delivery.default(config),
             max_text_length=config.max_text_length,
             max_reference_seconds=config.reference_max_seconds,
             served=served,
@@ -164,18 +163,10 @@ class TalkerService(EngineService):
             non_streaming_mode=speech.non_streaming_mode,
             voice_prompt=voice,
         )
-        on_start = None if prompt.reference_codes is None else partial(self._on_start, stream, prompt.reference_codes)
         request = Request(
-            stream.key,
-            prompt,
-            speech.sampling,
-            speech.chunk_frames,
-            partial(self._on_chunk, stream, prompt.reference_codes is None),
-            deadline=stream.deadline,
-            chunk_growth=self._engine.chunk_growth(speech.chunk_policy),
-            on_start=on_start,
+            stream.key, prompt, speech.sampling, speech.delivery, stream.deadline, announce_start=prompt.reference_codes is not None
         )
-        self._engine.submit(request)
+        self._engine.submit(request, _StreamListener(self, stream, prompt.reference_codes))
         self._accept_times.add(time.monotonic() - stream.arrived_at)
 
     def _store_voice(self, tensors: dict[str, Any], parameters: str, reply: Reply) -> None:
@@ -216,7 +207,7 @@ class TalkerService(EngineService):
 
     def _on_start(self, stream: _Stream, reference: npt.NDArray[np.int16]) -> None:
         """On an engine's thread: let the codec take in the reference while the talker takes in the prompt."""
-        message = CodesMessage(reference, stream.key, 0, is_reference=True)
+        message = CodesMessage(CodesChunk(stream.key, 0, reference, is_reference=True), stream.speech.delivery)
         self._sender.put(stream.key, partial(self._send, stream.reply, message.pack(), is_final=False))
 
     def _on_chunk(self, stream: _Stream, may_overtake: bool, chunk: CodesChunk) -> None:
@@ -235,15 +226,7 @@ class TalkerService(EngineService):
             self._sender.put(stream.key, partial(self._send_chunk, stream, chunk), urgent=is_urgent)
 
     def _send_chunk(self, stream: _Stream, chunk: CodesChunk) -> None:
-        message = CodesMessage(
-            codes=chunk.codes,
-            stream_key=stream.key,
-            chunk_index=chunk.index,
-            is_final=chunk.is_final,
-            finish_reason=chunk.finish_reason,
-            error=chunk.error,
-            audio_format=stream.speech.audio_format,
-        )
+        message = CodesMessage(chunk, stream.speech.delivery)
         if chunk.is_final:
             self._finished.add(1, chunk.finish_reason)
             if chunk.error:
@@ -284,7 +267,23 @@ class TalkerService(EngineService):
         self._refused = metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES)
 
 
-def _talker_engine(checkpoint: Checkpoint, config: EngineConfig) -> BaseTalkerEngine:
+class _StreamListener(RequestListener):
+    """Hears of one stream for the service."""
+
+    def __init__(self, service: TalkerService, stream: _Stream, reference: npt.NDArray[np.int16] | None) -> None:
+        self._service, self._stream, self._reference = service, stream, reference
+
+    def on_start(self) -> None:
+        """See RequestListener."""
+        if self._reference is not None:
+            self._service._on_start(self._stream, self._reference)
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """See RequestListener."""
+        self._service._on_chunk(self._stream, self._reference is None, chunk)
+
+
+def _talker_engine(checkpoint: Checkpoint, config: EngineConfig) -> BaseTalkerEngine[Any]:
     """Load the engine where `talker_isolation` wants it."""
     own_process = {"process": True, "thread": False, "auto": resolve_device(config.device).type == "cuda"}[config.talker_isolation]
-    return TalkerEngineProcess(checkpoint, config) if own_process else TalkerEngine(checkpoint, config)
+    return RemoteTalkerEngine(checkpoint, config) if own_process else TalkerEngine(checkpoint, config)

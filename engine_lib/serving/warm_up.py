@@ -9,27 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.graphs import FRAME_BUCKETS
+from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt, PromptBuilder
-from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors
+from engine_lib.serving.message import AudioAnswer, CodesMessage, Tensors
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.request import CodesChunk, FinishReason, Request
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 KEY = "warm-up"
 TEXT = "Hello."
+DELIVERY = Delivery((1,))
 TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one whose batch is that of the step before
 TIMEOUT_SECONDS = 300.0  # a large checkpoint on a slow CPU; what hangs must not keep a server loading for ever
 
 
-def warm_up_talker(engine: BaseTalkerEngine, prompts: PromptBuilder, sender: OrderedSender) -> None:
+def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender: OrderedSender) -> None:
     """Speak a few frames.
 
     Raises:
@@ -37,12 +40,8 @@ def warm_up_talker(engine: BaseTalkerEngine, prompts: PromptBuilder, sender: Ord
     """
     answers = _Answers("talker", sender)
 
-    def on_chunk(chunk: CodesChunk) -> None:
-        message = CodesMessage(chunk.codes, KEY, chunk.index, chunk.is_final, chunk.finish_reason, chunk.error)
-        answers.put(message.pack, chunk.error, chunk.is_final)
-
     sampling = replace(engine.checkpoint.sampling_defaults(), seed=0, max_frames=TALKER_FRAMES)
-    engine.submit(Request(KEY, _prompt(prompts), sampling, (1,), on_chunk))
+    engine.submit(Request(KEY, _prompt(prompts), sampling, DELIVERY), _CodesListener(answers))
     answers.wait_for_the_end()
 
 
@@ -58,11 +57,11 @@ def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
         answer = AudioAnswer(
             audio=chunk.audio,
             sample_rate=engine.sample_rate,
-            chunk_index=chunk.index,
+            index=chunk.index,
             is_final=chunk.is_final,
             finish_reason=FinishReason.LENGTH.value if chunk.is_final else "",
             error=chunk.error,
-            audio_format=AudioFormat.FLOAT32,
+            audio_format=DELIVERY.audio_format,
         )
         answers.put(answer.pack, chunk.error, chunk.is_final)
 
@@ -70,6 +69,17 @@ def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
         codes = np.zeros((frames, engine.num_quantizers), np.int16)
         engine.submit(CodecRequest(KEY, index, codes, frames == 0, on_audio))
     answers.wait_for_the_end()
+
+
+class _CodesListener(RequestListener):
+    """Has each chunk packed as a message to the codec."""
+
+    def __init__(self, answers: _Answers) -> None:
+        self._answers = answers
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """See RequestListener."""
+        self._answers.put(CodesMessage(chunk, DELIVERY).pack, chunk.error, chunk.is_final)
 
 
 class _Answers:

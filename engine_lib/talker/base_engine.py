@@ -1,24 +1,28 @@
-"""BaseTalkerEngine: what callers of a talker's engine see, wherever its steps run: who may come in, and what is open.
+"""BaseTalkerEngine: the callers' view of a talker's engine: admission, and the streams that are open.
 
-Two engines stand behind it: engine.TalkerEngine steps on a thread of this process, engine_process.TalkerEngineProcess in a process of
-its own.
+Two engines implement it: engine.TalkerEngine steps on a thread of this process, isolation/remote_engine.py in a process of its own.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.prompt import Prompt
-from engine_lib.talker.chunking import ChunkGrowth, ChunkPolicy
-from engine_lib.talker.request import Request
+from engine_lib.talker.backpressure import AdmissionPause
+from engine_lib.talker.request import Request, RequestListener
 from engine_lib.talker.step_times import StepTimes
+
+# Frames that a text may take before it is cut: speech seldom needs more than four frames a token.
+FRAME_BUDGET_BASE = 100
+FRAME_BUDGET_PER_TOKEN = 12
+
+OpenStream = TypeVar("OpenStream")
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class TalkerStats:
     num_cached_rows: int
 
 
-class BaseTalkerEngine(ABC):
-    """Accepts requests. Every accepted one gets exactly one final chunk, whatever happens.
+class BaseTalkerEngine(ABC, Generic[OpenStream]):
+    """Accepts requests. Every accepted one gets exactly one final chunk, also after a failure.
 
     Attributes:
         checkpoint, config: what the engine runs.
@@ -58,10 +62,10 @@ class BaseTalkerEngine(ABC):
         self.checkpoint, self.config = checkpoint, config
         self.step_times = StepTimes()
         self._changed = threading.Condition()
-        self._open: dict[str, Request] = {}
+        self._open: dict[str, OpenStream] = {}
         self._reserved: set[str] = set()  # keys of requests to come
         self._alive = False
-        self._backpressure_until = 0.0  # of time.monotonic()
+        self._backpressure = AdmissionPause()
 
     @property
     def is_alive(self) -> bool:
@@ -71,7 +75,7 @@ class BaseTalkerEngine(ABC):
     @property
     def has_backpressure(self) -> bool:
         """Whether `apply_backpressure` keeps requests waiting that have not begun."""
-        return time.monotonic() < self._backpressure_until
+        return self._backpressure.is_on
 
     @abstractmethod
     def start(self) -> None:
@@ -86,24 +90,24 @@ class BaseTalkerEngine(ABC):
         """What the engine holds; safe to call from any thread, taken without stopping it."""
 
     @abstractmethod
-    def _accept(self, request: Request) -> None:
-        """Pass on a request that has come in. The lock is held."""
+    def _accept(self, request: Request, listener: RequestListener) -> OpenStream:
+        """Pass on a request that has been checked; return what is kept while it is open. The lock is held."""
 
     @abstractmethod
-    def _accept_cancel(self, request_id: str) -> None:
-        """Pass on that an open request shall end. The lock is held."""
+    def _accept_cancel(self, stream_key: str) -> None:
+        """Pass on that an open stream is to end. The lock is held."""
 
     @abstractmethod
     def _accept_backpressure(self) -> None:
-        """Pass on that `_backpressure_until` has changed. The lock is held."""
+        """Pass on that `_backpressure` has changed. The lock is held."""
 
     def apply_backpressure(self, until: float) -> None:
         """Let no further request begin before `until`, of time.monotonic(); what is in the past lifts it. They wait as for a place."""
         with self._changed:
-            self._backpressure_until = until
+            self._backpressure.until = until
             self._accept_backpressure()
 
-    def reserve(self, request_id: str) -> None:
+    def reserve(self, stream_key: str) -> None:
         """Hold a place for a request whose prompt is still being made; `submit` takes it, `release` gives it up.
 
         Raises:
@@ -111,46 +115,34 @@ class BaseTalkerEngine(ABC):
         """
         with self._changed:
             self._check_room()
-            self._reserved.add(request_id)
+            self._reserved.add(stream_key)
 
-    def release(self, request_id: str) -> None:
+    def release(self, stream_key: str) -> None:
         """Give up a place held by `reserve`; one that `submit` has taken is left alone."""
         with self._changed:
-            self._reserved.discard(request_id)
+            self._reserved.discard(stream_key)
 
-    def submit(self, request: Request) -> None:
-        """Accept `request`; its chunks follow, on a thread of the engine's.
+    def submit(self, request: Request, listener: RequestListener) -> None:
+        """Accept `request`; `listener` gets its chunks, on a thread of the engine.
 
         Raises:
-            InvalidRequestError: text and frames do not fit the engine, or the id is that of an open request.
+            InvalidRequestError: text and frames do not fit the engine, or a stream of this key is open.
             OverloadedError: too many requests are waiting.
             EngineDeadError: the engine has stopped.
         """
         self._check_length(request)
         with self._changed:
-            if request.request_id in self._open:
-                raise InvalidRequestError("request_id", f"{request.request_id!r} is already open; give every request its own")
-            self._reserved.discard(request.request_id)
+            if request.stream_key in self._open:
+                raise InvalidRequestError("stream_key", f"{request.stream_key!r} is already open; give every request its own")
+            self._reserved.discard(request.stream_key)
             self._check_room()
-            self._open[request.request_id] = request
-            self._accept(request)
+            self._open[request.stream_key] = self._accept(request, listener)
 
-    def cancel(self, request_id: str) -> None:
-        """End a request with finish reason `cancelled`; one that is not open is left alone."""
+    def cancel(self, stream_key: str) -> None:
+        """End a stream with finish reason `cancelled`; one that is not open is left alone."""
         with self._changed:
-            if request_id in self._open:
-                self._accept_cancel(request_id)
-
-    def chunk_growth(self, policy: ChunkPolicy) -> ChunkGrowth | None:
-        """What `policy` means for a Request of this engine."""
-        if policy is ChunkPolicy.FIXED:
-            return None
-        codec, config = self.checkpoint.config.codec, self.config
-        return ChunkGrowth(
-            frame_seconds=codec.samples_per_frame / codec.sample_rate,
-            max_frames=config.adaptive_chunk_frames,
-            min_streams=config.adaptive_chunk_streams,
-        )
+            if stream_key in self._open:
+                self._accept_cancel(stream_key)
 
     def _check_room(self) -> None:
         """Refuse one request more than may be open, and every one once the engine has ended. The lock must be held."""
@@ -164,15 +156,21 @@ class BaseTalkerEngine(ABC):
             )
 
     def max_frames_behind(self, prompt: Prompt) -> int:
-        """Frames that fit behind `prompt`; 0 or less when the prompt itself does not."""
+        """Frames that fit behind `prompt`; 0 or less if the prompt itself does not fit."""
         return self.config.max_model_len - len(prompt) + 1  # the last frame needs no input row of its own
 
+    def max_frames(self, request: Request) -> int:
+        """Frames after which `request` ends: as it asks, else a budget from its text, as far as there is room."""
+        prompt = request.prompt
+        wanted = request.sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * prompt.num_text_tokens
+        return min(wanted, self.max_frames_behind(prompt))
+
     def _check_length(self, request: Request) -> None:
-        """Fit the default frame budget to the room there is; refuse what was asked for and cannot fit."""
-        num_rows = len(request.prompt) + len(request.prompt.trailing_text_ids)
+        """Refuse a prompt that does not fit, and more frames than fit behind it."""
+        prompt, max_frames = request.prompt, request.sampling.max_frames
+        num_rows = len(prompt) + len(prompt.trailing_text_ids)
         if num_rows > self.config.max_model_len:
             raise InvalidRequestError("text", f"takes {num_rows} rows; at most {self.config.max_model_len} (max_model_len) fit")
-        room = self.max_frames_behind(request.prompt)
-        if request.sampling.max_frames is not None and request.max_frames > room:
-            raise InvalidRequestError("max_frames", f"{request.max_frames} is not allowed; at most {room} fit behind this prompt")
-        request.max_frames = min(request.max_frames, room)
+        room = self.max_frames_behind(prompt)
+        if max_frames is not None and max_frames > room:
+            raise InvalidRequestError("max_frames", f"{max_frames} is not allowed; at most {room} fit behind this prompt")

@@ -9,30 +9,23 @@ is left.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
-
-NULL_BLOCK = 0  # never given out: padding rows write to it and unused block-table entries point to it
+from collections.abc import Iterable, Sequence
 
 
 class BlockManager:
     """Gives out and takes back KV blocks by number. A block has one holder, or several if it is published, or it is free."""
 
-    def __init__(self, num_blocks: int, block_size: int, erase: Callable[[Sequence[int]], None]) -> None:
-        """
-        Args:
-            num_blocks: of the cache, NULL_BLOCK included.
-            block_size: in rows.
-            erase: zeroes blocks on the device; called for quarantined ones before they are given out again.
-        """
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        """`num_blocks`: of the cache, NULL_BLOCK included, which is never given out; `block_size`: in rows."""
         self.block_size = block_size
         self.num_usable_blocks = num_blocks - 1
-        self._erase = erase
         self._empty = deque(range(1, num_blocks))
         self._idle: OrderedDict[int, None] = OrderedDict()  # published and without a holder, the longest unused first
         self._num_holders = [0] * num_blocks
         self._published: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}  # the inverse of _published
         self._quarantined: set[int] = set()
+        self._unclean: list[int] = []  # given out, and not erased yet
 
     @property
     def num_free_blocks(self) -> int:
@@ -55,10 +48,15 @@ class BlockManager:
             return False
         taken = [self._take() for _ in range(missing)]
         if unclean := self._quarantined.intersection(taken):
-            self._erase(sorted(unclean))
+            self._unclean += sorted(unclean)
             self._quarantined -= unclean
         block_table.extend(taken)
         return True
+
+    def take_unclean(self) -> list[int]:
+        """Blocks given out since the last call that must be erased before they are written to."""
+        unclean, self._unclean = self._unclean, []
+        return unclean
 
     def free(self, block_table: list[int]) -> None:
         """Let go of all blocks of `block_table` and empty it."""
@@ -102,7 +100,7 @@ class BlockManager:
                 self._keys[block] = key
 
     def quarantine(self, block_table: Sequence[int]) -> None:
-        """Share the blocks of `block_table` with nobody else, and erase each before it is given out again."""
+        """Share the blocks of `block_table` with nobody else, and have each erased when it is given out again."""
         for block in block_table:
             self._unpublish(block)
             self._quarantined.add(block)

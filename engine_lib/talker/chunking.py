@@ -1,6 +1,6 @@
-"""When the frames of a stream are cut into chunks: by a ramp, and past its end, on request, by how much audio the client has left.
+"""Cuts the frames of a stream into chunks: by a ramp, then by the audio that the client has left.
 
-The first chunks are small, so that sound comes early; then each frame is cheaper in a larger chunk, while a client that is about
+The first chunks are small, so that sound comes early. Later a frame is cheaper in a larger chunk, but a client that is about
 to run dry needs a small one. Nothing here reads a clock.
 """
 
@@ -8,36 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
-from engine_lib.errors import InvalidRequestError
-
-MAX_CHUNK_FRAMES = 64
-MAX_CHUNK_STEPS = 64
-
-
-class ChunkPolicy(str, Enum):
-    """What follows the ramp."""
-
-    FIXED = "fixed"
-    ADAPTIVE = "adaptive"
-
-
-def checked_chunk_frames(value: Any) -> tuple[int, ...]:
-    """`value` as the chunk ramp of a request.
-
-    Raises:
-        InvalidRequestError: it is not a list of whole numbers in range.
-    """
-    if (
-        not isinstance(value, list | tuple)
-        or not 1 <= len(value) <= MAX_CHUNK_STEPS
-        or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in value)
-    ):
-        allowed = f"a list of 1 to {MAX_CHUNK_STEPS} whole numbers from 1 to {MAX_CHUNK_FRAMES}"
-        raise InvalidRequestError("chunk_frames", f"{value!r:.100} is not allowed; give {allowed}")
-    return tuple(value)
+from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.config import EngineConfig
+from engine_lib.delivery import ChunkPolicy, Delivery
 
 
 @dataclass(frozen=True)
@@ -53,6 +27,18 @@ class ChunkGrowth:
     frame_seconds: float
     max_frames: int
     min_streams: int
+
+    @classmethod
+    def of(cls, delivery: Delivery, checkpoint: CheckpointConfig, config: EngineConfig) -> ChunkGrowth | None:
+        """The growth that `delivery` asks for; None if chunks do not grow."""
+        if delivery.chunk_policy is ChunkPolicy.FIXED:
+            return None
+        codec = checkpoint.codec
+        return cls(
+            frame_seconds=codec.samples_per_frame / codec.sample_rate,
+            max_frames=config.adaptive_chunk_frames,
+            min_streams=config.adaptive_chunk_streams,
+        )
 
     def frames(self, last: int, seconds_left: float, num_running: int) -> int:
         """Frames of the next chunk.

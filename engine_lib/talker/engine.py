@@ -1,6 +1,6 @@
 """TalkerEngine: the thread that admits requests, steps the whole batch and hands out chunks of codec frames.
 
-Callers only touch the inbox; scheduler, runner and requests belong to the engine thread. Every accepted request gets
+Callers only touch the inbox; scheduler, worker and requests belong to the engine thread. Every accepted request gets
 exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read, but no
 sooner than it must be: a request that comes while a step runs is prefilled beside it and joins the next, if that is still to be launched.
 """
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
@@ -24,11 +25,14 @@ from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
+from engine_lib.talker.chunking import ChunkGrowth
 from engine_lib.talker.device.load_summary import load_summary
-from engine_lib.talker.device.worker import FrameResult, TalkerRunner
+from engine_lib.talker.device.worker import FrameResult, TalkerWorker
 from engine_lib.talker.parallel.rank_zero import start_ranks
-from engine_lib.talker.request import DEADLINE_ERROR, RUNNING, FinishReason, Request
+from engine_lib.talker.planner import Planner
+from engine_lib.talker.request import DEADLINE_ERROR, FinishReason, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule, Scheduler
+from engine_lib.talker.sequence import RUNNING, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,16 @@ HELD_SHARE = 0.6  # of the time a step takes at least: when the next one is laun
 RECENT_STEPS = 8
 
 
-class TalkerEngine(BaseTalkerEngine):
+@dataclass(frozen=True)
+class LaunchedFrames:
+    """Frames that nobody has read: row i of `result` belongs to `sequences[i]` unless `num_preemptions[i]` has changed since."""
+
+    sequences: list[Sequence]
+    num_preemptions: list[int]
+    result: FrameResult
+
+
+class TalkerEngine(BaseTalkerEngine[Sequence]):
     """Continuous batching of requests on one talker."""
 
     hands_out_beside_steps = False
@@ -56,20 +69,21 @@ class TalkerEngine(BaseTalkerEngine):
         dtype = dtype or resolve_dtype(config.dtype, device)
         self._ranks = start_ranks(checkpoint, config, device, dtype)
         with self._ranks.closed_on_error(), torch.inference_mode(), on_device(device):
-            self.runner = TalkerRunner(checkpoint, config, device=device, dtype=dtype, ranks=self._ranks)
-            self.runner.capture()
-        logger.info("%s", load_summary(self.runner))
+            self.worker = TalkerWorker(checkpoint, config, device=device, dtype=dtype, ranks=self._ranks)
+            self.worker.capture()
+        logger.info("%s", load_summary(self.worker))
         block_size = config.kv_block_size
         self.scheduler = Scheduler(
-            BlockManager(self.runner.num_blocks, block_size, lambda blocks: self.runner.erase(blocks)),
+            BlockManager(self.worker.num_blocks, block_size),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=min(config.max_num_batched_tokens, config.max_model_len),
             block_keys=BlockKeys(block_size, checkpoint.config.tts_pad_token_id) if config.enable_prefix_caching else None,
-            may_begin=lambda: not self.has_backpressure,
+            backpressure=self._backpressure,
         )
+        self.planner = Planner(self.scheduler, self.worker)
         # On a GPU one result stays unread while the next step runs; the CPU runs a launch at once, so waiting only delays audio.
         self._pipelined = device.type == "cuda"
-        self._unread: deque[FrameResult] = deque()
+        self._unread: deque[LaunchedFrames] = deque()
         self._eos, self._codebook_size = checkpoint.config.talker.codec_eos_token_id, checkpoint.config.codec.codebook_size
         self._num_frames = self._num_steps = 0
         self._seconds_waited = self._now = 0.0
@@ -78,7 +92,7 @@ class TalkerEngine(BaseTalkerEngine):
 
         self._prefilled_ahead = False  # since the last step
         self._rank_ended = False
-        self._inbox: list[Request] = []
+        self._inbox: list[Sequence] = []
         self._cancelled: set[str] = set()
         self._deadlines: list[tuple[float, str]] = []  # a heap; of requests that have ended, too
         self._stopping = False
@@ -92,12 +106,15 @@ class TalkerEngine(BaseTalkerEngine):
         self._alive = True
         self._thread.start()
 
-    def _accept(self, request: Request) -> None:
-        self._inbox.append(request)
+    def _accept(self, request: Request, listener: RequestListener) -> Sequence:
+        growth = ChunkGrowth.of(request.delivery, self.checkpoint.config, self.config)
+        sequence = Sequence(request, listener, self.max_frames(request), growth)
+        self._inbox.append(sequence)
         self._changed.notify()
+        return sequence
 
-    def _accept_cancel(self, request_id: str) -> None:
-        self._cancelled.add(request_id)
+    def _accept_cancel(self, stream_key: str) -> None:
+        self._cancelled.add(stream_key)
         self._changed.notify()
 
     def _accept_backpressure(self) -> None:
@@ -136,7 +153,7 @@ class TalkerEngine(BaseTalkerEngine):
         """Step until `shutdown` or a failure. `start` lets a thread of its own do this."""
         reason = "the server is shutting down"
         try:
-            with torch.inference_mode(), on_device(self.runner.device), self.runner.on_stream():
+            with torch.inference_mode(), on_device(self.worker.device), self.worker.on_stream():
                 while self._take_inbox():
                     if time.perf_counter() < self._launch_due():
                         self._prefill_ahead()
@@ -150,13 +167,13 @@ class TalkerEngine(BaseTalkerEngine):
         finally:
             with self._changed:
                 self._alive = False
-            for request in list(self._open.values()):
-                self._close(request, FinishReason.ERROR, reason)
+            for sequence in list(self._open.values()):
+                self._close(sequence, FinishReason.ERROR, reason)
             self._after_step()
             self._ranks.close()
 
     def _after_step(self) -> None:
-        """The chunks of a step have been handed out, or those that end all requests."""
+        """The chunks of a step have been handed out, or those that end all sequences."""
 
     def _wait_for_news(self) -> None:
         """Return when a caller wants something, or when a step is to be launched."""
@@ -177,10 +194,10 @@ class TalkerEngine(BaseTalkerEngine):
             return self._launch_due() - time.perf_counter()
         if not self.scheduler.waiting:
             return None
-        return min([self._backpressure_until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
+        return min([self._backpressure.until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
 
     def _take_inbox(self) -> bool:
-        """Wait for something to do; take in new and cancelled requests. False when the engine shall stop."""
+        """Wait for something to do; take in new and cancelled sequences. False when the engine shall stop."""
         self._wait_for_news()
         with self._changed:
             if self._stopping:
@@ -188,17 +205,17 @@ class TalkerEngine(BaseTalkerEngine):
             self._ranks.check()
             arrived, self._inbox = self._inbox, []
             cancelled, self._cancelled = self._cancelled, set()
-        for request in arrived:
-            self.scheduler.add(request)
-            if request.deadline is not None:
-                heappush(self._deadlines, (request.deadline, request.request_id))
-        for request_id in cancelled:
-            if request_id in self._open:
-                self._close(self._open[request_id], FinishReason.CANCELLED)
+        for sequence in arrived:
+            self.scheduler.add(sequence)
+            if sequence.request.deadline is not None:
+                heappush(self._deadlines, (sequence.request.deadline, sequence.request.stream_key))
+        for stream_key in cancelled:
+            if stream_key in self._open:
+                self._close(self._open[stream_key], FinishReason.CANCELLED)
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            deadline, request_id = heappop(self._deadlines)
-            if request_id in self._open and self._open[request_id].deadline == deadline:
-                self._close(self._open[request_id], FinishReason.ERROR, DEADLINE_ERROR)
+            deadline, stream_key = heappop(self._deadlines)
+            if stream_key in self._open and self._open[stream_key].request.deadline == deadline:
+                self._close(self._open[stream_key], FinishReason.ERROR, DEADLINE_ERROR)
         return True
 
     def _notice_end_of_rank(self) -> None:
@@ -213,10 +230,10 @@ class TalkerEngine(BaseTalkerEngine):
         return self._step_began + HELD_SHARE * min(self._step_seconds)
 
     def _prefill_ahead(self) -> None:
-        """Launch the prompts of new requests beside the step that runs; the coming step draws their first frames."""
+        """Launch the prompts of new sequences beside the step that runs; the coming step draws their first frames."""
         schedule = self.scheduler.schedule_prefill()
-        for request in schedule.admitted:
-            request.start()
+        for sequence in schedule.admitted:
+            sequence.emitter.start()
         self._unread.extend(self.launch(schedule))  # nothing yet: no frame is drawn
         self._prefilled_ahead |= bool(schedule.prefill)
 
@@ -226,10 +243,10 @@ class TalkerEngine(BaseTalkerEngine):
         if not self._unread:
             self._step_began = begin
         schedule = self.scheduler.schedule()
-        for request in schedule.admitted:
-            request.start()
-        for result in self.launch(schedule):
-            self._unread.append(result)
+        for sequence in schedule.admitted:
+            sequence.emitter.start()
+        for frames in self.launch(schedule):
+            self._unread.append(frames)
             if not self._pipelined:
                 self._read_unread(0)
         self._num_steps += 1
@@ -239,36 +256,22 @@ class TalkerEngine(BaseTalkerEngine):
         self._prefilled_ahead = False
         self.step_times.add(begin, self._seconds_waited, time.perf_counter(), is_steady=is_steady)
 
-    def launch(self, schedule: Schedule) -> Iterator[FrameResult]:
-        """Launch the prefill step and the decode step of `schedule`; their results come unread, as each is launched."""
-        drawing = [chunk.request for chunk in schedule.prefill if chunk.completes_prompt]
-        if schedule.admitted:
-            self.runner.prefill_after(schedule.prefill_after)
-        for request in schedule.admitted:
-            self.runner.write_speaker(request)
-        if schedule.prefill:
-            # Before what only draws need, which the host can write while the device is busy with this.
-            self.runner.prefill(schedule.prefill)
-            self.scheduler.prefilled(schedule.prefill)
-        for request in schedule.admitted:
-            self.runner.admit(request)
-        self.runner.update_block_tables(schedule.grown)
-        if drawing:
-            yield self.runner.draw_first(drawing)
-        if schedule.decode:
-            frames = self.runner.decode(schedule.decode)
-            self.scheduler.decoded(schedule.decode)
-            yield frames
+    def launch(self, schedule: Schedule) -> Iterator[LaunchedFrames]:
+        """Launch the prefill step and the decode step of `schedule`; their frames come unread, as each is launched."""
+        for plan, sequences in self.planner.plans(schedule):
+            result = self.worker.execute(plan)
+            if result is not None:
+                yield LaunchedFrames(sequences, [sequence.num_preemptions for sequence in sequences], result)
 
     def _read_unread(self, keep: int) -> None:
         """Read results, oldest first, until `keep` are left."""
         while len(self._unread) > keep:
             self._read(self._unread.popleft())
 
-    def _read(self, result: FrameResult) -> None:
-        """Hand each frame of `result` to its request; end those that are done."""
+    def _read(self, launched: LaunchedFrames) -> None:
+        """Hand each frame to its sequence; end those that are done."""
         begin = time.perf_counter()
-        rows = result.read()
+        rows = launched.result.read()
         self._now = time.perf_counter()
         self._seconds_waited += self._now - begin
         self._step_seconds.append(self._now - self._step_began)
@@ -276,29 +279,29 @@ class TalkerEngine(BaseTalkerEngine):
         # All rows at once: asking numpy row by row would take half a millisecond of every step at 64 streams.
         has_ended = (rows[:, 0] == self._eos).tolist()
         has_failed = ((rows < 0) | (rows >= self._codebook_size)).any(1).tolist()
-        streams = zip(result.requests, result.num_preemptions, rows, has_ended, has_failed, strict=True)
-        for request, num_preemptions, codes, ended, failed in streams:
-            if request.status is RUNNING and request.num_preemptions == num_preemptions:
-                self._receive(request, codes, ended, failed)
+        streams = zip(launched.sequences, launched.num_preemptions, rows, has_ended, has_failed, strict=True)
+        for sequence, num_preemptions, codes, ended, failed in streams:
+            if sequence.status is RUNNING and sequence.num_preemptions == num_preemptions:
+                self._receive(sequence, codes, ended, failed)
 
-    def _receive(self, request: Request, codes: npt.NDArray[np.int16], has_ended: bool, has_failed: bool) -> None:
+    def _receive(self, sequence: Sequence, codes: npt.NDArray[np.int16], has_ended: bool, has_failed: bool) -> None:
         if has_ended:
-            self._close(request, FinishReason.STOP)
+            self._close(sequence, FinishReason.STOP)
         elif has_failed:
-            self.scheduler.quarantine(request)
-            self._close(request, FinishReason.ERROR, "the talker computed a value that is not a number or not a code")
+            self.scheduler.quarantine(sequence)
+            self._close(sequence, FinishReason.ERROR, "the talker computed a value that is not a number or not a code")
         else:
             self._num_frames += 1
-            request.append_frame(codes, self._now, len(self.scheduler.active))
-            self.scheduler.received(request)
-            if request.listener_failed:
-                self._close(request, FinishReason.CANCELLED)
-            elif len(request.frames) >= request.max_frames:
-                self._close(request, FinishReason.LENGTH)
+            sequence.append_frame(codes, self._now, len(self.scheduler.active))
+            self.scheduler.received(sequence)
+            if sequence.emitter.has_failed:
+                self._close(sequence, FinishReason.CANCELLED)
+            elif len(sequence.frames) >= sequence.max_frames:
+                self._close(sequence, FinishReason.LENGTH)
 
-    def _close(self, request: Request, reason: FinishReason, error: str = "") -> None:
-        """Free what `request` holds, then end its stream."""
-        self.scheduler.release(request)
+    def _close(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
+        """Free what `sequence` holds, then end its stream."""
+        self.scheduler.release(sequence)
         with self._changed:
-            del self._open[request.request_id]
-        request.finish(reason, error)
+            del self._open[sequence.request.stream_key]
+        sequence.finish(reason, error)

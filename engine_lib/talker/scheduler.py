@@ -1,4 +1,4 @@
-"""Decides, step by step, which requests are prefilled and which decode one frame.
+"""Decides, step by step, which sequences are prefilled and which decode one frame.
 
 Running streams come first: each gets the block its next row needs, and prefill has a row budget a step, so that a long
 prompt never stalls them for longer than that budget. When the pool runs dry the youngest stream gives its blocks back and
@@ -7,7 +7,7 @@ is recomputed later from its prompt and kept codes; the oldest always makes prog
 A prompt's last row gives the first frame. Where streams run, that row joins their decode step, which draws for all of them at once:
 a draw takes two thirds of a step, whether for one stream or for many. Where none runs, prefill draws, and the frame is there sooner.
 
-A request whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
+A sequence whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
 frame has been read that was drawn from them: so they are on the device, and hold no NaN, which would have reached that frame.
 
 Prefill may run beside a decode step that was launched earlier (worker.py). A stream's end is seen one step late, so a slot or a block
@@ -17,42 +17,44 @@ that has just come free may still be written to; the schedule says which step th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from engine_lib.talker.backpressure import AdmissionPause
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.request import PREFILLING, RUNNING, Request, RequestStatus
-
-MAX_PREFILL_REQUESTS = 16  # in one step: prefill graphs have a fixed number of sequences
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES
+from engine_lib.talker.sequence import PREFILLING, RUNNING, Sequence, SequenceStatus
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Rows start..stop of one request."""
+    """Rows start..stop of one sequence."""
 
-    request: Request
+    sequence: Sequence
     start: int
     stop: int
 
     @property
     def completes_prompt(self) -> bool:
-        return self.stop == self.request.num_rows
+        return self.stop == self.sequence.num_rows
 
 
 @dataclass
 class Schedule:
-    """One step's work. `admitted` requests got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`.
+    """One step's work. `admitted` sequences got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`.
 
     Attributes:
-        prefill_after: number, counted from 1, of the last decode step that may use what the admitted requests were given; 0: none.
+        prefill_after: number, counted from 1, of the last decode step that may use what the admitted sequences were given; 0: none.
+        erase: blocks to be erased before anything else.
     """
 
-    admitted: list[Request] = field(default_factory=list)
-    grown: list[Request] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    grown: list[Sequence] = field(default_factory=list)
     prefill: list[PrefillChunk] = field(default_factory=list)
-    decode: list[Request] = field(default_factory=list)
+    decode: list[Sequence] = field(default_factory=list)
     prefill_after: int = 0
+    erase: list[int] = field(default_factory=list)
 
     @property
     def num_prefill_rows(self) -> int:
@@ -69,21 +71,21 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         block_keys: BlockKeys | None = None,
-        may_begin: Callable[[], bool] = lambda: True,
+        backpressure: AdmissionPause | None = None,
     ) -> None:
         """
         Args:
             block_keys: None shares no blocks.
-            may_begin: whether requests may begin now; those that have, and were preempted, always go on.
+            backpressure: while it is on no sequence begins; those that have begun and were preempted go on.
         """
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Request] = deque()
-        self.active: list[Request] = []  # holders of a slot, oldest first
+        self.waiting: deque[Sequence] = deque()
+        self.active: list[Sequence] = []  # holders of a slot, oldest first
         self.num_preemptions = 0
         self.num_prefix_hits = 0
         self.num_cached_rows = 0
-        self._block_keys, self._may_begin = block_keys, may_begin
+        self._block_keys, self._backpressure = block_keys, backpressure or AdmissionPause()
         self._free_slots = deque(range(max_num_seqs))
         self._num_rows_ahead = 0  # prefilled for the coming step already
         self._num_decode_steps = 0
@@ -106,29 +108,30 @@ class Scheduler:
 
     @property
     def _next_may_begin(self) -> bool:
-        return bool(self.waiting) and (self.waiting[0].num_preemptions > 0 or self._may_begin())
+        return bool(self.waiting) and (self.waiting[0].num_preemptions > 0 or not self._backpressure.is_on)
 
-    def add(self, request: Request) -> None:
-        self.waiting.append(request)
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
 
     def schedule(self) -> Schedule:
         """Plan one step and reserve what it needs."""
         schedule, block_size = Schedule(), self.block_manager.block_size
 
         # decode
-        for request in list(self.active):
-            if _has_frames_to_come(request):
-                if request.num_rows_on_device < len(request.block_table) * block_size:  # nearly always
-                    schedule.decode.append(request)
-                elif self._reserve_next_row(request):
-                    schedule.decode.append(request)
-                    schedule.grown.append(request)
+        for sequence in list(self.active):
+            if _has_frames_to_come(sequence):
+                if sequence.num_rows_on_device < len(sequence.block_table) * block_size:  # nearly always
+                    schedule.decode.append(sequence)
+                elif self._reserve_next_row(sequence):
+                    schedule.decode.append(sequence)
+                    schedule.grown.append(sequence)
 
         # prefill
-        for request in self._schedule_prefill(schedule, others_run=bool(schedule.decode)):
-            request.num_launched_frames = len(request.frames)
-            schedule.decode.append(request)
+        for sequence in self._schedule_prefill(schedule, others_run=bool(schedule.decode)):
+            sequence.num_launched_frames = len(sequence.frames)
+            schedule.decode.append(sequence)
         self._num_rows_ahead = 0
+        schedule.erase = self.block_manager.take_unclean()
         return schedule
 
     def schedule_prefill(self) -> Schedule:
@@ -136,126 +139,127 @@ class Scheduler:
         schedule = Schedule()
         self._schedule_prefill(schedule, others_run=True)
         self._num_rows_ahead += schedule.num_prefill_rows
+        schedule.erase = self.block_manager.take_unclean()
         return schedule
 
     def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
-        """Record that `chunks` are on the device; a request whose rows are all in has its next frame under way."""
+        """Record that `chunks` are on the device; a sequence whose rows are all in has its next frame under way."""
         for chunk in chunks:
-            completes_prompt, request = chunk.completes_prompt, chunk.request
-            request.num_prefilled_rows = chunk.stop
+            completes_prompt, sequence = chunk.completes_prompt, chunk.sequence
+            sequence.num_prefilled_rows = chunk.stop
             if completes_prompt:
-                request.num_launched_frames = len(request.frames) + 1
-                request.status = RUNNING
+                sequence.num_launched_frames = len(sequence.frames) + 1
+                sequence.status = RUNNING
 
-    def decoded(self, requests: Iterable[Request]) -> None:
-        """Record that a frame of each of `requests` is on the device."""
+    def decoded(self, sequences: Iterable[Sequence]) -> None:
+        """Record that a frame of each of `sequences` is on the device."""
         self._num_decode_steps += 1
-        for request in requests:
-            request.num_launched_frames += 1
-            request.status = RUNNING
+        for sequence in sequences:
+            sequence.num_launched_frames += 1
+            sequence.status = RUNNING
 
-    def received(self, request: Request) -> None:
-        """Record that a frame of `request` was read and is sound; its prompt may now be shared."""
-        computed_prompt = request.num_sound_rows < request.num_prompt_rows
-        request.num_sound_rows = request.num_rows - 1  # all but the new frame's own
+    def received(self, sequence: Sequence) -> None:
+        """Record that a frame of `sequence` was read and is sound; its prompt may now be shared."""
+        computed_prompt = sequence.num_sound_rows < sequence.num_prompt_rows
+        sequence.num_sound_rows = sequence.num_rows - 1  # all but the new frame's own
         if computed_prompt:
-            self._publish(request)
+            self._publish(sequence)
 
-    def quarantine(self, request: Request) -> None:
-        """Record that `request` computed something that is not a number: its blocks are not to be used as they are."""
-        self.block_manager.quarantine(request.block_table)
+    def quarantine(self, sequence: Sequence) -> None:
+        """Record that `sequence` computed something that is not a number: its blocks are not to be used as they are."""
+        self.block_manager.quarantine(sequence.block_table)
 
-    def release(self, request: Request) -> None:
-        """Take back the slot and the blocks of `request`, or its place in the queue."""
-        if request.slot >= 0:
-            self.active.remove(request)
-            self._free_slots.append(request.slot)
-            self._last_steps_of_slots[request.slot] = self._num_decode_steps
-            for block in request.block_table:
+    def release(self, sequence: Sequence) -> None:
+        """Take back the slot and the blocks of `sequence`, or its place in the queue."""
+        if sequence.slot >= 0:
+            self.active.remove(sequence)
+            self._free_slots.append(sequence.slot)
+            self._last_steps_of_slots[sequence.slot] = self._num_decode_steps
+            for block in sequence.block_table:
                 self._last_steps_of_blocks[block] = self._num_decode_steps
-            request.slot = -1
-            self.block_manager.free(request.block_table)
-        elif request in self.waiting:
-            self.waiting.remove(request)
+            sequence.slot = -1
+            self.block_manager.free(sequence.block_table)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
 
-    def _reserve_next_row(self, request: Request) -> bool:
-        """A block for the next row, from the youngest streams if need be; False when `request` itself was preempted."""
-        while not self.block_manager.grow(request.block_table, request.num_rows_on_device + 1):
+    def _reserve_next_row(self, sequence: Sequence) -> bool:
+        """A block for the next row, from the youngest streams if need be; False when `sequence` itself was preempted."""
+        while not self.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 1):
             youngest = self.active[-1]
             self._preempt(youngest)
-            if youngest is request:
+            if youngest is sequence:
                 return False
         return True
 
-    def _preempt(self, request: Request) -> None:
-        self._publish(request)  # what nobody takes meanwhile need not be computed again
-        self.release(request)
-        request.status = RequestStatus.WAITING
-        request.num_prefilled_rows = 0
-        request.num_launched_frames = 0
-        request.num_preemptions += 1
+    def _preempt(self, sequence: Sequence) -> None:
+        self._publish(sequence)  # what nobody takes meanwhile need not be computed again
+        self.release(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_prefilled_rows = 0
+        sequence.num_launched_frames = 0
+        sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(request)
+        self.waiting.appendleft(sequence)
 
-    def _admit(self, request: Request) -> bool:
-        """Give `request` a slot and blocks for all rows it has, unless running streams are about to need those blocks."""
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give `sequence` a slot and blocks for all rows it has, unless running streams are about to need those blocks."""
         blocks = self.block_manager
         soon_needed = len(self.active)  # every running stream may ask for one more block
-        num_rows = min(request.num_rows + 1, request.max_rows)
+        num_rows = min(sequence.num_rows + 1, sequence.max_rows)
         # The last row is always computed: a frame is drawn from it.
-        shared = blocks.published(self._block_keys.of(request, request.num_rows - 1)) if self._block_keys else []
+        shared = blocks.published(self._block_keys.of(sequence, sequence.num_rows - 1)) if self._block_keys else []
         free_after = blocks.num_free_blocks - blocks.num_idle(shared) - (blocks.blocks_for(num_rows) - len(shared))
         if free_after < soon_needed:
             return False
-        blocks.share(request.block_table, shared)
-        blocks.grow(request.block_table, num_rows)
-        request.num_prefilled_rows = request.num_sound_rows = len(shared) * blocks.block_size
+        blocks.share(sequence.block_table, shared)
+        blocks.grow(sequence.block_table, num_rows)
+        sequence.num_prefilled_rows = sequence.num_sound_rows = len(shared) * blocks.block_size
         self.num_prefix_hits += bool(shared)
-        self.num_cached_rows += request.num_prefilled_rows
-        request.slot = self._free_slots.popleft()
-        request.status = PREFILLING
-        self.active.append(request)
+        self.num_cached_rows += sequence.num_prefilled_rows
+        sequence.slot = self._free_slots.popleft()
+        sequence.status = PREFILLING
+        self.active.append(sequence)
         return True
 
-    def _last_step_of(self, request: Request) -> int:
-        """The last decode step that may use the slot or a block of `request`, which was just admitted, for a former owner."""
+    def _last_step_of(self, sequence: Sequence) -> int:
+        """The last decode step that may use the slot or a block of `sequence`, which was just admitted, for a former owner."""
         # A shared block is only read, by the step as well.
-        own = request.block_table[request.num_prefilled_rows // self.block_manager.block_size :]
-        return max(self._last_steps_of_slots[request.slot], *(self._last_steps_of_blocks[block] for block in own))
+        own = sequence.block_table[sequence.num_prefilled_rows // self.block_manager.block_size :]
+        return max(self._last_steps_of_slots[sequence.slot], *(self._last_steps_of_blocks[block] for block in own))
 
-    def _publish(self, request: Request) -> None:
+    def _publish(self, sequence: Sequence) -> None:
         if self._block_keys:
-            self.block_manager.publish(request.block_table, self._block_keys.of(request, request.num_sound_rows))
+            self.block_manager.publish(sequence.block_table, self._block_keys.of(sequence, sequence.num_sound_rows))
 
-    def _schedule_prefill(self, schedule: Schedule, *, others_run: bool) -> list[Request]:
-        """Plan the next prompt rows, of new requests too; where others run, return those that then lack nothing but their last row."""
+    def _schedule_prefill(self, schedule: Schedule, *, others_run: bool) -> list[Sequence]:
+        """Plan the next prompt rows, of new sequences too; where others run, return those that then lack nothing but their last row."""
         ready = []
-        for request in self.active:
-            if request.status is PREFILLING and self._plan_prefill(request, schedule, others_run):
-                ready.append(request)
+        for sequence in self.active:
+            if sequence.status is PREFILLING and self._plan_prefill(sequence, schedule, others_run):
+                ready.append(sequence)
         while self._room(schedule) and self._free_slots and self._next_may_begin and self._admit(self.waiting[0]):
-            request = self.waiting.popleft()
-            schedule.admitted.append(request)
-            schedule.grown.append(request)
-            schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(request))
-            if self._plan_prefill(request, schedule, others_run):
-                ready.append(request)
+            sequence = self.waiting.popleft()
+            schedule.admitted.append(sequence)
+            schedule.grown.append(sequence)
+            schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(sequence))
+            if self._plan_prefill(sequence, schedule, others_run):
+                ready.append(sequence)
         return ready
 
-    def _plan_prefill(self, request: Request, schedule: Schedule, others_run: bool) -> bool:
-        """Plan as many of the next rows of `request` as there is room for; its last one is left where others run. Is that all it lacks?"""
-        start, last = request.num_prefilled_rows, request.num_rows - 1
+    def _plan_prefill(self, sequence: Sequence, schedule: Schedule, others_run: bool) -> bool:
+        """Plan as many of the next rows of `sequence` as there is room for; its last one is left where others run. Is that all it lacks?"""
+        start, last = sequence.num_prefilled_rows, sequence.num_rows - 1
         stop = min(last if others_run else last + 1, start + self._room(schedule))
         if stop > start:
-            schedule.prefill.append(PrefillChunk(request, start, stop))
+            schedule.prefill.append(PrefillChunk(sequence, start, stop))
         return others_run and stop == last
 
     def _room(self, schedule: Schedule) -> int:
         """Prompt rows that may join `schedule`."""
-        if len(schedule.prefill) >= MAX_PREFILL_REQUESTS:
+        if len(schedule.prefill) >= MAX_PREFILL_SEQUENCES:
             return 0
         return max(self.max_num_batched_tokens - self._num_rows_ahead - schedule.num_prefill_rows, 0)
 
 
-def _has_frames_to_come(request: Request) -> bool:
-    return request.status is RUNNING and request.num_launched_frames < request.max_frames
+def _has_frames_to_come(sequence: Sequence) -> bool:
+    return sequence.status is RUNNING and sequence.num_launched_frames < sequence.max_frames

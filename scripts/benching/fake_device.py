@@ -6,7 +6,6 @@ All else is the talker's engine as it is. Run as a module it is the engine's pro
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,12 +17,11 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig, option
 from engine_lib.process.child import run_child
+from engine_lib.talker.device.plan import DecodePlan, FirstFramesPlan, Plan, PrefillPlan
 from engine_lib.talker.device.prefill_layout import PrefillInputs
-from engine_lib.talker.device.worker import FrameResult, TalkerRunner
+from engine_lib.talker.device.worker import FrameResult, TalkerWorker
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.child import PipedTalkerEngine, serve
-from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import PrefillChunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +48,24 @@ class NoForward:
         """See TalkerForward."""
         return torch.zeros(len(inputs.text_ids), self._hidden_size)
 
-    def draw(self, slots: torch.Tensor, _x: torch.Tensor) -> torch.Tensor:
+    def sample(self, slots: torch.Tensor, _x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
         return torch.zeros(len(slots), self._num_code_groups, dtype=torch.int64)
 
 
-@dataclass
 class TimedResult(FrameResult):
-    """Frames that are there from `ready_at` on, as of time.perf_counter()."""
+    """Frames that are there from `ready_at` on, a time.perf_counter()."""
 
-    ready_at: float
+    def __init__(self, result: FrameResult, ready_at: float) -> None:
+        self._result, self._ready_at = result, ready_at
 
     def read(self) -> npt.NDArray[np.int16]:
         """See FrameResult."""
-        time.sleep(max(self.ready_at - time.perf_counter(), 0))
-        return super().read()
+        time.sleep(max(self._ready_at - time.perf_counter(), 0))
+        return self._result.read()
 
 
-class FakeRunner(TalkerRunner):
+class FakeWorker(TalkerWorker):
     """A step begins behind the step before it and all prefill; prefill runs beside steps, as on a GPU."""
 
     def __init__(self, checkpoint: Checkpoint, config: FakeConfig, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -76,20 +74,18 @@ class FakeRunner(TalkerRunner):
         self._step_seconds, self._prefill_seconds = config.step_ms / 1e3, config.prefill_ms / 1e3
         self._step_ends = self._prefill_ends = 0.0
 
-    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
-        """See TalkerRunner."""
-        super().prefill(chunks)
-        self._prefill_ends = max(time.perf_counter(), self._prefill_ends) + self._prefill_seconds
-
-    def draw_first(self, requests: Sequence[Request]) -> FrameResult:
-        """See TalkerRunner."""
-        return TimedResult(**vars(super().draw_first(requests)), ready_at=self._prefill_ends)
-
-    def decode(self, requests: Sequence[Request]) -> FrameResult:
-        """See TalkerRunner."""
-        result = super().decode(requests)
-        self._step_ends = max(time.perf_counter(), self._step_ends, self._prefill_ends) + self._step_seconds
-        return TimedResult(**vars(result), ready_at=self._step_ends)
+    def execute(self, plan: Plan) -> FrameResult | None:
+        """See TalkerWorker."""
+        result, now = super().execute(plan), time.perf_counter()
+        match plan:
+            case PrefillPlan():
+                self._prefill_ends = max(now, self._prefill_ends) + self._prefill_seconds
+            case FirstFramesPlan():
+                return result and TimedResult(result, self._prefill_ends)
+            case DecodePlan():
+                self._step_ends = max(now, self._step_ends, self._prefill_ends) + self._step_seconds
+                return result and TimedResult(result, self._step_ends)
+        return result
 
 
 class FakeEngine(TalkerEngine):
@@ -98,7 +94,7 @@ class FakeEngine(TalkerEngine):
     def __init__(self, checkpoint: Checkpoint, config: FakeConfig, *pipe: Any) -> None:
         """`pipe`: what a PipedTalkerEngine takes besides."""
         super().__init__(checkpoint, config, *pipe)
-        self.runner = FakeRunner(checkpoint, config, device=self.runner.device, dtype=self.runner.dtype)
+        self.worker = FakeWorker(checkpoint, config, device=self.worker.device, dtype=self.worker.dtype)
         self._pipelined = True  # as on a GPU
 
 

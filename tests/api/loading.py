@@ -12,7 +12,7 @@ import pytest
 
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.request import Request
+from engine_lib.talker.request import Request, RequestListener
 
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False}
 PATIENCE = 60.0  # seconds until something that has not happened counts as hanging
@@ -38,9 +38,9 @@ def captured_sampling(tts: Qwen3TTS, monkeypatch: pytest.MonkeyPatch) -> list[Sa
     seen: list[SamplingParams] = []
     submit = tts._talker.submit
 
-    def capturing(request: Request) -> None:
+    def capturing(request: Request, listener: RequestListener) -> None:
         seen.append(request.sampling)
-        submit(request)
+        submit(request, listener)
 
     monkeypatch.setattr(tts._talker, "submit", capturing)
     return seen

@@ -16,7 +16,7 @@ from api.loading import GREEDY, PATIENCE, SAMPLES_PER_FRAME, eventually, is_idle
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import InvalidRequestError, OverloadedError, Qwen3TTSError
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 
 
 def test_more_texts_than_the_batch_holds_wait_for_their_turn(tts: Qwen3TTS):
@@ -73,7 +73,7 @@ def test_threads_that_call_at_once_get_what_each_gets_alone(tiny_custom_voice: P
     ]
     with load(tiny_custom_voice) as tts:
         # In float32 a matrix product over one row and over many differ in the last bit, and a draw on the edge tips over.
-        tts._talker.runner = TalkerRunner(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
+        tts._talker.worker = TalkerWorker(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
         alone = [tts.generate_custom_voice(**call)[0][0] for call in calls]
         barrier = threading.Barrier(len(calls))
 

@@ -18,7 +18,7 @@ import oracle
 from api.loading import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore
 
@@ -205,7 +205,7 @@ def test_a_stream_joined_is_the_whole_decode_from_where_the_reference_ends(frame
 def test_many_clones_at_once_sound_as_each_does_alone_also_after_cancels_and_reuse_of_slots(tiny_base: Path):
     with load(tiny_base, max_num_seqs=32, codec_slots=32, max_model_len=128) as tts:
         # In float32 a matrix product over one row and over many differ in the last bit, and a draw on the edge tips over.
-        tts._talker.runner = TalkerRunner(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
+        tts._talker.worker = TalkerWorker(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
         calls: list[dict[str, Any]] = [
             {"text": "Good morning!", "voice_clone_prompt": voice(tts, seed, 13 if seed % 2 else None), "seed": 1, "max_new_tokens": 5}
             for seed in range(32)

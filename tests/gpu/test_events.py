@@ -20,7 +20,7 @@ def test_a_thousand_joins_departures_and_cancellations_leave_every_block_free(ch
     print(f"seed = {seed}")
     options: dict[str, Any] = {"max_model_len": 64, "num_kv_blocks": 20, "max_num_batched_tokens": 32, "max_num_seqs": 16}
     with running_engine(path, device="cuda", **options) as engine:
-        assert engine.runner.graphs is not None
+        assert engine.worker.graphs is not None
         join_leave_and_cancel(engine, np.random.default_rng(seed), num_events=1000, max_frames=24)
         stats = engine.stats()
         print(f"{stats.num_frames} frames, {stats.num_preemptions} preemptions, {stats.num_prefix_hits} prefix hits")

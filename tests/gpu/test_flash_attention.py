@@ -12,12 +12,11 @@ import torch
 from bench_engine import launch
 from kernels.compare import assert_near, relative_error
 from kernels.pool import Heads, Pool
-from talker.speaking import GREEDY, Utterance, make_engine, running_engine, speak
+from talker.speaking import Utterance, make_engine, running_engine, speak, unheard
 
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.flash_attention import FlashAttention
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
 from make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -120,14 +119,14 @@ def prefilled(path: Path, *, seed: int, **options: Any) -> TalkerEngine:
     engine = make_engine(path, device="cuda", max_model_len=512, kv_block_size=BLOCK, **options)
     for i in range(4):
         prompt = Utterance(text="one two three " * (1 + (seed + i) % 7)).prompt(path)
-        engine.scheduler.add(Request(str(i), prompt, GREEDY, (1,), lambda chunk: None))
-    while engine.scheduler.waiting or any(request.num_launched_frames == 0 for request in engine.scheduler.active):
+        engine.scheduler.add(unheard(engine, str(i), prompt))
+    while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in engine.scheduler.active):
         launch(engine)
     return engine
 
 
 def state_of(engine: TalkerEngine) -> list[torch.Tensor]:
-    state = vars(engine.runner.state).values()
+    state = vars(engine.worker.state).values()
     return [tensor for part in state for tensor in ([part] if isinstance(part, torch.Tensor) else vars(part).values())]
 
 
@@ -140,21 +139,21 @@ def test_the_talkers_logits_with_it_are_as_near_to_float32_as_those_of_our_kerne
         exact = prefilled(voice, seed=seed, dtype="float32", attention_backend="torch")
         ours = prefilled(voice, seed=seed, dtype="bfloat16", attention_backend="triton")
         theirs = prefilled(voice, seed=seed, dtype="bfloat16", attention_backend="flash-attn")
-        slots = torch.tensor([request.slot for request in exact.scheduler.active], device=CUDA)
-        width = exact.runner.state.block_tables.shape[1]
+        slots = torch.tensor([sequence.slot for sequence in exact.scheduler.active], device=CUDA)
+        width = exact.worker.state.block_tables.shape[1]
         errors: dict[str, float] = {"ours": 0.0, "theirs": 0.0}
         for _ in range(60):
             for engine in (ours, theirs):
                 for tensor, value in zip(state_of(engine), state_of(exact), strict=True):
                     tensor.copy_(value)
-            rows = [engine.runner.forward.decode(slots, width) for engine in (exact, ours, theirs)]
+            rows = [engine.worker.forward.decode(slots, width) for engine in (exact, ours, theirs)]
             truth, *logits = (
-                engine.runner.model.first_code_logits(engine.runner.model.transformer.norm(x))
+                engine.worker.model.first_code_logits(engine.worker.model.transformer.norm(x))
                 for engine, x in zip((exact, ours, theirs), rows, strict=True)
             )
             for name, value in zip(errors, logits, strict=True):
                 errors[name] = max(errors[name], relative_error(value, truth))
-            exact.runner.forward.draw(slots, rows[0])
+            exact.worker.forward.sample(slots, rows[0])
     print(f"largest relative error of the logits: {errors}")
     assert errors["theirs"] <= 1.5 * errors["ours"] + 1e-3, errors
     assert errors["theirs"] < 0.03, errors
@@ -170,8 +169,8 @@ def test_a_talker_speaks_with_it(flash: FlashAttention, voice: Path, eager: bool
         "max_model_len": 512,
     }
     with running_engine(voice, enforce_eager=eager, **options) as engine:
-        assert "flash-attn" in engine.runner.forward.name
-        assert (engine.runner.graphs is None) == eager
+        assert "flash-attn" in engine.worker.forward.name
+        assert (engine.worker.graphs is None) == eager
         codes = speak(engine, Utterance(), max_frames=60)
     assert 0 < len(codes) <= 60
     assert codes.min() >= 0

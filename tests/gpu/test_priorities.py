@@ -12,7 +12,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.request import Request
+from engine_lib.talker.device.plan import DecodePlan
 
 pytestmark = pytest.mark.gpu
 
@@ -21,19 +21,19 @@ pytestmark = pytest.mark.gpu
 def test_the_talkers_thread_launches_on_a_stream_of_its_priority(eager: bool, tiny_custom_voice: Path) -> None:
     with running_engine(tiny_custom_voice, device="cuda", enforce_eager=eager, talker_stream_priority=-2) as engine:
         seen = []
-        decode = engine.runner.decode
+        sample = engine.worker._launch[DecodePlan]
 
-        def watched(requests: list[Request]):
+        def watched(plan: DecodePlan) -> torch.Tensor | None:
             seen.append(torch.cuda.current_stream())
-            return decode(requests)
+            return sample(plan)
 
-        engine.runner.decode = watched  # type: ignore[method-assign, assignment]
+        engine.worker._launch[DecodePlan] = watched
         stream = start(engine, Utterance(), SamplingParams(seed=1, max_frames=3))
         assert stream.end().error == ""
         assert seen
-        assert set(seen) == {engine.runner.stream}
-        assert engine.runner.stream is not None
-        assert engine.runner.stream.priority == -2
+        assert set(seen) == {engine.worker.stream}
+        assert engine.worker.stream is not None
+        assert engine.worker.stream.priority == -2
 
 
 def test_the_codec_is_above_the_talker_unless_told_otherwise(tiny_custom_voice: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ import pytest
 import torch
 from bench_engine import launch
 from random_voices import random_voice
-from talker.speaking import GREEDY, Utterance, checkpoint, make_engine, running_engine, speak, start
+from talker.speaking import GREEDY, Utterance, checkpoint, make_engine, running_engine, speak, start, unheard, write_block_tables
 
 from engine_lib.sampling import SamplingParams
-from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
+from engine_lib.talker.engine import LaunchedFrames, TalkerEngine
+from engine_lib.talker.scheduler import Schedule
 from make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -70,29 +70,29 @@ def test_each_clone_of_a_batch_that_preempts_gets_the_codes_of_its_own_voice(eag
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, tiny_custom_voice_1b7: Path) -> None:
     engine = make_engine(tiny_custom_voice_1b7, device="cuda", dtype=dtype, max_num_seqs=64, codec_slots=64)
-    runner = engine.runner
+    worker = engine.worker
     with torch.inference_mode():
         for i in range(64):
             sampling = SamplingParams(seed=i) if i % 2 else GREEDY
             prompt = Utterance(text="one two three " * (1 + i % 5)).prompt(tiny_custom_voice_1b7)
-            engine.scheduler.add(Request(str(i), prompt, sampling, (1,), lambda chunk: None))
-        while engine.scheduler.waiting or any(request.num_launched_frames == 0 for request in engine.scheduler.active):
+            engine.scheduler.add(unheard(engine, str(i), prompt, sampling))
+        while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in engine.scheduler.active):
             launch(engine)
-        slots = [request.slot for request in engine.scheduler.active]
-        for request in engine.scheduler.active:  # the steps below go past the scheduler, which would back each of them
-            assert engine.scheduler.block_manager.grow(request.block_table, request.num_rows_on_device + 20)
-        runner.update_block_tables(engine.scheduler.active)
-        assert runner.graphs is not None
-        state = [*vars(runner.state).values(), runner.kv_cache]
+        slots = [sequence.slot for sequence in engine.scheduler.active]
+        for sequence in engine.scheduler.active:  # the steps below go past the scheduler, which would back each of them
+            assert engine.scheduler.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 20)
+        write_block_tables(engine)
+        assert worker.graphs is not None
+        state = [*vars(worker.state).values(), worker.kv_cache]
         tensors = [t for item in state for t in ([item] if isinstance(item, torch.Tensor) else vars(item).values())]
         for batch in (1, 2, 3, 4, 7, 8, 12, 13, 16, 24, 31, 32, 48, 64):
             before = [tensor.clone() for tensor in tensors]
-            codes = runner.graphs.step(np.array(slots[:batch])).clone()
+            codes = worker.graphs.step(np.array(slots[:batch])).clone()
             after = [tensor.clone() for tensor in tensors]
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-            padded = [*slots[:batch], *[runner.scratch_slot] * (len(codes) - batch)]
-            eager = runner.step(torch.tensor(padded, device="cuda"), runner.state.block_tables.shape[1])
+            padded = [*slots[:batch], *[worker.scratch_slot] * (len(codes) - batch)]
+            eager = worker.step(torch.tensor(padded, device="cuda"), worker.state.block_tables.shape[1])
             assert torch.equal(eager[:batch], codes[:batch]), f"batch {batch}"
             rows = torch.tensor(slots[:batch], device="cuda")
             for tensor, value in zip(tensors[:-1], after[:-1], strict=True):
@@ -116,15 +116,15 @@ def watched_steps(engine: TalkerEngine, steady: range) -> Iterator[list[StepCost
     """The cost of every step, read or launched; one of `steady` that makes the host wait for the device raises on its thread."""
     costs: list[StepCost] = []
     grown: list[int] = []
-    step, update = engine._step, engine.runner.update_block_tables
+    step, launch_schedule = engine._step, engine.launch
 
     def counters() -> tuple[int, int, int]:
         device, host = torch.cuda.memory_stats(), torch.cuda.host_memory_stats()
         return device["allocation.all.allocated"], device["segment.all.allocated"], host["num_host_alloc"]
 
-    def watched_update(requests: Sequence[Request]) -> None:
-        grown.append(len(requests))
-        update(requests)
+    def watched_launch(schedule: Schedule) -> Iterator[LaunchedFrames]:
+        grown.append(len(schedule.grown))
+        return launch_schedule(schedule)
 
     def watched_step() -> None:
         before = counters()
@@ -138,7 +138,7 @@ def watched_steps(engine: TalkerEngine, steady: range) -> Iterator[list[StepCost
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_step", watched_step)
-        patch.setattr(engine.runner, "update_block_tables", watched_update)
+        patch.setattr(engine, "launch", watched_launch)
         yield costs
 
 

@@ -43,7 +43,7 @@ def assert_codes_of_the_cpu(path: Path, options: dict[str, Any]) -> None:
     with running_engine(path, device="cpu") as engine:
         expected = [speak(engine, utterance, max_frames=24 + 5 * i) for i, utterance in enumerate(UTTERANCES)]
     with running_engine(path, dtype="float32", **options) as engine:
-        assert engine.runner.forward.name == "triton"
+        assert engine.worker.forward.name == "triton"
         streams = [start(engine, utterance, max_frames=24 + 5 * i) for i, utterance in enumerate(UTTERANCES)]
         for stream, codes in zip(streams, expected, strict=True):
             assert stream.end().error == ""
@@ -71,7 +71,7 @@ def test_ranks_in_bf16_keep_the_same_state_bit_for_bit(wide_heads: Path, monkeyp
         for stream in streams:
             assert stream.end().finish_reason == "length"
     torch.cuda.synchronize()
-    assert_same_state([engine.runner, *others])
+    assert_same_state([engine.worker, *others])
 
 
 @two_gpus

@@ -12,15 +12,14 @@ import pytest
 import torch
 from bench_engine import launch
 from talker.ranks import start_threads
-from talker.speaking import GREEDY, Utterance, make_engine
+from talker.speaking import Utterance, make_engine, unheard
 
 from engine_lib.devices import on_device
 from engine_lib.layers.attention import AttentionBackend, TorchAttention
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_forward import FusedForward
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
 from kernels.compare import assert_near
 
 
@@ -28,50 +27,50 @@ def prefill(engine: TalkerEngine, path: Path) -> torch.Tensor:
     """Bring three requests to their first frame; their slots, not in order."""
     for i in range(3):
         prompt = Utterance(text="one two " * (1 + i)).prompt(path)
-        engine.scheduler.add(Request(str(i), prompt, GREEDY, (1,), lambda chunk: None))
-    while engine.scheduler.waiting or any(request.num_launched_frames == 0 for request in engine.scheduler.active):
+        engine.scheduler.add(unheard(engine, str(i), prompt))
+    while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in engine.scheduler.active):
         launch(engine)
-    return torch.tensor([request.slot for request in reversed(engine.scheduler.active)], device=engine.runner.device)
+    return torch.tensor([sequence.slot for sequence in reversed(engine.scheduler.active)], device=engine.worker.device)
 
 
-def fused_forward(runner: TalkerRunner, attention: AttentionBackend | None = None) -> FusedForward:
-    """The kernels on the weights and the state of `runner`."""
-    for layer in runner.model.transformer.layers:
+def fused_forward(worker: TalkerWorker, attention: AttentionBackend | None = None) -> FusedForward:
+    """The kernels on the weights and the state of `worker`."""
+    for layer in worker.model.transformer.layers:
         for name, weight in vars(layer).items():
             setattr(layer, name, weight.clone())  # on the CPU a weight lies where the file has it, not where kernels can read it
-    rules = FirstCodebookRules.of(runner.talker_config, runner.device)
-    return FusedForward(runner.model, runner.kv_cache, runner.state, rules, attention)
+    rules = FirstCodebookRules.of(worker.talker_config, worker.device)
+    return FusedForward(worker.model, worker.kv_cache, worker.state, rules, attention)
 
 
 @pytest.mark.parametrize("attention", [None, TorchAttention()], ids=["own attention", "a backend's attention"])
 def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | None, device: torch.device, tiny_custom_voice_1b7: Path):
     engine = make_engine(tiny_custom_voice_1b7, device=device.type, dtype="float32", attention_backend="torch")
-    runner = engine.runner
+    worker = engine.worker
     with torch.inference_mode():
-        slots, width = prefill(engine, tiny_custom_voice_1b7), runner.state.block_tables.shape[1]
-        truth = runner.forward.decode(slots, width)
-        stored = runner.kv_cache.clone()
+        slots, width = prefill(engine, tiny_custom_voice_1b7), worker.state.block_tables.shape[1]
+        truth = worker.forward.decode(slots, width)
+        stored = worker.kv_cache.clone()
         # the same rows again: decode moves no state but the cache's new row
-        assert_near(fused_forward(runner, attention).decode(slots, width), truth)
-        assert_near(runner.kv_cache, stored)
+        assert_near(fused_forward(worker, attention).decode(slots, width), truth)
+        assert_near(worker.kv_cache, stored)
 
 
 def test_shards_make_the_decode_step_of_the_whole(device: torch.device, tiny_custom_voice_1b7: Path, monkeypatch: pytest.MonkeyPatch):
     options: dict[str, Any] = {"device": device.type, "dtype": "float32", "attention_backend": "torch"}
     with torch.inference_mode():
         whole = make_engine(tiny_custom_voice_1b7, **options)
-        slots, width = prefill(whole, tiny_custom_voice_1b7), whole.runner.state.block_tables.shape[1]
-        truth = whole.runner.forward.decode(slots, width)
+        slots, width = prefill(whole, tiny_custom_voice_1b7), whole.worker.state.block_tables.shape[1]
+        truth = whole.worker.forward.decode(slots, width)
         others = start_threads(monkeypatch)
         engine = make_engine(tiny_custom_voice_1b7, tensor_parallel_size=2, tensor_parallel_backend="gloo", **options)
         prefill(engine, tiny_custom_voice_1b7)
-    runners = [engine.runner, *others]
-    while any((runner.state.frames[:3] == 0).any() for runner in runners):
+    workers = [engine.worker, *others]
+    while any((worker.state.frames[:3] == 0).any() for worker in workers):
         time.sleep(0.01)  # a rank draws on its own after the last sum
     one_at_a_time = threading.Lock()  # the interpreter of kernels knows no threads
 
-    def decode(runner: TalkerRunner) -> torch.Tensor:
-        all_reduce = runner.ranks.all_reduce
+    def decode(worker: TalkerWorker) -> torch.Tensor:
+        all_reduce = worker.ranks.all_reduce
         assert all_reduce is not None
 
         def sum_between_kernels(x: torch.Tensor) -> torch.Tensor:
@@ -80,13 +79,13 @@ def test_shards_make_the_decode_step_of_the_whole(device: torch.device, tiny_cus
             one_at_a_time.acquire()
             return x
 
-        with one_at_a_time, torch.inference_mode(), on_device(runner.device), runner.on_stream():
-            runner.model.transformer.all_reduce = sum_between_kernels
-            return fused_forward(runner).decode(slots.to(runner.device), width).cpu()
+        with one_at_a_time, torch.inference_mode(), on_device(worker.device), worker.on_stream():
+            worker.model.transformer.all_reduce = sum_between_kernels
+            return fused_forward(worker).decode(slots.to(worker.device), width).cpu()
 
     with ThreadPoolExecutor(2) as threads:
-        results = list(threads.map(decode, runners))
+        results = list(threads.map(decode, workers))
     engine.shutdown()
     assert torch.equal(*results)
     assert_near(results[0], truth.cpu())
-    assert_near(torch.cat([runner.kv_cache.cpu() for runner in runners], dim=4), whole.runner.kv_cache.cpu())
+    assert_near(torch.cat([worker.kv_cache.cpu() for worker in workers], dim=4), whole.worker.kv_cache.cpu())

@@ -20,10 +20,11 @@ import tritonclient.grpc as triton
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import Delivery
 from engine_lib.prompt import PromptBuilder
 from engine_lib.server.process import TritonServer
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
 TEXT = "Good morning! How are you today?"
 SAMPLES_PER_FRAME = 1920
@@ -140,15 +141,16 @@ def in_process_audio(model_path: Path, sampling: Mapping[str, Any], chunk_frames
     talker, codec = TalkerEngine(checkpoint, config), CodecEngine(checkpoint, config)
     answers: queue.SimpleQueue[AudioChunk] = queue.SimpleQueue()
 
-    def decode(chunk: CodesChunk) -> None:
-        codec.submit(CodecRequest("stream", chunk.index, chunk.codes, chunk.is_final, answers.put))
+    class Decoded(RequestListener):
+        def on_chunk(self, chunk: CodesChunk) -> None:
+            codec.submit(CodecRequest("stream", chunk.index, chunk.codes, chunk.is_final, answers.put))
 
     codec.start()
     talker.start()
     try:
         prompt = PromptBuilder(checkpoint, config.max_text_length).build(text=TEXT)
         defaults = checkpoint.sampling_defaults()
-        talker.submit(Request("stream", prompt, defaults.updated(sampling), chunk_frames, decode))
+        talker.submit(Request("stream", prompt, defaults.updated(sampling), Delivery(chunk_frames)), Decoded())
         chunks = [answers.get(timeout=PATIENCE)]
         while not chunks[-1].is_final:
             chunks.append(answers.get(timeout=PATIENCE))

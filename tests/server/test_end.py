@@ -113,14 +113,14 @@ def test_a_killed_server_leaves_no_model_process_behind(endless_voice: Path, tmp
 
 
 TALKER_DIES = """
-from engine_lib.talker.device.worker import TalkerRunner
-decode, steps = TalkerRunner.decode, []
+from engine_lib.talker.device.worker import TalkerWorker
+decode, steps = TalkerWorker._decode, []
 def dying_decode(*args):
     steps.append(0)
     if len(steps) > 100:
         raise RuntimeError("injected")
     return decode(*args)
-TalkerRunner.decode = dying_decode
+TalkerWorker._decode = dying_decode
 """
 
 CODEC_DIES = """

@@ -11,10 +11,10 @@ from server.conftest import new_server
 from server.test_end import repository_with
 
 TALKER_BREAKS = """
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 def broken_decode(*args):
     raise RuntimeError("injected")
-TalkerRunner.decode = broken_decode
+TalkerWorker._decode = broken_decode
 """
 
 

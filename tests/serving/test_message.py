@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_lib.serving.message import AudioAnswer, AudioFormat, CodesMessage, Tensors, pcm16
+from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
+from engine_lib.serving.message import AudioAnswer, CodesMessage, Tensors, pcm16
+from engine_lib.talker.request import CodesChunk
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BOOL": np.bool_, "STRING": np.object_}
 
 
-def message(**changes: object) -> CodesMessage:
+def message(audio_format: AudioFormat = AudioFormat.FLOAT32, **changes: object) -> CodesMessage:
     codes = np.arange(32, dtype=np.int16).reshape(2, 16)
-    fields: dict[str, object] = {"codes": codes, "stream_key": "k", "chunk_index": 3} | changes
-    return CodesMessage(**fields)  # type: ignore[arg-type]
+    fields: dict[str, object] = {"codes": codes, "stream_key": "k", "index": 3} | changes
+    return CodesMessage(CodesChunk(**fields), Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format))  # type: ignore[arg-type]
 
 
 def answer(audio_format: AudioFormat) -> AudioAnswer:
@@ -50,17 +52,18 @@ def types(tensors: Tensors) -> dict[str, type]:
 )
 def test_a_message_is_the_same_after_unpacking(original: CodesMessage) -> None:
     unpacked = CodesMessage.unpack(original.pack())
-    np.testing.assert_array_equal(unpacked.codes, original.codes)
-    assert unpacked.codes.shape == original.codes.shape
-    for name in ("stream_key", "chunk_index", "is_final", "finish_reason", "error", "audio_format", "is_reference"):
-        assert getattr(unpacked, name) == getattr(original, name)
+    np.testing.assert_array_equal(unpacked.chunk.codes, original.chunk.codes)
+    assert unpacked.chunk.codes.shape == original.chunk.codes.shape
+    for name in ("stream_key", "index", "is_final", "finish_reason", "error", "is_reference"):
+        assert getattr(unpacked.chunk, name) == getattr(original.chunk, name)
+    assert unpacked.delivery == original.delivery
 
 
 def test_unpacked_codes_are_a_copy() -> None:
     tensors = message().pack()
     unpacked = CodesMessage.unpack(tensors)
     tensors["codes"][:] = -1
-    assert unpacked.codes.min() == 0
+    assert unpacked.chunk.codes.min() == 0
 
 
 @pytest.mark.parametrize("header", [b"", b"\0" * 11, b"\0" * 12 + b"\xff"])

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
-from engine_lib.serving.message import AudioFormat
 from engine_lib.serving.parse import RequestParser, SpeechRequest
-from engine_lib.talker.chunking import ChunkPolicy
 
-DEFAULTS = SamplingParams(temperature=0.5)
+DEFAULTS, DELIVERY = SamplingParams(temperature=0.5), Delivery((1, 2))
 
 
 def parse(parameters: dict[str, Any] | None = None, *, kind: str = "custom_voice", **strings: str | bytes | np.ndarray) -> SpeechRequest:
@@ -22,7 +21,7 @@ def parse(parameters: dict[str, Any] | None = None, *, kind: str = "custom_voice
         name: value if isinstance(value, np.ndarray) else np.array([value.encode() if isinstance(value, str) else value], np.object_)
         for name, value in strings.items()
     }
-    parser = RequestParser(kind=kind, sampling=DEFAULTS, chunk_frames=(1, 2), max_text_length=50, max_reference_seconds=2.0)
+    parser = RequestParser(kind=kind, sampling=DEFAULTS, delivery=DELIVERY, max_text_length=50, max_reference_seconds=2.0)
     return parser.parse(tensors, json.dumps(parameters) if parameters else "")
 
 
@@ -34,7 +33,7 @@ def refused(field: str, allowed: str, *arguments: Any, **named: Any) -> None:
 
 
 def test_a_text_alone_takes_every_default() -> None:
-    assert parse(text="hello") == SpeechRequest(text="hello", sampling=DEFAULTS, chunk_frames=(1, 2))
+    assert parse(text="hello") == SpeechRequest(text="hello", sampling=DEFAULTS, delivery=DELIVERY)
 
 
 def test_every_field_reaches_the_request() -> None:
@@ -54,9 +53,7 @@ def test_every_field_reaches_the_request() -> None:
         instruct="softly",
         non_streaming_mode=False,
         sampling=SamplingParams(temperature=0.5, top_k=5, seed=3),
-        chunk_frames=(4,),
-        chunk_policy=ChunkPolicy.ADAPTIVE,
-        audio_format=AudioFormat.PCM16_BASE64,
+        delivery=Delivery((4,), ChunkPolicy.ADAPTIVE, AudioFormat.PCM16_BASE64),
     )
 
 

@@ -11,8 +11,7 @@ from bench_engine import launch
 
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
-from talker.speaking import GREEDY, Utterance
+from talker.speaking import GREEDY, Utterance, unheard, write_block_tables
 from talker.teacher_forcing import Forcing, forced, relative_errors
 
 
@@ -41,21 +40,21 @@ def row_differences(engine: TalkerEngine, batches: Sequence[int]) -> list[RowDif
 
     Every step starts from the same state and is fed the codes of the first, so that the logits of all codebooks can be compared.
     """
-    path, runner = engine.checkpoint.path, engine.runner
+    path, worker = engine.checkpoint.path, engine.worker
     groups = engine.checkpoint.config.talker.num_code_groups
     texts = ("one two three " * n for n in range(1, 6))
     prompts = [Utterance(text).prompt(path) for text in texts]
     with torch.inference_mode():
         for i in range(max(batches)):
             sampling = GREEDY if i == 0 else SamplingParams(seed=i)
-            engine.scheduler.add(Request(str(i), prompts[i % len(prompts)], sampling, (1,), lambda chunk: None))
-        while engine.scheduler.waiting or any(request.num_launched_frames < 4 for request in engine.scheduler.active):
+            engine.scheduler.add(unheard(engine, str(i), prompts[i % len(prompts)], sampling))
+        while engine.scheduler.waiting or any(sequence.num_launched_frames < 4 for sequence in engine.scheduler.active):
             launch(engine)
-        for request in engine.scheduler.active:  # the steps below go past the scheduler, which would back each of them
-            assert engine.scheduler.block_manager.grow(request.block_table, request.num_rows_on_device + 1)
-        runner.update_block_tables(engine.scheduler.active)
-        slots = torch.tensor([request.slot for request in engine.scheduler.active], device=runner.device)
-        state = [*vars(runner.state).values(), runner.kv_cache]
+        for sequence in engine.scheduler.active:  # the steps below go past the scheduler, which would back each of them
+            assert engine.scheduler.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 1)
+        write_block_tables(engine)
+        slots = torch.tensor([sequence.slot for sequence in engine.scheduler.active], device=worker.device)
+        state = [*vars(worker.state).values(), worker.kv_cache]
         tensors = [t for item in state for t in ([item] if isinstance(item, torch.Tensor) else vars(item).values())]
         saved = [tensor.clone() for tensor in tensors]
 
@@ -63,10 +62,10 @@ def row_differences(engine: TalkerEngine, batches: Sequence[int]) -> list[RowDif
             for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
             forcing = Forcing(groups, teacher)
-            x = runner.forward.decode(slots[:batch], runner.state.block_tables.shape[1])
+            x = worker.forward.decode(slots[:batch], worker.state.block_tables.shape[1])
             hidden = x[0].double().cpu()
-            with forced(forcing, runner.device):
-                runner.forward.draw(slots[:batch], x)
+            with forced(forcing, worker.device):
+                worker.forward.sample(slots[:batch], x)
             return hidden, forcing, torch.stack([logits[0].argmax() for logits in forcing.logits]).cpu()
 
         _, forcing, _ = stepped(max(batches), None)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.device.plan import DecodePlan, Plan
 from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
 from talker.speaking import Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 UTTERANCES = [
@@ -32,14 +31,14 @@ def join_leave_and_cancel(engine: TalkerEngine, rng: np.random.Generator, *, num
             frames = int(rng.integers(1, max_frames + 1))
             streams.append(start(engine, utterance, sampling, max_frames=frames, chunk_frames=chunk_frames))
         elif rng.random() < 0.6:
-            engine.cancel(still_open[rng.integers(len(still_open))].request.request_id)
+            engine.cancel(still_open[rng.integers(len(still_open))].request.stream_key)
         else:
             still_open[0].end()
     for stream in streams:
         final = stream.end()
         assert final.finish_reason in ("length", "cancelled"), final
-        assert len(stream.codes) == stream.request.max_frames or final.finish_reason == "cancelled"
-        assert stream.request.block_table == []
+        assert len(stream.codes) == stream.sequence.max_frames or final.finish_reason == "cancelled"
+        assert stream.sequence.block_table == []
     assert len(streams) > num_events // 4
     assert engine.is_alive
     assert_nothing_is_held(engine)
@@ -67,30 +66,31 @@ def speak_among_mates(engine: TalkerEngine, rng: np.random.Generator, *, max_fra
         Utterance("今天很好。", "eric", "auto"),
     ]
     expected = [speak(engine, utterance, max_frames=max_frames) for utterance in told]
-    decode, batches = engine.runner.decode, set[int]()
+    execute, batches = engine.worker.execute, set[int]()
     mates: list[Stream] = []
 
-    def counted_decode(requests: Sequence[Request]) -> FrameResult:
-        batches.add(len(requests))
-        return decode(requests)
+    def counted(plan: Plan) -> FrameResult | None:
+        if isinstance(plan, DecodePlan):
+            batches.add(len(plan.slots))
+        return execute(plan)
 
     def come_and_go(_: Stream) -> None:
         for mate in mates:
             if rng.random() < 0.02 and not mate.has_ended:
-                engine.cancel(mate.request.request_id)
+                engine.cancel(mate.request.stream_key)
         num_open = sum(not mate.has_ended for mate in mates)
         for _i in range(int(rng.integers(8)) if num_open < engine.config.max_num_seqs else 0):
             sampling = SamplingParams(seed=int(rng.integers(2**62)))
             mates.append(start(engine, UTTERANCES[rng.integers(len(UTTERANCES))], sampling, max_frames=int(rng.integers(1, max_frames))))
 
-    engine.runner.decode = counted_decode  # type: ignore[method-assign]
+    engine.worker.execute = counted  # type: ignore[method-assign]
     moments = dict.fromkeys(range(1, max_frames), come_and_go)
     streams = [start(engine, utterance, max_frames=max_frames, at=moments if i == 0 else None) for i, utterance in enumerate(told)]
     for stream, codes in zip(streams, expected, strict=True):
         assert stream.end().error == ""
         np.testing.assert_array_equal(stream.codes, codes)
     for mate in mates:
-        engine.cancel(mate.request.request_id)
+        engine.cancel(mate.request.stream_key)
     for mate in mates:
         mate.end()
     assert_nothing_is_held(engine)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.parallel import other_rank, rank_zero
 
 
@@ -42,28 +42,28 @@ class ThreadRank:
             self._code = 0
 
 
-def start_threads(monkeypatch: pytest.MonkeyPatch) -> list[TalkerRunner]:
-    """From now on ranks are threads; the list gets the runner of each as it loads."""
-    runners: list[TalkerRunner] = []
+def start_threads(monkeypatch: pytest.MonkeyPatch) -> list[TalkerWorker]:
+    """From now on ranks are threads; the list gets the worker of each as it loads."""
+    workers: list[TalkerWorker] = []
 
-    class RecordedRunner(TalkerRunner):
+    class RecordedWorker(TalkerWorker):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            runners.append(self)
+            workers.append(self)
 
-    monkeypatch.setattr(other_rank, "TalkerRunner", RecordedRunner)
+    monkeypatch.setattr(other_rank, "TalkerWorker", RecordedWorker)
     monkeypatch.setattr(rank_zero, "start_child", ThreadRank)
-    return runners
+    return workers
 
 
-def assert_same_state(runners: list[TalkerRunner]) -> None:
+def assert_same_state(workers: list[TalkerWorker]) -> None:
     """All ranks hold the same slots, bit for bit, and keys and values for the same rows."""
-    first = runners[0]
-    for other in runners[1:]:
+    first = workers[0]
+    for other in workers[1:]:
         for name, value in vars(first.state).items():
             same = getattr(other.state, name)
             tensors = [(value, same)] if isinstance(value, torch.Tensor) else zip(vars(value).values(), vars(same).values(), strict=True)
             assert all(torch.equal(a.cpu(), b.cpu()) for a, b in tensors), name
-        rows, other_rows = (runner.kv_cache.abs().sum((4, 5)).cpu() > 0 for runner in (first, other))
+        rows, other_rows = (worker.kv_cache.abs().sum((4, 5)).cpu() > 0 for worker in (first, other))
         assert torch.equal(other_rows, rows)
         assert torch.equal(other.model.code_table.cpu(), first.model.code_table.cpu())

@@ -19,18 +19,21 @@ import torch
 import oracle
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import ChunkPolicy, Delivery
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.chunking import ChunkPolicy
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
-from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.scheduler import Schedule
+from engine_lib.talker.sequence import Sequence
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 Codes = npt.NDArray[np.int16]
 Actions = Mapping[int, Callable[["Stream"], object]]
 
+ONE_FRAME = Delivery((1,))
 GREEDY = SamplingParams(do_sample=False, subtalker_dosample=False)
 PATIENCE = 60.0  # seconds until a stream that has not ended counts as hanging
 
@@ -55,7 +58,7 @@ class Utterance:
 GREETING = Utterance("Good morning!")
 
 
-class Stream:
+class Stream(RequestListener):
     """Gathers the chunks of one request; as its listener it runs on the engine thread.
 
     `at` maps a number of frames to what shall happen there, between two steps, when that many have arrived; it is called with
@@ -65,11 +68,12 @@ class Stream:
     def __init__(self, at: Actions | None = None) -> None:
         self.chunks: list[CodesChunk] = []
         self.request: Request
+        self.sequence: Any  # of an engine in this process
         self.failures: list[BaseException] = []
         self._at = dict(at or {})
         self._ended = threading.Event()
 
-    def __call__(self, chunk: CodesChunk) -> None:
+    def on_chunk(self, chunk: CodesChunk) -> None:
         self.chunks.append(chunk)
         for num_frames in sorted(self._at):
             if len(self.codes) >= num_frames:
@@ -91,7 +95,7 @@ class Stream:
 
     def end(self) -> CodesChunk:
         """Wait for the final chunk; the stream must be well formed: indexes in order, one final chunk, the last."""
-        assert self._ended.wait(PATIENCE), f"request {self.request.request_id} hangs"
+        assert self._ended.wait(PATIENCE), f"request {self.request.stream_key} hangs"
         for failure in self.failures:
             raise failure
         assert [chunk.index for chunk in self.chunks] == list(range(len(self.chunks)))
@@ -140,11 +144,11 @@ def running_engine(path: Path, *, exact: bool = False, pipelined: bool = False, 
 
 
 @contextmanager
-def running_process(path: Path, **options: Any) -> Iterator[TalkerEngineProcess]:
+def running_process(path: Path, **options: Any) -> Iterator[RemoteTalkerEngine]:
     """A started engine in a process of its own, of which nothing is left at the end."""
     defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8, "max_model_len": 128, "kv_block_size": 4, "num_threads": 1}
     config = EngineConfig(**(defaults | options))
-    engine = TalkerEngineProcess(checkpoint(path), config)
+    engine = RemoteTalkerEngine(checkpoint(path), config)
     engine.start()
     try:
         yield engine
@@ -153,8 +157,28 @@ def running_process(path: Path, **options: Any) -> Iterator[TalkerEngineProcess]
         assert not Path(f"/proc/{engine.pid}").exists()
 
 
+def submit(engine: BaseTalkerEngine[Any], request: Request, stream: Stream) -> Stream:
+    """Submit `request` with `stream` as its listener, which then knows its sequence too."""
+    with engine._changed:  # until this is released the sequence stays open
+        engine.submit(request, stream)
+        stream.request, stream.sequence = request, engine._open[request.stream_key]
+    return stream
+
+
+def unheard(engine: TalkerEngine, name: str, prompt: Prompt, sampling: SamplingParams = GREEDY) -> Sequence:
+    """A sequence for the engine's scheduler, which nobody listens to."""
+    request = Request(name, prompt, sampling, ONE_FRAME)
+    return Sequence(request, RequestListener(), engine.max_frames(request))
+
+
+def write_block_tables(engine: TalkerEngine) -> None:
+    """Send the block tables of all running sequences to the device."""
+    for plan, _ in engine.planner.plans(Schedule(grown=[*engine.scheduler.active])):
+        engine.worker.execute(plan)
+
+
 def start(
-    engine: BaseTalkerEngine,
+    engine: BaseTalkerEngine[Any],
     utterance: Utterance | Prompt,
     sampling: SamplingParams = GREEDY,
     *,
@@ -167,13 +191,11 @@ def start(
     prompt = utterance.prompt(engine.checkpoint.path) if isinstance(utterance, Utterance) else utterance
     if max_frames is not None:
         sampling = replace(sampling, max_frames=max_frames)
-    growth = engine.chunk_growth(ChunkPolicy(engine.config.chunk_policy))
-    stream.request = Request(f"request-{next(_request_ids)}", prompt, sampling, chunk_frames, stream, chunk_growth=growth)
-    engine.submit(stream.request)
-    return stream
+    delivery = Delivery(chunk_frames, ChunkPolicy(engine.config.chunk_policy))
+    return submit(engine, Request(f"request-{next(_request_ids)}", prompt, sampling, delivery), stream)
 
 
-def speak(engine: BaseTalkerEngine, utterance: Utterance | Prompt, sampling: SamplingParams = GREEDY, **options: Any) -> Codes:
+def speak(engine: BaseTalkerEngine[Any], utterance: Utterance | Prompt, sampling: SamplingParams = GREEDY, **options: Any) -> Codes:
     """The codes of one request that must end well, [frames, num_code_groups]."""
     stream = start(engine, utterance, sampling, **options)
     final = stream.end()
@@ -189,7 +211,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def assert_nothing_is_held(engine: BaseTalkerEngine) -> None:
+def assert_nothing_is_held(engine: BaseTalkerEngine[Any]) -> None:
     """Every slot and every block is free, and no request is open."""
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)

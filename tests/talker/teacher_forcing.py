@@ -17,8 +17,7 @@ from engine_lib.prompt import Prompt
 from engine_lib.talker.device import frame, sampler
 from engine_lib.talker.device.sampler import SamplingTensors
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
-from talker.speaking import GREEDY
+from talker.speaking import GREEDY, unheard
 
 Logits = npt.NDArray[np.float32]
 
@@ -89,14 +88,14 @@ def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
 def run_forced(engine: TalkerEngine, prompts: Sequence[Prompt], num_frames: int, teacher: torch.Tensor | None = None) -> Forcing:
     """Speak `num_frames` frames of `prompts`, which are prefilled together, in one batch; `engine` is eager and not started."""
     forcing = Forcing(engine.checkpoint.config.talker.num_code_groups, teacher)
-    with torch.inference_mode(), forced(forcing, engine.runner.device):
+    with torch.inference_mode(), forced(forcing, engine.worker.device):
         for i, prompt in enumerate(prompts):
             sampling = GREEDY.updated({"max_frames": num_frames, "repetition_penalty": 1.0})
-            engine.scheduler.add(Request(str(i), prompt, sampling, (1,), lambda chunk: None))
+            engine.scheduler.add(unheard(engine, str(i), prompt, sampling))
         for _ in range(num_frames):
             launch(engine)
-        for request in list(engine.scheduler.active):
-            engine.scheduler.release(request)
+        for sequence in list(engine.scheduler.active):
+            engine.scheduler.release(sequence)
     assert len(forcing.logits) == num_frames * forcing.num_code_groups, "the prompts were not prefilled in one step"
     return forcing
 

@@ -14,9 +14,9 @@ import pytest
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import Request
-from talker.speaking import GREEDY, GREETING, PATIENCE, Stream, eventually, running_engine, running_process, start
+from talker.speaking import GREEDY, GREETING, ONE_FRAME, PATIENCE, Stream, eventually, running_engine, running_process, start, submit
 
-Running = Callable[..., AbstractContextManager[BaseTalkerEngine]]
+Running = Callable[..., AbstractContextManager[BaseTalkerEngine[Any]]]
 
 
 @pytest.fixture(params=[running_engine, partial(running_engine, pipelined=True), running_process], ids=["thread", "pipelined", "process"])
@@ -26,7 +26,7 @@ def running(request: pytest.FixtureRequest) -> Running:
     return function
 
 
-def hold(engine: BaseTalkerEngine) -> Callable[[Any], None]:
+def hold(engine: BaseTalkerEngine[Any]) -> Callable[[Any], None]:
     """What holds `engine` for long, when it is called."""
     return lambda _stream: engine.apply_backpressure(time.monotonic() + PATIENCE)
 
@@ -83,10 +83,9 @@ def test_a_preempted_stream_has_begun(endless_voice: Path):
 def test_a_held_request_can_be_cancelled_and_has_its_deadline(endless_voice: Path, running: Running):
     with running(endless_voice) as engine:
         hold(engine)(None)
-        cancelled, late = start(engine, GREETING), Stream()
-        late.request = Request("late", GREETING.prompt(endless_voice), GREEDY, (1,), late, deadline=time.monotonic() + 0.3)
-        engine.submit(late.request)
-        engine.cancel(cancelled.request.request_id)
+        cancelled = start(engine, GREETING)
+        late = submit(engine, Request("late", GREETING.prompt(endless_voice), GREEDY, ONE_FRAME, time.monotonic() + 0.3), Stream())
+        engine.cancel(cancelled.request.stream_key)
         assert cancelled.end().finish_reason == "cancelled"
         assert late.end().finish_reason == "error"
         assert engine.has_backpressure

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine_lib.delivery import Delivery
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, Request, RequestStatus
-from talker.speaking import GREEDY, GREETING, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.sequence import SequenceStatus
+from talker.speaking import GREEDY, GREETING, ONE_FRAME, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 
 def test_cancelling_a_running_request_ends_it_before_its_next_frame(engine: TalkerEngine, codes: Codes):
-    victim = start(engine, GREETING, max_frames=100, at={3: lambda stream: engine.cancel(stream.request.request_id)})
+    victim = start(engine, GREETING, max_frames=100, at={3: lambda stream: engine.cancel(stream.request.stream_key)})
     mate = start(engine, GREETING, max_frames=9)
     assert victim.end().finish_reason == "cancelled"
     assert mate.end().finish_reason == "length"
@@ -29,11 +31,11 @@ def test_cancelling_a_waiting_request_ends_it_without_frames(endless_voice: Path
     def submit_and_cancel(_: Stream) -> None:
         victims.append(start(engine, GREETING, max_frames=5))
         victims.append(start(engine, GREETING, max_frames=5))
-        engine.cancel(victims[0].request.request_id)  # still in the inbox
+        engine.cancel(victims[0].request.stream_key)  # still in the inbox
 
     def cancel_the_other(_: Stream) -> None:
-        assert victims[1].request.status is RequestStatus.WAITING
-        engine.cancel(victims[1].request.request_id)
+        assert victims[1].sequence.status is SequenceStatus.WAITING
+        engine.cancel(victims[1].request.stream_key)
 
     with running_engine(endless_voice, max_num_seqs=1) as engine:
         first = start(engine, GREETING, max_frames=8, at={2: submit_and_cancel, 5: cancel_the_other})
@@ -52,9 +54,9 @@ def test_cancelling_a_request_in_the_middle_of_its_prefill_frees_its_blocks(endl
         victims.append(start(engine, Utterance("Thank you very much, and see you tomorrow.", "serena", None), max_frames=9))
 
     def cancel(_: Stream) -> None:
-        assert victims[0].request.status is RequestStatus.PREFILLING
-        assert 0 < victims[0].request.num_prefilled_rows < victims[0].request.num_rows
-        engine.cancel(victims[0].request.request_id)
+        assert victims[0].sequence.status is SequenceStatus.PREFILLING
+        assert 0 < victims[0].sequence.num_prefilled_rows < victims[0].sequence.num_rows
+        engine.cancel(victims[0].request.stream_key)
 
     with running_engine(endless_voice, max_num_batched_tokens=2) as engine:
         running = start(engine, GREETING, max_frames=10, at={1: join, 5: cancel})
@@ -68,11 +70,11 @@ def test_cancelling_what_is_unknown_or_over_or_cancelled_already_does_nothing(en
     engine.cancel("nobody")
     over = start(engine, GREETING, max_frames=2)
     over.end()
-    engine.cancel(over.request.request_id)
+    engine.cancel(over.request.stream_key)
 
     def cancel_twice(stream: Stream) -> None:
-        engine.cancel(stream.request.request_id)
-        engine.cancel(stream.request.request_id)
+        engine.cancel(stream.request.stream_key)
+        engine.cancel(stream.request.stream_key)
 
     twice = start(engine, GREETING, max_frames=50, at={2: cancel_twice})
     assert twice.end().finish_reason == "cancelled"
@@ -83,39 +85,43 @@ def test_cancelling_what_is_unknown_or_over_or_cancelled_already_does_nothing(en
 # listeners
 
 
+class DeafListener(RequestListener):
+    """Raises at each chunk from number `fails_at` on."""
+
+    def __init__(self, fails_at: int) -> None:
+        self.received: list[CodesChunk] = []
+        self._fails_at = fails_at
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        self.received.append(chunk)
+        if chunk.index >= self._fails_at:
+            raise RuntimeError("what a user said")
+
+
 @pytest.mark.parametrize("fails_at", [0, 2])
 def test_a_listener_that_raises_loses_its_own_stream_only(
     engine: TalkerEngine, codes: Codes, caplog: pytest.LogCaptureFixture, fails_at: int
 ):
-    received: list[CodesChunk] = []
-
-    def listener(chunk: CodesChunk) -> None:
-        received.append(chunk)
-        if chunk.index >= fails_at:
-            raise RuntimeError("what a user said")
+    listener = DeafListener(fails_at)
 
     prompt = GREETING.prompt(engine.checkpoint.path)
     mate = start(engine, GREETING, max_frames=12)
     with caplog.at_level(logging.ERROR):
-        engine.submit(Request("deaf", prompt, GREEDY, (1,), listener))
+        engine.submit(Request("deaf", prompt, GREEDY, ONE_FRAME), listener)
         assert mate.end().finish_reason == "length"
     np.testing.assert_array_equal(mate.codes, codes[:12])
-    assert [chunk.is_final for chunk in received] == [False] * (fails_at + 1) + [True]
-    assert received[-1].finish_reason == "cancelled"
+    assert [chunk.is_final for chunk in listener.received] == [False] * (fails_at + 1) + [True]
+    assert listener.received[-1].finish_reason == "cancelled"
     assert "deaf" in caplog.text
     assert "what a user said" not in caplog.text
 
 
 def test_a_listener_that_raises_on_the_rest_or_on_the_end_harms_nobody(engine: TalkerEngine, codes: Codes):
-    received: list[CodesChunk] = []
-
-    def listener(chunk: CodesChunk) -> None:
-        received.append(chunk)
-        raise RuntimeError
+    listener = DeafListener(fails_at=0)
 
     prompt = GREETING.prompt(engine.checkpoint.path)
-    engine.submit(Request("deaf", prompt, replace(GREEDY, max_frames=3), (2, 8), listener))
-    engine.submit(Request("deaf at the end", prompt, replace(GREEDY, max_frames=3), (8,), listener))
+    engine.submit(Request("deaf", prompt, replace(GREEDY, max_frames=3), Delivery((2, 8))), listener)
+    engine.submit(Request("deaf at the end", prompt, replace(GREEDY, max_frames=3), Delivery((8,))), listener)
     np.testing.assert_array_equal(speak(engine, GREETING, max_frames=12), codes[:12])
-    assert sum(chunk.is_final for chunk in received) == 2
-    assert {chunk.finish_reason for chunk in received if chunk.is_final} == {"cancelled"}
+    assert sum(chunk.is_final for chunk in listener.received) == 2
+    assert {chunk.finish_reason for chunk in listener.received if chunk.is_final} == {"cancelled"}

@@ -14,10 +14,32 @@ import pytest
 from engine_lib.errors import EngineDeadError, OverloadedError
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.speaking import GREEDY, GREETING, PATIENCE, Actions, Stream, assert_nothing_is_held, running_engine, speak, start
+from talker.speaking import (
+    GREEDY,
+    GREETING,
+    ONE_FRAME,
+    PATIENCE,
+    Actions,
+    Stream,
+    assert_nothing_is_held,
+    running_engine,
+    speak,
+    start,
+    submit,
+)
 
 
-def submit(
+class AnnouncedStream(Stream):
+    def __init__(self, at: Actions | None, on_start: Callable[[], None] | None) -> None:
+        super().__init__(at)
+        self._on_start = on_start
+
+    def on_start(self) -> None:
+        assert self._on_start is not None
+        self._on_start()
+
+
+def speak_as(
     engine: TalkerEngine,
     name: str,
     deadline: float | None = None,
@@ -25,11 +47,9 @@ def submit(
     on_start: Callable[[], None] | None = None,
     at: Actions | None = None,
 ) -> Stream:
-    stream = Stream(at)
     sampling = GREEDY.updated({"max_frames": max_frames})
-    stream.request = Request(name, GREETING.prompt(engine.checkpoint.path), sampling, (1,), stream, deadline=deadline, on_start=on_start)
-    engine.submit(stream.request)
-    return stream
+    prompt, announce_start = GREETING.prompt(engine.checkpoint.path), on_start is not None
+    return submit(engine, Request(name, prompt, sampling, ONE_FRAME, deadline, announce_start), AnnouncedStream(at, on_start))
 
 
 def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_voice: Path) -> None:
@@ -37,10 +57,10 @@ def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_
         codes = speak(engine, GREETING, max_frames=100)
         deadline = time.monotonic() + 1.0
         # The engine stands still at its third frame until then, however fast or slow this machine is.
-        running = submit(engine, "running", deadline, at={3: lambda _: time.sleep(max(deadline - time.monotonic(), 0.0))})
-        waiting = submit(engine, "waiting", deadline - 0.1)
-        late = submit(engine, "late", time.monotonic())
-        patient = submit(engine, "patient")
+        running = speak_as(engine, "running", deadline, at={3: lambda _: time.sleep(max(deadline - time.monotonic(), 0.0))})
+        waiting = speak_as(engine, "waiting", deadline - 0.1)
+        late = speak_as(engine, "late", time.monotonic())
+        patient = speak_as(engine, "patient")
         ends = [stream.end() for stream in (running, waiting, late)]
         assert [end.finish_reason for end in ends] == ["error"] * 3
         assert all(end.error.startswith("DEADLINE_EXCEEDED: timeout: ") for end in ends)
@@ -54,8 +74,8 @@ def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_
 
 def test_a_request_that_ends_in_time_leaves_no_deadline_for_a_later_one_of_its_name(endless_voice: Path) -> None:
     with running_engine(endless_voice) as engine:
-        assert submit(engine, "same", time.monotonic() + 1.0, max_frames=1).end().finish_reason == "length"
-        again = submit(engine, "same", None, at={3: lambda _: time.sleep(1.0)})
+        assert speak_as(engine, "same", time.monotonic() + 1.0, max_frames=1).end().finish_reason == "length"
+        again = speak_as(engine, "same", None, at={3: lambda _: time.sleep(1.0)})
         assert again.end().finish_reason == "length"
 
 
@@ -66,7 +86,7 @@ def test_a_reserved_place_counts_until_it_is_taken_or_given_up(endless_voice: Pa
         for refused in (lambda: engine.reserve("three"), lambda: start(engine, GREETING, max_frames=1)):
             with pytest.raises(OverloadedError, match="2 requests are open and at most 2 are allowed"):
                 refused()
-        assert submit(engine, "one", max_frames=1).end().finish_reason == "length"
+        assert speak_as(engine, "one", max_frames=1).end().finish_reason == "length"
         engine.release("one")
         engine.release("two")
         engine.release("two")
@@ -86,7 +106,7 @@ def test_the_start_of_a_request_is_told_once_before_its_first_chunk(endless_voic
         events[stream].append("start")
 
     with running_engine(endless_voice, max_num_seqs=2, max_model_len=80, num_kv_blocks=20) as engine:
-        streams = [submit(engine, str(i), max_frames=50, on_start=partial(started, i)) for i in range(2)]
+        streams = [speak_as(engine, str(i), max_frames=50, on_start=partial(started, i)) for i in range(2)]
         both_wait.set()
         for stream in streams:
             assert stream.end().finish_reason == "length"
@@ -100,7 +120,7 @@ def test_a_listener_that_fails_at_the_start_ends_its_own_stream_only(endless_voi
 
     with running_engine(endless_voice) as engine:
         codes = speak(engine, GREETING, max_frames=5)
-        failing = submit(engine, "failing", max_frames=5, on_start=fail)
+        failing = speak_as(engine, "failing", max_frames=5, on_start=fail)
         np.testing.assert_array_equal(speak(engine, GREETING, max_frames=5), codes)
         assert failing.end().finish_reason == "cancelled"
         assert_nothing_is_held(engine)

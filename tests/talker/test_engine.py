@@ -14,11 +14,13 @@ import pytest
 from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from engine_lib.prompt import Prompt
 from engine_lib.talker import engine as engine_module
+from engine_lib.talker.base_engine import FRAME_BUDGET_BASE, FRAME_BUDGET_PER_TOKEN
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import FRAME_BUDGET_BASE, FRAME_BUDGET_PER_TOKEN, Request
+from engine_lib.talker.request import Request
 from talker.speaking import (
     GREEDY,
     GREETING,
+    ONE_FRAME,
     PATIENCE,
     Codes,
     Stream,
@@ -137,13 +139,13 @@ def test_an_id_that_is_open_is_refused_and_its_stream_goes_on(engine: TalkerEngi
 
     def submit_again(stream: Stream) -> None:
         try:
-            engine.submit(Request(stream.request.request_id, stream.request.prompt, GREEDY, (1,), Stream()))
+            engine.submit(Request(stream.request.stream_key, stream.request.prompt, GREEDY, ONE_FRAME), Stream())
         except InvalidRequestError as error:
             refusals.append(error)
 
     first = start(engine, GREETING, max_frames=6, at={2: submit_again})
     assert first.end().finish_reason == "length"
-    assert [str(error).partition(":")[0] for error in refusals] == ["request_id"]
+    assert [str(error).partition(":")[0] for error in refusals] == ["stream_key"]
     np.testing.assert_array_equal(first.codes, codes[:6])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+from engine_lib.talker.device.plan import DecodePlan, ErasePlan, Plan, PrefillPlan, SlotPlan
 from engine_lib.talker.device.worker import FrameResult
-from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import PrefillChunk
+from engine_lib.talker.engine import LaunchedFrames, TalkerEngine
+from engine_lib.talker.scheduler import Schedule
+from engine_lib.talker.sequence import Sequence
 from talker.speaking import PATIENCE, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 UTTERANCES = [
@@ -30,47 +31,50 @@ MAX_FRAMES = 12
 # Few enough that the blocks of a failed stream are the next ones to be given out.
 OPTIONS: dict[str, Any] = {"exact": True, "max_model_len": 64, "num_kv_blocks": 32}
 
-Fault = Callable[[TalkerEngine, Request, FrameResult | None], None]
+Fault = Callable[[TalkerEngine, Sequence, LaunchedFrames | None], None]
 
 
-def nan_in_the_cache(engine: TalkerEngine, request: Request, result: FrameResult | None) -> None:
-    if result is None:  # the first blocks may be shared, and then others would read it too
-        engine.runner.kv_cache[:, :, request.block_table[-1]] = torch.nan
+def nan_in_the_cache(engine: TalkerEngine, sequence: Sequence, frames: LaunchedFrames | None) -> None:
+    if frames is None:  # the first blocks may be shared, and then others would read it too
+        engine.worker.kv_cache[:, :, sequence.block_table[-1]] = torch.nan
 
 
-def code_out_of_range(engine: TalkerEngine, request: Request, result: FrameResult | None) -> None:
-    if result is not None:
-        result.codes[result.requests.index(request), 7] = 2048
+def code_out_of_range(engine: TalkerEngine, sequence: Sequence, frames: LaunchedFrames | None) -> None:
+    if frames is not None:
+        frames.result._codes[frames.sequences.index(sequence), 7] = 2048
 
 
-def code_below_zero(engine: TalkerEngine, request: Request, result: FrameResult | None) -> None:
-    if result is not None:
-        result.codes[result.requests.index(request), 15] = -1
+def code_below_zero(engine: TalkerEngine, sequence: Sequence, frames: LaunchedFrames | None) -> None:
+    if frames is not None:
+        frames.result._codes[frames.sequences.index(sequence), 15] = -1
 
 
 def inject(engine: TalkerEngine, fault: Fault, prompt: Prompt, frame: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call `fault` before (result None) and after the decode step in which the request of `prompt` draws that frame."""
-    decode = engine.runner.decode
+    """Call `fault` before (frames None) and after the decode step in which the sequence of `prompt` samples that frame."""
+    launch = engine.launch
 
-    def faulty(requests: Sequence[Request]) -> FrameResult:
-        victims = [request for request in requests if request.prompt is prompt and request.num_launched_frames == frame]
+    def faulty(schedule: Schedule) -> Iterator[LaunchedFrames]:
+        victims = [sequence for sequence in schedule.decode if sequence.prompt is prompt and sequence.num_launched_frames == frame]
         for victim in victims:
             fault(engine, victim, None)
-        result = decode(requests)
-        for victim in victims:
-            fault(engine, victim, result)
-        return result
+        for frames in launch(schedule):
+            for victim in victims:
+                if victim in frames.sequences:
+                    fault(engine, victim, frames)
+            yield frames
 
-    monkeypatch.setattr(engine.runner, "decode", faulty)
+    monkeypatch.setattr(engine, "launch", faulty)
 
 
 def assert_blocks_are_given_out_clean(engine: TalkerEngine) -> None:
     """Take every block of an idle engine: none holds NaN any more."""
     manager = engine.scheduler.block_manager
     table: list[int] = []
+    assert manager.grow(table, manager.num_usable_blocks * manager.block_size)
     with torch.inference_mode():
-        assert manager.grow(table, manager.num_usable_blocks * manager.block_size)
-    assert not engine.runner.kv_cache.isnan().any()
+        if unclean := manager.take_unclean():
+            engine.worker.execute(ErasePlan(np.array(unclean)))
+    assert not engine.worker.kv_cache.isnan().any()
     manager.free(table)
 
 
@@ -105,14 +109,15 @@ def test_a_row_that_goes_wrong_fails_alone_and_leaves_clean_blocks(
 
 def test_a_request_whose_first_frame_goes_wrong_gets_no_frames(endless_voice: Path, monkeypatch: pytest.MonkeyPatch):
     with running_engine(endless_voice, **OPTIONS) as engine:
-        prefill = engine.runner.prefill
+        launch = engine.launch
 
-        def faulty(chunks: Sequence[PrefillChunk]) -> None:
-            for chunk in chunks:  # the rows before the fourth are not written again
-                engine.runner.kv_cache[:, :, chunk.request.block_table[0]] = torch.nan
-            prefill([replace(chunk, start=max(chunk.start, 4)) for chunk in chunks])
+        def faulty(schedule: Schedule) -> Iterator[LaunchedFrames]:
+            for chunk in schedule.prefill:  # the rows before the fourth are not written again
+                engine.worker.kv_cache[:, :, chunk.sequence.block_table[0]] = torch.nan
+            schedule.prefill = [replace(chunk, start=max(chunk.start, 4)) for chunk in schedule.prefill]
+            yield from launch(schedule)
 
-        monkeypatch.setattr(engine.runner, "prefill", faulty)
+        monkeypatch.setattr(engine, "launch", faulty)
         stream = start(engine, UTTERANCES[0], max_frames=5)
         assert stream.end().finish_reason == "error"
         assert len(stream.codes) == 0
@@ -124,17 +129,17 @@ def test_when_the_engine_thread_dies_every_open_stream_ends_with_an_error(
     endless_voice: Path, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     with running_engine(endless_voice, max_num_seqs=2) as engine:
-        work = getattr(engine.runner, broken)
-        num_calls = 0
+        execute, num_plans = engine.worker.execute, 0
+        kind = {"decode": DecodePlan, "prefill": PrefillPlan, "admit": SlotPlan}[broken]
 
-        def failing(*arguments: object) -> object:
-            nonlocal num_calls
-            num_calls += 1
-            if num_calls == 2:
+        def failing(plan: Plan) -> FrameResult | None:
+            nonlocal num_plans
+            num_plans += isinstance(plan, kind)
+            if num_plans == 2:
                 raise RuntimeError("CUDA error: unspecified launch failure")
-            return work(*arguments)
+            return execute(plan)
 
-        monkeypatch.setattr(engine.runner, broken, failing)
+        monkeypatch.setattr(engine.worker, "execute", failing)
         streams: list[Stream] = []
 
         def crowd(_first: Stream) -> None:
@@ -151,5 +156,5 @@ def test_when_the_engine_thread_dies_every_open_stream_ends_with_an_error(
         assert_nothing_is_held(engine)
         with pytest.raises(EngineDeadError, match="restart"):
             start(engine, UTTERANCES[0])
-        engine.cancel(streams[0].request.request_id)
+        engine.cancel(streams[0].request.stream_key)
         engine.shutdown(PATIENCE)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from engine_lib.talker import engine as engine_module
+from engine_lib.talker.device.plan import DecodePlan, Plan, PrefillPlan
 from engine_lib.talker.device.worker import FrameResult
-from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import PrefillChunk
 from talker.speaking import GREETING, PATIENCE, Utterance, assert_nothing_is_held, running_engine, start
 
 LONG = 30.0  # as HELD_SHARE: each step is held back for that many times what it takes
@@ -22,18 +20,17 @@ def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monk
     launches: list[tuple[str, int]] = []
     begun = threading.Event()
     with running_engine(voice, pipelined=True) as engine:
-        prefill, decode = engine.runner.prefill, engine.runner.decode
+        execute = engine.worker.execute
 
-        def watched_prefill(chunks: Sequence[PrefillChunk]) -> None:
-            launches.append(("prefill", len(chunks)))
-            prefill(chunks)
+        def watched(plan: Plan) -> FrameResult | None:
+            match plan:
+                case PrefillPlan():
+                    launches.append(("prefill", plan.layout.sequences))
+                case DecodePlan():
+                    launches.append(("decode", len(plan.slots)))
+            return execute(plan)
 
-        def watched_decode(requests: Sequence[Request]) -> FrameResult:
-            launches.append(("decode", len(requests)))
-            return decode(requests)
-
-        monkeypatch.setattr(engine.runner, "prefill", watched_prefill)
-        monkeypatch.setattr(engine.runner, "decode", watched_decode)
+        monkeypatch.setattr(engine.worker, "execute", watched)
         first = start(engine, GREETING, max_frames=8, at={2: lambda _: begun.set()})
         assert begun.wait(PATIENCE)
         launches.clear()  # a step runs, and the next one is held back

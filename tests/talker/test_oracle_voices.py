@@ -99,7 +99,7 @@ def test_no_voice_leaks_into_another_after_cancels_and_reuse_of_slots(tiny_base:
     with running_engine(tiny_base, exact=True, max_num_seqs=16, max_num_batched_tokens=32) as engine:
 
         def cancel(stream: Stream) -> None:
-            engine.cancel(stream.request.request_id)
+            engine.cancel(stream.request.stream_key)
 
         streams = [
             start(engine, voice, SAMPLED, max_frames=6, at={1 + i % 4: cancel} if i % 3 == 0 else None)

@@ -14,7 +14,7 @@ from engine_lib.talker.device.plan import (
     BlockTablePlan,
     DecodePlan,
     ErasePlan,
-    FirstDrawPlan,
+    FirstFramesPlan,
     Plan,
     PrefillPlan,
     SlotPlan,
@@ -25,6 +25,7 @@ from engine_lib.talker.device.prefill_layout import PrefillLayout
 NOTHING = np.empty(0, np.int64)
 PLANS = [
     SlotPlan(
+        9,
         3,
         17,
         5,
@@ -34,11 +35,11 @@ PLANS = [
         np.array([2047, 0]),
         np.arange(5),
     ),
-    SlotPlan(0, 1, 0, -np.ones(16, np.int64), 0, SamplingParams(do_sample=False), NOTHING, NOTHING),
-    SpeakerPlan(4, np.array([1 / 3, -2e-30], np.float32)),
+    SlotPlan(0, 0, 1, 0, -np.ones(16, np.int64), 0, SamplingParams(do_sample=False), NOTHING, NOTHING),
+    SpeakerPlan(2, 4, np.array([1 / 3, -2e-30], np.float32)),
     BlockTablePlan(np.array([1, 0]), np.arange(6, dtype=np.int32).reshape(2, 3)),
-    PrefillPlan(PrefillLayout(rows=3, sequences=2, draws=1, width=4, num_code_groups=16), np.arange(-9, 90)),
-    FirstDrawPlan(2),
+    PrefillPlan(1, PrefillLayout(rows=3, sequences=2, sampled=1, width=4, num_code_groups=16), np.arange(-9, 90)),
+    FirstFramesPlan(0, 2),
     DecodePlan(np.array([5, 4]), 7),
     ErasePlan(NOTHING),
 ]

@@ -16,8 +16,8 @@ from engine_lib.prompt import NO_ID, X_VECTOR_ID, Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.request import Request, RequestStatus
-from talker.simulation import PAD_TEXT_ID, Simulation, make_request
+from engine_lib.talker.sequence import Sequence, SequenceStatus
+from talker.simulation import PAD_TEXT_ID, Simulation, make_sequence, sequence_of
 from talker.speaking import GREETING, Codes, Stream, assert_nothing_is_held, prompt_builder, running_engine, speak, start
 
 MAX_FRAMES = 12
@@ -57,10 +57,10 @@ def related_prompts(rng: np.random.Generator, number: int, max_rows: int) -> lis
     return prompts
 
 
-def request_of(prompt: Prompt, frames: list[np.ndarray[Any, np.dtype[np.int16]]] | None = None) -> Request:
-    request = Request("", prompt, SamplingParams(max_frames=99, seed=0), (1,), lambda chunk: None)
-    request.frames = frames or []
-    return request
+def unheard(prompt: Prompt, frames: list[np.ndarray[Any, np.dtype[np.int16]]] | None = None) -> Sequence:
+    sequence = sequence_of("", prompt, SamplingParams(max_frames=99, seed=0))
+    sequence.frames = frames or []
+    return sequence
 
 
 # keys
@@ -71,10 +71,10 @@ def test_a_key_names_all_rows_up_to_the_end_of_its_block_and_nothing_else(block_
     rng = np.random.default_rng(fresh_seed)
     keys = BlockKeys(block_size, PAD_TEXT_ID)
     prompt = random_prompt(rng, 40)
-    expected = keys.of(request_of(prompt), 40)
+    expected = keys.of(unheard(prompt), 40)
     assert len(expected) == len(set(expected)) == 40 // block_size
-    assert keys.of(request_of(random_prompt(rng, 40)), 40)[0] != expected[0]
-    assert keys.of(request_of(continued(rng, prompt, 40, 60)), 40) == expected
+    assert keys.of(unheard(random_prompt(rng, 40)), 40)[0] != expected[0]
+    assert keys.of(unheard(continued(rng, prompt, 40, 60)), 40) == expected
     for _ in range(30):
         row, column = int(rng.integers(40)), int(rng.integers(17))
         other = replace(prompt, text_ids=prompt.text_ids.copy(), codes=prompt.codes.copy())
@@ -83,7 +83,7 @@ def test_a_key_names_all_rows_up_to_the_end_of_its_block_and_nothing_else(block_
         else:
             other.text_ids[row] += 1
         same = row // block_size
-        changed = keys.of(request_of(other), 40)
+        changed = keys.of(unheard(other), 40)
         assert changed[:same] == expected[:same]
         assert not set(changed[same:]) & set(expected[same:])
 
@@ -91,9 +91,9 @@ def test_a_key_names_all_rows_up_to_the_end_of_its_block_and_nothing_else(block_
 @pytest.mark.parametrize("row", [0, 7, 9, 11])
 def test_voices_share_only_the_blocks_before_their_x_vectors(row: int):
     prompt, keys = random_prompt(np.random.default_rng(0), 16), BlockKeys(4, PAD_TEXT_ID)
-    one, same, other = (keys.of(request_of(with_x_vector(prompt, row, voice)), 16) for voice in (0.5, 0.5, 0.25))
+    one, same, other = (keys.of(unheard(with_x_vector(prompt, row, voice)), 16) for voice in (0.5, 0.5, 0.25))
     assert one == same
-    assert one[: row // 4] == other[: row // 4] == keys.of(request_of(prompt), 16)[: row // 4]
+    assert one[: row // 4] == other[: row // 4] == keys.of(unheard(prompt), 16)[: row // 4]
     assert not set(one[row // 4 :]) & set(other[row // 4 :])
 
 
@@ -105,7 +105,7 @@ def test_a_kept_frame_has_the_key_of_a_prompt_row_with_its_codes_and_text():
     frames = list(whole.codes[8:].astype(np.int16))
     spoken = Prompt(whole.text_ids[:8], whole.codes[:8], whole.text_ids[8:10], 1)
     keys = BlockKeys(2, PAD_TEXT_ID)
-    assert keys.of(request_of(spoken, frames), 12) == keys.of(request_of(whole), 12)
+    assert keys.of(unheard(spoken, frames), 12) == keys.of(unheard(whole), 12)
 
 
 @pytest.mark.parametrize("non_streaming_mode", [True, False])
@@ -119,7 +119,7 @@ def test_texts_of_one_voice_share_the_rows_before_the_new_text(tiny_base: Path, 
     def shared_with(language: str, text: str) -> int:
         fields: dict[str, Any] = {"language": language, "voice_prompt": item, "non_streaming_mode": non_streaming_mode}
         pair = [builder.build(text=text, **fields) for text in ("Good morning!", text)]
-        one, other = (BlockKeys(1, PAD_TEXT_ID).of(request_of(prompt), len(prompt)) for prompt in pair)
+        one, other = (BlockKeys(1, PAD_TEXT_ID).of(unheard(prompt), len(prompt)) for prompt in pair)
         return sum(key == its for key, its in zip(one, other, strict=False))
 
     assert shared_with("english", "See you tomorrow.") == 9 + num_reference_tokens
@@ -129,14 +129,8 @@ def test_texts_of_one_voice_share_the_rows_before_the_new_text(tiny_base: Path, 
 # blocks
 
 
-def make_manager(num_blocks: int) -> tuple[BlockManager, list[int]]:
-    """A manager of `num_blocks` blocks of one row, and the list of those it has had erased."""
-    erased: list[int] = []
-    return BlockManager(num_blocks + 1, 1, erased.extend), erased
-
-
 def test_a_published_block_is_kept_until_room_is_needed_and_the_longest_unused_goes_first():
-    manager, erased = make_manager(4)
+    manager = BlockManager(5, block_size=1)
     first, second = [], []  # type: list[int], list[int]
     assert manager.grow(first, 2)
     manager.publish(first, [b"a", b"b"])
@@ -159,11 +153,11 @@ def test_a_published_block_is_kept_until_room_is_needed_and_the_longest_unused_g
     assert manager.grow(table, 4)
     assert manager.published([b"a"]) == []
     assert sorted(table) == [1, 2, 3, 4]
-    assert erased == []
+    assert manager.take_unclean() == []
 
 
 def test_a_shared_block_is_free_when_its_last_holder_leaves():
-    manager, _ = make_manager(3)
+    manager = BlockManager(4, block_size=1)
     owner: list[int] = []
     assert manager.grow(owner, 2)
     manager.publish(owner, [b"a"])
@@ -178,7 +172,7 @@ def test_a_shared_block_is_free_when_its_last_holder_leaves():
 
 
 def test_a_condemned_block_is_shared_no_more_and_erased_before_its_next_owner():
-    manager, erased = make_manager(3)
+    manager = BlockManager(4, block_size=1)
     owner: list[int] = []
     assert manager.grow(owner, 2)
     manager.publish(owner, [b"a"])
@@ -190,14 +184,14 @@ def test_a_condemned_block_is_shared_no_more_and_erased_before_its_next_owner():
     assert manager.published([b"a"]) == []
     manager.publish(guest, [b"a"])
     assert manager.published([b"a"]) == []
-    assert erased == []
+    assert manager.take_unclean() == []
     manager.free(guest)
     table: list[int] = []
     assert manager.grow(table, 3)
-    assert sorted(erased) == quarantined
+    assert sorted(manager.take_unclean()) == quarantined
     manager.free(table)
     assert manager.grow(table, 3)
-    assert sorted(erased) == quarantined
+    assert manager.take_unclean() == []
 
 
 # schedules
@@ -218,18 +212,18 @@ def test_whatever_happens_each_request_reads_its_own_rows(delay: int, fresh_seed
             delay=delay,
             share=True,
         )
-        requests: list[Request] = []
+        sequences: list[Sequence] = []
         for prompt in related_prompts(rng, 25, max_model_len):
             max_frames = int(rng.integers(1, max_model_len - len(prompt) + 2))
             sampling = SamplingParams(max_frames=max_frames, seed=int(rng.integers(3)))
-            requests.append(Request(str(len(requests)), prompt, sampling, (1,), lambda chunk: None))
-        arriving = iter(requests)
+            sequences.append(sequence_of(str(len(sequences)), prompt, sampling))
+        arriving = iter(sequences)
         for _step in range(3000):
-            if rng.random() < 0.3 and (request := next(arriving, None)) is not None:
-                simulation.scheduler.add(request)
+            if rng.random() < 0.3 and (sequence := next(arriving, None)) is not None:
+                simulation.scheduler.add(sequence)
             if rng.random() < 0.04 and (active := simulation.scheduler.active):
                 victim = active[rng.integers(len(active))]
-                if rng.random() < 0.5 and victim.status is RequestStatus.RUNNING:
+                if rng.random() < 0.5 and victim.status is SequenceStatus.RUNNING:
                     simulation.fail(victim)
                     num_failures += 1
                 else:
@@ -237,7 +231,7 @@ def test_whatever_happens_each_request_reads_its_own_rows(delay: int, fresh_seed
             if rng.random() < 0.3:
                 simulation.prefill_ahead()
             simulation.step()
-            if len(simulation.finished) == len(requests):
+            if len(simulation.finished) == len(sequences):
                 break
         else:
             pytest.fail("requests starve")
@@ -250,37 +244,37 @@ def test_whatever_happens_each_request_reads_its_own_rows(delay: int, fresh_seed
 
 def test_a_prompt_is_shared_only_once_a_frame_drawn_from_it_was_read():
     simulation = Simulation(num_blocks=40, block_size=2, max_num_seqs=4, budget=4, delay=1, share=True)
-    requests = [make_request(str(i), 9, 5) for i in range(3)]
-    simulation.scheduler.add(requests[0])
+    sequences = [make_sequence(str(i), 9, 5) for i in range(3)]
+    simulation.scheduler.add(sequences[0])
     for _ in range(3):  # two steps for the prompt's first eight rows, one for its last and the first frame, not read yet
         simulation.step()
-    simulation.scheduler.add(requests[1])
+    simulation.scheduler.add(sequences[1])
     schedule = simulation.step()
-    assert [(chunk.request, chunk.start) for chunk in schedule.prefill] == [(requests[1], 0)]
-    simulation.scheduler.add(requests[2])
-    while requests[2].status is RequestStatus.WAITING:
+    assert [(chunk.sequence, chunk.start) for chunk in schedule.prefill] == [(sequences[1], 0)]
+    simulation.scheduler.add(sequences[2])
+    while sequences[2].status is SequenceStatus.WAITING:
         schedule = simulation.step()
-    assert requests[2] in schedule.decode  # its ninth row; there was nothing to prefill
-    assert requests[2] not in [chunk.request for chunk in schedule.prefill]
-    assert requests[2].block_table[:4] == requests[0].block_table[:4]
+    assert sequences[2] in schedule.decode  # its ninth row; there was nothing to prefill
+    assert sequences[2] not in [chunk.sequence for chunk in schedule.prefill]
+    assert sequences[2].block_table[:4] == sequences[0].block_table[:4]
     assert simulation.scheduler.num_cached_rows == 8
 
 
 def test_the_last_row_of_a_prompt_is_computed_even_if_all_of_it_is_cached():
     simulation = Simulation(num_blocks=40, block_size=3, max_num_seqs=4, budget=20, delay=0, share=True)
     for name in ("first", "again"):
-        simulation.scheduler.add(make_request(name, 9, 2))
+        simulation.scheduler.add(make_sequence(name, 9, 2))
         schedule = simulation.step()
     assert [(chunk.start, chunk.stop) for chunk in schedule.prefill] == [(6, 8)]
-    assert [request.request_id for request in schedule.decode] == ["first", "again"]
+    assert [sequence.request.stream_key for sequence in schedule.decode] == ["first", "again"]
 
 
 def test_a_preempted_request_keeps_the_frames_whose_blocks_nobody_took():
     simulation = Simulation(num_blocks=16, block_size=1, max_num_seqs=2, budget=100, delay=0, share=True)
-    old, young = make_request("old", 3, 8), make_request("young", 3, 12)
+    old, young = make_sequence("old", 3, 8), make_sequence("young", 3, 12)
     young.prompt.text_ids[0] += 1
-    for request in (old, young):
-        simulation.scheduler.add(request)
+    for sequence in (old, young):
+        simulation.scheduler.add(sequence)
     for _ in range(20):
         schedule = simulation.step()
         if young.num_preemptions and young in schedule.admitted:
@@ -332,7 +326,7 @@ def test_codes_are_those_of_an_engine_without_the_cache(endless_voice: Path, mix
     streams: list[tuple[Stream, int]] = []
     with running_engine(endless_voice, exact=True, **options) as engine:
         for number in [*rng.permutation(14), *rng.integers(14, size=10)]:
-            cancel = {int(rng.integers(1, MAX_FRAMES)): lambda stream: engine.cancel(stream.request.request_id)}
+            cancel = {int(rng.integers(1, MAX_FRAMES)): lambda stream: engine.cancel(stream.request.stream_key)}
             at = cancel if rng.random() < 0.3 else {}
             streams.append((start(engine, mix.prompts[number], mix.samplings[number], at=at), number))
         for stream, number in streams:

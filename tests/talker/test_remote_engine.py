@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine_lib.delivery import Delivery
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.talker.isolation import remote_engine
-from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
-from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request
+from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
+from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request, RequestListener
 from make_checkpoint import make_checkpoint
 from talker.speaking import (
     GREEDY,
     GREETING,
+    ONE_FRAME,
     PATIENCE,
     Stream,
     Utterance,
@@ -32,6 +34,7 @@ from talker.speaking import (
     running_process,
     speak,
     start,
+    submit,
 )
 from talker.test_batching import FED, SMALL_POOL, WHOLE, speak_together
 from talker.test_oracle_voices import clone
@@ -45,7 +48,7 @@ def endless(checkpoints: Path) -> Path:
     return make_checkpoint(checkpoints / "endless_process", eos_gain=0.0)
 
 
-def until_nothing_is_held(engine: TalkerEngineProcess) -> None:
+def until_nothing_is_held(engine: RemoteTalkerEngine) -> None:
     eventually(lambda: engine.stats().free_slots == engine.config.max_num_seqs and engine.stats().running == 0, "all slots are free")
     assert_nothing_is_held(engine)
 
@@ -58,7 +61,7 @@ def test_a_process_gives_the_codes_of_a_thread_while_requests_join_leave_and_are
     with running_engine(endless) as thread:
         expected = [speak(thread, utterance, sampling) for utterance in UTTERANCES]
     with running_process(endless, **SMALL_POOL, max_num_batched_tokens=7) as engine:
-        doomed = start(engine, Utterance("Never mind."), at={4: lambda stream: engine.cancel(stream.request.request_id)})
+        doomed = start(engine, Utterance("Never mind."), at={4: lambda stream: engine.cancel(stream.request.stream_key)})
         streams = speak_together(engine, UTTERANCES, [sampling] * len(UTTERANCES))
         assert doomed.end().finish_reason == "cancelled"
         for stream, codes in zip(streams, expected, strict=True):
@@ -76,15 +79,17 @@ def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start(t
         expected = speak(thread, utterance, max_frames=8)
     happened: list[object] = []
     with running_process(tiny_base_1b7) as engine:
-        stream = Stream()
 
-        def on_chunk(chunk: CodesChunk) -> None:
-            happened.append(chunk.index)
-            stream(chunk)
+        class WatchedStream(Stream):
+            def on_start(self) -> None:
+                happened.append("start")
+
+            def on_chunk(self, chunk: CodesChunk) -> None:
+                happened.append(chunk.index)
+                super().on_chunk(chunk)
 
         prompt, sampling = utterance.prompt(tiny_base_1b7), replace(GREEDY, max_frames=8)
-        stream.request = Request("one", prompt, sampling, (1, 2), on_chunk, on_start=lambda: happened.append("start"))
-        engine.submit(stream.request)
+        stream = submit(engine, Request("one", prompt, sampling, Delivery((1, 2)), announce_start=True), WatchedStream())
         stream.end()
         np.testing.assert_array_equal(stream.codes, expected)
         assert [len(chunk.codes) for chunk in stream.chunks] == [1, 2, 2, 2, 1, 0]
@@ -111,7 +116,7 @@ def test_what_cannot_be_accepted_is_refused_at_once(endless: Path):
             start(engine, GREETING)
         engine.release("later")
         with pytest.raises(InvalidRequestError, match="is already open"):
-            engine.submit(first.request)
+            engine.submit(first.request, RequestListener())
         second = start(engine, GREETING, max_frames=5)
         assert engine.stats().waiting >= 1
         assert first.end().finish_reason == second.end().finish_reason == "length"
@@ -123,17 +128,16 @@ def test_what_cannot_be_accepted_is_refused_at_once(endless: Path):
 def test_a_deadline_and_a_failing_listener_end_their_own_streams_alone(endless: Path):
     with running_process(endless) as engine:
         healthy = start(engine, GREETING, max_frames=60)
-        late = Stream()
-        late.request = Request("late", GREETING.prompt(endless), GREEDY, (1,), late, deadline=time.monotonic() + 0.05)
-        engine.submit(late.request)
+        late = submit(engine, Request("late", GREETING.prompt(endless), GREEDY, ONE_FRAME, time.monotonic() + 0.05), Stream())
         received: list[CodesChunk] = []
 
-        def failing(chunk: CodesChunk) -> None:
-            received.append(chunk)
-            if chunk.index == 1:
-                raise RuntimeError("nobody is there")
+        class Failing(RequestListener):
+            def on_chunk(self, chunk: CodesChunk) -> None:
+                received.append(chunk)
+                if chunk.index == 1:
+                    raise RuntimeError("nobody is there")
 
-        engine.submit(Request("failing", GREETING.prompt(endless), GREEDY, (1,), failing))
+        engine.submit(Request("failing", GREETING.prompt(endless), GREEDY, ONE_FRAME), Failing())
         assert late.end().error == DEADLINE_ERROR
         assert healthy.end().finish_reason == "length"
         eventually(lambda: received[-1].is_final, "the failing listener's stream ends")
@@ -144,7 +148,7 @@ def test_a_deadline_and_a_failing_listener_end_their_own_streams_alone(endless: 
 # the end of processes
 
 
-def streams_under_way(engine: TalkerEngineProcess) -> list[Stream]:
+def streams_under_way(engine: RemoteTalkerEngine) -> list[Stream]:
     """Three streams that would take long, each of which has begun."""
     begun = threading.Semaphore(0)
     streams = [start(engine, GREETING, max_frames=110, at={1: lambda _: begun.release()}) for _ in range(3)]
@@ -189,8 +193,8 @@ PARENT = """
 import sys, time
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.talker.isolation.remote_engine import TalkerEngineProcess
-engine = TalkerEngineProcess(Checkpoint(sys.argv[1]), EngineConfig(device="cpu", max_model_len=128, max_num_seqs=2))
+from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
+engine = RemoteTalkerEngine(Checkpoint(sys.argv[1]), EngineConfig(device="cpu", max_model_len=128, max_num_seqs=2))
 engine.start()
 print(engine.pid, flush=True)
 time.sleep(60)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
-from engine_lib.talker.block_manager import NULL_BLOCK, BlockManager
-from engine_lib.talker.request import Request, RequestStatus
-from talker.simulation import Simulation, make_request
+from engine_lib.talker.block_manager import BlockManager
+from engine_lib.talker.device.prefill_layout import NULL_BLOCK
+from engine_lib.talker.sequence import Sequence, SequenceStatus
+from talker.simulation import Simulation, make_sequence
 
 # blocks
-
-
-def nothing_to_erase(blocks: Sequence[int]) -> None:
-    pytest.fail(f"{blocks} were never quarantined")
 
 
 def test_every_block_is_free_or_in_one_table_and_the_null_block_in_none(fresh_seed: int):
     rng = np.random.default_rng(fresh_seed)
     block_size, num_blocks = int(rng.integers(1, 6)), 20
-    manager = BlockManager(num_blocks, block_size, nothing_to_erase)
+    manager = BlockManager(num_blocks, block_size)
     tables: list[list[int]] = [[] for _ in range(5)]
     for _ in range(500):
         table = tables[rng.integers(len(tables))]
@@ -41,16 +36,18 @@ def test_every_block_is_free_or_in_one_table_and_the_null_block_in_none(fresh_se
         assert set(held) <= set(range(num_blocks))
         assert manager.num_free_blocks == manager.num_usable_blocks - len(held)
     assert manager.num_usable_blocks == num_blocks - 1
+    assert manager.take_unclean() == []  # none was ever quarantined
 
 
 def test_growing_by_more_than_is_free_changes_nothing():
-    manager = BlockManager(num_blocks=4, block_size=2, erase=nothing_to_erase)
+    manager = BlockManager(num_blocks=4, block_size=2)
     table: list[int] = []
     assert manager.grow(table, 4)
     held = list(table)
     assert not manager.grow(table, 8)
     assert (table, manager.num_free_blocks) == (held, 1)
     assert manager.grow(table, 6)
+    assert manager.take_unclean() == []
 
 
 # schedules
@@ -70,15 +67,15 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
             budget=int(rng.integers(1, 50)),
             delay=delay,
         )
-        requests: list[Request] = []
+        sequences: list[Sequence] = []
         for _step in range(3000):
-            if rng.random() < 0.3 and len(requests) < 25:
+            if rng.random() < 0.3 and len(sequences) < 25:
                 num_rows = int(rng.integers(1, max_model_len + 1))
-                requests.append(make_request(str(len(requests)), num_rows, int(rng.integers(1, max_model_len - num_rows + 2))))
-                simulation.scheduler.add(requests[-1])
-            if rng.random() < 0.02 and requests:
-                victim = requests[rng.integers(len(requests))]
-                if victim.status is not RequestStatus.FINISHED:
+                sequences.append(make_sequence(str(len(sequences)), num_rows, int(rng.integers(1, max_model_len - num_rows + 2))))
+                simulation.scheduler.add(sequences[-1])
+            if rng.random() < 0.02 and sequences:
+                victim = sequences[rng.integers(len(sequences))]
+                if victim.status is not SequenceStatus.FINISHED:
                     simulation.end(victim)
             if rng.random() < 0.3:
                 simulation.prefill_ahead()
@@ -87,7 +84,7 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
                 break
         else:
             pytest.fail("requests starve")
-        assert {request.request_id for request in simulation.finished} == {request.request_id for request in requests}
+        assert {sequence.request.stream_key for sequence in simulation.finished} == {sequence.request.stream_key for sequence in sequences}
         assert simulation.blocks.num_free_blocks == simulation.blocks.num_usable_blocks
         assert simulation.scheduler.num_free_slots == simulation.max_num_seqs
         assert not simulation.scheduler.has_work
@@ -97,7 +94,7 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
 
 def test_the_youngest_is_preempted_and_comes_back_before_those_who_wait():
     simulation = Simulation(num_blocks=10, block_size=1, max_num_seqs=3, budget=100, delay=0)
-    old, young, waiting = (make_request(name, 3, 8) for name in ("old", "young", "waiting"))
+    old, young, waiting = (make_sequence(name, 3, 8) for name in ("old", "young", "waiting"))
     simulation.scheduler.add(old)
     simulation.scheduler.add(young)
     simulation.step()
@@ -106,7 +103,7 @@ def test_the_youngest_is_preempted_and_comes_back_before_those_who_wait():
         simulation.step()
     assert simulation.scheduler.active == [old]
     assert list(simulation.scheduler.waiting) == [young, waiting]
-    assert (young.status, young.num_prefilled_rows, young.num_launched_frames) == (RequestStatus.WAITING, 0, 0)
+    assert (young.status, young.num_prefilled_rows, young.num_launched_frames) == (SequenceStatus.WAITING, 0, 0)
     while simulation.scheduler.has_work:
         simulation.step()
     assert simulation.finished == [old, young, waiting]
@@ -114,7 +111,7 @@ def test_the_youngest_is_preempted_and_comes_back_before_those_who_wait():
 
 def test_the_last_row_of_a_prompt_decodes_with_running_streams_and_is_prefilled_where_there_are_none():
     simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=100, delay=0)
-    first, second, short = make_request("first", 5, 10), make_request("second", 7, 10), make_request("short", 1, 10)
+    first, second, short = make_sequence("first", 5, 10), make_sequence("second", 7, 10), make_sequence("short", 1, 10)
     simulation.scheduler.add(first)
     schedule = simulation.step()
     assert [(chunk.start, chunk.stop) for chunk in schedule.prefill] == [(0, 5)]
@@ -122,19 +119,19 @@ def test_the_last_row_of_a_prompt_decodes_with_running_streams_and_is_prefilled_
     simulation.scheduler.add(second)
     simulation.scheduler.add(short)
     schedule = simulation.step()
-    assert [(chunk.request, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(second, 0, 6)]
+    assert [(chunk.sequence, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(second, 0, 6)]
     assert schedule.decode == [first, second, short]
-    assert [len(request.frames) for request in (first, second, short)] == [2, 1, 1]
+    assert [len(sequence.frames) for sequence in (first, second, short)] == [2, 1, 1]
 
 
 def test_a_long_prompt_is_prefilled_in_pieces_while_others_decode():
     simulation = Simulation(num_blocks=60, block_size=1, max_num_seqs=2, budget=4, delay=0)
-    running, long = make_request("running", 2, 10), make_request("long", 11, 2)
+    running, long = make_sequence("running", 2, 10), make_sequence("long", 11, 2)
     simulation.scheduler.add(running)
     simulation.step()
     simulation.scheduler.add(long)
     pieces = []
-    while long.status is not RequestStatus.FINISHED:
+    while long.status is not SequenceStatus.FINISHED:
         schedule = simulation.step()
         assert running in schedule.decode
         pieces += [(chunk.start, chunk.stop) for chunk in schedule.prefill]
@@ -143,30 +140,30 @@ def test_a_long_prompt_is_prefilled_in_pieces_while_others_decode():
 
 def test_a_prompt_prefilled_ahead_joins_the_next_step_and_takes_of_its_budget():
     simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=8, delay=1)
-    running, new, late = make_request("running", 5, 20), make_request("new", 7, 5), make_request("late", 9, 5)
+    running, new, late = make_sequence("running", 5, 20), make_sequence("new", 7, 5), make_sequence("late", 9, 5)
     simulation.scheduler.add(running)
     simulation.step()
     simulation.scheduler.add(new)
     ahead = simulation.prefill_ahead()
-    assert [(chunk.request, chunk.start, chunk.stop) for chunk in ahead.prefill] == [(new, 0, 6)]
+    assert [(chunk.sequence, chunk.start, chunk.stop) for chunk in ahead.prefill] == [(new, 0, 6)]
     simulation.scheduler.add(late)
     schedule = simulation.step()
-    assert [(chunk.request, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(late, 0, 2)]
+    assert [(chunk.sequence, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(late, 0, 2)]
     assert schedule.decode == [running, new]
 
 
 def test_prefill_comes_after_the_steps_that_may_still_use_what_its_request_was_given():
     simulation = Simulation(num_blocks=8, block_size=4, max_num_seqs=2, budget=100, delay=1)
-    ending, other = make_request("ending", 5, 3), make_request("other", 5, 20)
+    ending, other = make_sequence("ending", 5, 3), make_sequence("other", 5, 20)
     simulation.scheduler.add(ending)
     simulation.scheduler.add(other)
     num_steps = 0
-    while ending.status is not RequestStatus.FINISHED:
+    while ending.status is not SequenceStatus.FINISHED:
         num_steps += bool(simulation.step().decode)
-    simulation.scheduler.add(make_request("next", 9, 3))  # it takes the slot that has just come free
+    simulation.scheduler.add(make_sequence("next", 9, 3))  # it takes the slot that has just come free
     assert simulation.step().prefill_after == num_steps
     fresh = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=100, delay=1)
-    fresh.scheduler.add(make_request("first", 5, 20))
+    fresh.scheduler.add(make_sequence("first", 5, 20))
     fresh.step()
-    fresh.scheduler.add(make_request("second", 5, 20))
+    fresh.scheduler.add(make_sequence("second", 5, 20))
     assert fresh.step().prefill_after == 0  # nobody had its slot or its blocks

@@ -101,7 +101,7 @@ def rank_processes(parent: int) -> list[int]:
 
 def speak_in_a_crowd(engine: TalkerEngine, expected: Sequence[Codes]) -> None:
     """Speak UTTERANCES while a request that is cancelled comes and goes; each must get its own codes."""
-    doomed = start(engine, Utterance("Never mind."), at={4: lambda stream: engine.cancel(stream.request.request_id)})
+    doomed = start(engine, Utterance("Never mind."), at={4: lambda stream: engine.cancel(stream.request.stream_key)})
     streams = speak_together(engine, UTTERANCES[: len(expected)], SAMPLINGS[: len(expected)])
     assert doomed.end().finish_reason == "cancelled"
     for stream, codes in zip(streams, expected, strict=True):
@@ -127,8 +127,8 @@ def test_ranks_draw_the_codes_of_one_rank_and_keep_the_same_state(
     with running_engine(eight_heads, exact=True, tensor_parallel_size=size, **ALL_AT_ONCE) as engine:
         speak_in_a_crowd(engine, expected[:count])
     assert len(others) == size - 1
-    assert_same_state([engine.runner, *others])
-    assert all(runner.kv_cache.shape[4] == 8 // size for runner in (engine.runner, *others))
+    assert_same_state([engine.worker, *others])
+    assert all(runner.kv_cache.shape[4] == 8 // size for runner in (engine.worker, *others))
 
 
 def test_ranks_share_other_shapes_and_cloned_voices(tiny_base_1b7: Path, monkeypatch: pytest.MonkeyPatch):
@@ -139,7 +139,7 @@ def test_ranks_share_other_shapes_and_cloned_voices(tiny_base_1b7: Path, monkeyp
     with running_engine(tiny_base_1b7, exact=True, tensor_parallel_size=2) as engine:
         for stream, codes in zip(speak_together(engine, utterances, [replace(GREEDY, max_frames=8)] * 2), expected, strict=True):
             np.testing.assert_array_equal(stream.codes, codes)
-    assert_same_state([engine.runner, *others])
+    assert_same_state([engine.worker, *others])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -148,7 +148,7 @@ def test_a_row_that_goes_wrong_on_one_rank_fails_alone(eight_heads: Path, rank: 
     with running_engine(eight_heads, exact=True, tensor_parallel_size=2) as engine:
 
         def spoil(stream: Stream) -> None:
-            [engine.runner, *others][rank].kv_cache[:, :, stream.request.block_table[-1]] = torch.nan
+            [engine.worker, *others][rank].kv_cache[:, :, stream.sequence.block_table[-1]] = torch.nan
 
         codes = speak(engine, GREETING, max_frames=12)
         spoiled = start(engine, WHOLE[1], at={3: spoil})
@@ -157,7 +157,7 @@ def test_a_row_that_goes_wrong_on_one_rank_fails_alone(eight_heads: Path, rank: 
         assert healthy.end().finish_reason == "length"
         np.testing.assert_array_equal(healthy.codes, codes)
         assert_blocks_are_given_out_clean(engine)
-    assert not any(runner.kv_cache.isnan().any() for runner in (engine.runner, *others))
+    assert not any(runner.kv_cache.isnan().any() for runner in (engine.worker, *others))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -194,7 +194,7 @@ def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_he
     os.kill(rank, signal.SIGKILL)
     eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
     with pytest.raises(RankError, match=rf"tensor parallel rank 1 \(process {rank}\) ended with signal 9"):
-        engine.runner.ranks.broadcast(ErasePlan(np.array([1])))
+        engine.worker.execute(ErasePlan(np.array([1])))
     engine.shutdown()
 
 
@@ -238,15 +238,19 @@ import sys, time
 import numpy as np
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import Delivery
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import Request
+from engine_lib.talker.request import Request, RequestListener
 config = EngineConfig(device="cpu", max_model_len=128, max_num_seqs=2, tensor_parallel_size=2)
 engine = TalkerEngine(Checkpoint(sys.argv[1]), config)
 engine.start()
 prompt = Prompt(np.arange(9, dtype=np.int32), np.full((9, 16), -1, np.int32), np.empty(0, np.int32), 9)
-engine.submit(Request("endless", prompt, SamplingParams(max_frames=100), (3,), lambda chunk: print("busy", flush=True)))
+class Busy(RequestListener):
+    def on_chunk(self, chunk):
+        print("busy", flush=True)
+engine.submit(Request("endless", prompt, SamplingParams(max_frames=100), Delivery((3,))), Busy())
 time.sleep(60)
 """
 
@@ -312,7 +316,7 @@ def test_what_a_rank_finds_wrong_is_what_the_load_says(eight_heads: Path, monkey
     start_threads(monkeypatch)
     monkeypatch.setattr(RankZero, "_send", lambda self, message: pytest.fail("rank 0 went on"))
     with monkeypatch.context() as patch:
-        patch.setattr("talker.ranks.TalkerRunner.__init__", failing)
+        patch.setattr("talker.ranks.TalkerWorker.__init__", failing)
         with pytest.raises(ConfigError, match=r"num_kv_blocks: too many \(tensor parallel rank 1\)"):
             make_engine(eight_heads, tensor_parallel_size=2)
 

@@ -11,7 +11,7 @@ import torch
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError
 from engine_lib.layers.flash_attention import check_flash_attention
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 from talker.speaking import checkpoint, make_engine
 
 BATCH = 3
@@ -22,21 +22,21 @@ def test_the_frame_step_reads_no_device_value_on_the_host(voice: Path):
     device = torch.device("meta")
     config = EngineConfig(max_model_len=64)
     with torch.inference_mode():
-        runner = TalkerRunner(checkpoint(voice), config, device=device, dtype=torch.float32)
-        codes = runner.step(torch.empty(BATCH, dtype=torch.int64, device=device), runner.state.block_tables.shape[1])
+        worker = TalkerWorker(checkpoint(voice), config, device=device, dtype=torch.float32)
+        codes = worker.step(torch.empty(BATCH, dtype=torch.int64, device=device), worker.state.block_tables.shape[1])
     assert (codes.shape, codes.device, codes.dtype) == ((BATCH, 16), device, torch.int64)
     with pytest.raises(RuntimeError):
         codes[0, 0].item()
 
 
 def test_padding_stays_at_the_first_row_however_long_the_server_runs(tiny_custom_voice: Path):
-    runner = make_engine(tiny_custom_voice, max_model_len=16).runner
-    slots = torch.tensor([0, runner.scratch_slot, runner.scratch_slot])
+    worker = make_engine(tiny_custom_voice, max_model_len=16).worker
+    slots = torch.tensor([0, worker.scratch_slot, worker.scratch_slot])
     with torch.inference_mode():
         for step in range(20):
-            runner.step(slots[1:] if step >= 16 else slots, runner.state.block_tables.shape[1])
-    assert runner.state.positions[0] == 16
-    assert runner.state.positions[runner.scratch_slot] == 0
+            worker.step(slots[1:] if step >= 16 else slots, worker.state.block_tables.shape[1])
+    assert worker.state.positions[0] == 16
+    assert worker.state.positions[worker.scratch_slot] == 0
 
 
 def test_flash_attn_refuses_what_it_cannot_read_and_says_what_to_change(tiny_custom_voice: Path):

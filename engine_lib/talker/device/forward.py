@@ -1,4 +1,4 @@
-"""The talker's layers over the paged KV cache: what a step computes before it draws a frame.
+"""The talker's layers over the paged KV cache: what a step computes before it samples a frame.
 
 PlainForward is torch: the CPU's path, and the twin of fused_forward.FusedForward.
 """
@@ -45,7 +45,7 @@ class TalkerForward(Protocol):
         """Prompt rows through all layers: [rows, hidden], before the final norm."""
         ...
 
-    def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def sample(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The frames that follow `x`, as frame.sample_frame."""
         ...
 
@@ -110,6 +110,6 @@ class PlainForward:
 
         return self._model.forward(self._model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
 
-    def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def sample(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
         return sample_frame(self._model, self._state, self._rules, slots, x)

@@ -87,6 +87,6 @@ class FusedForward:
         transformer = self._model.transformer
         return forward_fused(transformer, self._model.embed(inputs.text_ids, inputs.codes), attend, transformer.all_reduce)
 
-    def draw(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def sample(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""
         return sample_frame_fused(self._model, self._state, self._rules, slots, x)

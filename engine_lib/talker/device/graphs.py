@@ -1,6 +1,6 @@
 """CUDA graphs of the frame step and of prefill, captured at load for fixed sizes.
 
-Graphs of one stream share a memory pool, for they never run together.
+Graphs of one stream share a memory pool, because they never run together.
 
 A graph reads its inputs from one static buffer of integers. The host writes that buffer with one copy, and only when it has
 changed: a steady batch costs one launch a frame. Work that is smaller than its graph is padded with the scratch slot.
@@ -11,16 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from engine_lib.checkpoint_config import TalkerConfig
+from engine_lib.config import EngineConfig
 from engine_lib.devices import on_stream
-from engine_lib.talker.device.prefill_layout import PrefillLayout
-from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillBuffer, PrefillInputs, PrefillLayout
+from engine_lib.talker.device.state import SlotTable
 
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 PREFILL_ROW_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -56,84 +58,76 @@ class CapturedFunction:
         self._graph.reset()
 
 
+class CapturableSteps(Protocol):
+    """The parts of a worker that are captured, and their sizes; see TalkerWorker."""
+
+    config: EngineConfig
+    talker_config: TalkerConfig
+    device: torch.device
+    scratch_slot: int
+    table_width: int
+    slots: SlotTable
+    first_slots: torch.Tensor
+
+    def step(self, slots: torch.Tensor, width: int) -> torch.Tensor: ...
+    def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor: ...
+    def first_frames(self, slots: torch.Tensor) -> torch.Tensor: ...
+    def prefill_buffer(self, layout: PrefillLayout) -> PrefillBuffer: ...
+
+
 class TalkerGraphs:
     """All graphs of one talker.
 
     Attributes:
-        capture_seconds: what capturing took.
+        capture_seconds: time that capturing took.
         nbytes: device memory that it took.
     """
 
-    def __init__(
-        self,
-        step: Callable[[torch.Tensor], torch.Tensor],
-        prefill: Callable[[PrefillLayout, torch.Tensor], torch.Tensor],
-        first_draws: Callable[[torch.Tensor], torch.Tensor],
-        write_slot: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        max_batch: int,
-        max_prefill_rows: int,
-        width: int,
-        num_code_groups: int,
-        pack: Callable[[PrefillLayout, Sequence[PrefillChunk]], npt.NDArray[np.int64]],
-        blank_slot: npt.NDArray[np.int64],
-        scratch_slot: int,
-        first_slots: torch.Tensor,
-        device: torch.device,
-        prefill_stream: torch.cuda.Stream | None = None,
-    ) -> None:
+    def __init__(self, steps: CapturableSteps, prefill_stream: torch.cuda.Stream | None) -> None:
         """Capture on the current stream.
 
         Args:
-            step: the frame step on slots [batch].
-            prefill: the prefill step on a buffer of a layout.
-            first_draws: the frames of the first slots of `first_slots`, from the rows that prefill has left for them.
-            write_slot: begins a stream in a slot, both in its argument.
             prefill_stream: where prefill is captured, and replayed beside steps; None: on the steps' stream.
-            max_batch, max_prefill_rows: largest sizes a step may have.
-            width: columns of a block table.
-            pack: fills a layout's buffer; with no chunks it is all padding.
-            blank_slot: what `write_slot` may be called with at any time.
-            first_slots: [n] int64, where `prefill` leaves the slots that may draw; as many as it may have requests.
         """
-        self._scratch_slot = scratch_slot
+        self._scratch_slot, device, config = steps.scratch_slot, steps.device, steps.config
         started, reserved = time.perf_counter(), torch.cuda.memory_reserved(device)
         pool = torch.cuda.graph_pool_handle()
         prefill_pool = pool if prefill_stream is None else torch.cuda.graph_pool_handle()
-        batches = _buckets(BATCH_BUCKETS, max_batch)
-        sequence_buckets = _buckets(PREFILL_SEQUENCE_BUCKETS, min(max_batch, MAX_PREFILL_REQUESTS))
-        # One sequence more than requests: the padding rows.
+        batches = _buckets(BATCH_BUCKETS, config.max_num_seqs)
+        sequence_buckets = _buckets(PREFILL_SEQUENCE_BUCKETS, min(config.max_num_seqs, MAX_PREFILL_SEQUENCES))
+        # One sequence more than those that are prefilled: the padding rows.
         self._layouts = [
-            PrefillLayout(rows, sequences + 1, sequences, width, num_code_groups)
-            for rows in _buckets(PREFILL_ROW_BUCKETS, max_prefill_rows)
+            PrefillLayout(rows, sequences + 1, sequences, steps.table_width, steps.talker_config.num_code_groups)
+            for rows in _buckets(PREFILL_ROW_BUCKETS, min(config.max_num_batched_tokens, config.max_model_len))
             for sequences in sequence_buckets
         ]
         self._steps: dict[int, CapturedFunction] = {}
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
-        self._first_draws: dict[int, CapturedFunction] = {}
+        self._first_frames: dict[int, CapturedFunction] = {}
         with on_stream(prefill_stream):
-            self._write_slot = CapturedFunction(write_slot, torch.from_numpy(blank_slot).to(device), prefill_pool)
+            blank = torch.from_numpy(steps.slots.pack_blank(self._scratch_slot)).to(device)
+            self._write_slot = CapturedFunction(steps.slots.write, blank, prefill_pool)
         # The largest first, so that the smaller ones fit into its memory.
         num_graphs = len(self._layouts) + len(sequence_buckets) + len(batches)
         with tqdm(total=num_graphs, desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
                 with on_stream(prefill_stream):
-                    buffer = torch.from_numpy(pack(layout, [])).to(device)
-                    self._prefills[layout] = CapturedFunction(partial(prefill, layout), buffer, prefill_pool)
+                    padding = torch.from_numpy(steps.prefill_buffer(layout).finish()).to(device)
+                    self._prefills[layout] = CapturedFunction(partial(_prefill, steps, layout), padding, prefill_pool)
                 progress.update()
-            for draws in reversed(sequence_buckets):
+            for count in reversed(sequence_buckets):
                 with on_stream(prefill_stream):
-                    self._first_draws[draws] = CapturedFunction(first_draws, first_slots[:draws], prefill_pool)
+                    self._first_frames[count] = CapturedFunction(steps.first_frames, steps.first_slots[:count], prefill_pool)
                 progress.update()
             for batch in reversed(batches):
-                slots = torch.full((batch,), scratch_slot, device=device)
-                self._steps[batch] = CapturedFunction(step, slots, pool)
+                slots = torch.full((batch,), self._scratch_slot, device=device)
+                self._steps[batch] = CapturedFunction(partial(steps.step, width=steps.table_width), slots, pool)
                 progress.update()
         self.capture_seconds = time.perf_counter() - started
         self.nbytes = torch.cuda.memory_reserved(device) - reserved
 
     def __len__(self) -> int:
-        return len(self._steps) + len(self._prefills) + len(self._first_draws) + 1
+        return len(self._steps) + len(self._prefills) + len(self._first_frames) + 1
 
     def step(self, slots: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         """One frame of `slots` [n]: codes [n or more, num_code_groups]."""
@@ -148,7 +142,7 @@ class TalkerGraphs:
 
     def release(self) -> None:
         """Destroy all graphs; steps from here on raise RuntimeError."""
-        for captured in (self._write_slot, *self._steps.values(), *self._prefills.values(), *self._first_draws.values()):
+        for captured in (self._write_slot, *self._steps.values(), *self._prefills.values(), *self._first_frames.values()):
             captured.release()
 
     def layout_for(self, exact: PrefillLayout) -> PrefillLayout:
@@ -159,9 +153,13 @@ class TalkerGraphs:
         """One prefill step on the buffer of a captured layout."""
         self._prefills[layout].replay(buffer)
 
-    def first_draws(self, draws: int) -> torch.Tensor:
-        """Draw from the rows of the latest prefill step: codes [draws or more, num_code_groups]."""
-        return self._first_draws[min(size for size in self._first_draws if size >= draws)].replay()
+    def first_frames(self, count: int) -> torch.Tensor:
+        """The frames of the first `count` rows that the latest prefill step has kept: codes [count or more, num_code_groups]."""
+        return self._first_frames[min(size for size in self._first_frames if size >= count)].replay()
+
+
+def _prefill(steps: CapturableSteps, layout: PrefillLayout, buffer: torch.Tensor) -> torch.Tensor:
+    return steps.prefill_step(layout.unpack(buffer))
 
 
 def _buckets(sizes: Sequence[int], largest: int) -> list[int]:

@@ -1,6 +1,7 @@
-"""What the device shall do next, in numbers alone: what the runner tells its own device, and those of the other ranks.
+"""Plans: the device's next work in numbers alone, the same for every rank.
 
-A rank of a tensor-parallel talker knows no requests; plans are all it is told.
+The planner makes them from sequences; a worker executes them and knows no sequence. The kind of a plan says on which stream it
+is launched: an AheadPlan beside the decode step that runs, the others with the decode steps.
 """
 
 from __future__ import annotations
@@ -18,17 +19,41 @@ Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
 
 
-class SlotPlan(Message, frozen=True):
-    """A request takes a slot.
+class AheadPlan(Message, frozen=True):
+    """Base of plans that may run beside a decode step launched before them.
+
+    Attributes:
+        after: the decode step, counted from 1, that they must come after; 0: none.
+    """
+
+    after: int
+
+
+class SpeakerPlan(AheadPlan, frozen=True):
+    """The voice of the sequence in `slot`: `embedding` [hidden_size], which a row of its prompt may ask for. Ahead of its PrefillPlan."""
+
+    slot: int
+    embedding: Floats
+
+
+class PrefillPlan(AheadPlan, frozen=True):
+    """Prompt rows: `buffer` [layout.size] int64, made by PrefillBuffer."""
+
+    layout: PrefillLayout
+    buffer: Integers
+
+
+class SlotPlan(AheadPlan, frozen=True):
+    """A sequence takes a slot. Only sampling reads a slot, so this may come behind the PrefillPlan.
 
     Attributes:
         slot: its number.
-        num_rows: input rows the request has so far; all but the last are prefilled.
+        num_rows: input rows the sequence has so far; all but the last are prefilled.
         num_frames: frames it has, from before a preemption.
-        last_codes: [num_code_groups] int64, the codes of the last of these rows; negative where it has none.
-        seed, sampling: how its codes are drawn.
+        last_codes: [num_code_groups] int64, the codes of the last of these rows; negative for no code.
+        seed, sampling: how its codes are sampled.
         seen_ids: [n] int64, ids of codebook 0 it has used.
-        text_ids: [1 + n] int64, the text of the prompt's last row, and what joins the first n frames.
+        text_ids: [1 + n] int64, the text of the prompt's last row, and the text that joins the first n frames.
     """
 
     slot: int
@@ -41,11 +66,10 @@ class SlotPlan(Message, frozen=True):
     text_ids: Integers
 
 
-class SpeakerPlan(Message, frozen=True):
-    """The voice of the request in `slot`: `embedding` [hidden_size], an x-vector, which a row of its prompt may ask for."""
+class FirstFramesPlan(AheadPlan, frozen=True):
+    """The frames that follow the first `count` rows that the latest PrefillPlan marks as sampled."""
 
-    slot: int
-    embedding: Floats
+    count: int
 
 
 class BlockTablePlan(Message, frozen=True):
@@ -55,31 +79,18 @@ class BlockTablePlan(Message, frozen=True):
     tables: Integers
 
 
-class PrefillPlan(Message, frozen=True):
-    """Prompt rows: `buffer` [layout.size] int64, as PrefillLayout packs it."""
-
-    layout: PrefillLayout
-    buffer: Integers
-
-
-class FirstDrawPlan(Message, frozen=True):
-    """The frames that follow the first `draws` rows that the latest PrefillPlan says are drawn from."""
-
-    draws: int
-
-
 class DecodePlan(Message, frozen=True):
-    """The next frame of `slots` [n] int64, whose block tables use `width` columns."""
+    """The next frame of `slots` [n] int64. Their block tables use `width` columns."""
 
     slots: Integers
     width: int
 
 
 class ErasePlan(Message, frozen=True):
-    """Zeros into KV blocks `blocks` [n] int64."""
+    """Zeros into KV blocks `blocks` [n] int64: a failed sequence may have left NaN, which would outlive the masks of the next owner."""
 
     blocks: Integers
 
 
-Plan = SlotPlan | SpeakerPlan | BlockTablePlan | PrefillPlan | FirstDrawPlan | DecodePlan | ErasePlan
+Plan = SpeakerPlan | PrefillPlan | SlotPlan | FirstFramesPlan | BlockTablePlan | DecodePlan | ErasePlan
 PLAN_WIRE: Wire[Plan] = Wire(Plan)

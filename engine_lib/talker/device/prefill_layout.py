@@ -1,14 +1,13 @@
-"""What one prefill step feeds the device: packed prompt rows of several requests, in one buffer and one copy.
+"""The input of one prefill step: packed prompt rows of several sequences, in one buffer and one copy.
 
-The buffer's layout is fixed by a PrefillLayout, so that a captured graph can read the same places in every step. A layout may
-have more rows, sequences and draws than a step has: padding rows form a sequence of their own in NULL_BLOCK, padding draws
+The buffer's layout is fixed by a PrefillLayout, so that a captured graph reads the same places in every step. A layout may have
+more rows, sequences and sampled rows than a step has: padding rows form a sequence of their own in NULL_BLOCK, padding samples
 belong to the scratch slot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.prompt import NO_ID, X_VECTOR_ID
-from engine_lib.talker.block_manager import NULL_BLOCK
-from engine_lib.talker.scheduler import PrefillChunk
+
+NULL_BLOCK = 0  # the KV block of no sequence: padding rows write to it and unused block-table entries point to it
+MAX_PREFILL_SEQUENCES = 16  # in one step: prefill graphs have a fixed number of sequences
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class PrefillInputs:
     Attributes:
         text_ids: [rows], NO_ID where a row has no text.
         codes: [rows, num_code_groups], NO_ID where a row has no code.
-        positions: [rows], of each row in its request.
+        positions: [rows], of each row in its sequence.
         cache_rows: [rows], where its keys and values go in the flattened cache.
         query_starts: [sequences + 1], first row of each sequence, and the number of rows.
         lengths: [sequences], rows of each in the cache after this step.
         block_tables: [sequences, width].
-        draw_rows: [draws], last prompt rows whose requests draw a frame.
-        draw_slots: [draws], their slots.
+        sampled_rows: [sampled], last prompt rows, from which a frame is sampled.
+        sampled_slots: [sampled], their slots.
     """
 
     text_ids: torch.Tensor
@@ -45,30 +45,19 @@ class PrefillInputs:
     query_starts: torch.Tensor
     lengths: torch.Tensor
     block_tables: torch.Tensor
-    draw_rows: torch.Tensor
-    draw_slots: torch.Tensor
+    sampled_rows: torch.Tensor
+    sampled_slots: torch.Tensor
 
 
 @dataclass(frozen=True)
 class PrefillLayout:
-    """Sizes of the parts of a prefill buffer."""
+    """Sizes of a prefill buffer: its rows, its sequences, the rows that are sampled, the columns of a block table."""
 
     rows: int
     sequences: int
-    draws: int
+    sampled: int
     width: int
     num_code_groups: int
-
-    @classmethod
-    def exact(cls, chunks: Sequence[PrefillChunk], block_size: int) -> PrefillLayout:
-        """The layout without padding."""
-        return cls(
-            rows=sum(chunk.stop - chunk.start for chunk in chunks),
-            sequences=len(chunks),
-            draws=sum(chunk.completes_prompt for chunk in chunks),
-            width=max(-(-chunk.stop // block_size) for chunk in chunks),
-            num_code_groups=chunks[0].request.prompt.codes.shape[1],
-        )
 
     @property
     def size(self) -> int:
@@ -79,44 +68,71 @@ class PrefillLayout:
         """Views into `buffer` [size] int64."""
         return PrefillInputs(**{part.name: buffer[part.start : part.start + part.size].view(part.shape) for part in _parts(self)})
 
-    def pack(
-        self, chunks: Sequence[PrefillChunk], *, block_size: int, pad_text_id: int, first_speaker_code: int, scratch_slot: int
-    ) -> npt.NDArray[np.int64]:
-        """The buffer [size] for `chunks`, which must fit this layout.
 
+class PrefillBuffer:
+    """The buffer of one step under construction."""
+
+    def __init__(self, layout: PrefillLayout, *, block_size: int, first_speaker_code: int, scratch_slot: int) -> None:
+        """
         Args:
             block_size: rows of a KV block.
-            pad_text_id: text that joins the frames behind a request's own text.
-            first_speaker_code: code whose embedding is the x-vector of slot 0; those of the other slots follow.
-            scratch_slot: slot of padding draws.
+            first_speaker_code: code of the speaker embedding of slot 0; those of the other slots follow.
+            scratch_slot: slot of padding samples.
         """
-        buffer = np.zeros(self.size, np.int64)
-        arrays = {part.name: buffer[part.start : part.start + part.size].reshape(part.shape) for part in _parts(self)}
-        arrays["text_ids"][:], arrays["codes"][:], arrays["block_tables"][:] = NO_ID, NO_ID, NULL_BLOCK
-        arrays["draw_slots"][:] = scratch_slot
-        row = draw = 0
-        for i, chunk in enumerate(chunks):
-            request, stop = chunk.request, row + chunk.stop - chunk.start
-            arrays["text_ids"][row:stop], arrays["codes"][row:stop] = request.rows(chunk.start, chunk.stop, pad_text_id)
-            first_codes = arrays["codes"][row:stop, 0]
-            first_codes[first_codes == X_VECTOR_ID] = first_speaker_code + request.slot
-            positions = np.arange(chunk.start, chunk.stop)
-            table = np.array(request.block_table[: self.width])
-            arrays["positions"][row:stop] = positions
-            arrays["cache_rows"][row:stop] = table[positions // block_size] * block_size + positions % block_size
-            arrays["query_starts"][i + 1] = stop
-            arrays["lengths"][i] = chunk.stop
-            arrays["block_tables"][i, : len(table)] = table
-            if chunk.completes_prompt:
-                arrays["draw_rows"][draw], arrays["draw_slots"][draw] = stop - 1, request.slot
-                draw += 1
-            row = stop
-        # Padding rows are a sequence of their own, so that no row is without one.
-        padding = self.rows - row
-        arrays["cache_rows"][row:] = NULL_BLOCK * block_size + np.arange(padding) % block_size
-        arrays["query_starts"][len(chunks) + 1 :] = self.rows
-        arrays["lengths"][len(chunks) : len(chunks) + 1] = padding
-        return buffer
+        self._layout, self._block_size, self._first_speaker_code = layout, block_size, first_speaker_code
+        self._buffer = np.zeros(layout.size, np.int64)
+        self._parts = {part.name: self._buffer[part.start : part.start + part.size].reshape(part.shape) for part in _parts(layout)}
+        self._parts["text_ids"][:], self._parts["codes"][:], self._parts["block_tables"][:] = NO_ID, NO_ID, NULL_BLOCK
+        self._parts["sampled_slots"][:] = scratch_slot
+        self._num_rows = self._num_sequences = self._num_sampled = 0
+
+    def add(
+        self,
+        text_ids: npt.NDArray[np.int32],
+        codes: npt.NDArray[np.int32],
+        *,
+        start: int,
+        block_table: list[int],
+        slot: int,
+        is_sampled: bool,
+    ) -> None:
+        """Append rows of one sequence.
+
+        Args:
+            text_ids: [rows].
+            codes: [rows, num_code_groups].
+            start: position of the first of these rows in the sequence.
+            block_table: of the sequence.
+            slot: of the sequence.
+            is_sampled: whether the last of these rows is the last of the prompt, so that a frame is sampled from it.
+        """
+        parts, row, size = self._parts, self._num_rows, self._block_size
+        stop, end = row + len(text_ids), start + len(text_ids)
+        parts["text_ids"][row:stop], parts["codes"][row:stop] = text_ids, codes
+        first_codes = parts["codes"][row:stop, 0]
+        first_codes[first_codes == X_VECTOR_ID] = self._first_speaker_code + slot
+        positions = np.arange(start, end)
+        table = np.array(block_table[: self._layout.width])
+        parts["positions"][row:stop] = positions
+        parts["cache_rows"][row:stop] = table[positions // size] * size + positions % size
+        parts["query_starts"][self._num_sequences + 1] = stop
+        parts["lengths"][self._num_sequences] = end
+        parts["block_tables"][self._num_sequences, : len(table)] = table
+        if is_sampled:
+            parts["sampled_rows"][self._num_sampled], parts["sampled_slots"][self._num_sampled] = stop - 1, slot
+            self._num_sampled += 1
+        self._num_rows = stop
+        self._num_sequences += 1
+
+    def finish(self) -> npt.NDArray[np.int64]:
+        """The buffer [layout.size]; rows that are left are padding."""
+        parts, row, sequences = self._parts, self._num_rows, self._num_sequences
+        # A sequence of their own, so that no row is without one.
+        padding = self._layout.rows - row
+        parts["cache_rows"][row:] = NULL_BLOCK * self._block_size + np.arange(padding) % self._block_size
+        parts["query_starts"][sequences + 1 :] = self._layout.rows
+        parts["lengths"][sequences : sequences + 1] = padding
+        return self._buffer
 
 
 class _Part(NamedTuple):
@@ -138,8 +154,8 @@ def _parts(layout: PrefillLayout) -> tuple[_Part, ...]:
         "query_starts": (layout.sequences + 1,),
         "lengths": (layout.sequences,),
         "block_tables": (layout.sequences, layout.width),
-        "draw_rows": (layout.draws,),
-        "draw_slots": (layout.draws,),
+        "sampled_rows": (layout.sampled,),
+        "sampled_slots": (layout.sampled,),
     }
     parts, start = [], 0
     for name, shape in shapes.items():

@@ -32,6 +32,7 @@ class Ranks:
         all_reduce: adds up a tensor over ranks, in place; None where there is one rank.
         can_be_captured: whether CUDA graphs can hold `all_reduce`.
         label: for the log.
+        reads_results: whether the host of this rank reads the sampled codes.
         release_graphs: destroys the CUDA graphs that hold `all_reduce`; set by whoever captures some.
     """
 
@@ -39,6 +40,7 @@ class Ranks:
     all_reduce: AllReduce | None = None
     can_be_captured: bool = True
     label: str = ""
+    reads_results: bool = True
     release_graphs: Callable[[], None] = staticmethod(lambda: None)
 
     def agree_on(self, num_blocks: int) -> int:

@@ -1,20 +1,20 @@
-"""Runs the talker on the device: slot-indexed state, prefill, and one frame step for the whole batch.
+"""Worker: one rank's device state, and the plans it executes: prefill, and one frame step for the whole batch.
 
-Everything a step needs lives in tensors indexed by slot; a batch is a list of slots. `prefill` and `decode` read no device
-value on the host: their codes come back through a FrameResult, which the engine reads when it is ready.
+Everything a step needs lives in tensors indexed by slot; a batch is a list of slots. `execute` reads no device value on the
+host: sampled codes come back through a FrameResult, which the engine reads when it is ready.
 
 Captured prefill has a CUDA stream of its own: it runs beside the decode step launched before it, which leaves most of the memory's
 bandwidth unused, instead of after it. A decode step waits for all prefill launched before it; prefill waits for the decode steps that
-may still use what its requests were given (`prefill_after`). Tensor-parallel ranks keep to one stream, for their sums have one order.
+may still use what its sequences were given (`AheadPlan.after`). Tensor-parallel ranks keep to one stream because their sums have one order.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +26,16 @@ from engine_lib.devices import check_products, on_stream, own_stream
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.flash_attention import FlashAttention, check_flash_attention
-from engine_lib.talker.block_manager import NULL_BLOCK
 from engine_lib.talker.device.forward import PlainForward, TalkerForward
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.graphs import TalkerGraphs
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.plan import (
+    AheadPlan,
     BlockTablePlan,
     DecodePlan,
     ErasePlan,
-    FirstDrawPlan,
+    FirstFramesPlan,
     Floats,
     Integers,
     Plan,
@@ -44,35 +44,46 @@ from engine_lib.talker.device.plan import (
     SpeakerPlan,
 )
 from engine_lib.talker.device.pool_size import num_kv_blocks
-from engine_lib.talker.device.prefill_layout import PrefillInputs, PrefillLayout
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillBuffer, PrefillInputs, PrefillLayout
 from engine_lib.talker.device.ranks import Ranks
 from engine_lib.talker.device.state import SlotState, SlotTable
-from engine_lib.talker.request import Request
-from engine_lib.talker.scheduler import MAX_PREFILL_REQUESTS, PrefillChunk
 
 PINNED_BUFFERS = 6  # of one size
 KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
 
 
-@dataclass
 class FrameResult:
-    """Frames on their way to the host. Row i belongs to `requests[i]` as it was before `num_preemptions[i]` changed."""
+    """Frames on their way to the host: the copy is started here.
 
-    requests: list[Request]
-    num_preemptions: list[int]
-    codes: torch.Tensor
-    copied: torch.cuda.Event | None
-    ranks: Ranks
+    Attributes:
+        copied: the end of the copy on a GPU.
+    """
+
+    def __init__(self, codes: torch.Tensor, ranks: Ranks) -> None:
+        """`codes`: [sequences, num_code_groups] int64 on the device, which a later step may overwrite."""
+        self._ranks = ranks
+        self.copied: torch.cuda.Event | None = None
+        if codes.is_cuda:
+            codes = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True).copy_(codes, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+        self._codes = codes
 
     def read(self) -> npt.NDArray[np.int16]:
-        """[requests, num_code_groups]; waits for the device if need be. BAD_CODE marks a row that went wrong."""
+        """[sequences, num_code_groups]; waits for the device if need be. BAD_CODE marks a row that went wrong."""
         if self.copied is not None:
-            self.ranks.wait_for(self.copied)
-        return self.codes.numpy().astype(np.int16)
+            self._ranks.wait_for(self.copied)
+        return self._codes.numpy().astype(np.int16)
 
 
-class TalkerRunner:
-    """The talker's weights, KV cache and slot state on one device."""
+class TalkerWorker:
+    """The talker's weights, KV cache and slot state on one device.
+
+    Attributes:
+        num_blocks: KV blocks, NULL_BLOCK included.
+        table_width: columns of a block table.
+        scratch_slot: the slot of rows that only fill up a batch.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, config: EngineConfig, *, device: torch.device, dtype: torch.dtype, ranks: Ranks | None = None
@@ -108,154 +119,110 @@ class TalkerRunner:
         # Zeros, because attention multiplies masked rows by zero: NaN left in fresh memory would survive that.
         self.kv_cache = torch.zeros(cache_shape, dtype=dtype, device=device)
         self.scratch_slot = config.max_num_seqs
-        self._slots = SlotTable(
+        self.table_width = -(-config.max_model_len // config.kv_block_size)
+        self.slots = SlotTable(
             config.max_num_seqs + 1,
             num_code_groups=self.talker_config.num_code_groups,
             text_columns=config.max_model_len,
             pad_text_id=self.model.tts_pad_token_id,
-            width=self._blocks_for(config.max_model_len),
+            width=self.table_width,
             vocab_size=self.talker_config.vocab_size,
             device=device,
         )
-        self.state = self._slots.state
-        # of the latest prefill: the slots that draw their first frames, and the rows they are drawn from
-        self._first_slots = torch.full((MAX_PREFILL_REQUESTS,), self.scratch_slot, device=device)
-        self._first_rows = torch.zeros(MAX_PREFILL_REQUESTS, shape.hidden_size, dtype=dtype, device=device)
+        self.state = self.slots.state
+        # of the latest prefill: the slots whose first frames are to be sampled, and the rows they are sampled from
+        self.first_slots = torch.full((MAX_PREFILL_SEQUENCES,), self.scratch_slot, device=device)
+        self._first_rows = torch.zeros(MAX_PREFILL_SEQUENCES, shape.hidden_size, dtype=dtype, device=device)
         rules = FirstCodebookRules.of(self.talker_config, device)
         self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
         self.graphs: TalkerGraphs | None = None
         self.stream = own_stream(device, config.talker_stream_priority)
         self._prefill_stream: torch.cuda.Stream | None = None  # None: prefill and decode share a stream
         self._is_ahead = False  # the prefill stream holds something that no decode step has waited for
+        self._waited_for = 0  # the latest decode step that the prefill stream has waited for
         self._num_decode_steps = 0
         self._latest_steps: deque[tuple[int, torch.cuda.Event]] = deque(maxlen=KEPT_STEPS)  # numbers and ends of decode steps
+        self._launch: dict[type[Plan], Callable[[Any], torch.Tensor | None]] = {
+            SpeakerPlan: self._write_speaker,
+            PrefillPlan: self._prefill,
+            SlotPlan: self._write_slot,
+            FirstFramesPlan: self._sample_first,
+            BlockTablePlan: self._write_block_tables,
+            DecodePlan: self._decode,
+            ErasePlan: self._erase,
+        }
 
     def capture(self) -> None:
         """Capture frame steps and prefill in CUDA graphs, unless device, backends or `enforce_eager` say otherwise."""
         can_be_captured = self.forward.can_be_captured and self.ranks.can_be_captured
         if self.device.type != "cuda" or self.config.enforce_eager or not can_be_captured:
             return
-        width = self.state.block_tables.shape[1]
         if self.ranks.all_reduce is None:
             self._prefill_stream = own_stream(self.device, self.config.talker_stream_priority)
         with self.on_stream():
-            self.graphs = TalkerGraphs(
-                lambda slots: self.step(slots, width),
-                lambda layout, buffer: self.prefill_step(layout.unpack(buffer)),
-                self.first_draws,
-                self._slots.write,
-                max_batch=self.config.max_num_seqs,
-                max_prefill_rows=min(self.config.max_num_batched_tokens, self.config.max_model_len),
-                width=width,
-                num_code_groups=self.talker_config.num_code_groups,
-                pack=self._pack,
-                blank_slot=self._slots.pack_blank(self.scratch_slot),
-                scratch_slot=self.scratch_slot,
-                first_slots=self._first_slots,
-                device=self.device,
-                prefill_stream=self._prefill_stream,
-            )
+            self.graphs = TalkerGraphs(self, self._prefill_stream)
             self.ranks.release_graphs = self.graphs.release
             torch.cuda.synchronize(self.device)  # graphs share memory: from here on they may be replayed anywhere
-        # What steps hold at a time in memory that the device copies to and from, of every size torch's cache tells apart; it keeps them.
+        # Pinned memory that steps hold at a time, of every size that torch's cache tells apart; the cache keeps it.
         held = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]
         del held
 
     def on_stream(self) -> AbstractContextManager[object]:
-        """What the engine thread launches comes within."""
+        """The engine thread launches within this."""
         return on_stream(self.stream)
 
-    def _on_prefill_stream(self) -> AbstractContextManager[object]:
+    def layout_for(self, exact: PrefillLayout) -> PrefillLayout:
+        """The layout of a PrefillPlan that `exact` fits into: the smallest captured one, or `exact` if none is captured."""
+        return exact if self.graphs is None else self.graphs.layout_for(exact)
+
+    def prefill_buffer(self, layout: PrefillLayout) -> PrefillBuffer:
+        """An empty buffer for a PrefillPlan."""
+        return PrefillBuffer(
+            layout,
+            block_size=self.config.kv_block_size,
+            first_speaker_code=self.talker_config.vocab_size,
+            scratch_slot=self.scratch_slot,
+        )
+
+    def execute(self, plan: Plan) -> FrameResult | None:
+        """Launch `plan` here and, on rank 0, on all ranks.
+
+        Returns:
+            The frames it samples.
+
+        Raises:
+            RankError: another rank has ended.
+        """
+        self.ranks.broadcast(plan)
+        launch = self._launch[type(plan)]
+        if isinstance(plan, AheadPlan):
+            with self._ahead(plan.after):
+                return self._result(launch(plan))
+        result = self._result(launch(plan))
+        if isinstance(plan, DecodePlan):
+            self._num_decode_steps += 1
+            if result is not None and result.copied is not None:
+                self._latest_steps.append((self._num_decode_steps, result.copied))
+        return result
+
+    def _ahead(self, after: int) -> AbstractContextManager[object]:
+        """Launch on the prefill stream, after decode step number `after`."""
         self._is_ahead = True
+        if self._prefill_stream is not None and after > self._waited_for:
+            self._waited_for = after
+            # Steps before the kept ones have been read, or end before the oldest of those.
+            end = next((end for number, end in self._latest_steps if number >= after), None)
+            if end is not None:
+                self._prefill_stream.wait_event(end)
         return on_stream(self._prefill_stream)
 
-    def execute(self, plan: Plan) -> None:
-        """Do what rank 0 does, on a rank that has no requests."""
-        match plan:
-            case SlotPlan():
-                self._write_slot(plan)
-            case SpeakerPlan():
-                self._write_speaker(plan)
-            case BlockTablePlan():
-                self._write_block_tables(plan)
-            case PrefillPlan():
-                self._prefill(plan)
-            case FirstDrawPlan():
-                self._draw_first(plan)
-            case DecodePlan():
-                self._decode(plan)
-            case ErasePlan():
-                self._erase(plan)
+    def _result(self, codes: torch.Tensor | None) -> FrameResult | None:
+        return None if codes is None or not self.ranks.reads_results else FrameResult(codes, self.ranks)
 
-    def prefill_after(self, step: int) -> None:
-        """What is launched for prefill from here on comes after the decode step of this number, counted from 1."""
-        if self._prefill_stream is None:
-            return
-        # Steps before the kept ones have been read, or end before the oldest of those.
-        end = next((end for number, end in self._latest_steps if number >= step), None) if step else None
-        if end is not None:
-            self._prefill_stream.wait_event(end)
-
-    def write_speaker(self, request: Request) -> None:
-        """Write the x-vector of `request`, if it has one: to be done before its rows are prefilled."""
-        if (embedding := request.prompt.speaker_embedding) is not None:
-            plan = SpeakerPlan(request.slot, embedding)
-            self.ranks.broadcast(plan)
-            with self._on_prefill_stream():
-                self._write_speaker(plan)
+    # plans
 
     def _write_speaker(self, plan: SpeakerPlan) -> None:
         self.model.speaker_rows[plan.slot] = self._upload(plan.embedding)
-
-    def admit(self, request: Request) -> None:
-        """Write the slot of `request`, which draws read: its sampling and text, and what its kept frames (after a preemption) imply."""
-        frames, prompt, num_rows = request.frames, request.prompt, request.num_rows
-        _, last_codes = request.rows(num_rows - 1, num_rows, self.model.tts_pad_token_id)
-        plan = SlotPlan(
-            slot=request.slot,
-            num_rows=num_rows,
-            num_frames=len(frames),
-            last_codes=last_codes[0].astype(np.int64),
-            seed=request.seed,
-            sampling=request.sampling,
-            seen_ids=np.array([codes[0] for codes in frames], np.int64),
-            text_ids=np.concatenate([prompt.text_ids[-1:], prompt.trailing_text_ids]).astype(np.int64),
-        )
-        self.ranks.broadcast(plan)
-        with self._on_prefill_stream():
-            self._write_slot(plan)
-
-    def _write_slot(self, plan: SlotPlan) -> None:
-        slot, packed = plan.slot, self._slots.pack(plan)
-        if self.graphs is not None:
-            self.graphs.write_slot(packed)
-        else:
-            self._slots.write(self._upload(packed))
-        if len(plan.seen_ids):
-            self.state.seen[slot, self._upload(plan.seen_ids)] = True
-
-    def update_block_tables(self, requests: Sequence[Request]) -> None:
-        """Copy the block tables of `requests` to the device."""
-        if not requests:
-            return
-        tables = np.full((len(requests), self.state.block_tables.shape[1]), NULL_BLOCK, np.int32)
-        for row, request in enumerate(requests):
-            tables[row, : len(request.block_table)] = request.block_table
-        plan = BlockTablePlan(_slots(requests), tables)
-        self.ranks.broadcast(plan)
-        self._write_block_tables(plan)
-
-    def _write_block_tables(self, plan: BlockTablePlan) -> None:
-        self.state.block_tables[self._upload(plan.slots)] = self._upload(plan.tables)
-
-    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
-        """Run the rows of `chunks`. Their requests need not be admitted yet: the slot is not read."""
-        exact = PrefillLayout.exact(chunks, self.config.kv_block_size)
-        layout = exact if self.graphs is None else self.graphs.layout_for(exact)
-        plan = PrefillPlan(layout, self._pack(layout, chunks))
-        self.ranks.broadcast(plan)
-        with self._on_prefill_stream():
-            self._prefill(plan)
 
     def _prefill(self, plan: PrefillPlan) -> None:
         if self.graphs is not None:
@@ -263,59 +230,40 @@ class TalkerRunner:
         else:
             self.prefill_step(plan.layout.unpack(self._upload(plan.buffer)))
 
-    def draw_first(self, requests: Sequence[Request]) -> FrameResult:
-        """Draw the next frame of `requests`: all whose rows are all in, the last one too, since the latest prefill, in its order."""
-        plan = FirstDrawPlan(len(requests))
-        self.ranks.broadcast(plan)
-        with self._on_prefill_stream():
-            return self._result(list(requests), self._draw_first(plan))
-
-    def _draw_first(self, plan: FirstDrawPlan) -> torch.Tensor:
+    def _write_slot(self, plan: SlotPlan) -> None:
+        slot, packed = plan.slot, self.slots.pack(plan)
         if self.graphs is not None:
-            return self.graphs.first_draws(plan.draws)
-        return self.first_draws(self._first_slots[: plan.draws])
+            self.graphs.write_slot(packed)
+        else:
+            self.slots.write(self._upload(packed))
+        if len(plan.seen_ids):
+            self.state.seen[slot, self._upload(plan.seen_ids)] = True
 
-    def _pack(self, layout: PrefillLayout, chunks: Sequence[PrefillChunk]) -> npt.NDArray[np.int64]:
-        return layout.pack(
-            chunks,
-            block_size=self.config.kv_block_size,
-            pad_text_id=self.model.tts_pad_token_id,
-            first_speaker_code=self.talker_config.vocab_size,
-            scratch_slot=self.scratch_slot,
-        )
+    def _sample_first(self, plan: FirstFramesPlan) -> torch.Tensor:
+        if self.graphs is not None:
+            return self.graphs.first_frames(plan.count)[: plan.count]
+        return self.first_frames(self.first_slots[: plan.count])
 
-    def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
-        """Run prompt rows, and keep those that `first_draws` may draw from: [draws, hidden]."""
-        draws = len(inputs.draw_rows)
-        self._first_slots[:draws] = inputs.draw_slots
-        self._first_rows[:draws] = self.forward.prefill(inputs)[inputs.draw_rows]
-        return self._first_rows[:draws]
+    def _write_block_tables(self, plan: BlockTablePlan) -> None:
+        self.state.block_tables[self._upload(plan.slots)] = self._upload(plan.tables)
 
-    def first_draws(self, slots: torch.Tensor) -> torch.Tensor:
-        """Draw the frames of `slots` [draws], the first that the latest prefill step has kept rows for: [draws, num_code_groups] int64."""
-        return self.forward.draw(slots, self._first_rows[: len(slots)])
-
-    def decode(self, requests: Sequence[Request]) -> FrameResult:
-        """Draw the next frame of every request."""
-        width = self._blocks_for(max(request.num_rows_on_device for request in requests) + 1)
-        plan = DecodePlan(_slots(requests), width)
-        self.ranks.broadcast(plan)
+    def _decode(self, plan: DecodePlan) -> torch.Tensor:
         if self._prefill_stream is not None and self._is_ahead:
             torch.cuda.current_stream(self.device).wait_stream(self._prefill_stream)
             self._is_ahead = False
-        result = self._result(list(requests), self._decode(plan))
-        self._num_decode_steps += 1
-        if result.copied is not None:
-            self._latest_steps.append((self._num_decode_steps, result.copied))
-        return result
-
-    def _decode(self, plan: DecodePlan) -> torch.Tensor:
         if self.graphs is not None:
-            return self.graphs.step(plan.slots)
+            return self.graphs.step(plan.slots)[: len(plan.slots)]
         return self.step(self._upload(plan.slots), plan.width)
 
+    def _erase(self, plan: ErasePlan) -> None:
+        self.kv_cache[:, :, self._upload(plan.blocks)] = 0
+        if self._prefill_stream is not None:  # its next rows may go there
+            self._prefill_stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    # steps, which graphs capture
+
     def step(self, slots: torch.Tensor, width: int) -> torch.Tensor:
-        """One frame for each slot: input row, talker, head, draw, code predictor, state.
+        """One frame for each slot: input row, talker, head, sampling, code predictor, state.
 
         Args:
             slots: [batch] int64; `scratch_slot` pads.
@@ -324,40 +272,23 @@ class TalkerRunner:
         Returns:
             [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
         """
-        return self.forward.draw(slots, self.forward.decode(slots, width))
+        return self.forward.sample(slots, self.forward.decode(slots, width))
 
-    def erase(self, blocks: Sequence[int]) -> None:
-        """Zero `blocks`: a failed stream may have left NaN in them, which would outlive the masks of the next owner."""
-        plan = ErasePlan(np.array(blocks, np.int64))
-        self.ranks.broadcast(plan)
-        self._erase(plan)
-        if self._prefill_stream is not None:  # whose next rows may go there
-            self._prefill_stream.wait_stream(torch.cuda.current_stream(self.device))
+    def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
+        """Run prompt rows, and keep those that `first_frames` may sample from: [sampled, hidden]."""
+        sampled = len(inputs.sampled_rows)
+        self.first_slots[:sampled] = inputs.sampled_slots
+        self._first_rows[:sampled] = self.forward.prefill(inputs)[inputs.sampled_rows]
+        return self._first_rows[:sampled]
 
-    def _erase(self, plan: ErasePlan) -> None:
-        self.kv_cache[:, :, self._upload(plan.blocks)] = 0
+    def first_frames(self, slots: torch.Tensor) -> torch.Tensor:
+        """The frames of `slots` [n], the first n that the latest prefill step has kept rows for: [n, num_code_groups] int64."""
+        return self.forward.sample(slots, self._first_rows[: len(slots)])
 
     def _upload(self, values: Integers | Floats) -> torch.Tensor:
         """`values` on the device, without waiting for it."""
         tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-    def _blocks_for(self, num_rows: int) -> int:
-        return -(-num_rows // self.config.kv_block_size)
-
-    def _result(self, requests: list[Request], codes: torch.Tensor) -> FrameResult:
-        """Start the copy of `codes` to the host; rows past the requests are padding."""
-        copied = None
-        codes = codes[: len(requests)]
-        if self.device.type == "cuda":
-            codes = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True).copy_(codes, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-        return FrameResult(requests, [request.num_preemptions for request in requests], codes, copied, self.ranks)
-
-
-def _slots(requests: Sequence[Request]) -> npt.NDArray[np.int64]:
-    return np.array([request.slot for request in requests], np.int64)
 
 
 def _forward(

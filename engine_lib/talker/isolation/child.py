@@ -10,7 +10,6 @@ import select
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -21,26 +20,24 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, text_of
 from engine_lib.process.child import run_child
 from engine_lib.process.garbage import freeze_loaded
+from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
     ApplyBackpressure,
-    CancelRequest,
+    CancelStream,
     EngineLoaded,
     EngineReport,
     LoadEngine,
-    LoadFailed,
     LogRecord,
-    RequestChunk,
-    RequestStarted,
     StartEngine,
     StepChunks,
     StopEngine,
-    SubmitRequest,
+    StreamStarted,
 )
-from engine_lib.talker.request import Request
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
 REPORT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 0.1  # for a message, until a look at whether a rank has ended
@@ -71,13 +68,28 @@ class OutboxHandler(logging.Handler):
         self._outbox.send(LogRecord(record.name, record.levelno, text_of(record)))
 
 
+class PipedListener(RequestListener):
+    """Passes on what it hears of one stream: that it begins at once, its chunks with those of the same step."""
+
+    def __init__(self, stream_key: str, chunks: list[CodesChunk], outbox: Outbox) -> None:
+        self._stream_key, self._chunks, self._outbox = stream_key, chunks, outbox
+
+    def on_start(self) -> None:
+        """See RequestListener."""
+        self._outbox.send(StreamStarted(self._stream_key))
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """See RequestListener."""
+        self._chunks.append(chunk)
+
+
 class PipedTalkerEngine(TalkerEngine):
     """An engine whose callers are at the other end of a pipe. One thread reads that pipe and steps, so nothing holds it up."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, pipe: Connection, outbox: Outbox) -> None:
         super().__init__(checkpoint, config)
         self._pipe, self._outbox = pipe, outbox
-        self._chunks: list[RequestChunk] = []  # of this step
+        self._chunks: list[CodesChunk] = []  # of this step
         self._num_reported = [0, 0]  # intervals and host times
         self._reported_at = 0.0
 
@@ -115,36 +127,24 @@ class PipedTalkerEngine(TalkerEngine):
         match message:
             case StartEngine():
                 self._alive = True
-            case SubmitRequest():
-                self.submit(self._request(message))
-            case CancelRequest():
-                self.cancel(message.request_id)
+            case Request():  # the other end has checked it
+                with self._changed:
+                    listener = PipedListener(message.stream_key, self._chunks, self._outbox)
+                    self._open[message.stream_key] = self._accept(message, listener)
+            case CancelStream():
+                self.cancel(message.stream_key)
             case ApplyBackpressure():
                 self.apply_backpressure(message.until)
             case StopEngine():
                 self._stopping = True
-
-    def _request(self, message: SubmitRequest) -> Request:
-        request = Request(
-            message.request_id,
-            message.prompt,
-            message.sampling,
-            message.chunk_frames,
-            lambda chunk: self._chunks.append(RequestChunk(message.request_id, chunk)),
-            deadline=message.deadline,
-            chunk_growth=message.chunk_growth,
-            on_start=partial(self._outbox.send, RequestStarted(message.request_id)) if message.has_start_listener else None,
-        )
-        request.max_frames = message.max_frames
-        return request
 
     def _after_step(self) -> None:
         # Whoever gets the last chunk of all may look at once at what the engine still holds.
         if not self._open or time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._report()
         if self._chunks:
-            chunks, self._chunks = tuple(self._chunks), []
-            self._outbox.send(StepChunks(chunks))
+            self._outbox.send(StepChunks(tuple(self._chunks)))
+            self._chunks.clear()
 
     def _report(self) -> None:
         """Say what the engine holds, and each duration once."""
@@ -175,7 +175,7 @@ def serve(
     try:
         engine = engine_class(Checkpoint(config.model_path), config, pipe, outbox)
     except Exception as error:
-        outbox.send(LoadFailed(type(error).__name__, str(error)))
+        outbox.send(LoadFailed.of(error))
         raise
     freeze_loaded()
     outbox.send(EngineLoaded(engine.stats()))

@@ -1,4 +1,4 @@
-"""What a talker's engine in a process of its own is told, and what it tells."""
+"""The messages to and from a talker's engine in a process of its own. A request travels as itself (talker/request.py)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message, Wire
-from engine_lib.prompt import Prompt
-from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import TalkerStats
-from engine_lib.talker.chunking import ChunkGrowth
-from engine_lib.talker.request import CodesChunk
+from engine_lib.talker.request import CodesChunk, Request
 
 # to the engine
 
@@ -28,27 +26,14 @@ class StartEngine(Message, frozen=True):
     """Requests follow."""
 
 
-class SubmitRequest(Message, frozen=True):
-    """The arguments of a Request; its listeners stay where they are. `deadline` is of the monotonic clock all processes share."""
+class CancelStream(Message, frozen=True):
+    """An open stream is to end."""
 
-    request_id: str
-    prompt: Prompt
-    sampling: SamplingParams
-    max_frames: int
-    chunk_frames: tuple[int, ...]
-    chunk_growth: ChunkGrowth | None
-    deadline: float | None
-    has_start_listener: bool
-
-
-class CancelRequest(Message, frozen=True):
-    """An open request shall end."""
-
-    request_id: str
+    stream_key: str
 
 
 class ApplyBackpressure(Message, frozen=True):
-    """No further request shall begin before `until`, of the monotonic clock all processes share."""
+    """No further request begins before `until`, of the monotonic clock that all processes share."""
 
     until: float
 
@@ -66,13 +51,6 @@ class EngineLoaded(Message, frozen=True):
     stats: TalkerStats
 
 
-class LoadFailed(Message, frozen=True):
-    """The engine must not load: the class and the text of its error."""
-
-    error: str
-    message: str
-
-
 class LogRecord(Message, frozen=True):
     """A line for the log of whoever started the engine; arguments as of `logging.Logger.log`."""
 
@@ -81,23 +59,16 @@ class LogRecord(Message, frozen=True):
     message: str
 
 
-class RequestStarted(Message, frozen=True):
-    """The first step of a request that has a start listener is about to be launched."""
+class StreamStarted(Message, frozen=True):
+    """The first step of a request that says `announce_start` is about to be launched."""
 
-    request_id: str
-
-
-class RequestChunk(Message, frozen=True):
-    """The next chunk of a request."""
-
-    request_id: str
-    chunk: CodesChunk
+    stream_key: str
 
 
 class StepChunks(Message, frozen=True):
-    """What one step has added to all requests."""
+    """The chunks of one step, of all streams."""
 
-    chunks: tuple[RequestChunk, ...]
+    chunks: tuple[CodesChunk, ...]
 
 
 class EngineReport(Message, frozen=True):
@@ -108,9 +79,8 @@ class EngineReport(Message, frozen=True):
     hosts: npt.NDArray[np.float64]
 
 
-TO_ENGINE: Wire[LoadEngine | StartEngine | SubmitRequest | CancelRequest | ApplyBackpressure | StopEngine] = Wire(
-    LoadEngine | StartEngine | SubmitRequest | CancelRequest | ApplyBackpressure | StopEngine
-)
-FROM_ENGINE: Wire[EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport] = Wire(
-    EngineLoaded | LoadFailed | LogRecord | RequestStarted | StepChunks | EngineReport
-)
+ToEngine = LoadEngine | StartEngine | Request | CancelStream | ApplyBackpressure | StopEngine
+FromEngine = EngineLoaded | LoadFailed | LogRecord | StreamStarted | StepChunks | EngineReport
+
+TO_ENGINE: Wire[ToEngine] = Wire(ToEngine)
+FROM_ENGINE: Wire[FromEngine] = Wire(FromEngine)

@@ -1,4 +1,4 @@
-"""TalkerEngineProcess: a talker's engine in a process of its own, as its callers see it.
+"""RemoteTalkerEngine: a talker's engine in a process of its own, as its callers see it.
 
 An engine thread works for less than a millisecond a step, in a dozen pieces between its waits for the device, and after each it needs
 Python's interpreter lock again. Where other threads parse requests and send answers in the same process they hold that lock, and
@@ -16,30 +16,31 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from multiprocessing.connection import Pipe
 
+import msgspec
+
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.errors import CheckpointError, ConfigError, Qwen3TTSError
+from engine_lib.errors import Qwen3TTSError
 from engine_lib.process.child import end_of, start_child
+from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
+from engine_lib.talker.emitter import Emitter
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
     ApplyBackpressure,
-    CancelRequest,
+    CancelStream,
     EngineLoaded,
     EngineReport,
     LoadEngine,
-    LoadFailed,
     LogRecord,
-    RequestChunk,
-    RequestStarted,
     StartEngine,
     StepChunks,
     StopEngine,
-    SubmitRequest,
+    StreamStarted,
 )
-from engine_lib.talker.request import FinishReason, Request
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ CHILD_MODULE = "engine_lib.talker.isolation.child"
 END_SECONDS = 5.0  # from the end of the pipe until the process is killed
 
 
-class TalkerEngineProcess(BaseTalkerEngine):
+class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
     """Continuous batching of requests on one talker, elsewhere."""
 
     hands_out_beside_steps = True
@@ -102,25 +103,16 @@ class TalkerEngineProcess(BaseTalkerEngine):
         with self._changed:
             return replace(self._stats, waiting=max(len(self._open) - self._stats.running, 0))
 
-    def _accept(self, request: Request) -> None:
-        self._send(
-            SubmitRequest(
-                request_id=request.request_id,
-                prompt=replace(request.prompt, reference_codes=None),  # those are the codec's
-                sampling=request.sampling,
-                max_frames=request.max_frames,
-                chunk_frames=request.chunk_frames,
-                chunk_growth=request.chunk_growth,
-                deadline=request.deadline,
-                has_start_listener=request.has_start_listener,
-            )
-        )
+    def _accept(self, request: Request, listener: RequestListener) -> Emitter:
+        prompt = replace(request.prompt, reference_codes=None)  # they are for the codec
+        self._send(msgspec.structs.replace(request, prompt=prompt))
+        return Emitter(request, listener)
 
-    def _accept_cancel(self, request_id: str) -> None:
-        self._send(CancelRequest(request_id))
+    def _accept_cancel(self, stream_key: str) -> None:
+        self._send(CancelStream(stream_key))
 
     def _accept_backpressure(self) -> None:
-        self._send(ApplyBackpressure(self._backpressure_until))
+        self._send(ApplyBackpressure(self._backpressure.until))
 
     def _send(self, message: Message) -> None:
         """A process that has gone is noticed by who reads from it, and every open request ends then."""
@@ -138,8 +130,7 @@ class TalkerEngineProcess(BaseTalkerEngine):
                     self._stats = message.stats
                     return
                 case LoadFailed():
-                    kind = {error.__name__: error for error in (ConfigError, CheckpointError)}.get(message.error, Qwen3TTSError)
-                    raise kind(message.message)
+                    raise message.to_error(Qwen3TTSError)
                 case LogRecord():
                     _log(message)
 
@@ -159,17 +150,17 @@ class TalkerEngineProcess(BaseTalkerEngine):
         with self._changed:
             self._alive = False
             left, self._open = list(self._open.values()), {}
-        for request in left:
-            request.finish(FinishReason.ERROR, reason)
+        for emitter in left:
+            emitter.end(FinishReason.ERROR, reason)
 
     def _receive(self, message: object) -> None:
         match message:
             case StepChunks():
                 for chunk in message.chunks:
                     self._receive_chunk(chunk)
-            case RequestStarted():
-                if message.request_id in self._open:
-                    self._open[message.request_id].start()
+            case StreamStarted():
+                if message.stream_key in self._open:
+                    self._open[message.stream_key].start()
             case EngineReport():
                 self._stats = message.stats
                 for durations, seconds in ((self.step_times.interval, message.intervals), (self.step_times.host, message.hosts)):
@@ -178,18 +169,18 @@ class TalkerEngineProcess(BaseTalkerEngine):
             case LogRecord():
                 _log(message)
 
-    def _receive_chunk(self, message: RequestChunk) -> None:
-        chunk = message.chunk
+    def _receive_chunk(self, chunk: CodesChunk) -> None:
+        key = chunk.stream_key
         with self._changed:
-            request = self._open.get(message.request_id) if not chunk.is_final else self._open.pop(message.request_id, None)
-        if request is None:
+            emitter = self._open.pop(key, None) if chunk.is_final else self._open.get(key)
+        if emitter is None:
             return
-        if request.listener_failed and chunk.is_final:
-            request.finish(FinishReason.CANCELLED)
-        elif not request.listener_failed:
-            request.emit(chunk)
-            if request.listener_failed:
-                self.cancel(request.request_id)
+        if emitter.has_failed and chunk.is_final:
+            emitter.end(FinishReason.CANCELLED)
+        elif not emitter.has_failed:
+            emitter.emit(chunk)
+            if emitter.has_failed:
+                self.cancel(key)
 
     def _end_process(self, patience: float = 0.0) -> None:
         self._pipe.close()

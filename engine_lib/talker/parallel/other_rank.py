@@ -6,7 +6,6 @@ the process that started it is gone.
 
 from __future__ import annotations
 
-import json
 import logging
 from multiprocessing.connection import Connection
 
@@ -16,34 +15,38 @@ from engine_lib.checkpoint import Checkpoint, Shard
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device
 from engine_lib.process.child import run_child
+from engine_lib.process.loading import LoadFailed
 from engine_lib.talker.device.load_summary import load_summary
 from engine_lib.talker.device.plan import PLAN_WIRE
 from engine_lib.talker.device.ranks import Ranks
-from engine_lib.talker.device.worker import TalkerRunner
+from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.parallel.all_reduce import RankGroup, open_store
-from engine_lib.talker.parallel.rank_zero import RankSetup
+from engine_lib.talker.parallel.messages import FROM_RANK, TO_RANK, AgreedBlocks, LoadRank, RankLoaded
 
 logger = logging.getLogger(__name__)
 
 
 class OtherRank(Ranks):
-    """This rank, as its runner sees it."""
+    """This rank, as its worker sees it."""
 
-    def __init__(self, setup: RankSetup, pipe: Connection) -> None:
-        self.shard = Shard(setup.rank, setup.size)
-        self.can_be_captured = setup.backend == "nccl"
-        self.label = f"rank {setup.rank} of {setup.size}, "
-        self._setup, self._pipe = setup, pipe
+    reads_results = False  # rank 0 reads the same codes
+
+    def __init__(self, load: LoadRank, pipe: Connection) -> None:
+        self.shard = Shard(load.rank, load.size)
+        self.can_be_captured = load.backend == "nccl"
+        self.label = f"rank {load.rank} of {load.size}, "
+        self._load, self._pipe = load, pipe
         self._group: RankGroup | None = None
 
     def agree_on(self, num_blocks: int) -> int:
         """See Ranks."""
-        self._pipe.send_bytes(json.dumps({"num_blocks": num_blocks}).encode())
-        agreed: int = json.loads(self._pipe.recv_bytes())["num_blocks"]
-        self._group = RankGroup(self._setup.backend, open_store(self._setup.store_port), self.shard, torch.device(self._setup.device))
+        self._pipe.send_bytes(FROM_RANK.pack(RankLoaded(num_blocks)))
+        agreed = TO_RANK.unpack(self._pipe.recv_bytes())
+        assert isinstance(agreed, AgreedBlocks)
+        self._group = RankGroup(self._load.backend, open_store(self._load.store_port), self.shard, torch.device(self._load.device))
         self._group.connect()
         self.all_reduce = self._group.all_reduce
-        return agreed
+        return agreed.num_blocks
 
     def close(self) -> None:
         """Leave the group."""
@@ -53,24 +56,25 @@ class OtherRank(Ranks):
 
 def serve(pipe: Connection) -> None:
     """Be a rank until `pipe` closes."""
-    setup = RankSetup(**json.loads(pipe.recv_bytes()))
-    level, name = setup.log_level, f"rank {setup.rank}"
+    load = TO_RANK.unpack(pipe.recv_bytes())
+    assert isinstance(load, LoadRank)
+    level, name = load.log_level, f"rank {load.rank}"
     logging.basicConfig(level=level, format=f"%(asctime)s %(levelname)s talker {name}: %(message)s")
-    torch.set_num_threads(setup.num_threads)
-    ranks, device = OtherRank(setup, pipe), torch.device(setup.device)
-    config, dtype = EngineConfig(**setup.config), getattr(torch, setup.dtype)
+    torch.set_num_threads(load.num_threads)
+    ranks, device = OtherRank(load, pipe), torch.device(load.device)
+    config, dtype = EngineConfig(**load.config), getattr(torch, load.dtype)
     try:
         with torch.inference_mode(), on_device(device):
             try:
-                runner = TalkerRunner(Checkpoint(config.model_path), config, device=device, dtype=dtype, ranks=ranks)
-                runner.capture()
-                logger.info("%s", load_summary(runner))
+                worker = TalkerWorker(Checkpoint(config.model_path), config, device=device, dtype=dtype, ranks=ranks)
+                worker.capture()
+                logger.info("%s", load_summary(worker))
             except Exception as error:
-                pipe.send_bytes(json.dumps({"error": type(error).__name__, "message": str(error)}).encode())
+                pipe.send_bytes(FROM_RANK.pack(LoadFailed.of(error)))
                 raise
-            with runner.on_stream():
+            with worker.on_stream():
                 while True:
-                    runner.execute(PLAN_WIRE.unpack(pipe.recv_bytes()))
+                    worker.execute(PLAN_WIRE.unpack(pipe.recv_bytes()))
     except (EOFError, ConnectionError):
         logger.info("rank 0 has closed the pipe")
     finally:

@@ -6,48 +6,33 @@ codes. A rank lives as long as its pipe: it ends when the pipe closes, and its o
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
 import torch
 
 from engine_lib.checkpoint import Checkpoint, Shard
 from engine_lib.checkpoint_config import DecoderShape
 from engine_lib.config import TENSOR_PARALLEL_SIZES, EngineConfig
-from engine_lib.errors import CheckpointError, ConfigError
+from engine_lib.errors import ConfigError
 from engine_lib.process.child import ChildProcess, end_of, start_child
+from engine_lib.process.loading import LoadFailed
 from engine_lib.talker.device.plan import PLAN_WIRE, Plan
 from engine_lib.talker.device.ranks import RankError, Ranks
 from engine_lib.talker.parallel.all_reduce import RankGroup, new_store
+from engine_lib.talker.parallel.messages import FROM_RANK, TO_RANK, AgreedBlocks, LoadRank
 
 logger = logging.getLogger(__name__)
 
 RANK_MODULE = "engine_lib.talker.parallel.other_rank"
 END_SECONDS = 5.0  # until ranks that should end are killed
 POLL_SECONDS = 5e-5  # between looks at an event that the device may never reach
-
-
-@dataclass(frozen=True)
-class RankSetup:
-    """The first message to a rank."""
-
-    rank: int
-    size: int
-    store_port: int
-    backend: str
-    device: str
-    dtype: str
-    num_threads: int
-    log_level: int
-    config: dict[str, Any]
 
 
 def start_ranks(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Ranks:
@@ -88,7 +73,7 @@ class RankZero(Ranks):
         self._watchers: list[threading.Thread] = []
         with self.closed_on_error():
             for rank in range(1, len(devices)):
-                setup = RankSetup(
+                load = LoadRank(
                     rank=rank,
                     size=len(devices),
                     store_port=port,
@@ -104,7 +89,7 @@ class RankZero(Ranks):
                 with theirs:
                     self._processes.append(start_child(RANK_MODULE, theirs))
                 with suppress(ConnectionError):  # one that has died by now is found by `agree_on`
-                    ours.send_bytes(json.dumps(asdict(setup)).encode())
+                    ours.send_bytes(TO_RANK.pack(load))
 
     def agree_on(self, num_blocks: int) -> int:
         """See Ranks; waits until the others have loaded.
@@ -116,7 +101,7 @@ class RankZero(Ranks):
         for rank, process in enumerate(self._processes, 1):
             self._watchers.append(threading.Thread(target=self._watch, args=(rank, process), name=f"talker-rank-{rank}", daemon=True))
             self._watchers[-1].start()
-        self._send(json.dumps({"num_blocks": num_blocks}).encode())
+        self._send(TO_RANK.pack(AgreedBlocks(num_blocks)))
         self._group = RankGroup(self._backend, self._store, self.shard, self._device)
         self.check()  # whoever noticed an end before there was a group had none to abort
         self._group.connect()
@@ -175,14 +160,12 @@ class RankZero(Ranks):
     def _answer(self, rank: int) -> int:
         """The KV blocks that `rank` has room for, once it has loaded."""
         try:
-            answer = json.loads(self._pipes[rank - 1].recv_bytes())
+            answer = FROM_RANK.unpack(self._pipes[rank - 1].recv_bytes())
         except (EOFError, ConnectionError):
             raise self._end_of(rank) from None
-        if "error" in answer:
-            kind = {error.__name__: error for error in (ConfigError, CheckpointError)}.get(answer["error"], RankError)
-            raise kind(f"{answer['message']} (tensor parallel rank {rank})")
-        num_blocks: int = answer["num_blocks"]
-        return num_blocks
+        if isinstance(answer, LoadFailed):
+            raise answer.to_error(RankError, f"tensor parallel rank {rank}")
+        return answer.num_blocks
 
     def _send(self, message: bytes) -> None:
         for rank, pipe in enumerate(self._pipes, 1):

@@ -1,0 +1,91 @@
+"""Delivery: how a client wants a stream delivered, carried whole from the request to the codec.
+
+A new field needs a default, its check in `_CHECKS`, and the code that uses it. No file on the way names the fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from engine_lib.config import EngineConfig
+from engine_lib.errors import InvalidRequestError
+
+MAX_CHUNK_FRAMES = 64
+MAX_CHUNK_STEPS = 64
+
+
+class ChunkPolicy(str, Enum):
+    """How chunks go on after `chunk_frames`."""
+
+    FIXED = "fixed"
+    ADAPTIVE = "adaptive"
+
+
+class AudioFormat(str, Enum):
+    """How a client gets its samples: as the FP32 tensor `audio`, or as text in `audio_base64`."""
+
+    FLOAT32 = "float32"
+    PCM16_BASE64 = "pcm16_base64"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Delivery of one stream.
+
+    Attributes:
+        chunk_frames: frames in the first, second, .. chunk, 1 to 64 each.
+        chunk_policy: FIXED repeats the last entry; ADAPTIVE goes by the audio that the client has left (talker/chunking.py).
+        audio_format: how the samples travel.
+    """
+
+    chunk_frames: tuple[int, ...]
+    chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
+    audio_format: AudioFormat = AudioFormat.FLOAT32
+
+    @classmethod
+    def default(cls, config: EngineConfig) -> Delivery:
+        """The delivery of a request that asks for none."""
+        return cls(config.chunk_frames, ChunkPolicy(config.chunk_policy))
+
+    def updated(self, values: Mapping[str, Any]) -> Delivery:
+        """Return this delivery with the fields of `values` that are not None.
+
+        Raises:
+            InvalidRequestError: a value is not allowed.
+        """
+        changes = {name: _CHECKS[name](value) for name, value in values.items() if value is not None}
+        return replace(self, **changes) if changes else self
+
+
+DELIVERY_NAMES = tuple(spec.name for spec in fields(Delivery))
+
+
+def _checked_chunk_frames(value: Any) -> tuple[int, ...]:
+    if (
+        not isinstance(value, list | tuple)
+        or not 1 <= len(value) <= MAX_CHUNK_STEPS
+        or not all(type(frames) is int and 1 <= frames <= MAX_CHUNK_FRAMES for frames in value)
+    ):
+        allowed = f"a list of 1 to {MAX_CHUNK_STEPS} whole numbers from 1 to {MAX_CHUNK_FRAMES}"
+        raise InvalidRequestError("chunk_frames", f"{value!r:.100} is not allowed; give {allowed}")
+    return tuple(value)
+
+
+def _choice(name: str, kind: type[Enum], value: Any) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = ", ".join(known.value for known in kind)
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
+
+
+# A client's value -> the checked value. It is checked once, here: not again when a message carries it.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "chunk_frames": _checked_chunk_frames,
+    "chunk_policy": partial(_choice, "chunk_policy", ChunkPolicy),
+    "audio_format": partial(_choice, "audio_format", AudioFormat),
+}

@@ -1,0 +1,59 @@
+"""Emitter: hands the chunks of one stream to its listener, and keeps the listener's faults from other streams."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+
+logger = logging.getLogger(__name__)
+
+
+class Emitter:
+    """One stream as its listener hears it.
+
+    Attributes:
+        has_failed: whether the listener has raised, so that its stream is to end.
+    """
+
+    def __init__(self, request: Request, listener: RequestListener) -> None:
+        self._stream_key, self._listener = request.stream_key, listener
+        self._must_announce = request.announce_start
+        self._num_code_groups = request.prompt.codes.shape[1]
+        self._num_chunks = 0
+        self.has_failed = False
+
+    def start(self) -> None:
+        """Announce that work begins, once: a preempted request starts again unheard."""
+        if self._must_announce:
+            self._must_announce = False
+            self._call(self._listener.on_start)
+
+    def emit(self, chunk: CodesChunk) -> None:
+        """Hand on a chunk."""
+        self._num_chunks += 1
+        self._call(partial(self._listener.on_chunk, chunk))
+
+    def emit_frames(self, codes: npt.NDArray[np.int16]) -> None:
+        """Hand on frames [frames, num_code_groups] as the next chunk."""
+        self.emit(CodesChunk(self._stream_key, self._num_chunks, codes))
+
+    def end(self, reason: FinishReason, error: str = "") -> None:
+        """Hand on the final chunk."""
+        if self.has_failed:
+            reason, error = FinishReason.CANCELLED, ""
+        nothing = np.empty((0, self._num_code_groups), np.int16)
+        self.emit(CodesChunk(self._stream_key, self._num_chunks, nothing, is_final=True, finish_reason=reason.value, error=error))
+
+    def _call(self, listener: Callable[[], None]) -> None:
+        try:
+            listener()
+        except Exception as error:
+            # The message is left out because it may hold a user's text.
+            self.has_failed = True
+            logger.error("stream %s: its listener raised %s; the stream ends", self._stream_key, type(error).__name__)

@@ -1,0 +1,107 @@
+"""Planner: the scheduler's decisions as plans in numbers, in the order in which the device must have them.
+
+Plans are made one by one, so that the host makes the next one while the device works on the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.talker.device.plan import BlockTablePlan, DecodePlan, ErasePlan, FirstFramesPlan, Plan, PrefillPlan, SlotPlan, SpeakerPlan
+from engine_lib.talker.device.prefill_layout import NULL_BLOCK, PrefillLayout
+from engine_lib.talker.device.worker import TalkerWorker
+from engine_lib.talker.scheduler import PrefillChunk, Schedule, Scheduler
+from engine_lib.talker.sequence import Sequence
+
+NONE: list[Sequence] = []
+
+
+class Planner:
+    """Makes plans for one worker."""
+
+    def __init__(self, scheduler: Scheduler, worker: TalkerWorker) -> None:
+        self._scheduler, self._worker = scheduler, worker
+        self._block_size = worker.config.kv_block_size
+        self._pad_text_id = worker.model.tts_pad_token_id
+
+    def plans(self, schedule: Schedule) -> Iterator[tuple[Plan, list[Sequence]]]:
+        """The plans of `schedule`, each with the sequences it samples a frame of. To the scheduler a plan is launched once it is made."""
+        sampled, after = [chunk.sequence for chunk in schedule.prefill if chunk.completes_prompt], schedule.prefill_after
+        if schedule.erase:
+            yield ErasePlan(np.array(schedule.erase, np.int64)), NONE
+
+        # prefill
+        for sequence in schedule.admitted:
+            if (embedding := sequence.prompt.speaker_embedding) is not None:
+                yield SpeakerPlan(after, sequence.slot, embedding), NONE
+        if schedule.prefill:
+            # Ahead of the slots, which only sampling needs: the host writes those while the device is busy with this.
+            plan = self._prefill(schedule.prefill, after)
+            self._scheduler.prefilled(schedule.prefill)
+            yield plan, NONE
+        for sequence in schedule.admitted:
+            yield self._slot(sequence, after), NONE
+        if schedule.grown:
+            yield self._block_tables(schedule.grown), NONE
+        if sampled:
+            yield FirstFramesPlan(0, len(sampled)), sampled
+
+        # decode
+        if schedule.decode:
+            yield self._decode(schedule.decode), schedule.decode
+
+    def _prefill(self, chunks: list[PrefillChunk], after: int) -> PrefillPlan:
+        exact = PrefillLayout(
+            rows=sum(chunk.stop - chunk.start for chunk in chunks),
+            sequences=len(chunks),
+            sampled=sum(chunk.completes_prompt for chunk in chunks),
+            width=max(-(-chunk.stop // self._block_size) for chunk in chunks),
+            num_code_groups=chunks[0].sequence.prompt.codes.shape[1],
+        )
+        layout = self._worker.layout_for(exact)
+        buffer = self._worker.prefill_buffer(layout)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            buffer.add(
+                *sequence.rows(chunk.start, chunk.stop, self._pad_text_id),
+                start=chunk.start,
+                block_table=sequence.block_table,
+                slot=sequence.slot,
+                is_sampled=chunk.completes_prompt,
+            )
+        return PrefillPlan(after, layout, buffer.finish())
+
+    def _slot(self, sequence: Sequence, after: int) -> SlotPlan:
+        """The sampling and the text of `sequence`, and what its kept frames (after a preemption) imply."""
+        frames, prompt, num_rows = sequence.frames, sequence.prompt, sequence.num_rows
+        _, last_codes = sequence.rows(num_rows - 1, num_rows, self._pad_text_id)
+        return SlotPlan(
+            after=after,
+            slot=sequence.slot,
+            num_rows=num_rows,
+            num_frames=len(frames),
+            last_codes=last_codes[0].astype(np.int64),
+            seed=sequence.seed,
+            sampling=sequence.request.sampling,
+            seen_ids=np.array([codes[0] for codes in frames], np.int64),
+            text_ids=np.concatenate([prompt.text_ids[-1:], prompt.trailing_text_ids]).astype(np.int64),
+        )
+
+    def _block_tables(self, sequences: list[Sequence]) -> BlockTablePlan:
+        tables = np.full((len(sequences), self._worker.table_width), NULL_BLOCK, np.int32)
+        for row, sequence in enumerate(sequences):
+            tables[row, : len(sequence.block_table)] = sequence.block_table
+        return BlockTablePlan(_slots(sequences), tables)
+
+    def _decode(self, sequences: list[Sequence]) -> DecodePlan:
+        num_rows = max(sequence.num_rows_on_device for sequence in sequences) + 1
+        plan = DecodePlan(_slots(sequences), -(-num_rows // self._block_size))
+        self._scheduler.decoded(sequences)
+        return plan
+
+
+def _slots(sequences: list[Sequence]) -> npt.NDArray[np.int64]:
+    return np.array([sequence.slot for sequence in sequences], np.int64)
