@@ -1,8 +1,8 @@
-"""Text, voice, language and instruction -> the rows the talker is prefilled with, and the text fed while it speaks.
+"""From text, voice, language and instruction to the rows of the prefill and the text fed after it.
 
 A row is one talker input: the embedding of at most one text id plus the embeddings of at most one code per codebook. So a
-prompt is integers: cheap to make, to compare and to recompute after a preemption, whatever device the talker runs on. A cloned
-voice's x-vector is no embedding of the talker's; an id stands in its row's place until the row is sent to the device.
+prompt is integers: cheap to make, to compare and to recompute after a preemption, whatever device the talker runs on. The
+talker has no embedding of a cloned voice: X_VECTOR_ID marks its row until the row is sent to the device.
 The row order is that of `Qwen3TTSForConditionalGeneration.generate` in qwen-tts 0.1.1.
 """
 
@@ -10,39 +10,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
+from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
-from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
-# Of some rows: those of codebook 0 [rows], those of all codebooks [rows, num_code_groups], or none.
+# Codes of some rows: of codebook 0 [rows], of all codebooks [rows, num_code_groups], or none.
 Codes = Sequence[int] | npt.NDArray[np.int32]
 
 NO_ID = -1  # a row without text, or without a code in that codebook
-X_VECTOR_ID = -2  # in codebook 0: the prompt's own `speaker_embedding`
+X_VECTOR_ID = -2  # in codebook 0: the `speaker_embedding` of the prompt
 
-# Token counts of "<|im_start|>assistant\n" and "<|im_end|>\n<|im_start|>assistant\n", which wrap the text, and of
-# "<|im_end|>\n", which ends a reference text.
+# Token counts of "<|im_start|>assistant\n" and "<|im_end|>\n<|im_start|>assistant\n" around the text, and of "<|im_end|>\n"
+# after a reference text.
 ROLE_LENGTH = 3
 TAIL_LENGTH = 5
 REFERENCE_TAIL_LENGTH = 2
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What one request feeds the talker.
+@dataclass(frozen=True, eq=False)
+class ClonedVoice:
+    """The facts about a cloned voice that its prompt needs, checked against the checkpoint.
 
     Attributes:
-        text_ids: [rows] int32, NO_ID where a row has no text.
-        codes: [rows, num_code_groups] int32, NO_ID where a row has no code; column 0 may hold special codec ids, and X_VECTOR_ID.
+        speaker_embedding: [hidden_size] float32, also called the x-vector.
+        reference_codes, reference_text: [frames, num_code_groups] int16 and its words, of a voice cloned in context; else both None.
+    """
+
+    speaker_embedding: npt.NDArray[np.float32]
+    reference_codes: npt.NDArray[np.int16] | None = None
+    reference_text: str | None = None
+
+
+class VoiceToClone(Protocol):
+    """A voice to clone that nothing has checked yet, such as a VoiceClonePromptItem."""
+
+    def for_prompt(self, config: CheckpointConfig) -> ClonedVoice:
+        """Check the voice and return the facts about it.
+
+        Raises:
+            InvalidRequestError: a checkpoint of `config` cannot speak with it.
+        """
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The inputs of the talker for one request.
+
+    Attributes:
+        text_ids: [rows] int32, NO_ID if a row has no text.
+        codes: [rows, num_code_groups] int32, NO_ID if a row has no code; column 0 may hold special codec ids and X_VECTOR_ID.
         trailing_text_ids: [n] int32; entry i joins the codes of frame i in the next input row, tts_pad after the last.
         num_text_tokens: tokens of the text to be spoken, for the frame budget.
-        speaker_embedding: [hidden_size] float32, the x-vector of a cloned voice.
+        speaker_embedding: [hidden_size] float32, of a cloned voice.
         reference_codes: [frames, num_code_groups] int16, the reference of a voice cloned in context. The codec decodes them
-            ahead of the first frame, as the past of the new speech, and gives no audio for them.
+            before the first frame, as the past of the new speech, and returns no audio for them.
     """
 
     text_ids: npt.NDArray[np.int32]
@@ -57,7 +83,7 @@ class Prompt:
 
 
 class PromptBuilder:
-    """Checks the fields of a request against one checkpoint and lays out its prompt."""
+    """Checks the fields of requests against one checkpoint and lays out their prompts."""
 
     def __init__(self, checkpoint: Checkpoint, max_text_length: int) -> None:
         """`max_text_length`: longest text or instruction, in characters."""
@@ -82,7 +108,7 @@ class PromptBuilder:
         return next(iter(self.config.talker.speaker_ids), None) if self.config.kind == "custom_voice" else None
 
     def check(self, *, text: str, language: str | None = None, instruct: str | None = None) -> None:
-        """Check what `build` checks of these fields, for a voice that is still being encoded.
+        """Check these fields as `build` does, while the voice is still being encoded.
 
         Raises:
             InvalidRequestError: a field has a value this checkpoint does not allow.
@@ -99,24 +125,24 @@ class PromptBuilder:
         language: str | None = None,
         instruct: str | None = None,
         non_streaming_mode: bool | None = None,
-        voice_prompt: VoiceClonePromptItem | None = None,
+        voice_prompt: VoiceToClone | None = None,
     ) -> Prompt:
         """Lay out the prompt of one request.
 
         Args:
-            text: what to say.
+            text: the words to speak.
             voice: a built-in speaker, any case; None takes `default_voice`, "" leaves the speaker row out.
             language: one of `languages`, any case; None is auto.
-            instruct: how to say it; ignored by 0.6B CustomVoice checkpoints, as in the official package.
-            non_streaming_mode: True puts the whole text into the prompt, False feeds it a row a frame; None is False for
-                checkpoints of kind base and True for the others.
+            instruct: the manner of speaking; ignored by 0.6B CustomVoice checkpoints, as in the official package.
+            non_streaming_mode: True puts the whole text into the prompt, False feeds one row of it with each frame; None is
+                False for checkpoints of kind base and True for the others.
             voice_prompt: the voice to clone, for checkpoints of kind base.
 
         Raises:
             InvalidRequestError: a field has a value this checkpoint does not allow.
         """
         self._check_text("text", text)
-        voice_prompt = self._checked_voice_prompt(voice_prompt)
+        cloned = self._checked_clone(voice_prompt)
         voice = self._checked_voice(voice)
         language_id = self._language_id(language, voice)
         instruct_ids = self._instruct_ids(instruct)
@@ -128,14 +154,14 @@ class PromptBuilder:
         rows = _Rows(self.config.talker.num_code_groups)
         rows.add(instruct_ids)
         rows.add(role)
-        speaker = X_VECTOR_ID if voice_prompt else self.config.talker.speaker_ids[voice] if voice else None
+        speaker = X_VECTOR_ID if cloned else self.config.talker.speaker_ids[voice] if voice else None
         self._add_codec_tags(rows, language_id, speaker)
         add_text = self._add_whole_text if non_streaming_mode else self._add_first_text
-        trailing = add_text(rows, spoken, voice_prompt)
-        return rows.prompt(trailing, len(spoken), voice_prompt)
+        trailing = add_text(rows, spoken, cloned)
+        return rows.prompt(trailing, len(spoken), cloned)
 
     def _add_codec_tags(self, rows: _Rows, language_id: int | None, speaker: int | None) -> None:
-        """tts_pad.. + tts_bos over [think.., language, .., speaker, pad]; the codec's bos belongs to a row of the text."""
+        """Add tts_pad.. + tts_bos over [think.., language, .., speaker, pad]; the codec's bos belongs to a row of the text."""
         talker = self.config.talker
         if language_id is None:
             tags = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
@@ -146,48 +172,48 @@ class PromptBuilder:
         tags.append(talker.codec_pad_id)
         rows.add([self.config.tts_pad_token_id] * (len(tags) - 1) + [self.config.tts_bos_token_id], tags)
 
-    def _add_whole_text(self, rows: _Rows, spoken: list[int], voice_prompt: VoiceClonePromptItem | None) -> list[int]:
-        """All text and tts_eos over pads, then the codec's bos and the reference over tts_pad. No text is left to be fed."""
-        text = [*self._reference_ids(voice_prompt), *spoken, self.config.tts_eos_token_id]
-        frames = self._bos_and_reference(voice_prompt)
+    def _add_whole_text(self, rows: _Rows, spoken: list[int], cloned: ClonedVoice | None) -> list[int]:
+        """Add all text and tts_eos over pads, then the codec's bos and the reference over tts_pad. Returns no text to be fed."""
+        text = [*self._reference_ids(cloned), *spoken, self.config.tts_eos_token_id]
+        frames = self._bos_and_reference(cloned)
         rows.add(text, [self.config.talker.codec_pad_id] * len(text))
         rows.add([self.config.tts_pad_token_id] * len(frames), frames)
         return []
 
-    def _add_first_text(self, rows: _Rows, spoken: list[int], voice_prompt: VoiceClonePromptItem | None) -> list[int]:
-        """The codec's bos and the reference, a row of text with each while there is one. Returns the text left to be fed."""
-        text = [*self._reference_ids(voice_prompt), *spoken, self.config.tts_eos_token_id]
-        frames = self._bos_and_reference(voice_prompt)
+    def _add_first_text(self, rows: _Rows, spoken: list[int], cloned: ClonedVoice | None) -> list[int]:
+        """Add the codec's bos and the reference, over rows of text as far as they go. Returns the text left to be fed."""
+        text = [*self._reference_ids(cloned), *spoken, self.config.tts_eos_token_id]
+        frames = self._bos_and_reference(cloned)
         padding = [self.config.tts_pad_token_id] * (len(frames) - len(text))
         rows.add([*text[: len(frames)], *padding], frames)
         return text[len(frames) :]
 
-    def _reference_ids(self, voice_prompt: VoiceClonePromptItem | None) -> list[int]:
-        """Ids of the text of a voice cloned in context."""
-        if voice_prompt is None or not voice_prompt.icl_mode:
+    def _reference_ids(self, cloned: ClonedVoice | None) -> list[int]:
+        """Ids of the reference text of a voice cloned in context."""
+        if cloned is None or cloned.reference_text is None:
             return []
-        return self._tokenize(f"<|im_start|>assistant\n{voice_prompt.ref_text}<|im_end|>\n")[ROLE_LENGTH:-REFERENCE_TAIL_LENGTH]
+        return self._tokenize(f"<|im_start|>assistant\n{cloned.reference_text}<|im_end|>\n")[ROLE_LENGTH:-REFERENCE_TAIL_LENGTH]
 
-    def _bos_and_reference(self, voice_prompt: VoiceClonePromptItem | None) -> Codes:
-        """The codec's bos, then the codes of a voice cloned in context; as `_Rows.add` takes them."""
+    def _bos_and_reference(self, cloned: ClonedVoice | None) -> Codes:
+        """The codec's bos, then the codes of a voice cloned in context; in a form that `_Rows.add` takes."""
         talker = self.config.talker
-        if voice_prompt is None or voice_prompt.ref_code is None:
+        if cloned is None or cloned.reference_codes is None:
             return [talker.codec_bos_id]
         bos = np.full((1, talker.num_code_groups), NO_ID, np.int32)
         bos[0, 0] = talker.codec_bos_id
-        return np.concatenate([bos, voice_prompt.ref_code.numpy().astype(np.int32)])
+        return np.concatenate([bos, cloned.reference_codes.astype(np.int32)])
 
-    def _checked_voice_prompt(self, voice_prompt: VoiceClonePromptItem | None) -> VoiceClonePromptItem | None:
+    def _checked_clone(self, voice_prompt: VoiceToClone | None) -> ClonedVoice | None:
         if self.config.kind != "base":
             if voice_prompt is not None:
                 raise InvalidRequestError("voice_prompt", f"a {self.config.kind} checkpoint clones no voice; use one of kind base")
             return None
         if voice_prompt is None:
             raise InvalidRequestError("reference_audio", "is missing; a base checkpoint speaks with a voice it clones, so give one")
-        voice_prompt = voice_prompt.checked(self.config)
-        if voice_prompt.icl_mode:
-            self._check_text("ref_text", voice_prompt.ref_text)
-        return voice_prompt
+        cloned = voice_prompt.for_prompt(self.config)
+        if cloned.reference_text is not None:
+            self._check_text("ref_text", cloned.reference_text)
+        return cloned
 
     def _checked_voice(self, voice: str | None) -> str | None:
         if self.config.kind != "custom_voice":
@@ -231,34 +257,31 @@ class PromptBuilder:
             raise InvalidRequestError(field, "holds a lone surrogate; give valid Unicode text") from None
 
     def _tokenize(self, text: str) -> list[int]:
-        # The fast tokenizer itself: what transformers puts around it takes as long again, and no request needs it.
+        # The fast tokenizer itself: the wrapper of transformers doubles the time and adds nothing a request needs.
         ids: list[int] = self._tokenizer.backend_tokenizer.encode(text).ids
         return ids
 
 
 class _Rows:
-    """Rows under construction: lists, for most prompts are short and each array made costs more than its rows."""
+    """Rows under construction: lists, because most prompts are short and making an array costs more than its rows."""
 
     def __init__(self, num_code_groups: int) -> None:
         self._num_code_groups = num_code_groups
         self._text_ids: list[int] = []
         self._first_codes: list[int] = []
-        self._frames: list[tuple[int, npt.NDArray[np.int32]]] = []  # codes of all codebooks, and the row they begin at
+        self._frames: list[tuple[int, npt.NDArray[np.int32]]] = []  # first row, and the codes of all codebooks from there on
 
     def add(self, text_ids: Sequence[int], codes: Codes = ()) -> None:
-        """Append rows of `text_ids` with no codes, with those of codebook 0 [rows], or with those of all [rows, num_code_groups]."""
+        """Append rows of `text_ids` without codes, with codes of codebook 0 [rows], or of all codebooks [rows, num_code_groups]."""
         if isinstance(codes, np.ndarray):
             self._frames.append((len(self._text_ids), codes))
             codes = ()
         self._text_ids.extend(text_ids)
         self._first_codes.extend(codes or [NO_ID] * len(text_ids))
 
-    def prompt(self, trailing: Sequence[int], num_text_tokens: int, voice_prompt: VoiceClonePromptItem | None) -> Prompt:
+    def prompt(self, trailing: Sequence[int], num_text_tokens: int, cloned: ClonedVoice | None) -> Prompt:
         """The prompt of all rows so far."""
-        embedding = reference = None
-        if voice_prompt is not None:
-            embedding = voice_prompt.ref_spk_embedding.numpy()
-            reference = None if voice_prompt.ref_code is None else voice_prompt.ref_code.numpy().astype(np.int16)
+        embedding, reference = (cloned.speaker_embedding, cloned.reference_codes) if cloned else (None, None)
         text_ids, trailing_ids = np.array(self._text_ids, np.int32), np.array(trailing, np.int32)
         codes = np.full((len(text_ids), self._num_code_groups), NO_ID, np.int32)
         codes[:, 0] = self._first_codes

@@ -9,10 +9,12 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
+from engine_lib.prompt import ClonedVoice
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,16 @@ class VoiceClonePromptItem:
         if not self.ref_text or not self.ref_text.strip():
             raise InvalidRequestError("ref_text", "is empty; give the words of the reference audio, or use x_vector_only_mode")
         return VoiceClonePromptItem(_checked_codes(self.ref_code, config), embedding, False, True, self.ref_text)
+
+    def for_prompt(self, config: CheckpointConfig) -> ClonedVoice:
+        """The facts that PromptBuilder needs, in numpy arrays.
+
+        Raises:
+            InvalidRequestError: as `checked`.
+        """
+        voice = self.checked(config)
+        codes = None if voice.ref_code is None else voice.ref_code.numpy().astype(np.int16)
+        return ClonedVoice(voice.ref_spk_embedding.numpy(), codes, voice.ref_text if voice.icl_mode else None)
 
 
 def _checked_embedding(embedding: object, width: int) -> torch.Tensor:
