@@ -1,7 +1,8 @@
-"""VoiceReferences: voices to clone as voice clone prompts, from reference audio in any form a caller may have it, or from the store."""
+"""VoiceReferences: voice clone prompts of references in any form a caller has them, or from the store."""
 
 from __future__ import annotations
 
+from concurrent.futures import as_completed
 from contextlib import ExitStack
 from typing import TypeVar
 
@@ -10,15 +11,13 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
-from engine_lib.voices.encoder import VoiceEncoder
-from engine_lib.voices.reference_audio import checked_reference_audio
-from engine_lib.voices.store import VoiceStore
+from engine_lib.voices.library import VoiceLibrary
 
 T = TypeVar("T")
 
 
 class VoiceReferences:
-    """The in-process way to the voice encoder of a base checkpoint, and to the voices stored for it."""
+    """The voice library of a base checkpoint, with the arguments and errors of the official package."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         """Load the encoders.
@@ -26,9 +25,8 @@ class VoiceReferences:
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
         """
-        self._config, self._store = checkpoint.config, VoiceStore.of(config)
-        self._min_seconds, self._max_seconds = config.reference_min_seconds, config.reference_max_seconds
-        self._encoder = VoiceEncoder(checkpoint, config)
+        no_store = "no voices are stored; load the checkpoint with the option voice_store=FOLDER"
+        self._library = VoiceLibrary(checkpoint, config, no_store=no_store)
 
     def prompts(
         self,
@@ -43,16 +41,15 @@ class VoiceReferences:
         for text, x_vector_only in zip(texts, modes, strict=True):
             if not x_vector_only and not (isinstance(text, str) and text.strip()):
                 raise InvalidRequestError("ref_text", "is missing; give the words of each reference, or set x_vector_only_mode")
-        recordings = [
-            checked_reference_audio(*read_reference_input(audio), min_seconds=self._min_seconds, max_seconds=self._max_seconds, field=FIELD)
-            for audio in audios
-        ]
+        recordings = [read_reference_input(audio) for audio in audios]
         with ExitStack() as stack:
             answers = []
             for recording, text, x_vector_only in zip(recordings, texts, modes, strict=True):
-                answer = self._encoder.encode(recording, x_vector_only=bool(x_vector_only), reference_text=text)
-                stack.callback(answer.cancel)  # when one fails or is refused, the others are for nobody
+                answer = self._library.encode(*recording, x_vector_only=bool(x_vector_only), reference_text=text, field=FIELD)
+                stack.callback(answer.cancel)  # if one is refused, the others are not needed
                 answers.append(answer)
+            for answer in as_completed(answers):
+                answer.result()  # raises the first error without waiting for the others
             return [answer.result() for answer in answers]
 
     def stored(self, name: str) -> VoiceClonePromptItem:
@@ -61,15 +58,11 @@ class VoiceReferences:
         Raises:
             InvalidRequestError: there is no store, no such voice, or it does not fit the checkpoint.
         """
-        if self._store is None:
-            raise InvalidRequestError("voice", "no voices are stored; load the checkpoint with the option voice_store=FOLDER")
-        if not isinstance(name, str):
-            raise InvalidRequestError("voice", f"is a {type(name).__name__}; give the name of a stored voice")
-        return self._store.load(name, self._config)
+        return self._library.load(name)
 
     def shutdown(self) -> None:
         """Stop the encoder; references that wait end with an error."""
-        self._encoder.shutdown()
+        self._library.shutdown()
 
 
 def _one_each(field: str, value: T | list[T], count: int) -> list[T]:

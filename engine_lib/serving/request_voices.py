@@ -1,10 +1,9 @@
-"""RequestVoices: the voice each request to a base checkpoint is spoken with: stored, or cloned from the reference it brings."""
+"""RequestVoices: the voice to clone for a request: a stored one, or that of the recording in the request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -13,35 +12,29 @@ from engine_lib.serving.metrics import Metrics
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
-from engine_lib.voices.encoder import VoiceEncoder
-from engine_lib.voices.reference_audio import checked_reference_audio
+from engine_lib.voices.library import VoiceLibrary
 from engine_lib.voices.store import VoiceStore
-
-RESAMPLING_THREADS = 2
-
-Voice = VoiceClonePromptItem
 
 
 class RequestVoices:
-    """Voices of one talker. Encoding runs on threads of its own; nothing here waits for it."""
+    """The voice library of one talker, with the fields and errors of the server's requests. Nothing here waits for an encoder."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, served: Sequence[ServedCheckpoint]) -> None:
         """
         Raises:
             CheckpointError, ConfigError: the encoders of a base checkpoint or the store do not load.
         """
-        self._checkpoint, self._config, self._served = checkpoint, config, served
-        self._store = VoiceStore.of(config)
-        self._encoder = VoiceEncoder(checkpoint, config) if checkpoint.config.kind == "base" else None
-        self._pool = ThreadPoolExecutor(RESAMPLING_THREADS, thread_name_prefix="reference")
+        self._config, self._served = checkpoint.config, served
+        no_store = "this server stores no voices; start it with the option voice_store=FOLDER"
+        self._library = VoiceLibrary(checkpoint, config, no_store=no_store)
 
-    def of_request(self, speech: SpeechRequest) -> Reference | Voice | None:
-        """The voice to clone: as it is stored, or the reference to `encode` first; None where the checkpoint clones none.
+    def of_request(self, speech: SpeechRequest) -> Reference | VoiceClonePromptItem | None:
+        """The stored voice to clone, or the reference to `encode` first; None if the checkpoint clones no voice.
 
         Raises:
-            InvalidRequestError: the request names a voice this checkpoint cannot speak with, or none where it must.
+            InvalidRequestError: the request names a voice this checkpoint cannot speak with, or a base checkpoint gets no voice.
         """
-        if self._checkpoint.config.kind != "base":
+        if self._config.kind != "base":
             self._check_built_in(speech.voice)
             return None
         if speech.reference is not None:
@@ -53,15 +46,10 @@ class RequestVoices:
             raise InvalidRequestError("reference_audio", f"is missing, and a base checkpoint has no voice of its own; {advice}")
         return self._stored(speech.voice)
 
-    def encode(self, reference: Reference) -> Future[Voice]:
-        """Make the voice of a recording; everything that takes time runs on other threads.
-
-        Returns:
-            A future of the voice, or of an InvalidRequestError, OverloadedError, EngineDeadError or Qwen3TTSError.
-        """
-        answer: Future[Voice] = Future()
-        self._pool.submit(self._encode, reference, answer)
-        return answer
+    def encode(self, reference: Reference) -> Future[VoiceClonePromptItem]:
+        """Make the voice of a recording; see VoiceLibrary.encode."""
+        text, x_vector_only = reference.text, reference.x_vector_only
+        return self._library.encode(reference.audio, reference.sample_rate, x_vector_only=x_vector_only, reference_text=text)
 
     def store(self) -> VoiceStore:
         """The store.
@@ -69,43 +57,23 @@ class RequestVoices:
         Raises:
             InvalidRequestError: the server has none.
         """
-        if self._store is None:
-            raise InvalidRequestError("voice", "this server stores no voices; start it with the option voice_store=FOLDER")
-        return self._store
+        return self._library.store
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Count what is encoded, where anything is."""
-        if self._encoder is not None:
-            stats = self._encoder.stats
+        """Count recordings, if the checkpoint clones voices."""
+        if self._config.kind == "base":
+            stats = self._library.stats
             metrics.gauge("waiting_references", "Recordings of voices that wait to be encoded", lambda: stats().waiting)
             metrics.total("references_total", "Recordings of voices that requests brought", lambda: stats().num_requests)
             metrics.total("references_encoded_total", "Recordings that were encoded, the others being known", lambda: stats().num_encoded)
 
     def shutdown(self, timeout: float) -> None:
-        """End; recordings that wait are answered with an error."""
-        if self._encoder is not None:
-            self._encoder.shutdown(timeout)
-        self._pool.shutdown(wait=False)
+        """Stop all threads; recordings that wait are answered with an error."""
+        self._library.shutdown(timeout)
 
-    def _encode(self, reference: Reference, answer: Future[Voice]) -> None:
+    def _stored(self, name: str) -> VoiceClonePromptItem:
         try:
-            if self._encoder is None:
-                raise InvalidRequestError("reference_audio", f"is given to a checkpoint that clones no voice; {self._base()}")
-            audio = checked_reference_audio(
-                reference.audio,
-                reference.sample_rate,
-                min_seconds=self._config.reference_min_seconds,
-                max_seconds=self._config.reference_max_seconds,
-            )
-            voice = self._encoder.encode(audio, x_vector_only=reference.x_vector_only, reference_text=reference.text)
-        except Exception as error:
-            answer.set_exception(error)
-        else:
-            voice.add_done_callback(partial(_pass_on, answer))
-
-    def _stored(self, name: str) -> Voice:
-        try:
-            return self.store().load(name, self._checkpoint.config)
+            return self._library.load(name)
         except InvalidRequestError as error:
             if not any(checkpoint.kind == "custom_voice" for checkpoint in self._served):
                 raise
@@ -113,26 +81,16 @@ class RequestVoices:
             raise InvalidRequestError("voice", f"{_text(error)}; {elsewhere}") from None
 
     def _check_built_in(self, voice: str | None) -> None:
-        """Say where to go with a voice that another kind of checkpoint has; whether a speaker exists is PromptBuilder's to say."""
+        """Refuse a voice that another kind of checkpoint has, and say which model to call. PromptBuilder refuses unknown speakers."""
         if not voice:
             return
-        if self._checkpoint.config.kind == "voice_design":
+        if self._config.kind == "voice_design":
             advice = f"describe it in instruct, or for a built-in speaker {where_to_go(self._served, 'custom_voice')}"
             raise InvalidRequestError("voice", f"a voice_design checkpoint has no voices by name; {advice}")
-        is_built_in = voice.lower() in self._checkpoint.config.talker.speaker_ids
-        if not is_built_in and self._store is not None and voice.lower() in self._store.names():
-            raise InvalidRequestError("voice", f"{voice[:100]!r} is a stored voice, and this checkpoint clones no voice; {self._base()}")
-
-    def _base(self) -> str:
-        return where_to_go(self._served, "base")
-
-
-def _pass_on(answer: Future[Voice], voice: Future[Voice]) -> None:
-    error = voice.exception()
-    if error is None:
-        answer.set_result(voice.result())
-    else:
-        answer.set_exception(error)
+        is_built_in = voice.lower() in self._config.talker.speaker_ids
+        if not is_built_in and voice.lower() in self._library.names():
+            elsewhere = where_to_go(self._served, "base")
+            raise InvalidRequestError("voice", f"{voice[:100]!r} is a stored voice, and this checkpoint clones no voice; {elsewhere}")
 
 
 def _text(error: InvalidRequestError) -> str:

@@ -1,7 +1,7 @@
-"""VoiceEncoder: recordings to voice prompts on a thread of its own, off the engine thread, batched, remembered by content.
+"""VoiceEncoder: recordings to voice prompts, batched on its own thread, remembered by content.
 
 The encoders run in float32 whatever the talker's dtype is: a code is the nearest of 2048 entries, and bfloat16 would move many to
-another. On a GPU they have a stream of their own at the lowest priority, so a new voice fills in behind the running streams.
+another. On a GPU they have a stream of their own at the lowest priority, so a new voice only takes time that running streams leave.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ logger = logging.getLogger(__name__)
 
 Audio = npt.NDArray[np.float32]
 
-# On the CPU a batch takes as long as its clips one by one, and alone a clip gets the official codes to the last bit.
+# On the CPU a batch takes as long as its clips one by one, and a clip alone gets exactly the official codes.
 MAX_BATCH_CLIPS = {"cuda": 32, "cpu": 1}
 MAX_BATCH_SECONDS = 60  # padding included; the first layer of the reference encoder takes about 20 MB a second
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What the encoders make of one recording.
+class EncodedVoice:
+    """The results of the encoders for one recording.
 
     Attributes:
-        embedding: [enc_dim] float32, the x-vector.
-        codes: [frames, num_code_groups] int64; None where only the x-vector was asked for.
+        speaker_embedding: [enc_dim] float32, also called the x-vector.
+        codes: [frames, num_code_groups] int64; None if only the speaker embedding was asked for.
     """
 
-    embedding: torch.Tensor
+    speaker_embedding: torch.Tensor
     codes: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class VoiceEncoderStats:
-    """A snapshot for metrics and tests. Counters count since the start."""
+    """A snapshot for metrics and tests. Counters start at the load."""
 
     waiting: int
     cached: int
@@ -80,7 +80,7 @@ class VoiceEncoder:
         speaker, reference = checkpoint.config.speaker_encoder, checkpoint.config.reference_encoder
         if speaker is None or reference is None:
             raise CheckpointError(f"{checkpoint.path}: a checkpoint of kind {checkpoint.config.kind} clones no voices; a base one does")
-        # They need transformers' models, seconds and megabytes of imports that the other kinds of checkpoint do without.
+        # Imported here because transformers' models take seconds and megabytes, and other kinds of checkpoint do not need them.
         from engine_lib.voices.reference_encoder import ReferenceEncoder
         from engine_lib.voices.speaker_encoder import SpeakerEncoder
 
@@ -88,7 +88,7 @@ class VoiceEncoder:
         self._cache_size = config.voice_cache_size
         self._device = resolve_device(config.device)
         self._max_batch_clips = MAX_BATCH_CLIPS[self._device.type]
-        # Float32 means float32: torch would let cuDNN round the operands of convolutions to TF32.
+        # By default cuDNN may round the operands of float32 convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = False
         with on_device(self._device), torch.inference_mode():
             self._speaker_encoder = SpeakerEncoder(checkpoint.weights(), speaker, device=self._device)
@@ -98,7 +98,7 @@ class VoiceEncoder:
 
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
-        self._voices: OrderedDict[bytes, Voice] = OrderedDict()  # the one used last comes last
+        self._voices: OrderedDict[bytes, EncodedVoice] = OrderedDict()  # least recently used first
         self._num_requests = self._num_encoded = self._num_batches = 0
         self._alive = True
         self._thread = threading.Thread(target=self._run, name="voice-encoder", daemon=True)
@@ -106,29 +106,37 @@ class VoiceEncoder:
 
     # callers
 
-    def encode(self, audio_24k: Audio, *, x_vector_only: bool = False, reference_text: str | None = None) -> Future[VoiceClonePromptItem]:
+    def encode(
+        self,
+        audio_24k: Audio,
+        *,
+        x_vector_only: bool = False,
+        reference_text: str | None = None,
+        answer: Future[VoiceClonePromptItem] | None = None,
+    ) -> Future[VoiceClonePromptItem]:
         """Make the prompt of a voice, as the official package does for this recording alone.
 
         (In a list of recordings of one rate, the official package pads the shorter ones, which changes the codes of their ends.)
 
         Args:
-            audio_24k: [samples], as `checked_reference_audio` gives it; it must not change until the answer is there.
-            x_vector_only: clone by the x-vector alone; the prompt then has no codes.
-            reference_text: what is said in the recording; needed unless `x_vector_only`.
+            audio_24k: [samples], as `checked_reference_audio` returns it; it must not change before the future is done.
+            x_vector_only: clone by the speaker embedding alone; the prompt then has no codes.
+            reference_text: the words of the recording; needed unless `x_vector_only`.
+            answer: the future to use, not running yet; a new one unless given.
 
         Returns:
-            A future of the prompt, its tensors on the CPU and the caller's own. Cancelling it before its turn costs nothing.
+            A future of the prompt. Its tensors are on the CPU and belong to the caller. A recording cancelled in time is not encoded.
 
         Raises:
             InvalidRequestError: cloning in context without a text.
             OverloadedError: more recordings wait than the engine may hold.
             EngineDeadError: the encoder has been shut down.
-            Qwen3TTSError: from the future, where this recording cannot be encoded.
+            Qwen3TTSError: from the future, if this recording cannot be encoded.
         """
         if not x_vector_only and not (reference_text and reference_text.strip()):
             raise InvalidRequestError("reference_text", "is empty; give the words of the reference audio, or use x_vector_only")
         audio = np.ascontiguousarray(audio_24k, np.float32)
-        job = _Job(audio, hashlib.sha256(audio.data).digest(), reference_text, x_vector_only, Future())
+        job = _Job(audio, hashlib.sha256(audio.data).digest(), reference_text, x_vector_only, answer or Future())
         with self._changed:
             if not self._alive:
                 raise EngineDeadError("the voice encoder has stopped")
@@ -139,19 +147,19 @@ class VoiceEncoder:
                 self._waiting.append(job)
                 self._changed.notify()
             self._num_requests += 1
-        if voice is not None:
+        if voice is not None and job.answer.set_running_or_notify_cancel():
             job.answer.set_result(_prompt_item(job, voice))
         return job.answer
 
     def shutdown(self, timeout: float = 10.0) -> None:
-        """Stop the thread; recordings that wait are answered with EngineDeadError."""
+        """Stop the thread; recordings that wait get an EngineDeadError."""
         with self._changed:
             self._alive = False
             self._changed.notify()
         self._thread.join(timeout)
 
     def stats(self) -> VoiceEncoderStats:
-        """What the encoder holds now; safe to call from any thread."""
+        """A snapshot of the encoder; safe to call from any thread."""
         with self._changed:
             return VoiceEncoderStats(len(self._waiting), len(self._voices), self._num_requests, self._num_encoded, self._num_batches)
 
@@ -173,7 +181,7 @@ class VoiceEncoder:
                     job.answer.set_exception(EngineDeadError("the voice encoder has stopped"))
 
     def _next_batch(self) -> list[_Job]:
-        """Wait for jobs and take those that fit in one batch; none once the encoder shall stop."""
+        """Wait for jobs and take those that fit in one batch; none once the encoder is stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or not self._alive)
             if not self._alive:
@@ -183,7 +191,7 @@ class VoiceEncoder:
             longest = 0
             while self._waiting:
                 job = self._waiting[0]
-                if job.key not in clips:  # the others cost nothing
+                if job.key not in clips:  # a clip that is in the batch already costs nothing
                     longest, count = max(longest, len(job.audio)), len(clips) + 1
                     if jobs and (count > self._max_batch_clips or longest * count > MAX_BATCH_SECONDS * SAMPLE_RATE):
                         break
@@ -192,18 +200,18 @@ class VoiceEncoder:
             return jobs
 
     def _answer(self, jobs: list[_Job]) -> None:
-        """Answer those of `jobs` that nobody has cancelled."""
+        """Answer those of `jobs` that have not been cancelled."""
         jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
         for job, voice in zip(jobs, self._voices_of(jobs), strict=True):
-            if isinstance(voice, Voice):
+            if isinstance(voice, EncodedVoice):
                 job.answer.set_result(_prompt_item(job, voice))
             else:
                 job.answer.set_exception(voice)
 
-    def _voices_of(self, jobs: list[_Job]) -> list[Voice | Qwen3TTSError]:
-        """A voice or an error for each of `jobs`; a recording that several of them bring is encoded once."""
+    def _voices_of(self, jobs: list[_Job]) -> list[EncodedVoice | Qwen3TTSError]:
+        """A voice or an error for each of `jobs`; a recording that several of them have is encoded once."""
         with self._changed:
-            known: dict[bytes, Voice | Qwen3TTSError] = {}
+            known: dict[bytes, EncodedVoice | Qwen3TTSError] = {}
             new: dict[bytes, _Job] = {}
             for job in jobs:
                 voice = self._remembered(job)  # a recording that was being encoded when this job came
@@ -213,12 +221,12 @@ class VoiceEncoder:
                     new[job.key] = job
         for job, answer in zip(new.values(), self._encoded(list(new.values())), strict=True):
             known[job.key] = answer
-            if isinstance(answer, Voice):
+            if isinstance(answer, EncodedVoice):
                 self._remember(job.key, answer)
         return [known[job.key] for job in jobs]
 
-    def _encoded(self, jobs: list[_Job]) -> list[Voice | Qwen3TTSError]:
-        """The voices of `jobs`, all different. Where the batch fails each is tried alone, so that only those at fault fail."""
+    def _encoded(self, jobs: list[_Job]) -> list[EncodedVoice | Qwen3TTSError]:
+        """The voices of `jobs`, all different. If the batch fails, each is tried alone, so that only the bad ones fail."""
         if not jobs:
             return []
         try:
@@ -232,10 +240,10 @@ class VoiceEncoder:
             self._num_encoded += len(jobs)
             self._num_batches += 1
         broken = Qwen3TTSError("reference_audio: its x-vector is not finite; check the recording")
-        return [voice if voice.embedding.isfinite().all() else broken for voice in voices]
+        return [voice if voice.speaker_embedding.isfinite().all() else broken for voice in voices]
 
     @torch.inference_mode()
-    def _run_encoders(self, clips: Sequence[Audio], with_codes: Sequence[bool]) -> list[Voice]:
+    def _run_encoders(self, clips: Sequence[Audio], with_codes: Sequence[bool]) -> list[EncodedVoice]:
         """Encode a batch and bring the results to the host."""
         with on_stream(self._stream):
             here = [torch.from_numpy(clip).to(self._device) for clip in clips]
@@ -243,12 +251,12 @@ class VoiceEncoder:
             coded = [clip for clip, wanted in zip(here, with_codes, strict=True) if wanted]
             codes = iter(self._reference_encoder(coded) if coded else [])
             return [
-                Voice(embedding, next(codes).cpu() if wanted else None)
+                EncodedVoice(embedding, next(codes).cpu() if wanted else None)
                 for embedding, wanted in zip(embeddings.cpu(), with_codes, strict=True)
             ]
 
     def _warm_up(self, max_seconds: float) -> None:
-        """On a GPU, load every kernel and take the memory of the largest batch now, not when the first voice comes."""
+        """On a GPU, load every kernel and allocate the memory of the largest batch before the first recording arrives."""
         if self._device.type != "cuda":
             return
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, round(max_seconds * SAMPLE_RATE)).astype(np.float32)
@@ -256,15 +264,15 @@ class VoiceEncoder:
         for clips in ([noise] * whole, [noise[: 5 * SAMPLE_RATE]], [noise[: 2 * SAMPLE_RATE], noise[: 3 * SAMPLE_RATE]]):
             self._run_encoders(clips, [True] * len(clips))
 
-    def _remembered(self, job: _Job) -> Voice | None:
-        """The voice of `job`, if it is there with all that the job wants. The lock must be held."""
+    def _remembered(self, job: _Job) -> EncodedVoice | None:
+        """The voice of `job`, if it is remembered with all that the job needs. The caller holds the lock."""
         voice = self._voices.get(job.key)
         if voice is None or (voice.codes is None and not job.x_vector_only):
             return None
         self._voices.move_to_end(job.key)
         return voice
 
-    def _remember(self, key: bytes, voice: Voice) -> None:
+    def _remember(self, key: bytes, voice: EncodedVoice) -> None:
         with self._changed:
             self._voices[key] = voice
             self._voices.move_to_end(key)
@@ -272,7 +280,7 @@ class VoiceEncoder:
                 self._voices.popitem(last=False)
 
 
-def _prompt_item(job: _Job, voice: Voice) -> VoiceClonePromptItem:
-    """Copies, so that nobody can change what is remembered."""
+def _prompt_item(job: _Job, voice: EncodedVoice) -> VoiceClonePromptItem:
+    """The prompt of copies, so that a caller cannot change the remembered voice."""
     codes = None if job.x_vector_only or voice.codes is None else voice.codes.clone()
-    return VoiceClonePromptItem(codes, voice.embedding.clone(), job.x_vector_only, not job.x_vector_only, job.reference_text)
+    return VoiceClonePromptItem(codes, voice.speaker_embedding.clone(), job.x_vector_only, not job.x_vector_only, job.reference_text)

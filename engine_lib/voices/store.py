@@ -37,8 +37,10 @@ def checked_name(name: str, field: str = "voice") -> str:
     """`name` in lower case, if it can be that of a stored voice.
 
     Raises:
-        InvalidRequestError: it cannot; `field` is what the caller calls it.
+        InvalidRequestError: it cannot; `field` is its name in the caller's request.
     """
+    if not isinstance(name, str):
+        raise InvalidRequestError(field, f"is a {type(name).__name__}; give the name of a stored voice")
     if not name.isascii() or not NAME_PATTERN.fullmatch(name.lower()):
         allowed = "give 1 to 64 letters a-z, digits, -, _ and single dots, beginning with a letter or digit and not ending with a dot"
         raise InvalidRequestError(field, f"{name[:100]!r} is not allowed as the name of a voice; {allowed}")

@@ -267,6 +267,13 @@ def test_a_bad_argument_is_named_and_nothing_runs(arguments: dict[str, Any], mes
     assert is_idle(cloner)
 
 
+def test_a_reference_that_is_refused_ends_the_call_for_all(cloner: Qwen3TTS):
+    with pytest.raises(InvalidRequestError, match=r"^ref_audio: is silent"):
+        cloner.create_voice_clone_prompt([AUDIO, SILENCE, AUDIO], "Words.")
+    with pytest.raises(InvalidRequestError, match=r"^ref_audio: 'missing.wav' is not a file"):
+        cloner.create_voice_clone_prompt([AUDIO, "missing.wav"], "Words.")
+
+
 def test_a_prompt_that_does_not_fit_is_refused_by_its_field(cloner: Qwen3TTS):
     items = [voice(cloner, 1), VoiceClonePromptItem(None, torch.zeros(7), True, False)]
     with pytest.raises(InvalidRequestError, match=r"^ref_spk_embedding: is torch.float32 of shape \(7,\)"):

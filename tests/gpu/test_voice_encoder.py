@@ -13,7 +13,7 @@ from voices.test_reference_encoder import load as load_reference_encoder
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.voices.encoder import Audio, Voice, VoiceEncoder
+from engine_lib.voices.encoder import Audio, EncodedVoice, VoiceEncoder
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 from make_checkpoint import make_checkpoint
 
@@ -53,10 +53,10 @@ def voice_encoder(folder: Path, device: str) -> VoiceEncoder:
     return VoiceEncoder(Checkpoint(folder), EngineConfig(device=device, voice_cache_size=0))
 
 
-def encode_all(encoder: VoiceEncoder, audio: list[Audio]) -> list[Voice]:
+def encode_all(encoder: VoiceEncoder, audio: list[Audio]) -> list[EncodedVoice]:
     """Encode all at once, so that they share batches on a GPU."""
     answers = [encoder.encode(clip, reference_text=TEXT) for clip in audio]
-    return [Voice(item.ref_spk_embedding, item.ref_code) for item in (answer.result(300) for answer in answers)]
+    return [EncodedVoice(item.ref_spk_embedding, item.ref_code) for item in (answer.result(300) for answer in answers)]
 
 
 @pytest.mark.parametrize("shapes", ["tiny_base", "published_encoders"])
@@ -79,7 +79,7 @@ def test_voices_equal_those_of_the_cpu_alone_and_in_batches(request: pytest.Fixt
     with torch.inference_mode():
         for clip, wanted, *voices in zip(audio, expected, alone, together, strict=True):
             for voice in voices:
-                torch.testing.assert_close(voice.embedding, wanted.embedding, rtol=0, atol=1e-4)
+                torch.testing.assert_close(voice.speaker_embedding, wanted.speaker_embedding, rtol=0, atol=1e-4)
                 assert voice.codes is not None
                 assert wanted.codes is not None
                 assert_same_codes(reference, torch.from_numpy(clip), voice.codes, wanted.codes)

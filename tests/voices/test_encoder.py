@@ -18,7 +18,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import CheckpointError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
-from engine_lib.voices.encoder import Audio, Voice, VoiceEncoder
+from engine_lib.voices.encoder import Audio, EncodedVoice, VoiceEncoder
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 from oracle import load_official
 from voices.recordings import recordings
@@ -40,7 +40,7 @@ def held(encoder: VoiceEncoder) -> Iterator[None]:
     """Within, the encoders do not start; the first batch has already been taken when the block begins."""
     entered, gate, run = threading.Event(), threading.Event(), encoder._run_encoders
 
-    def waiting(clips: list[Audio], with_codes: list[bool]) -> list[Voice]:
+    def waiting(clips: list[Audio], with_codes: list[bool]) -> list[EncodedVoice]:
         entered.set()
         assert gate.wait(60)
         return run(clips, with_codes)
