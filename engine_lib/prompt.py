@@ -2,7 +2,7 @@
 
 A row is one talker input: the embedding of at most one text id plus the embeddings of at most one code per codebook. So a
 prompt is integers: cheap to make, to compare and to recompute after a preemption, whatever device the talker runs on. The
-talker has no embedding of a cloned voice: X_VECTOR_ID marks its row until the row is sent to the device.
+talker has no embedding of a cloned voice: SPEAKER_EMBEDDING_ID marks its row until the row is sent to the device.
 The row order is that of `Qwen3TTSForConditionalGeneration.generate` in qwen-tts 0.1.1.
 """
 
@@ -23,7 +23,7 @@ from engine_lib.errors import InvalidRequestError
 Codes = Sequence[int] | npt.NDArray[np.int32]
 
 NO_ID = -1  # a row without text, or without a code in that codebook
-X_VECTOR_ID = -2  # in codebook 0: the `speaker_embedding` of the prompt
+SPEAKER_EMBEDDING_ID = -2  # in codebook 0: the `speaker_embedding` of the prompt
 
 # Token counts of "<|im_start|>assistant\n" and "<|im_end|>\n<|im_start|>assistant\n" around the text, and of "<|im_end|>\n"
 # after a reference text.
@@ -63,7 +63,7 @@ class Prompt:
 
     Attributes:
         text_ids: [rows] int32, NO_ID if a row has no text.
-        codes: [rows, num_code_groups] int32, NO_ID if a row has no code; column 0 may hold special codec ids and X_VECTOR_ID.
+        codes: [rows, num_code_groups] int32, NO_ID if a row has no code; column 0 may hold special codec ids and SPEAKER_EMBEDDING_ID.
         trailing_text_ids: [n] int32; entry i joins the codes of frame i in the next input row, tts_pad after the last.
         num_text_tokens: tokens of the text to be spoken, for the frame budget.
         speaker_embedding: [hidden_size] float32, of a cloned voice.
@@ -154,7 +154,7 @@ class PromptBuilder:
         rows = _Rows(self.config.talker.num_code_groups)
         rows.add(instruct_ids)
         rows.add(role)
-        speaker = X_VECTOR_ID if cloned else self.config.talker.speaker_ids[voice] if voice else None
+        speaker = SPEAKER_EMBEDDING_ID if cloned else self.config.talker.speaker_ids[voice] if voice else None
         self._add_codec_tags(rows, language_id, speaker)
         add_text = self._add_whole_text if non_streaming_mode else self._add_first_text
         trailing = add_text(rows, spoken, cloned)

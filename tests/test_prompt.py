@@ -18,7 +18,7 @@ from random_voices import random_voice
 import oracle
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.errors import InvalidRequestError
-from engine_lib.prompt import NO_ID, X_VECTOR_ID, Prompt, PromptBuilder
+from engine_lib.prompt import NO_ID, SPEAKER_EMBEDDING_ID, Prompt, PromptBuilder
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
@@ -74,7 +74,7 @@ class Official:
         codes = torch.from_numpy(prompt.codes).long()
         if prompt.speaker_embedding is not None:
             self._talker.speaker_rows[1] = torch.from_numpy(prompt.speaker_embedding)
-        return torch.where(codes == X_VECTOR_ID, self._talker.config.vocab_size + 1, codes)
+        return torch.where(codes == SPEAKER_EMBEDDING_ID, self._talker.config.vocab_size + 1, codes)
 
     def _fed(self, fields: dict[str, Any]) -> dict[str, torch.Tensor]:
         arguments = {{"voice": "speaker"}.get(name, name): value for name, value in fields.items()}

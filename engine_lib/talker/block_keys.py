@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from engine_lib.prompt import X_VECTOR_ID
+from engine_lib.prompt import SPEAKER_EMBEDDING_ID
 from engine_lib.talker.sequence import Sequence
 
 
@@ -28,7 +28,7 @@ class BlockKeys:
             digest = hashlib.sha256(keys[-1] if keys else b"")
             digest.update(text_ids.tobytes())
             digest.update(codes.tobytes())
-            if sequence.prompt.speaker_embedding is not None and (codes[:, 0] == X_VECTOR_ID).any():
+            if sequence.prompt.speaker_embedding is not None and (codes[:, 0] == SPEAKER_EMBEDDING_ID).any():
                 digest.update(sequence.prompt.speaker_embedding.tobytes())
             keys.append(digest.digest())
         return keys[:num_blocks]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from random_voices import random_voice
 
-from engine_lib.prompt import NO_ID, X_VECTOR_ID, Prompt
+from engine_lib.prompt import NO_ID, SPEAKER_EMBEDDING_ID, Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
@@ -32,10 +32,10 @@ def random_prompt(rng: np.random.Generator, num_rows: int) -> Prompt:
     return Prompt(text_ids, codes, rng.integers(100, size=rng.integers(6), dtype=np.int32), 1)
 
 
-def with_x_vector(prompt: Prompt, row: int, voice: float) -> Prompt:
+def with_speaker_embedding(prompt: Prompt, row: int, voice: float) -> Prompt:
     """`prompt` with its x-vector, `voice` everywhere, in `row`."""
     codes = prompt.codes.copy()
-    codes[row] = [X_VECTOR_ID, *[NO_ID] * 15]
+    codes[row] = [SPEAKER_EMBEDDING_ID, *[NO_ID] * 15]
     return replace(prompt, codes=codes, speaker_embedding=np.full(64, voice, np.float32))
 
 
@@ -91,7 +91,7 @@ def test_a_key_names_all_rows_up_to_the_end_of_its_block_and_nothing_else(block_
 @pytest.mark.parametrize("row", [0, 7, 9, 11])
 def test_voices_share_only_the_blocks_before_their_x_vectors(row: int):
     prompt, keys = random_prompt(np.random.default_rng(0), 16), BlockKeys(4, PAD_TEXT_ID)
-    one, same, other = (keys.of(unheard(with_x_vector(prompt, row, voice)), 16) for voice in (0.5, 0.5, 0.25))
+    one, same, other = (keys.of(unheard(with_speaker_embedding(prompt, row, voice)), 16) for voice in (0.5, 0.5, 0.25))
     assert one == same
     assert one[: row // 4] == other[: row // 4] == keys.of(unheard(prompt), 16)[: row // 4]
     assert not set(one[row // 4 :]) & set(other[row // 4 :])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_lib.prompt import NO_ID, X_VECTOR_ID
+from engine_lib.prompt import NO_ID, SPEAKER_EMBEDDING_ID
 
 NULL_BLOCK = 0  # the KV block of no sequence: padding rows write to it and unused block-table entries point to it
 MAX_PREFILL_SEQUENCES = 16  # in one step: prefill graphs have a fixed number of sequences
@@ -110,7 +110,7 @@ class PrefillBuffer:
         stop, end = row + len(text_ids), start + len(text_ids)
         parts["text_ids"][row:stop], parts["codes"][row:stop] = text_ids, codes
         first_codes = parts["codes"][row:stop, 0]
-        first_codes[first_codes == X_VECTOR_ID] = self._first_speaker_code + slot
+        first_codes[first_codes == SPEAKER_EMBEDDING_ID] = self._first_speaker_code + slot
         positions = np.arange(start, end)
         table = np.array(block_table[: self._layout.width])
         parts["positions"][row:stop] = positions
