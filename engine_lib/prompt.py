@@ -37,7 +37,7 @@ class ClonedVoice:
     """The facts about a cloned voice that its prompt needs, checked against the checkpoint.
 
     Attributes:
-        speaker_embedding: [hidden_size] float32, also called the x-vector.
+        speaker_embedding: [hidden_size] float32.
         reference_codes, reference_text: [frames, num_code_groups] int16 and its words, of a voice cloned in context; else both None.
     """
 
@@ -47,7 +47,7 @@ class ClonedVoice:
 
 
 class VoiceToClone(Protocol):
-    """A voice to clone that nothing has checked yet, such as a VoiceClonePromptItem."""
+    """A voice to clone, not checked yet. VoiceClonePromptItem is one."""
 
     def for_prompt(self, config: CheckpointConfig) -> ClonedVoice:
         """Check the voice and return the facts about it.
@@ -99,12 +99,12 @@ class PromptBuilder:
 
     @property
     def languages(self) -> list[str]:
-        """`auto` and the languages a request may name, sorted. Dialects come with a dialect speaker."""
+        """`auto` and the languages a request may name, sorted. A dialect comes with its speaker."""
         return list(self._languages)
 
     @property
     def default_voice(self) -> str | None:
-        """The voice of a request that names none: the first the checkpoint lists."""
+        """The voice if a request names none: the first in the checkpoint."""
         return next(iter(self.config.talker.speaker_ids), None) if self.config.kind == "custom_voice" else None
 
     def check(self, *, text: str, language: str | None = None, instruct: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Prompts are the rows the official generate() builds, and a field that is not allowed is refused by its name."""
+"""Prompts have the rows of the official generate(); a field that is not allowed is refused by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = [
     "e\u0301 iPhone's 12,345.67 %\r\n",
     "one two three " * 70,
 ]
-# Another id in a row changes it by about 1; the order of the sums by 1e-6.
+# Another id in a row changes it by about 1, another order of the sums by 1e-6.
 ATOL = 1e-5
 VOICES = ["ryan", "SERENA", "Vivian", "uncle_fu", "aiden", "ono_anna", "sohee", "eric", "dylan", ""]
 LANGUAGES = ["auto", "Chinese", "ENGLISH", "german", "italian", "portuguese", "spanish", "japanese", "korean", "french", "russian"]
@@ -47,7 +47,7 @@ def same(a: Prompt, b: Prompt) -> bool:
 
 
 class Official:
-    """What the official package feeds its talker, beside the rows of this library embedded by the same weights."""
+    """The official inputs of the talker, and the rows of this library embedded by the same weights."""
 
     def __init__(self, path: Path) -> None:
         self.model = oracle.load_official(path)
@@ -57,7 +57,7 @@ class Official:
 
     @torch.inference_mode()
     def assert_same_rows(self, **fields: Any) -> None:
-        """Fails unless the prompt of `fields` is what the official method for this kind of checkpoint feeds."""
+        """Fails unless the prompt of `fields` has the inputs of the official method for this kind of checkpoint."""
         prompt = self.builder.build(**fields)
         fed = self._fed(fields)
         rows = self._talker.embed(torch.from_numpy(prompt.text_ids).long(), self._codes_with_speaker_in_slot_1(prompt))
@@ -66,7 +66,7 @@ class Official:
         nothing = torch.full((len(prompt.trailing_text_ids), 16), NO_ID)
         trailing = self._talker.embed(torch.from_numpy(prompt.trailing_text_ids).long(), nothing)
         official_trailing = fed["trailing_text_hidden"][0]
-        if len(trailing) == 0:  # then every frame is joined by tts_pad, which the official package spells out once
+        if len(trailing) == 0:  # then tts_pad joins every frame; the official package gives it once
             official_trailing, trailing = official_trailing - fed["tts_pad_embed"][0], trailing.new_zeros(1, trailing.shape[1])
         torch.testing.assert_close(trailing, official_trailing, rtol=0, atol=ATOL)
 
@@ -111,7 +111,7 @@ def fresh_rng() -> np.random.Generator:
 
 
 def random_texts(rng: np.random.Generator, count: int) -> Iterator[str]:
-    """Yield texts that are not empty, of whatever may upset a tokenizer."""
+    """Yield texts that are not empty, of characters that may upset a tokenizer."""
     alphabet = [*"  \n\n\t\rabcZ9.,!?'\"-/<|>_éßñЖ你好ね😀\u200b\u0301", "<|im_end|>", "iPhone", "assistant\n"]
     for _ in range(count):
         text = "".join(rng.choice(alphabet, rng.integers(1, 40)))
@@ -190,7 +190,7 @@ def test_rows_equal_the_official_ones_for_random_references(base: Official):
 
 @pytest.mark.parametrize("difference", [-1, 0, 1])
 def test_a_reference_as_long_as_the_text_leaves_no_row_too_many(base: Official, difference: int):
-    """Fed text is laid over the reference's frames; the longer of the two decides what is left."""
+    """Fed text lies over the frames of the reference; the longer of the two decides what is left."""
     text, spoken = "one two three", "what is said"
     num_text_rows = (
         sum(base.builder.build(text=t, voice_prompt=random_voice(base.builder.config, 1)).num_text_tokens for t in (text, spoken)) + 1

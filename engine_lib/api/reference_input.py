@@ -1,6 +1,6 @@
-"""The forms in which a caller of the in-process API may hand over reference audio, as samples and a sample rate.
+"""Reads reference audio, in any form that the in-process API takes, as samples and a sample rate.
 
-They are those of qwen-tts 0.1.1, except for URLs: this library opens no connection.
+The forms are those of qwen-tts 0.1.1, except for URLs: this library opens no connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine_lib.errors import InvalidRequestError
 
 FIELD = "ref_audio"
 FORMS = "give the path of an audio file, (samples, sample rate) or the file's bytes in base64"
-SHORTEST_BASE64 = 257  # a string of this length without a slash is no file name
+SHORTEST_BASE64 = 257  # a string at least this long without a slash is no file name
 
 ReferenceInput = str | Path | tuple[npt.NDArray[Any], int]
 
@@ -29,8 +29,8 @@ def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
     """The samples [samples] or [samples, channels] of `audio`, and its sample rate in Hz.
 
     Args:
-        audio: the path of a file that libsndfile reads (WAV, FLAC, OGG, MP3 ..), such a file in base64 (a data URL or a bare string),
-            or the samples and their rate.
+        audio: the path of a file that libsndfile reads (WAV, FLAC, OGG, MP3 ..), such a file in base64 (a data URL or a plain
+            string), or the samples and their rate.
 
     Raises:
         InvalidRequestError: it has another form or cannot be read.
@@ -51,7 +51,7 @@ def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
 
 
 def _is_base64(text: str) -> bool:
-    """As the official package tells base64 from a path."""
+    """Whether the official package takes `text` for base64, not for a path."""
     return text.startswith("data:audio") or (len(text) >= SHORTEST_BASE64 and "/" not in text and "\\" not in text)
 
 

@@ -1,4 +1,4 @@
-"""VoiceReferences: voice clone prompts of references in any form a caller has them, or from the store."""
+"""VoiceReferences: voice clone prompts from references of any form, or from the store."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class VoiceReferences:
 
 
 def _one_each(field: str, value: T | list[T], count: int) -> list[T]:
-    """`value` for each of `count` references; as in the official package, a list of one is not spread."""
+    """`value` for each of `count` references; as in the official package, a list of one is not repeated."""
     values = value if isinstance(value, list) else [value] * count
     if len(values) != count:
         raise InvalidRequestError(field, f"has {len(values)} entries for {count} references; give one value, or a list of {count}")

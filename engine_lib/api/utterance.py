@@ -1,7 +1,6 @@
-"""Utterances: the arguments of one call, lists and all, as a prompt and a sampling for each of its texts.
+"""Utterances: the arguments of one call, as a prompt and sampling parameters for each text.
 
-What may be left out, given once or given for each text is as in `qwen_tts.Qwen3TTSModel`. Everything is checked before
-anything is queued.
+As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for each text. All are checked before a text is queued.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 T = TypeVar("T")
 VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[str, list[Any]]
 
-OFFICIAL_MAX_NEW_TOKENS = 2048  # where neither the caller nor generation_config.json says
-CALLS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}  # which calls are for which kind
-NAMES_HERE = {"voice": "speaker", "voice_prompt": "voice_clone_prompt"}  # fields that the prompt builder calls otherwise
+OFFICIAL_MAX_NEW_TOKENS = 2048  # if neither the caller nor generation_config.json sets it
+CALLS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}  # kind of checkpoint -> its calls
+NAMES_HERE = {"voice": "speaker", "voice_prompt": "voice_clone_prompt"}  # field of the prompt builder -> argument here
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Utterance:
 
 
 class UtteranceBuilder:
-    """Builds utterances for one checkpoint, by the method for its kind; the others refuse it."""
+    """Builds utterances for one checkpoint, with the method for its kind; the other methods refuse it."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, max_frames_behind: Callable[[Prompt], int]) -> None:
-        """Load what clones voices, if the checkpoint is of kind base.
+        """Load the encoders of voices, if the checkpoint is of kind base.
 
         Args:
-            max_frames_behind: frames the engine can hold behind a prompt.
+            max_frames_behind: the most frames that the engine can hold after a prompt.
 
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
@@ -109,7 +108,7 @@ class UtteranceBuilder:
 
     @property
     def references(self) -> VoiceReferences:
-        """What makes prompts of reference audio.
+        """The voices to clone.
 
         Raises:
             InvalidRequestError: the checkpoint is not of kind base.
@@ -119,7 +118,7 @@ class UtteranceBuilder:
         return self._references
 
     def shutdown(self) -> None:
-        """Stop what clones voices."""
+        """Stop the encoders of voices."""
         if self._references is not None:
             self._references.shutdown()
 
@@ -152,7 +151,7 @@ class UtteranceBuilder:
         return utterances
 
     def _sampling(self, prompt: Prompt, generation: Mapping[str, Any]) -> SamplingParams:
-        """generation_config.json, then the caller's arguments; `max_new_tokens` counts as in the official package."""
+        """The caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package."""
         arguments = dict(generation)
         max_new_tokens = arguments.pop("max_new_tokens", None)
         sampling = self._sampling_defaults.updated(arguments)
@@ -185,7 +184,7 @@ def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceCloneP
     """The items of a `voice_clone_prompt`: an item, a list of them, or the official package's dict of lists.
 
     Raises:
-        InvalidRequestError: it is something else.
+        InvalidRequestError: it has another form.
     """
     if isinstance(voice_clone_prompt, Mapping):
         names = ("ref_code", "ref_spk_embedding", "x_vector_only_mode", "icl_mode")

@@ -1,4 +1,4 @@
-"""RequestVoices: the voice to clone for a request: a stored one, or that of the recording in the request."""
+"""RequestVoices: the voice to clone for a request, from the store or from the recording in it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Voices to clone: references in, prompts out, and the store that keeps them. Knows no engine."""
+"""Voices to clone: from references to prompts, and the store that keeps them. Knows no engine."""

@@ -1,4 +1,4 @@
-"""VoiceClonePromptItem: what a base checkpoint knows of a voice to clone. The fields are those of qwen-tts 0.1.1.
+"""VoiceClonePromptItem: a voice to clone, for base checkpoints. The fields are those of qwen-tts 0.1.1.
 
 An item is made once from reference audio and used for any number of texts.
 """
@@ -19,13 +19,13 @@ from engine_lib.prompt import ClonedVoice
 
 @dataclass(frozen=True, eq=False)
 class VoiceClonePromptItem:
-    """One voice, cloned by its x-vector only, or in context by its reference audio and text as well.
+    """One voice, cloned by its speaker embedding (x-vector) only, or in context with its reference audio and text.
 
     Attributes:
         ref_code: [frames, num_code_groups] int64, the codec frames of the reference audio; None for x-vector only.
-        ref_spk_embedding: [hidden_size] float32, the x-vector, as wide as a row of the talker.
+        ref_spk_embedding: [hidden_size] float32, as wide as an input row of the talker.
         x_vector_only_mode, icl_mode: how the voice is cloned; exactly one is True.
-        ref_text: what is said in the reference audio; x-vector only ignores it.
+        ref_text: the words of the reference audio; not used if x_vector_only_mode.
     """
 
     ref_code: torch.Tensor | None
@@ -36,7 +36,7 @@ class VoiceClonePromptItem:
 
     @cached_property
     def content_key(self) -> str:
-        """SHA-256, in hex, of everything the item holds: equal for equal voices, whatever the device or precision they come in."""
+        """SHA-256, in hex, of all fields: equal for equal values on any device and of any dtype."""
         digest = hashlib.sha256()
         codes = b"" if self.ref_code is None else self.ref_code.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()
         embedding = self.ref_spk_embedding.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
@@ -48,10 +48,10 @@ class VoiceClonePromptItem:
         return digest.hexdigest()
 
     def checked(self, config: CheckpointConfig) -> VoiceClonePromptItem:
-        """This item, its tensors on the CPU as int64 and float32, if a checkpoint of `config` can speak with it.
+        """This item with its tensors on the CPU, as int64 and float32.
 
         Raises:
-            InvalidRequestError: a field has another type, shape or range than `config` takes.
+            InvalidRequestError: a field has a type, shape or range that a checkpoint of `config` does not take.
         """
         for name in ("x_vector_only_mode", "icl_mode"):
             if not isinstance(getattr(self, name), bool):

@@ -84,7 +84,7 @@ class VoiceEncoder:
         from engine_lib.voices.reference_encoder import ReferenceEncoder
         from engine_lib.voices.speaker_encoder import SpeakerEncoder
 
-        self._max_waiting = config.max_num_seqs + config.max_waiting_requests  # as many as the talker takes
+        self._max_waiting = config.max_num_seqs + config.max_waiting_requests  # the talker's own limit
         self._cache_size = config.voice_cache_size
         self._device = resolve_device(config.device)
         self._max_batch_clips = MAX_BATCH_CLIPS[self._device.type]
@@ -214,7 +214,7 @@ class VoiceEncoder:
             known: dict[bytes, EncodedVoice | Qwen3TTSError] = {}
             new: dict[bytes, _Job] = {}
             for job in jobs:
-                voice = self._remembered(job)  # a recording that was being encoded when this job came
+                voice = self._remembered(job)  # another job had the recording encoded meanwhile
                 if voice is not None:
                     known[job.key] = voice
                 elif job.key not in new or not job.x_vector_only:

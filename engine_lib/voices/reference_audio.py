@@ -1,4 +1,4 @@
-"""A recording of the voice to clone, checked and brought to what the encoders read: mono float32 at 24 kHz.
+"""Checks a recording of a voice and converts it for the encoders: mono float32 at 24 kHz.
 
 Averaging and resampling are those of qwen-tts 0.1.1 (librosa.resample with soxr_hq), sample for sample.
 """
@@ -21,8 +21,8 @@ FLOAT_DTYPES = ("float16", "float32", "float64")
 INTEGER_DTYPES = ("int16", "int32")
 
 SILENT_PEAK = 1e-3  # -60 dB of full scale
-LOUDEST_PEAK = 2.0  # decoders overshoot 1 a little; far above, the values have another scale
-# A recording is clipped where it stays at its own loudest value. A full-scale sine spends 2.8 % of its time there.
+LOUDEST_PEAK = 2.0  # decoders overshoot 1 a little; values far above it have another scale
+# Clipped samples stay at the peak of their recording. A full-scale sine spends 2.8 % of its time there.
 CLIPPED_LEVEL, CLIPPED_PEAK, MAX_CLIPPED_SHARE = 0.999, 0.99, 0.05
 
 
@@ -34,8 +34,8 @@ def checked_reference_audio(
     Args:
         samples: [samples] or [samples, channels]; float16, float32 or float64 in -1..1, or int16 or int32 over their whole range.
         sample_rate: in Hz, 8,000 to 192,000.
-        min_seconds, max_seconds: the durations that are allowed.
-        field: what errors call the recording.
+        min_seconds, max_seconds: the allowed durations.
+        field: name of the recording in errors.
 
     Returns:
         [samples] float32 at 24 kHz, the mean of the channels.
@@ -91,13 +91,13 @@ def _checked_rate(sample_rate: Any, field: str) -> int:
 def _as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """A contiguous copy, integers divided by full scale as soundfile does."""
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # to infinity, which is refused next
+        with np.errstate(over="ignore"):  # an overflow gives infinity, which is refused next
             return np.array(array, np.float32, order="C")
     return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
 
 
 def _resampled(mono: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
-    """`mono` at SAMPLE_RATE. soxr rounds the number of samples its own way; librosa's rule cuts or fills with zeros."""
+    """`mono` at SAMPLE_RATE. soxr rounds the number of samples its own way; as in librosa, the end is cut or padded with zeros."""
     samples = ceil(len(mono) * (float(SAMPLE_RATE) / rate))
     out = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")[:samples]
     return np.pad(out, (0, samples - len(out)))

@@ -1,7 +1,8 @@
-"""ReferenceEncoder: recordings to codec frames. Official: Qwen3TTSTokenizerV2Encoder, the encoder half of Mimi.
+"""ReferenceEncoder: recordings to codec frames, with the encoder half of Mimi.
 
-Built of transformers' parts of Mimi, with the same codes under transformers 4.57 and 5. Clips of any lengths share a batch: every
-layer sees behind each clip what it pads a lone clip with, so batch mates change nothing but the rounding of float32 sums.
+The official class is Qwen3TTSTokenizerV2Encoder. This one uses the Mimi layers of transformers, with the same codes under 4.57 and 5.
+Clips of any lengths share a batch: behind each clip, every layer sees the padding that it gives a clip alone, so the other clips
+change only the rounding of float32 sums.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from engine_lib.checkpoint import Weights
 from engine_lib.checkpoint_config import ReferenceEncoderConfig
 
 # transformers 4.57 ignores Mimi's sliding window (except under flash-attention) and 5 applies it. The official package runs on
-# 4.57.3, so a frame sees all frames before it, whatever the release that is installed.
+# 4.57.3, so here a frame sees all frames before it under any release.
 WHOLE_CLIP = 2**30
 
 
 class ReferenceEncoder(nn.Module):
-    """The encoder of `speech_tokenizer/`, in float32: a code is the nearest of many entries, and rounding moves some to a neighbour."""
+    """The encoder of `speech_tokenizer/`, in float32, because rounding can move a code, the nearest of many entries, to a neighbour."""
 
     def __init__(self, weights: Weights, config: ReferenceEncoderConfig, *, device: torch.device) -> None:
-        """Take the weights `encoder.*` of the codebooks in use and of all that comes before them.
+        """Take the weights `encoder.*` of the layers and of the codebooks in use.
 
         Raises:
             CheckpointError: a weight is missing or has another shape.
@@ -43,9 +44,9 @@ class ReferenceEncoder(nn.Module):
             name: weights.take(f"encoder.{name}", tensor.shape, dtype=torch.float32, device=device)
             for name, tensor in self.state_dict().items()
         }
-        # What is no weight stays on the host: the convolutions compute their padding from it, and would wait for a device.
+        # Buffers that are no weights stay on the host: convolutions compute their padding from them, and would wait for a device.
         self.load_state_dict(parameters, assign=True)
-        self.encoder_transformer.to(device)  # except for the frequencies of RoPE
+        self.encoder_transformer.to(device)  # an exception: the RoPE frequencies must be there
         self.requires_grad_(False).eval()
 
     def forward(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -55,19 +56,19 @@ class ReferenceEncoder(nn.Module):
             clips: each [samples] float32 at 24 kHz, on the encoder's device.
 
         Returns:
-            For each clip its codes, [frames, num_quantizers] int64, a last frame that is not full included.
+            The codes of each clip, [frames, num_quantizers] int64, including a last frame that is not full.
         """
         x, frames = self.latents(clips)
         codes = self.quantizer.encode(x, self.num_quantizers).permute(1, 2, 0)
         return [row[:length] for row, length in zip(codes, frames, strict=True)]
 
     def latents(self, clips: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-        """What is quantized: [clips, hidden_size, frames], and how many frames each clip has."""
+        """The input of the quantizer, [clips, hidden_size, frames], and the number of frames of each clip."""
         x = pad_sequence(list(clips), batch_first=True)[:, None]
         lengths = [len(clip) for clip in clips]
         for layer in self.encoder.layers:
             stride = layer.conv.stride[0] if isinstance(layer, MimiConv1d) else 1
-            if stride > 1:  # the others look back only
+            if stride > 1:  # a layer of stride 1 looks back only
                 x = x * (_positions(x) < _column(lengths, x))
                 lengths = [-(-length // stride) for length in lengths]
             x = layer(x)

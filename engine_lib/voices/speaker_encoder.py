@@ -1,7 +1,8 @@
-"""SpeakerEncoder: recordings to x-vectors. Official: Qwen3TTSSpeakerEncoder and mel_spectrogram.
+"""SpeakerEncoder: recordings to speaker embeddings (x-vectors).
 
-Log-mel frames go through an ECAPA-TDNN (Desplanques et al. 2020). Clips of any lengths share a batch: every convolution reflects
-each clip at its own end, and means and softmax leave out what lies behind it, so batch mates change nothing.
+Official: Qwen3TTSSpeakerEncoder and mel_spectrogram. Log-mel frames go through an ECAPA-TDNN (Desplanques et al. 2020). Clips of any
+lengths share a batch: every convolution reflects each clip at its own end, and means and softmax leave out the padding behind it, so
+the other clips change nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class SpeakerEncoder(nn.Module):
 
 
 class Batch:
-    """Which frames of a padded batch belong to its clips."""
+    """The frames of a padded batch that belong to its clips."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = torch.tensor(lengths, device=device)[:, None]
@@ -87,7 +88,7 @@ class Batch:
         if extra not in self._reflections:
             last = self.lengths - 1
             frame = (torch.arange(self.time + extra, device=x.device) - extra // 2).abs()
-            self._reflections[extra] = (last - (last - frame).abs()).clamp(min=0)[:, None]  # what lies farther behind is not used
+            self._reflections[extra] = (last - (last - frame).abs()).clamp(min=0)[:, None]  # frames farther behind are not used
         return x.gather(2, self._reflections[extra].expand(-1, x.shape[1], -1))
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,7 +130,7 @@ class Convolution(nn.Module):
         self.dilation, self.extra = dilation, dilation * (kernel - 1)
 
     def forward(self, x: torch.Tensor, batch: Batch | None = None) -> torch.Tensor:
-        """[batch, into, time] to [batch, out, time]; `batch` is needed where the kernel is longer than one frame."""
+        """[batch, into, time] to [batch, out, time]; `batch` is needed if the kernel is longer than one frame."""
         if batch is not None:
             x = batch.reflected(x, self.extra)
         return F.conv1d(x, self.weight, self.bias, dilation=self.dilation)
@@ -148,7 +149,7 @@ class TimeDelayLayer(nn.Module):
 
 
 class SERes2NetBlock(nn.Module):
-    """Res2Net between two pointwise layers, then squeeze and excitation, all of it residual."""
+    """Res2Net between two pointwise layers, then squeeze and excitation; a residual connection around it all."""
 
     def __init__(self, take: Take, name: str, into: int, out: int, kernel: int, dilation: int, config: SpeakerEncoderConfig) -> None:
         super().__init__()

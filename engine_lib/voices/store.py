@@ -1,9 +1,9 @@
-"""VoiceStore: cloned voices kept in a folder the operator names, shared by restarts, processes and servers.
+"""VoiceStore: cloned voices in a folder that restarts, processes and servers share.
 
-A voice is two files: NAME.safetensors holds what the talker needs (x-vector and reference codes, never the audio), NAME.json the
-facts about it, with the SHA-256 of the other. Files are written beside their place and renamed, the JSON last: a voice is there
-once its JSON is. Whoever may write to the folder is not trusted: links, odd files and whatever voice_file refuses are refused by
-name and stop nobody else. No error says what a text in the store says.
+A voice is two files: NAME.safetensors with the tensors for the talker (speaker embedding and reference codes, never the audio), and
+NAME.json with the facts about it and the SHA-256 of the other. Both are written under another name and renamed, the JSON last: a
+voice exists once its JSON does. The content of the folder is not trusted: links, odd files and all that stored_voice.py refuses are
+refused by name, and the other voices stay usable. No error quotes a text of the store.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]|\.(?!\.|$)){0,63}")
 MAX_CONSENT_LENGTH = 1000
-MAX_ATTEMPTS = 3  # of reading a voice that is being replaced meanwhile
+MAX_ATTEMPTS = 3  # to read a voice while another process replaces it
 PARTIAL_SUFFIX = ".partial"
 
 
 def checked_name(name: str, field: str = "voice") -> str:
-    """`name` in lower case, if it can be that of a stored voice.
+    """`name` in lower case, if a stored voice may have it.
 
     Raises:
-        InvalidRequestError: it cannot; `field` is its name in the caller's request.
+        InvalidRequestError: it may not have it; `field` is the field of the error.
     """
     if not isinstance(name, str):
         raise InvalidRequestError(field, f"is a {type(name).__name__}; give the name of a stored voice")
@@ -48,17 +48,17 @@ def checked_name(name: str, field: str = "voice") -> str:
 
 
 class VoiceStore:
-    """The voices of one folder. Any number of objects and processes may share it; every method may be called from any thread."""
+    """The voices of one folder, which any number of objects and processes may share. Methods may be called from any thread."""
 
     def __init__(self, folder: str | Path, *, max_voices: int, max_voice_bytes: int) -> None:
         """
         Args:
-            folder: made, private to its owner, if missing.
-            max_voices: no more are added.
-            max_voice_bytes: size of each of a voice's two files; larger ones are neither written nor read.
+            folder: created if missing, private to its owner.
+            max_voices: most voices it may hold.
+            max_voice_bytes: largest size of each of a voice's two files; larger ones are neither written nor read.
 
         Raises:
-            ConfigError: there is no such folder and it cannot be made, or it cannot be read.
+            ConfigError: the folder cannot be created or read.
         """
         self.folder, self.max_voices, self.max_voice_bytes = Path(folder), max_voices, max_voice_bytes
         try:
@@ -69,15 +69,15 @@ class VoiceStore:
                 f"voice_store: {str(folder)!r} cannot be used: {error.strerror}; name a folder this process may read"
             ) from None
         self._lock = threading.Lock()
-        # By name: what the files looked like, for which checkpoint, and what was read.
+        # By name: the state of the files, the checkpoint, and the voice.
         self._loaded: dict[str, tuple[object, CheckpointConfig, VoiceClonePromptItem]] = {}
 
     @classmethod
     def of(cls, config: EngineConfig) -> VoiceStore | None:
-        """The store the options name; None where they name none.
+        """The store that the options name; None if they name none.
 
         Raises:
-            ConfigError: as above.
+            ConfigError: the folder cannot be created or read.
         """
         if not config.voice_store:
             return None
@@ -87,7 +87,7 @@ class VoiceStore:
         """Names of all voices, usable or not, sorted.
 
         Raises:
-            Qwen3TTSError: the folder has gone.
+            Qwen3TTSError: the folder is gone.
         """
         try:
             files = os.listdir(self.folder)
@@ -97,7 +97,7 @@ class VoiceStore:
         return sorted(stem for stem in stems if NAME_PATTERN.fullmatch(stem))
 
     def list(self) -> tuple[list[StoredVoice], dict[str, str]]:
-        """Every usable voice, and by name why the others are refused."""
+        """All usable voices, and for each other name the reason why it is refused."""
         voices: list[StoredVoice] = []
         refused: dict[str, str] = {}
         for name in self.names():
@@ -118,10 +118,10 @@ class VoiceStore:
         return self._found(checked_name(name, "name"), "name")[0]
 
     def load(self, name: str, config: CheckpointConfig) -> VoiceClonePromptItem:
-        """What a checkpoint of `config` needs to speak with a voice. Files that have not changed since are not read again.
+        """The voice `name` for a checkpoint of `config`. Its files are read again only after a change.
 
         Raises:
-            InvalidRequestError: there is no such voice, its files are refused, or it was made for a checkpoint of another shape.
+            InvalidRequestError: there is no such voice, its files are refused, or it does not fit the checkpoint.
         """
         name = checked_name(name)
         seen = self._seen(name)
@@ -138,7 +138,7 @@ class VoiceStore:
         return item
 
     def check_addition(self, name: str, consent: str) -> None:
-        """Check what `add` checks of these, before a voice is encoded for it.
+        """Check these as `add` does, before the voice is encoded.
 
         Raises:
             InvalidRequestError: as `add`.
@@ -164,7 +164,7 @@ class VoiceStore:
         """Store `item`, which has been checked against the checkpoint `made_by`.
 
         Raises:
-            InvalidRequestError: a name or consent that is not allowed, a voice of that name is there, or the store is full.
+            InvalidRequestError: the name or consent is not allowed, the name is taken, the store is full, or the voice is too large.
             Qwen3TTSError: the folder cannot be written.
         """
         self.check_addition(name, consent)
@@ -239,7 +239,7 @@ class VoiceStore:
                 tensors = b""
             if digest(tensors) == voice.sha256:
                 return voice, voice.arrays(tensors)
-            if self._read_file(name + FACTS_SUFFIX) == facts:  # else it was replaced between the two reads
+            if self._read_file(name + FACTS_SUFFIX) == facts:  # otherwise it was replaced between the two reads
                 break
         missing = "is missing" if not tensors else "is not the one its .json was written with"
         raise RefusedError(f"{name}{TENSORS_SUFFIX} {missing}")
@@ -250,8 +250,8 @@ class VoiceStore:
         except FileNotFoundError:
             raise
         except OSError as error:
-            what = "is a symbolic link" if (self.folder / file).is_symlink() else f"cannot be opened: {error.strerror}"
-            raise RefusedError(f"{file} {what}") from None
+            problem = "is a symbolic link" if (self.folder / file).is_symlink() else f"cannot be opened: {error.strerror}"
+            raise RefusedError(f"{file} {problem}") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise RefusedError(f"{file} is not a regular file")
@@ -262,20 +262,20 @@ class VoiceStore:
         return content
 
     def _seen(self, name: str) -> object:
-        """What tells the files of a voice from those that may replace them."""
+        """The state of the files of a voice, which a replacement changes."""
         try:
             return [
                 (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 for status in (os.lstat(self.folder / (name + suffix)) for suffix in (FACTS_SUFFIX, TENSORS_SUFFIX))
             ]
         except OSError:
-            return object()  # equal to nothing
+            return object()  # equal to no other state
 
     # writing
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the folder, among all processes; what an interrupted writer left is removed."""
+        """Lock the folder against all other writers; remove the remains of an interrupted one."""
         try:
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:

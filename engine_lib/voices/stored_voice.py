@@ -1,7 +1,7 @@
-"""The two files of a stored voice: its facts as JSON and its tensors as safetensors, between bytes and objects.
+"""The two files of a stored voice, read and written: facts as JSON, tensors as safetensors.
 
-Whoever may write to the store is not trusted: reading checks names, types, shapes and values of everything, and an error says
-what is wrong with which file, never what a text in it says.
+The content of the store is not trusted: reading checks all names, types, shapes and values. An error names the file and the problem;
+it quotes no text of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 FACTS_SUFFIX, TENSORS_SUFFIX = ".json", ".safetensors"
 MAX_NUMBER = 2**31
-# What JSON may hold for a field declared as..
+# Declared type of a field -> types that JSON may give.
 FIELD_TYPES: dict[Any, tuple[type, ...]] = {
     str: (str,),
     str | None: (str, type(None)),
@@ -47,16 +47,16 @@ class StoredVoice:
     """The facts about one voice.
 
     Attributes:
-        name: what requests call it.
+        name: its name in requests.
         created: date and time, UTC, ISO 8601.
-        consent: who agreed to what, in the words of whoever added it.
-        reference_text: what is said in the reference; None where only its timbre is used and no text was given.
-        reference_seconds, reference_sample_rate: of the reference audio as it came.
-        x_vector_only: only the timbre is cloned; else the reference is continued, in context.
+        consent: the speaker's agreement, in the words of the person who added the voice.
+        reference_text: the words of the reference; None if only its timbre is used and no text was given.
+        reference_seconds, reference_sample_rate: of the reference audio as it was given.
+        x_vector_only: True if only the timbre is cloned, False if new speech continues the reference, in context.
         made_by: name of the checkpoint that encoded it.
-        enc_dim: width of its x-vector.
-        num_code_groups: codebooks of its reference codes; 0 where there are none.
-        sha256: of the file with the tensors.
+        enc_dim: width of its speaker embedding.
+        num_code_groups: codebooks of its reference codes; 0 if there are none.
+        sha256: of NAME.safetensors.
     """
 
     name: str
@@ -80,7 +80,7 @@ class StoredVoice:
         """Read the content of NAME.json.
 
         Raises:
-            RefusedError: it is not what `pack` gives for a voice of this name.
+            RefusedError: it cannot be a result of `pack` for a voice of this name.
         """
         file = name + FACTS_SUFFIX
         try:
@@ -101,10 +101,10 @@ class StoredVoice:
         return cls(**values)
 
     def arrays(self, content: bytes) -> Arrays:
-        """Read the content of NAME.safetensors: exactly the tensors, types and shapes these facts call for.
+        """Read the content of NAME.safetensors: exactly the tensors, types and shapes that these facts require.
 
         Raises:
-            RefusedError: it holds anything else, or numbers that are not finite.
+            RefusedError: it contains anything else, or numbers that are not finite.
         """
         file = self.name + TENSORS_SUFFIX
         try:
@@ -124,12 +124,12 @@ class StoredVoice:
         return arrays
 
     def item(self, arrays: Arrays, config: CheckpointConfig) -> VoiceClonePromptItem:
-        """The voice as the talker takes it.
+        """The voice clone prompt of `arrays`.
 
         Raises:
             InvalidRequestError: a checkpoint of `config` cannot speak with it.
         """
-        import torch  # slow to import, and a process that only lists voices never needs it
+        import torch  # here because it loads slowly, and a process that only lists voices does not need it
 
         from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
@@ -145,7 +145,7 @@ class StoredVoice:
 
 def pack_tensors(item: VoiceClonePromptItem) -> bytes:
     """The content of NAME.safetensors."""
-    # Contiguous, for safetensors writes an array's memory as it lies, whatever its strides.
+    # Contiguous, because safetensors writes the memory of an array and ignores its strides.
     arrays: Arrays = {"ref_spk_embedding": np.ascontiguousarray(item.ref_spk_embedding.numpy(), np.float32)}
     if item.ref_code is not None:
         arrays["ref_code"] = np.ascontiguousarray(item.ref_code.numpy(), np.int16)
@@ -153,12 +153,12 @@ def pack_tensors(item: VoiceClonePromptItem) -> bytes:
 
 
 def digest(tensors: bytes) -> str:
-    """What `sha256` of a voice with these tensors is."""
+    """The `sha256` of a voice with these tensors."""
     return hashlib.sha256(tensors).hexdigest()
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold `text`: JSON can hold lone surrogates, which nothing behind it takes."""
+    """Whether UTF-8 can encode `text`. JSON can contain lone surrogates, which files and the tokenizer cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -167,7 +167,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _is_allowed(value: object, kinds: tuple[type, ...]) -> bool:
-    """Whether `value` has one of `kinds`, and is a number that can be shown or a text that can be encoded."""
+    """Whether `value` has one of `kinds` and is a bool, a number in 0..MAX_NUMBER, a text that UTF-8 can encode, or None."""
     if type(value) not in kinds:
         return False
     if isinstance(value, str):

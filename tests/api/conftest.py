@@ -28,5 +28,5 @@ def tts_1b7(tiny_custom_voice_1b7: Path) -> Iterator[Qwen3TTS]:
 
 @pytest.fixture(scope="session")
 def endless(checkpoints: Path) -> Path:
-    """Return a checkpoint that never ends its speech, so that only limits and callers do."""
+    """Return a checkpoint that never ends its speech, so that only limits and callers end it."""
     return make_checkpoint(checkpoints / "api_endless", eos_gain=0.0)

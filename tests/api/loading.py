@@ -1,4 +1,4 @@
-"""What the tests of the in-process API share."""
+"""Helpers that the tests of the in-process API share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.request import Request, RequestListener
 
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False}
-PATIENCE = 60.0  # seconds until something that has not happened counts as hanging
+PATIENCE = 60.0  # seconds; anything that takes longer counts as hanging
 SAMPLES_PER_FRAME = 1920
 
 

@@ -1,4 +1,4 @@
-"""Many texts and callers at once: each gets what it gets alone, and what fails or is refused takes its list along, no more."""
+"""Many texts and callers at once: each result is the same as alone; a failure ends only its own list."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_text_that_fails_ends_the_others_of_its_list(endless: Path, monkeypatc
             tts.generate_custom_voice(["Good morning!"] * 3, "ryan")
         assert eventually(lambda: is_idle(tts))
         assert tts._talker.stats().num_frames < 1000
-        assert failure.traceback  # until here, and with it everything the call held
+        assert failure.traceback  # it keeps alive all that the call held
 
 
 def test_threads_that_call_at_once_get_what_each_gets_alone(tiny_custom_voice: Path):
@@ -72,7 +72,7 @@ def test_threads_that_call_at_once_get_what_each_gets_alone(tiny_custom_voice: P
         for i, speaker in enumerate(["ryan", "eric", "vivian", "serena", "dylan", "aiden", "sohee", "ono_anna"])
     ]
     with load(tiny_custom_voice) as tts:
-        # In float32 a matrix product over one row and over many differ in the last bit, and a draw on the edge tips over.
+        # In float32 a matrix product over one row and over many differ in the last bit, which can change a sample.
         tts._talker.worker = TalkerWorker(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
         alone = [tts.generate_custom_voice(**call)[0][0] for call in calls]
         barrier = threading.Barrier(len(calls))

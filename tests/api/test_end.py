@@ -1,4 +1,4 @@
-"""How it ends: closed, or died; every open call and stream ends with an error."""
+"""After a close or a death, every open call and stream ends with an error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_after_the_context_every_call_says_that_the_engine_has_stopped(tiny_cust
     for call in calls:
         with pytest.raises(EngineDeadError):
             call()
-    tts.close()  # once more does no harm
+    tts.close()  # a second close does no harm
 
 
 def test_a_codec_that_dies_ends_the_stream_and_the_talkers_work_on_it(endless: Path, monkeypatch: pytest.MonkeyPatch):

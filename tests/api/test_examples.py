@@ -1,7 +1,7 @@
 """Scripts written for the official package run when they import this library instead.
 
-Each test goes the way of one of its example scripts (none are in its wheel): the same calls, keywords and list shapes, on tiny
-checkpoints and with few tokens. The keywords are those the scripts pass, whatever they mean on this machine.
+Each test follows one of its example scripts (its wheel has none): the same calls, keywords and list shapes, on tiny
+checkpoints and with few tokens. The keywords are those of the scripts, also if they have no effect on this machine.
 """
 
 from __future__ import annotations

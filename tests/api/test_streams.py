@@ -1,4 +1,4 @@
-"""Streams: the audio of a whole utterance in chunks along a ramp, cancelled by whoever leaves them."""
+"""Streams: the audio of a whole utterance in chunks along a ramp; leaving a stream cancels it."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def never_ask_for_a_chunk(tts: Qwen3TTS) -> None:
 def test_leaving_a_stream_frees_the_talker_and_the_codec(leave: Callable[[Qwen3TTS], None], endless: Path):
     with load(endless, max_model_len=4096, num_kv_blocks=300) as tts:
         leave(tts)
-        gc.collect()  # the exception of one of them holds its frame
+        gc.collect()  # one of them leaves by an exception, which keeps its frame alive
         assert eventually(lambda: is_idle(tts))
         assert tts._talker.stats().num_frames < 1000

@@ -1,4 +1,4 @@
-"""Cloned voices: the same arguments and the same audio as the official model class, from where the reference ends."""
+"""Cloned voices: arguments and audio of the official model class, from the end of the reference on."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def num_reference_frames(item: VoiceClonePromptItem) -> int:
 
 
 def num_samples_left(num_reference: int, num_frames: int) -> int:
-    """Samples of the reference that the official package leaves in front: it cuts by a share, which rounding makes one too short."""
+    """Samples of the reference that the official package leaves in front: it cuts by a share, and rounding may cut one too few."""
     num_samples = (num_reference + num_frames) * SAMPLES_PER_FRAME
     return num_reference * SAMPLES_PER_FRAME - int(num_reference / (num_reference + num_frames) * num_samples)
 
 
 def assert_official(tts: Qwen3TTS, arguments: dict[str, Any], references: list[int]) -> None:
-    """Fails unless codes and audio of generate_voice_clone(**arguments) are the official ones, from where the reference ends."""
+    """Fails unless codes and audio of generate_voice_clone(**arguments) are the official ones, from the end of the reference on."""
     arguments = arguments | GREEDY
     expected_codes, expected_waves = oracle.official_codes(tts.checkpoint.path, "generate_voice_clone", **arguments)
     waves, sample_rate = tts.generate_voice_clone(**arguments)
@@ -204,7 +204,7 @@ def test_a_stream_joined_is_the_whole_decode_from_where_the_reference_ends(frame
 
 def test_many_clones_at_once_sound_as_each_does_alone_also_after_cancels_and_reuse_of_slots(tiny_base: Path):
     with load(tiny_base, max_num_seqs=32, codec_slots=32, max_model_len=128) as tts:
-        # In float32 a matrix product over one row and over many differ in the last bit, and a draw on the edge tips over.
+        # In float32 a matrix product over one row and over many differ in the last bit, which can change a sample.
         tts._talker.worker = TalkerWorker(tts.checkpoint, tts.config, device=torch.device("cpu"), dtype=torch.float64)
         calls: list[dict[str, Any]] = [
             {"text": "Good morning!", "voice_clone_prompt": voice(tts, seed, 13 if seed % 2 else None), "seed": 1, "max_new_tokens": 5}

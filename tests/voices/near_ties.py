@@ -1,4 +1,7 @@
-"""Codes are choices: where two entries of a codebook are equally near, rounding decides, and all later books of that frame follow."""
+"""Compares codes: if two entries of a codebook are equally near, rounding decides.
+
+All later codebooks of that frame then differ too, because each encodes the rest that the ones before it leave.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ NEAR_TIE = 2e-5
 
 
 def assert_same_codes(encoder: ReferenceEncoder, clip: torch.Tensor, actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compare two encodings of `clip`, [frames, num_quantizers]; a frame may differ only from a near tie on. All on the CPU."""
+    """Compare two encodings of `clip`, [frames, num_quantizers]; a frame may differ only from a near tie on. All tensors are on the CPU."""
     assert actual.shape == expected.shape
     latents, _ = encoder.latents([clip])
     for frame in (actual != expected).any(1).nonzero().flatten().tolist():
@@ -23,7 +26,7 @@ def assert_same_codes(encoder: ReferenceEncoder, clip: torch.Tensor, actual: tor
 
 
 def _distances(encoder: ReferenceEncoder, latent: torch.Tensor, codes: torch.Tensor, book: int) -> torch.Tensor:
-    """How far each entry of `book` is from what the books before it leave of `latent` [1, hidden_size, 1]."""
+    """Distances of all entries of `book` from the rest of `latent` [1, hidden_size, 1] that the books before it leave."""
     quantizer = encoder.quantizer
     semantic = quantizer.num_semantic_quantizers
     part, first = (

@@ -22,7 +22,7 @@ def recordings(seed: int, *seconds: float) -> list[npt.NDArray[np.float32]]:
 
 
 def fresh_seed() -> int:
-    """A seed nobody chose, printed so that a failure can be repeated."""
+    """A new seed for each run, printed so that a failure can be repeated."""
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
     return seed

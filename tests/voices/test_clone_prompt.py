@@ -1,4 +1,4 @@
-"""A voice prompt that does not fit the checkpoint is refused by its field, and its content key tells voices apart."""
+"""A voice prompt that does not fit the checkpoint is refused by field; content keys tell voices apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A voice is the same whoever waits beside it, costs nothing the second time, and fails alone."""
+"""A voice does not depend on its batch, costs nothing the second time, and fails alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def running_encoder(folder: Path, **options: Any) -> Iterator[VoiceEncoder]:
 
 @contextmanager
 def held(encoder: VoiceEncoder) -> Iterator[None]:
-    """Within, the encoders do not start; the first batch has already been taken when the block begins."""
+    """Within, the encoders do not start; the first batch has been taken before the block begins."""
     entered, gate, run = threading.Event(), threading.Event(), encoder._run_encoders
 
     def waiting(clips: list[Audio], with_codes: list[bool]) -> list[EncodedVoice]:
@@ -77,7 +77,7 @@ def test_a_prompt_is_that_of_the_official_package(tiny_base: Path, x_vector_only
 
 @pytest.mark.parametrize("max_batch_clips", [1, 32])
 def test_voices_that_wait_together_are_encoded_as_if_alone(tiny_base: Path, max_batch_clips: int):
-    """One by one, as on the CPU, and in batches, as on a GPU. (Another seed can meet a tie that batches decide the other way.)"""
+    """One by one, as on the CPU, and in batches, as on a GPU. (With another seed, a batch may decide a near tie differently.)"""
     rng = np.random.default_rng(15)
     audio = recordings(15, *rng.uniform(1, 3, 32))
     x_vector_only = [bool(rng.integers(2)) for _ in audio]
@@ -102,7 +102,7 @@ def test_voices_that_wait_together_are_encoded_as_if_alone(tiny_base: Path, max_
 def test_a_recording_is_encoded_once(tiny_base: Path):
     first, second = recordings(6, 1.2, 1.3)
     with running_encoder(tiny_base) as encoder:
-        with held(encoder):  # which encodes one of its own
+        with held(encoder):  # this encodes a recording of its own
             answers = [encoder.encode(first, x_vector_only=only, reference_text=TEXT) for only in (True, False, True, False)]
         items = [answer.result(60) for answer in answers]
         assert encoder.stats().num_encoded == 2
@@ -116,7 +116,7 @@ def test_a_recording_is_encoded_once(tiny_base: Path):
         assert encoder.encode(first, x_vector_only=True).result().ref_code is None
 
         encoder.encode(second, x_vector_only=True).result(60)
-        codes = encoder.encode(second, reference_text=TEXT).result(60).ref_code  # not known from the x-vector alone
+        codes = encoder.encode(second, reference_text=TEXT).result(60).ref_code  # encoding the speaker embedding alone gave no codes
         assert codes is not None
         assert encoder.stats().num_encoded == 4
 

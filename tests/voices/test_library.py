@@ -1,4 +1,4 @@
-"""One future for each recording, from the pool that resamples to the thread that encodes, and one way to the store."""
+"""Each recording has one future, from the resampling pool to the encoder; stored voices are loaded."""
 
 from __future__ import annotations
 

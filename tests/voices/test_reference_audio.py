@@ -1,4 +1,4 @@
-"""Reference audio equals what the official package hands to its encoders, and every unusable recording is refused by name."""
+"""Reference audio equals the input of the official encoders; unusable recordings are refused by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_audio_equals_that_of_the_official_package(tiny_base: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 96_000, 192_000])
 def test_every_rate_gives_the_duration_it_had(rate: int):
-    # half a sample of the recording's is up to 1.5 of the result's, which is rounded up
+    # half a sample of the recording is up to 1.5 samples of the result, which is rounded up
     assert abs(len(checked(speechlike(1.5, rate), rate)) - 1.5 * SAMPLE_RATE) <= 2
 
 

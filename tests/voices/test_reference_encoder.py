@@ -1,4 +1,4 @@
-"""Reference codes equal those of the official package under transformers 4.57.3 and under 5, whatever else is in the batch."""
+"""Reference codes equal the official ones under transformers 4.57.3 and 5, in any batch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def encode(encoder: ReferenceEncoder, audio: list[npt.NDArray[np.float32]]) -> l
 
 
 def official(folder: Path, clip: npt.NDArray[np.float32]) -> torch.Tensor:
-    """The codes the official package gives for `clip` alone; in a list of recordings it pads them, which changes their ends."""
+    """The official codes for `clip` alone; in a list of recordings the official package pads them, which changes their ends."""
     codes: torch.Tensor = load_official(folder).model.speech_tokenizer.encode(clip, sr=SAMPLE_RATE).audio_codes[0]
     return codes
 

@@ -1,4 +1,4 @@
-"""X-vectors equal the official ones, whatever else is in the batch."""
+"""Speaker embeddings equal the official ones, in any batch."""
 
 from __future__ import annotations
 

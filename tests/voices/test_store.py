@@ -1,4 +1,4 @@
-"""Stored voices come back as they were, in any process; what anybody else put into the folder is refused by name and stops nobody."""
+"""Stored voices come back unchanged in any process; bad files are refused by name, one by one."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def rewrite(store: VoiceStore, **changes: Any) -> None:
 
 
 def retensor(store: VoiceStore, **tensors: torch.Tensor | None) -> None:
-    """Replace tensors of anna.safetensors, and its digest in anna.json: what somebody who knows the format can do."""
+    """Replace tensors of anna.safetensors, and its digest in anna.json, as an attacker who knows the format can."""
     file = store.folder / "anna.safetensors"
     kept = {name: tensor for name, tensor in (load_file(file) | tensors).items() if tensor is not None}
     forge(store, save(kept))
@@ -291,7 +291,7 @@ def test_what_an_interrupted_writer_left_is_no_voice_and_goes_with_the_next_writ
 
 
 def add_six(folder: Path) -> int:
-    """Try to add six voices; how many were."""
+    """Try to add six voices. Returns the number added."""
     store, added = open_store(folder), 0
     for number in range(6):
         try:
