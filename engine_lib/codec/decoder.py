@@ -1,4 +1,4 @@
-"""CodecDecoder: frames of codes to samples, piece by piece. Official: Qwen3TTSTokenizerV2Decoder.
+"""CodecDecoder: frames of codes to samples, piece by piece (official: Qwen3TTSTokenizerV2Decoder).
 
 codebooks -> causal conv -> sliding-window transformer -> upsampling ConvNeXt stages -> upsampling SnakeBeta stages -> samples.
 Constants are folded into the weights at load, in float32: LayerScale and ConvNeXt's gamma into the products before them, SnakeBeta's
@@ -31,7 +31,7 @@ RESIDUAL_DILATIONS = (1, 3, 9)
 
 
 class CodecDecoder(nn.Module):
-    """The decoder of `speech_tokenizer/`. It holds weights only; the state of the streams is passed in."""
+    """The decoder of `speech_tokenizer/`. It holds only weights; callers pass the state of the streams."""
 
     def __init__(self, weights: Weights, config: CodecDecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         """Take the weights `decoder.*`.
@@ -58,11 +58,11 @@ class CodecDecoder(nn.Module):
         )
         self.last_snake = SnakeBeta(take, f"decoder.{len(rates) + 1}", widths[-1])
         self.to(dtype)
-        # It stays float32: a sample needs more digits than bfloat16 has, and this layer is cheap.
+        # It stays float32: an audio sample needs more digits than bfloat16 has, and this layer is cheap.
         self.to_audio = _conv(take, f"decoder.{len(rates) + 2}.conv", widths[-1], 1, kernel=7)
 
     def streaming_layers(self) -> list[StreamingLayer]:
-        """The layers whose past a stream has to keep."""
+        """The layers with a past that a stream has to keep."""
         return [module for module in self.modules() if isinstance(module, StreamingLayer)]
 
     def forward(self, codes: torch.Tensor, state: StreamState) -> torch.Tensor:
@@ -70,7 +70,7 @@ class CodecDecoder(nn.Module):
 
         Args:
             codes: [batch, frames, num_quantizers] int64, each below codebook_size.
-            state: of the same streams, in this order; it is moved on, except for its positions.
+            state: state of the same streams, in this order; it is updated, except for its positions.
 
         Returns:
             [batch, frames * samples_per_frame] float32, not yet clamped to -1..1.
@@ -78,7 +78,7 @@ class CodecDecoder(nn.Module):
         return self.synthesise(self.codebooks(codes), state)
 
     def synthesise(self, latents: torch.Tensor, state: StreamState) -> torch.Tensor:
-        """`forward` behind the codebooks: latents [batch, frames, codebook_dim] to samples. Gradients flow, so training can use it."""
+        """`forward` after the codebooks: latents [batch, frames, codebook_dim] to samples. Gradients flow, so training can use it."""
         x = self.pre_conv(latents, state)
         x = self.transformer(x, state)
         for stage in self.upsample:
@@ -92,8 +92,8 @@ class CodecDecoder(nn.Module):
 class Codebooks(nn.Module):
     """All codebooks in one table, already projected; the first has its own output projection, the others share one.
 
-    The projection is computed on the CPU in float64: cuBLAS picks its algorithm by the share of the GPU that a process has, and with
-    some shares leaves parts unwritten (devices.check_products). So codes mean the same bits on every device.
+    The projection is computed on the CPU in float64, because cuBLAS picks its algorithm by the share of the GPU that a process has,
+    and with some shares leaves parts unwritten (devices.check_products). So codes give the same bits on every device.
     """
 
     table: torch.Tensor
@@ -128,7 +128,7 @@ class SlidingWindowTransformer(nn.Module):
         shape, name = config.shape, "pre_transformer"
         self.window, self.eps = config.sliding_window, shape.rms_norm_eps
         self.input_proj = _linear(take, f"{name}.input_proj", config.latent_dim, shape.hidden_size)
-        self.layers = nn.ModuleList(TransformerLayer(take, f"{name}.layers.{i}", config) for i in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(SlidingWindowLayer(take, f"{name}.layers.{i}", config) for i in range(shape.num_hidden_layers))
         self.register_buffer("norm", take(f"{name}.norm.weight", shape.hidden_size))
         self.output_proj = _linear(take, f"{name}.output_proj", shape.hidden_size, config.latent_dim)
         self.frequencies = inverse_frequencies(shape.head_dim, shape.rope_theta, self.norm.device)  # no buffer: stays float32
@@ -145,7 +145,7 @@ class SlidingWindowTransformer(nn.Module):
         return self.output_proj(rms_norm(x, self.norm, self.eps))
 
 
-class TransformerLayer(nn.Module):
+class SlidingWindowLayer(nn.Module):
     """Attention and SwiGLU; the scale of each residual branch (LayerScale) is in its last weight."""
 
     input_norm: torch.Tensor

@@ -1,8 +1,8 @@
 """The decoder on a GPU in few launches. Its twin is CodecDecoder.forward; only rounding differs.
 
-Every layer with a past has its input in one workspace, the past in front of the new steps. One launch brings all pasts there from
-the arena, whatever makes a layer's input writes it behind them, and one launch at the end takes the new pasts back. The
-attention layers move theirs themselves. Importing this module needs Triton's compiler.
+Every layer with a past has its input in one workspace, the past before the new steps. One launch copies all pasts there from
+the arena, the kernel that computes a layer's input writes it after them, and one launch at the end copies the new pasts back. The
+attention layers move their pasts themselves. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from engine_lib.codec.decoder import (
     ConvNeXtStage,
     Linear,
     ResidualUnit,
+    SlidingWindowLayer,
     SlidingWindowTransformer,
     SnakeBeta,
     SnakeStage,
-    TransformerLayer,
 )
 from engine_lib.codec.streaming import CausalConv, StreamingLayer
 from engine_lib.kernels.causal_conv import Snake, causal_conv
@@ -39,11 +39,11 @@ from engine_lib.ops.rope import rope_cos_sin
 
 M = TypeVar("M", bound=nn.Module)
 
-ALIGNMENT = 128  # bytes; where a buffer of the workspace begins
+ALIGNMENT = 128  # bytes; buffers of the workspace begin at multiples
 
 
 class FusedDecoder:
-    """Decodes the next frames of the streams of one batch; weights and state are those of `decoder` and `arena`."""
+    """Decodes the next frames of the streams of one batch, with the weights of `decoder` and the state in `arena`."""
 
     def __init__(self, decoder: CodecDecoder, arena: StateArena) -> None:
         self._decoder, self._arena = decoder, arena
@@ -77,7 +77,7 @@ class FusedDecoder:
         return audio
 
     def _conv(self, layer: CausalConv, x: torch.Tensor) -> torch.Tensor:
-        """A convolution with nothing behind it."""
+        """A convolution without an epilogue."""
         weight = self._weights[layer]
         out = x.new_empty(len(x), x.shape[1] - layer.num_past, len(weight))
         causal_conv(x, weight, layer.bias, dilation=layer.dilation, out=out)
@@ -103,14 +103,14 @@ class FusedDecoder:
         return out
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        """See forward_fused. Not by cuBLAS, which some shares of a GPU break: see devices.check_products."""
+        """See forward_fused. Not by cuBLAS, which fails with some shares of a GPU: see devices.check_products."""
         out = x.new_empty(1, len(x), len(weight))
         residuals = None if residual is None else residual[None]
         causal_conv(x[None], weight[:, None], self._no_bias[: len(weight)], residual=residuals, out=out)
         return out[0]
 
     def _raise_rate(self, stage: ConvNeXtStage, x: torch.Tensor, inputs: Workspace, out: torch.Tensor | None) -> torch.Tensor:
-        """An upsampling ConvNeXt stage; `out` [batch, time * rate, width] is where to write."""
+        """An upsampling ConvNeXt stage, written to `out` [batch, time * rate, width]; None allocates."""
         raised = inputs.new_steps(stage.depthwise)
         causal_conv(x, self._weights[stage.raise_rate.conv], stage.raise_rate.conv.bias, out=_grouped(raised, x.shape[1]))
         normed = depthwise_norm(
@@ -128,7 +128,7 @@ class FusedDecoder:
         return out
 
     def _synthesise(self, inputs: Workspace) -> None:
-        """From the input of `widen` to the input of `to_audio`. Whatever makes an input also applies the SnakeBeta before it."""
+        """From the input of `widen` to the input of `to_audio`. The kernel that computes an input also applies the SnakeBeta before it."""
         decoder = self._decoder
         stages = _each(decoder.synthesis, SnakeStage)
         self._conv_into(decoder.widen, inputs, stages[0].snake, inputs.new_steps(stages[0].raise_rate.conv))
@@ -177,10 +177,10 @@ class FusedDecoder:
     def _workspace(self, batch: int, frames: int) -> Workspace:
         key = batch, frames
         if key not in self._workspaces:
-            plan = Workspace.plan(self._rates, batch, frames)
-            if plan.size > len(self._memory):  # earlier shapes keep the smaller one
-                self._memory = torch.zeros(plan.size, dtype=torch.uint8, device=self._memory.device)
-            self._workspaces[key] = Workspace(plan, self._memory, self._arena)
+            layout = Workspace.layout(self._rates, batch, frames)
+            if layout.size > len(self._memory):  # earlier shapes keep the smaller one
+                self._memory = torch.zeros(layout.size, dtype=torch.uint8, device=self._memory.device)
+            self._workspaces[key] = Workspace(layout, self._memory, self._arena)
         return self._workspaces[key]
 
     @staticmethod
@@ -200,8 +200,8 @@ class FusedDecoder:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where the inputs of one step shape are: layer -> (offset in bytes, shape)."""
+class WorkspaceLayout:
+    """The places of the inputs of one step shape: layer -> (offset in bytes, shape)."""
 
     places: dict[CausalConv, tuple[int, tuple[int, int, int]]]
     size: int
@@ -210,12 +210,12 @@ class Plan:
 class Workspace:
     """The inputs of all layers with a past, for one (batch, frames)."""
 
-    def __init__(self, plan: Plan, memory: torch.Tensor, arena: StateArena) -> None:
+    def __init__(self, layout: WorkspaceLayout, memory: torch.Tensor, arena: StateArena) -> None:
         """`memory`: [bytes] uint8; steps of other shapes may share it."""
         self.memory = memory
         self._inputs = {}
         entries = []
-        for layer, (offset, shape) in plan.places.items():
+        for layer, (offset, shape) in layout.places.items():
             size = math.prod(shape) * layer.dtype.itemsize
             self._inputs[layer] = memory[offset : offset + size].view(layer.dtype).view(shape)
             step = shape[2] * layer.dtype.itemsize
@@ -225,27 +225,27 @@ class Workspace:
         self.table = PastTable(units.to(memory.device), int(units[:, 3].max()), unit)
 
     @staticmethod
-    def plan(rates: dict[CausalConv, int], batch: int, frames: int) -> Plan:
-        """Lay the inputs out one behind the other."""
+    def layout(rates: dict[CausalConv, int], batch: int, frames: int) -> WorkspaceLayout:
+        """Lay the inputs out one after the other."""
         places, end = {}, 0
         for layer, rate in rates.items():
             shape = (batch, layer.num_past + frames * rate, *layer.step_shape)
             places[layer] = (end, shape)
             end += -(-math.prod(shape) * layer.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        return Plan(places, end)  # type: ignore[arg-type]  # step_shape is (width,) for a convolution
+        return WorkspaceLayout(places, end)  # type: ignore[arg-type]  # step_shape is (width,) for a convolution
 
     def __getitem__(self, layer: CausalConv) -> torch.Tensor:
         """The input of `layer` with its past: [batch, num_past + time, width]."""
         return self._inputs[layer]
 
     def new_steps(self, layer: CausalConv) -> torch.Tensor:
-        """The part of it that a step fills: [batch, time, width]."""
+        """The part of that input that a step fills: [batch, time, width]."""
         return self._inputs[layer][:, layer.num_past :]
 
 
 @dataclass(frozen=True)
 class _PackedLayer:
-    """See engine_lib.layers.fused.PackedLayer."""
+    """See engine_lib.layers.fused.LayerWeights."""
 
     input_norm: torch.Tensor
     qkv: torch.Tensor
@@ -257,7 +257,7 @@ class _PackedLayer:
 
 @dataclass(frozen=True)
 class _PackedTransformer:
-    """The transformer as `forward_fused` reads it, and whose past each layer's attention has."""
+    """The transformer as `forward_fused` reads it, and its attention layers, which own the pasts."""
 
     layers: list[_PackedLayer]
     eps: float
@@ -265,7 +265,7 @@ class _PackedTransformer:
 
     @classmethod
     def of(cls, transformer: SlidingWindowTransformer) -> _PackedTransformer:
-        layers = _each(transformer.layers, TransformerLayer)
+        layers = _each(transformer.layers, SlidingWindowLayer)
         packed = [
             _PackedLayer(
                 layer.input_norm,

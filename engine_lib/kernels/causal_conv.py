@@ -1,9 +1,9 @@
-"""Causal convolution over time with what follows it in one kernel: bias, GELU or SnakeBeta, residual.
+"""Causal convolution over time in one kernel with bias, GELU, residual and SnakeBeta.
 
 An implicit matrix product: row (stream, t) of the output is `taps` input rows, `dilation` apart, times the weight. The input
-holds the steps before the piece in front of it, so a tap is a shift of the address. A convolution of one tap is a linear layer,
-and a transposed convolution computes its `rate` outputs as channels (engine_lib.codec.streaming), so all products of the codec
-are this kernel. Importing this module needs Triton's compiler.
+starts with the steps before the piece, so a tap is a shift of the address. A convolution of one tap is a linear layer,
+and a transposed convolution computes its `rate` outputs as channels (engine_lib.codec.streaming), so this kernel
+computes all products of the codec. Importing this module needs Triton's compiler.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -43,20 +43,20 @@ def causal_conv(
     snake_out: torch.Tensor | None = None,
     tile: ConvTile | None = None,
 ) -> None:
-    """out = act(conv(x) + bias) + residual, and snake_out = snake(out); at least one of the two is wanted.
+    """out = act(conv(x) + bias) + residual, and snake_out = snake(out); at least one of the two must be given.
 
     Args:
-        x: [streams, (taps - 1) * dilation + time, in]; the steps of a stream must follow each other in memory.
+        x: [streams, (taps - 1) * dilation + time, in]; the steps of a stream follow each other in memory.
         weight: [channels, taps, in], contiguous.
         bias: [channels].
         gelu: apply the exact GELU.
         residual: [streams, time, channels], added after rounding.
         out: [streams, time, channels].
-        snake: applied to the rounded `out`; its width divides `channels`, which then are `channels / width` steps of the output.
+        snake: applied to the rounded `out`; its width divides `channels`, and a row then holds `channels / width` steps of the output.
         snake_out: [streams, time, channels], of any float dtype.
         tile: None takes `conv_tile_for`.
 
-    Steps of `residual`, `out` and `snake_out` follow each other in memory, too; streams may have gaps between them. The twin is
+    Steps of `residual`, `out` and `snake_out` follow each other in memory too; streams may have gaps between them. The twin is
     `causal_conv_torch`.
     """
     streams, channels, taps, inner = len(x), *weight.shape
@@ -136,7 +136,7 @@ def _check_steps(name: str, tensor: torch.Tensor, streams: int, time: int, width
     check(time == 1 or tensor.stride(1) == width, f"{name}: steps of {width} values are {tensor.stride(1)} apart")
 
 
-# Shapes are no constants: then layers and batch sizes share a few compiled kernels, and loading stays short.
+# Shapes are not constants: layers and batch sizes share a few compiled kernels, and loading stays short.
 @triton.jit(do_not_specialize=["rows", "time", "taps", "dilation"])
 def _conv_kernel(
     x,
@@ -170,7 +170,7 @@ def _conv_kernel(
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
-    # Neighbours in the grid share their input rows, which are then in L2.
+    # Neighbours in the grid share their input rows, so these are in L2.
     blocks_out = tl.cdiv(channels, BLOCK_OUT)
     first_row = (tl.program_id(0) // blocks_out) * BLOCK_ROWS
     n = (tl.program_id(0) % blocks_out) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -199,7 +199,7 @@ def _conv_kernel(
             weights = tl.load(at_weight, mask=n_mask[None, :] & (inner < width)[:, None], other=0.0)
         acc = matmul(part, weights, acc)
 
-    # what follows, rounding where torch does
+    # epilogue, rounded at the same points as in torch
     dtype = x.dtype.element_ty
     mask = row_mask[:, None] & n_mask[None, :]
     y = (acc + tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]).to(dtype).to(tl.float32)

@@ -1,6 +1,7 @@
-"""How causal_conv cuts its product: a rule of a dozen tiles, chosen from what scripts/bench_conv.py measured on an H200.
+"""How causal_conv cuts its product: a rule that picks one of a dozen tiles.
 
-The best tile of every shape would be 3 % faster over a step, and take several times as many kernels to compile at load.
+The tiles come from measurements by scripts/bench_conv.py on an H200. The best tile of every shape would make a step 3 % faster,
+but loading would compile several times as many kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class ConvTile:
     Attributes:
         block_rows, block_out: rows and output channels of a program.
         block_in: input channels read at a time, of one tap.
-        num_stages: such reads under way at a time.
+        num_stages: such reads in flight at a time.
     """
 
     block_rows: int
@@ -30,9 +31,9 @@ class ConvTile:
 def conv_tile_for(rows: int, channels: int, width: int, taps: int, *, dtype: torch.dtype) -> ConvTile:
     """The tile for `rows` output rows of `channels` channels, from `taps` input rows of `width` channels each."""
     if dtype == torch.float32:
-        return ConvTile(16, 32, 16, num_stages=1)  # without tensor cores registers are short
+        return ConvTile(16, 32, 16, num_stages=1)  # without tensor cores registers are scarce
     deep = width % 256 == 0
-    if rows <= 16:  # as long as reading the weights: many programs, deep reads
+    if rows <= 16:  # takes as long as reading the weights: many programs, deep reads
         if deep and channels <= 1024 and width < 2048:
             return ConvTile(16, 16, 256, 4, 3)
         return ConvTile(16, 32, 256, 4, 5) if deep else ConvTile(16, 32, 128, 4, 4)

@@ -1,9 +1,9 @@
-"""Decode attention over a paged KV cache from the packed qkv: norm, RoPE, the cache write and the attention, in two launches.
+"""Decode attention over a paged KV cache in two launches: norm, RoPE, cache write and attention.
 
 A sequence is cut into splits of SPLIT rows from its start. A program serves one KV head of one row, with all the query heads
-that share it, for every n-th split; a second kernel merges what the splits give, in a fixed order. Splits depend on nothing but
-the length, so a row's result is the same alone and in any batch. Rows beyond the length are masked where they are loaded:
-what an earlier owner left in a block, NaN included, is never read. The new row takes part from registers, not from the cache.
+that share it, for every n-th split; a second kernel merges the results of the splits in a fixed order. Splits depend on
+the length alone, so a row's result is the same alone and in any batch. Rows beyond the length are masked when they are loaded:
+values that an earlier owner left in a block, NaN included, are never read. The new row comes from registers, not from the cache.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -37,8 +37,8 @@ def decode_attention(
         qkv: [batch, (heads + 2 * kv_heads) * head_dim], the packed product.
         rotation: norms and RoPE of this layer.
         cache: block tables indexed by slot.
-        positions: [slots] int64, position of the new row, that is the rows already cached. One past the block table counts as
-            its last, so that no position makes a kernel leave its tensors.
+        positions: [slots] int64, position of the new row: the number of rows already cached. A position past the block table
+            counts as its last one, so that no position makes a kernel leave its tensors.
         slots: [batch] int64, the slot of each row. Rows that share a slot (padding) write over each other in its block.
         out: [batch, heads * head_dim], where to write; None allocates.
 
@@ -167,7 +167,7 @@ def _split_kernel(
         k_head, v_head = k_cache + kv_head * 2 * HALF + column, v_cache + kv_head * 2 * HALF + column
         angle = cached * HALF + column
         cos_row, sin_row = tl.load(cos + angle, mask=real, other=0.0), tl.load(sin + angle, mask=real, other=0.0)
-        # asked for before the new row is worked on
+        # these loads start before the work on the new row
         k_low, k_high, v_low, v_high = _load_split(program, cached, table, k_head, v_head, real, BLOCK_SIZE, kv_width, HALF, SPLIT)
 
         # the new row

@@ -1,4 +1,7 @@
-"""ConvNeXt's depthwise causal convolution and LayerNorm in one launch. One program makes one step of one stream."""
+"""ConvNeXt's depthwise causal convolution and LayerNorm in one launch.
+
+One program computes one step of one stream.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations

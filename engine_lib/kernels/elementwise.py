@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a layer where those are cuBLAS's: RMSNorm, and silu(gate) * up.
+"""RMSNorm and silu(gate) * up, for layers that leave their matrix products to cuBLAS.
 
 Rounding points are those of ops/norm.py and layers/transformer.py.
 """
@@ -17,7 +17,7 @@ _BLOCK = 1024  # columns of one program of silu_and_mul
 
 
 def rms_norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of every row of `x` [rows, hidden]; weight [hidden]. The twin is engine_lib.layers.norm.rms_norm."""
+    """RMSNorm of every row of `x` [rows, hidden]; weight [hidden]. The twin is engine_lib.ops.norm.rms_norm."""
     rows, hidden = x.shape
     check_rows("x", x, rows, hidden)
     check_rows("weight", weight, hidden)

@@ -1,4 +1,4 @@
-"""The talker's next input rows, from the state of the slots: 16 code embeddings and one of text, gathered and summed."""
+"""The talker's next input rows: 16 code embeddings and one text embedding of each slot, summed."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BLOCK = 256
 
 
 class FrameInputs(Protocol):
-    """What the next input row of each slot is made of (talker.state.SlotState)."""
+    """The state that gives the next input row of each slot (engine_lib.talker.device.state.SlotState)."""
 
     frames: torch.Tensor
     codes: torch.Tensor
@@ -34,7 +34,7 @@ def embed_frames(
 
     Args:
         slots: [batch] int64, the slot of each row.
-        state: `codes` [slots, groups] and `text_ids` [slots, columns] int64, negative where there is none. The text of
+        state: `codes` [slots, groups] and `text_ids` [slots, columns] int64, negative for none. The text of
             the next row is in column `frames`, kept within the columns.
         code_table: [codes of all groups, hidden], contiguous; group g starts at row `code_offsets[g]` (int64).
         text_table: [text ids, hidden], contiguous.
@@ -78,7 +78,7 @@ def embed_frames(
 def embed_frames_torch(
     slots: torch.Tensor, state: FrameInputs, code_table: torch.Tensor, code_offsets: torch.Tensor, text_table: torch.Tensor
 ) -> torch.Tensor:
-    """Twin of `embed_frames`; engine_lib.talker.device.model.TalkerModel.embed gives the same from a table row of zeros for no id."""
+    """Twin of `embed_frames`; engine_lib.talker.device.model.TalkerModel.embed gives the same, with a row of zeros for no id."""
 
     def rows(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return table[ids.clamp(min=0)] * (ids >= 0)[..., None]

@@ -1,18 +1,18 @@
-"""What all kernels share: programmatic dependent launch, prefetching into L2, and checks of their arguments.
+"""Shared by all kernels: programmatic dependent launch, prefetching into L2, checks of arguments.
 
-Programmatic dependent launch (Hopper and later) starts a kernel once every program of the one before it has said `start_next`,
-so that kernels overlap. What keeps that correct, in a CUDA graph too, whose pool gives the memory of a freed temporary to a
-later kernel:
+Programmatic dependent launch (Hopper and later) starts a kernel once every program of the kernel before it has called
+`start_next`, so that kernels overlap. These rules keep that correct, also in a CUDA graph, where a later kernel may get the
+memory of a freed temporary:
 
 - Every program of every kernel here calls `wait_for_previous`, on every path. It returns when the kernel before has ended and
-  its writes are seen. That kernel could not end before its own wait returned, and so on: after the wait *all* earlier kernels
-  of the stream have ended, also those several launches back, and whatever they read may be overwritten.
-- Before the wait a kernel writes nothing. It reads weights, which were written and waited for when the model was loaded, and what
-  was there before a gate.
-- Each draw of a code is a gate: a kernel that says `start_next` only behind its own wait. So whatever comes behind it starts when all
-  that came before it has ended, and can read early what the code predictor had cached by then.
+  its writes are visible. That kernel could not end before its own wait returned, and so on: after the wait *all* earlier kernels
+  of the stream have ended, also those several launches back, and the memory they read may be overwritten.
+- Before the wait a kernel writes nothing. It reads only weights, which were complete when the model was loaded, and values
+  written before a gate.
+- Each sampling of a code is a gate: a kernel that calls `start_next` only after its own wait. So a kernel behind the gate starts
+  when all kernels before the gate have ended, and can read early the values that the code predictor had cached by then.
 - Work launched without the attribute (cuBLAS, torch's own kernels, copies) starts only when the kernel before has ended, and a
-  kernel here that follows it waits for its end as for any other's.
+  kernel here that follows such work waits for its end too.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -31,7 +31,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @lru_cache
 def is_hopper(device: torch.device) -> bool:
-    """Whether the instructions of compute capability 9.0 are there."""
+    """Whether the instructions of compute capability 9.0 are available."""
     return not INTERPRETED.value and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
@@ -39,7 +39,7 @@ def launch_options(device: torch.device) -> dict[str, Any]:
     """Arguments of every launch; HOPPER is also a constexpr of every kernel.
 
     Raises:
-        ValueError: Triton would launch on another GPU, the thread's current one, and fault on the addresses of this one.
+        ValueError: the tensors are not on the thread's current GPU. Triton launches there and would fault on their addresses.
     """
     if device.type == "cuda":
         current = torch.cuda.current_device()
@@ -56,7 +56,7 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_rows(name: str, tensor: torch.Tensor, *shape: int) -> None:
-    """Refuse a tensor that is not `shape`, or whose last dimension has gaps."""
+    """Refuse a tensor of another shape, or with gaps in its last dimension."""
     check(tuple(tensor.shape) == shape, f"{name}: the shape is {tuple(tensor.shape)}; {shape} is expected")
     check(tensor.stride(-1) == 1, f"{name}: the last dimension has stride {tensor.stride(-1)}; it must be 1")
 
@@ -75,7 +75,7 @@ def start_next(HOPPER: tl.constexpr):
 
 @triton.jit
 def wait_for_previous(HOPPER: tl.constexpr):
-    """Wait until the kernels before this one have ended and what they wrote can be read."""
+    """Wait until the kernels before this one have ended and their writes are visible."""
     if HOPPER:
         gdc_wait()
 
@@ -84,8 +84,8 @@ def wait_for_previous(HOPPER: tl.constexpr):
 def prefetch_to_l2(address, num_bytes, NUM_WARPS: tl.constexpr):
     """Ask for `num_bytes` (a multiple of 16) from `address` (int64, 16-byte aligned) to be in L2; returns at once. Needs HOPPER.
 
-    Each warp asks for its share in one instruction: its threads all name the same bytes, for the instruction takes one
-    address a warp and would be repeated for every other.
+    Each warp asks for its share in one instruction. All its threads give the same address, because the instruction takes one
+    address a warp and would be repeated for every other one.
     """
     share = tl.cdiv(num_bytes, NUM_WARPS * 16) * 16
     start = tl.arange(0, NUM_WARPS * 32) // 32 * share
@@ -115,7 +115,7 @@ def times(a, b, dtype: tl.constexpr):
 
 @triton.jit
 def times_packed(a, b, dtype: tl.constexpr, HOPPER: tl.constexpr):
-    """`times`, two bfloat16 products at a time with HOPPER; where both operands are of `dtype` and of one shape."""
+    """`times`, two bfloat16 products at a time with HOPPER; both operands must be of `dtype` and of one shape."""
     if HOPPER and dtype == tl.bfloat16:
         return tl.inline_asm_elementwise("mul.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.bfloat16, is_pure=True, pack=2)
     return times(a, b, dtype)

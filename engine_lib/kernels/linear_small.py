@@ -1,15 +1,15 @@
-"""Matrix products of a few rows: norm, product and what follows it in one kernel that streams its weights once.
+"""Matrix products of a few rows: norm, product and epilogue in one kernel, one read of the weights.
 
 With few rows a linear layer takes as long as reading its weights, so the weights are the long operand of the tensor cores: a
 program owns `block_out` rows of the weight for up to 16 rows of x. The inner dimension is cut into `split_k` segments, one a
-warp, each summed in order in float32, and the segments are added in a fixed order. Neither the number of rows nor their
-neighbours enter that order: with one split_k for a weight, a row's result is the same alone and in any batch.
+warp, each summed in order in float32, and the segments are added in a fixed order. That order depends neither on the number of
+rows nor on their neighbours: with one split_k for a weight, a row's result is the same alone and in any batch.
 
-What a kernel takes beyond its weights is mostly waiting, so that
+The time beyond reading weights is mostly waiting, and two things shorten it:
 
 - RMSNorm costs no pass of its own: its weight scales x before the product, the row's scale comes after it, and the sum of
   squares is the diagonal of x @ x.T, from the same operands of the tensor cores and in the same order;
-- operands reach the tensor cores without shared memory, in the order that operand.py says.
+- operands reach the tensor cores without shared memory, in the order of operand.py.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -70,7 +70,7 @@ def linear_small(
         bias: [out].
         residual: [rows, out], added after rounding; may be `out` itself.
         out: [rows, out], where to write; None allocates.
-        normed: [rows, in], takes norm(x).
+        normed: [rows, in], gets norm(x).
         tile: None takes `tile_for`.
 
     Returns:
@@ -107,7 +107,7 @@ def gate_up_small(
     out: torch.Tensor | None = None,
     tile: LinearTile | None = None,
 ) -> torch.Tensor:
-    """silu(gate) * up of gate, up = norm(x) @ weight.T.
+    """silu(gate) * up, from gate, up = norm(x) @ weight.T.
 
     Args:
         x: [rows, in]; rows may have gaps between them.
@@ -197,13 +197,13 @@ def _launch(
 
 @triton.jit
 def _load(pointers, mask, WHOLE: tl.constexpr):
-    """The elements at `pointers`, zero where `mask` is false; WHOLE: it never is."""
+    """The elements at `pointers`, zero if `mask` is false. WHOLE: the mask is true everywhere."""
     return tl.load(pointers) if WHOLE else tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
 def _sum_segments(x):
-    """The sum of [SPLIT, rows, columns] over its first dimension, by halves; one exchange brings what is added to one thread."""
+    """The sum of [SPLIT, rows, columns] over its first dimension, by halves; one exchange brings the addends to one thread."""
     rows: tl.constexpr = x.shape[1]
     columns: tl.constexpr = x.shape[2]
     for _ in tl.static_range(4):
@@ -251,15 +251,15 @@ def _linear_small_kernel(
     first = program * BLOCK_OUT
     column = operand_columns(CHUNK, CHUNKS, SPLIT)
 
-    # weights: what does not depend on the kernel before is under way while that one ends
+    # weights do not depend on the kernel before: their loads start while it ends
     OCTETS: tl.constexpr = BLOCK_OUT // 8 * (2 if GATED else 1)
     weight_row = operand_rows(OCTETS)
     own_row = weight_row // 16 * 8 + weight_row % 8 if GATED else weight_row
     weight_real = first + own_row < OUT
-    if GATED:  # 8 rows of gate, then the 8 of up that go with them
+    if GATED:  # 8 rows of gate, then the 8 matching rows of up
         weight_row = own_row + weight_row // 8 % 2 * OUT
     weight_at = weight + first.to(tl.int64) * IN + (weight_row * IN + column)
-    norm_column = column + operand_rows(1) * 0  # in every row's thread
+    norm_column = column + operand_rows(1) * 0  # every row's thread holds it
     loaded, scales = (), ()
     for i in tl.static_range(STAGES):
         loaded += (_load(weight_at + i * CHUNK, weight_real & (column + i * CHUNK < IN), WHOLE_IN and WHOLE_OUT),)
@@ -274,7 +274,7 @@ def _linear_small_kernel(
             scales += (_load(norm_weight + norm_column + i * CHUNK, norm_column + i * CHUNK < IN, WHOLE_IN),)
     wait_for_previous(HOPPER)
 
-    # product; rows beyond the last are the last again, and go nowhere
+    # product; rows beyond the last repeat it and are not stored
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     n = first + tl.arange(0, BLOCK_OUT)[None, :]
     mask = (n < OUT) & (row < rows)
@@ -299,7 +299,7 @@ def _linear_small_kernel(
         part = tl.trans(as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8), 0, 2, 1)
         acc = matmul(as_operand(loaded[i], CHUNK, SPLIT, OCTETS), part, acc)
 
-    # what follows, rounding where torch does
+    # epilogue, rounded at the same points as in torch
     y = _sum_segments(tl.trans(acc, 0, 2, 1))
     if NORM:
         index = tl.arange(0, BLOCK_ROWS)
@@ -316,7 +316,7 @@ def _linear_small_kernel(
     if RESIDUAL:
         y = plus(rest, y, dtype)
     tl.store(out + row.to(tl.int64) * out_stride + n, y, mask=mask)
-    if NORMED:  # every program some columns
+    if NORMED:  # each program writes some columns
         for start in range(program * NORMED_COLUMNS, IN, tl.num_programs(0) * NORMED_COLUMNS):
             at = start + tl.arange(0, NORMED_COLUMNS)[None, :]
             real = (at < IN) & (row < rows)

@@ -1,4 +1,7 @@
-"""The codec's last layer: a causal convolution to one channel. Too narrow for tensor cores, it is as long as reading its input."""
+"""The codec's last layer: a causal convolution to one channel.
+
+It is too narrow for tensor cores and takes as long as reading its input.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations

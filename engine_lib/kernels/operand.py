@@ -1,9 +1,9 @@
-"""Loading a matrix from memory straight into the layout in which tensor cores multiply it, without shared memory.
+"""Loads a matrix straight into the register layout of the tensor cores, without shared memory.
 
-The order of the inner dimension is free as long as both operands have the same. So a thread loads 8 neighbours at once where
-the layout of the tensor cores (mma.m16n8k16) would have it load 4 pairs: they multiply 16 columns at a time, of which a thread
-holds two pairs, so its 8 neighbours serve two products. A warp loads 8 rows x 32 columns. Triton gives the shapes below exactly
-that layout, so that no element changes its thread; with others it would move them, and the result would be the same.
+The order of the inner dimension is free if both operands have the same order. In the order of the tensor cores
+(mma.m16n8k16) a thread would load 4 pairs; here it loads 8 neighbours at once. The tensor cores multiply 16 columns at a time, of
+which a thread holds two pairs, so its 8 neighbours serve two products. A warp loads 8 rows x 32 columns. Triton gives the shapes
+below exactly that layout, so no element changes its thread; it would move elements of other shapes, with the same result.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def operand_columns(CHUNK: tl.constexpr, CHUNKS: tl.constexpr, SPLIT: tl.constexpr):
-    """Columns [4, 1, SPLIT, CHUNK / 32, 1, 8]: the first CHUNK of each of SPLIT segments of CHUNKS chunks, a warp for each segment."""
+    """Columns [4, 1, SPLIT, CHUNK / 32, 1, 8]: the first chunk of each of SPLIT segments of CHUNKS chunks, one warp a segment."""
     quarter = tl.arange(0, 4)[:, None, None, None, None, None]
     segment = tl.arange(0, SPLIT)[None, None, :, None, None, None]
     part = tl.arange(0, CHUNK // 32)[None, None, None, :, None, None]
@@ -24,13 +24,13 @@ def operand_columns(CHUNK: tl.constexpr, CHUNKS: tl.constexpr, SPLIT: tl.constex
 
 @triton.jit
 def operand_rows(OCTETS: tl.constexpr):
-    """Rows [1, 8, 1, 1, OCTETS, 1]: eights of rows."""
+    """Rows [1, 8, 1, 1, OCTETS, 1]: OCTETS groups of 8 rows."""
     return tl.arange(0, OCTETS)[None, None, None, None, :, None] * 8 + tl.arange(0, 8)[None, :, None, None, None, None]
 
 
 @triton.jit
 def as_operand(loaded, CHUNK: tl.constexpr, SPLIT: tl.constexpr, OCTETS: tl.constexpr):
-    """[SPLIT, OCTETS * 8, CHUNK] of what was loaded at the columns and rows above, columns in the order of the tensor cores."""
+    """[SPLIT, OCTETS * 8, CHUNK] from a load at the columns and rows above; columns in the order of the tensor cores."""
     loaded = tl.reshape(loaded, (4, 8, SPLIT, CHUNK // 32, OCTETS, 2, 2, 2))
     loaded = tl.permute(loaded, (2, 4, 1, 3, 5, 6, 0, 7))
     return tl.reshape(loaded, (SPLIT, OCTETS * 8, CHUNK))

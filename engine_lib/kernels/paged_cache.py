@@ -1,4 +1,4 @@
-"""What the attention kernels of the talker share: where keys and values live, and how q and k are normed and rotated.
+"""Shared by the talker's attention kernels: the paged cache, and the norm and rotation of q and k.
 
 A cache may have more than 2^31 elements, so the kernels compute with block numbers in int64.
 """
@@ -26,7 +26,7 @@ class PagedCache:
     block_tables: torch.Tensor
 
     def check(self) -> None:
-        """Refuse what the kernels do not read."""
+        """Refuse a layout that the kernels cannot read."""
         check(self.k.shape == self.v.shape, f"v: the shape is {tuple(self.v.shape)}; that of k, {tuple(self.k.shape)}, is expected")
         check(self.k.is_contiguous() and self.v.is_contiguous(), "k, v: the caches of a layer must be contiguous")
         check(self.k.shape[3] % 2 == 0, f"k: a head_dim of {self.k.shape[3]} has no two halves to rotate")
@@ -36,7 +36,7 @@ class PagedCache:
 
 @dataclass(frozen=True)
 class HeadRotation:
-    """What makes q and k of the packed product: norm weights [head_dim], eps, and tables [positions, head_dim / 2]."""
+    """Turns the packed product into q and k: norm weights [head_dim], eps, and tables [positions, head_dim / 2]."""
 
     q_norm: torch.Tensor
     k_norm: torch.Tensor
@@ -45,7 +45,7 @@ class HeadRotation:
     sin: torch.Tensor
 
     def check(self, head_dim: int) -> None:
-        """Refuse what the kernels do not read."""
+        """Refuse a layout that the kernels cannot read."""
         check_rows("q_norm", self.q_norm, head_dim)
         check_rows("k_norm", self.k_norm, head_dim)
         for name, table in (("cos", self.cos), ("sin", self.sin)):

@@ -1,8 +1,8 @@
-"""Attention of the code predictor in one launch a layer: q/k norm, RoPE, the cache write and the attention itself.
+"""The code predictor's attention, one launch a layer: q/k norm, RoPE, cache write and attention.
 
-Its cache is dense, holds one frame's positions (16) and is written before it is read within a frame, so nothing in it needs
-clearing. One program, a single warp, serves one KV head of one row with all the query heads that share it: so little work takes
-as long as its waits, and warps would have to wait for each other too.
+Its cache is dense, holds one frame's positions (16) and is written before it is read within a frame, so it never needs
+clearing. One program, a single warp, serves one KV head of one row with all the query heads that share it: the work is so small
+that waiting dominates, and several warps would also wait for each other.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -33,10 +33,10 @@ def predictor_attention(
 ) -> torch.Tensor:
     """Attend from the new positions of each row to them and all before them; their keys and values join the cache.
 
-    What the cache holds is read early: see "gate" in launch.py.
+    The cache is read early: see "gate" in launch.py.
 
     Args:
-        qkv: [batch * n, (heads + 2 * kv_heads) * head_dim], the packed product, n new positions of a row together.
+        qkv: [batch * n, (heads + 2 * kv_heads) * head_dim], the packed product, the n new positions of a row together.
         q_norm, k_norm: [head_dim]; eps: of these norms.
         cos, sin: [positions, head_dim / 2].
         cache: [2, batch, kv_heads, positions, head_dim], keys and values of this layer.
@@ -156,7 +156,7 @@ def _predictor_attention_kernel(
         k_cos += (tl.load(cos + angle, mask=real, other=0.0),)
         k_sin += (tl.load(sin + angle, mask=real, other=0.0),)
 
-    # what the cache holds: written before the latest draw, a gate (launch.py)
+    # the cache was written before the latest sampling of a code, a gate (launch.py)
     entry = cache + (batch_row.to(tl.int64) * KV_HEADS + kv_head) * POSITIONS * 2 * HALF
     key_place = operand_rows(POSITIONS_PADDED // 8)
     key_column = operand_columns(HALF_PADDED, 1, 1)
@@ -166,7 +166,7 @@ def _predictor_attention_kernel(
     v_low, v_high = load_halves(entry + values_offset + place * 2 * HALF + column, (place < position) & real, HALF)
     wait_for_previous(HOPPER)
 
-    # all is asked for before any is used: queries, the heads of one position together; new keys and values
+    # all loads start before any value is used: queries, the heads of one position together; new keys and values
     first_row = qkv + batch_row.to(tl.int64) * NEW * qkv_stride
     head = kv_head * GROUP + member
     q_mask = (member < GROUP) & real
@@ -215,5 +215,5 @@ def _predictor_attention_kernel(
 
 @triton.jit
 def _as_operand(loaded, HALF_PADDED: tl.constexpr, POSITIONS_PADDED: tl.constexpr):
-    """[positions, padded half] of keys loaded as operand.py says."""
+    """[positions, padded half] of keys loaded as in operand.py."""
     return tl.reshape(as_operand(loaded, HALF_PADDED, 1, POSITIONS_PADDED // 8), (POSITIONS_PADDED, HALF_PADDED))

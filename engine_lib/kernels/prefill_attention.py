@@ -1,8 +1,9 @@
-"""Causal attention of prompt rows over a paged KV cache, with an online softmax (Dao 2023, "FlashAttention-2").
+"""Causal attention of prompt rows over a paged KV cache.
 
-Rows of several sequences are packed; the grid depends on their number alone, so that prefill can be captured. A program serves
-one KV head for a block of query rows of one sequence, all the query heads of a row together. Rows beyond a sequence's length
-are masked where they are loaded: what an earlier owner left in a block, NaN included, is never read.
+The softmax is computed online (Dao 2023, "FlashAttention-2"). Rows of several sequences are packed; the grid depends on their
+number alone, so that prefill can be captured. A program serves one KV head for a block of query rows of one sequence, all the
+query heads of a row together. Rows beyond a sequence's length are masked when they are loaded: values that an earlier owner left in
+a block, NaN included, are never read.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -24,12 +25,12 @@ _BLOCK_KEYS = 64
 def prefill_attention(
     q: torch.Tensor, cache: PagedCache, lengths: torch.Tensor, query_starts: torch.Tensor, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attend from the last rows of each sequence, all of whose keys and values are in the cache.
+    """Attend from the last rows of each sequence. Its keys and values are all in the cache.
 
     Args:
         q: [rows, heads, head_dim], packed.
         cache: sequence i is row i of the block tables.
-        lengths: [sequences] int32, rows of each sequence in the cache, these included.
+        lengths: [sequences] int32, rows of each sequence in the cache, the query rows included.
         query_starts: [sequences + 1] int32, first row of each sequence in `q`, and the end of the last. Rows after that end
             are padding and are not written; a sequence may have no rows.
         out: as `q`, where to write; None allocates.
@@ -52,7 +53,7 @@ def prefill_attention(
     group = heads // kv_heads
     group_padded = triton.next_power_of_2(group)
     block_rows = max(_BLOCK_QUERIES // group_padded, 1)
-    # Each sequence leaves at most one block partly filled.
+    # Each sequence has at most one block that is not full.
     blocks = rows // block_rows + sequences
     _prefill_kernel[(blocks, kv_heads)](
         q,

@@ -1,4 +1,4 @@
-"""From the packed qkv of prompt rows to q, and to keys and values in the paged cache: norm, RoPE and store in one kernel."""
+"""Norm, RoPE and cache write of prompt rows in one kernel: packed qkv to q and the paged cache."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations

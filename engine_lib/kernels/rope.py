@@ -1,6 +1,6 @@
-"""RMSNorm of one head and RoPE, inside a kernel, with the rounding points of ops/norm.py and ops/rope.py.
+"""RMSNorm of a head and RoPE inside a kernel, rounded as in ops/norm.py and ops/rope.py.
 
-A head is kept as its low and high half, the partners of the rotation; HALF of the columns are real, the rest zero.
+A head is kept as its low and its high half: RoPE rotates the pairs (low[i], high[i]). HALF of the columns are real, the rest zero.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +14,7 @@ from engine_lib.kernels.launch import plus, times
 
 @triton.jit
 def load_halves(pointers, mask, HALF: tl.constexpr):
-    """The low and high halves [rows, padded half] of heads whose first elements' row is at `pointers`."""
+    """The low and high halves [rows, padded half] of heads; `pointers` are the addresses of the low halves."""
     return tl.load(pointers, mask=mask, other=0.0), tl.load(pointers + HALF, mask=mask, other=0.0)
 
 

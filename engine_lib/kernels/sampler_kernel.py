@@ -1,9 +1,9 @@
-"""The draw of one codebook for a whole batch in one launch: penalty, masks, top-k, top-p, the draw, and what follows it.
+"""Samples one codebook for a whole batch in one launch, from the logits to the updated state.
 
-One program draws one row, all of whose vocabulary is in registers. Nothing is sorted: the k-th logit is found by a search on the bits
-of the floats, which is exact, and so is the least logit that top-p keeps. The random number is that of
-engine_lib/talker/device/philox.py, the choice that of engine_lib/talker/device/sampler.py, which are the twins; sums are rounded in another
-order, so a draw may differ where the uniform number falls within rounding of the border between two ids.
+One program samples one row and has its whole vocabulary in registers. Nothing is sorted: an exact search on the bits of the floats
+finds the k-th logit, and another one finds the least logit that top-p keeps. The twins are engine_lib/talker/device/philox.py for the
+random number and engine_lib/talker/device/sampler.py for the choice; sums are rounded in another order, so a sample may differ if
+the uniform number falls within rounding of the border between two ids.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -31,7 +31,7 @@ class Sampling(Protocol):
 
 
 class Slots(Protocol):
-    """What the streams in the slots carry from frame to frame (engine_lib.talker.device.state.SlotState)."""
+    """The state of the streams in the slots from frame to frame (engine_lib.talker.device.state.SlotState)."""
 
     positions: torch.Tensor
     frames: torch.Tensor
@@ -42,7 +42,10 @@ class Slots(Protocol):
 
 
 class FirstCodebook(Protocol):
-    """What codebook 0 may not be: [vocab] bool, the id that ends a stream, its least frames (talker.frame.FirstCodebookRules)."""
+    """Rules of codebook 0: ids [vocab] bool that are suppressed, the id that ends a stream, frames before that id may come.
+
+    See engine_lib.talker.device.frame.FirstCodebookRules.
+    """
 
     @property
     def suppressed(self) -> torch.Tensor: ...
@@ -56,7 +59,7 @@ class FirstCodebook(Protocol):
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where the drawn id's embedding goes: row of `table` [ids, width] to `out` [batch, width], whose rows may have gaps."""
+    """Copies the sampled id's embedding: a row of `table` [ids, width] to `out` [batch, width]; rows of `out` may have gaps."""
 
     table: torch.Tensor
     out: torch.Tensor
@@ -74,17 +77,17 @@ def sample_codes(
     embedding: Embedding | None = None,
     advance: bool = False,
 ) -> None:
-    """Draw codebook `codebook` of every row.
+    """Sample codebook `codebook` of every row.
 
     Args:
         logits: [batch, vocab], float32 or bfloat16.
         slots: [batch] int64, the slot of each row.
         sampling, state: indexed by slot. `state.codes` gets the code, BAD_CODE as 0; `state.seen` too, for codebook 0.
-        codes: [batch, num_code_groups] int64; column `codebook` gets the ids, BAD_CODE where the logits hold NaN or +inf or
-            allow nothing.
+        codes: [batch, num_code_groups] int64; column `codebook` gets the ids, BAD_CODE if the logits hold NaN or +inf or
+            allow no id.
         first: for codebook 0, with repetition penalty, suppressed ids and the least number of frames.
         embedding: copy the id's embedding, that of id 0 for BAD_CODE.
-        advance: with the last codebook: `state.frames` and `state.positions` grow by one; but the last slot, which is scratch, stays
+        advance: for the last codebook: `state.frames` and `state.positions` grow by one; the last slot, which is scratch, stays
             at position 0.
     """
     batch, vocab = logits.shape
@@ -135,7 +138,7 @@ def sample_codes(
         FIRST=first is not None,
         EMBED=embedding is not None,
         ADVANCE=advance,
-        SHIFT=16 if logits.dtype == torch.bfloat16 and first is None else 0,  # a penalty fills the lower bits
+        SHIFT=16 if logits.dtype == torch.bfloat16 and first is None else 0,  # a penalty fills the low bits
         num_warps=4 if vocab <= 2048 else 8,
         **launch_options(logits.device),
     )
@@ -143,7 +146,7 @@ def sample_codes(
 
 @triton.jit
 def _sort_keys(x, SHIFT: tl.constexpr):
-    """Integers in the order of the floats: both zeros are equal, NaN is the largest. SHIFT: bits that are zero in all floats."""
+    """Integers in the order of the floats: both zeros are equal, NaN is the largest. SHIFT: low bits that are zero in all floats."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
     keys = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return tl.where(x != x, 0x7FFFFFFF, keys) >> SHIFT
@@ -151,19 +154,19 @@ def _sort_keys(x, SHIFT: tl.constexpr):
 
 @triton.jit
 def _float_of(key, SHIFT: tl.constexpr):
-    """The float whose sort key is `key`."""
+    """The float of the sort key `key`."""
     bits = tl.where(key < 0, (((key + 1) << SHIFT) - 1) ^ 0x7FFFFFFF, key << SHIFT)
     return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _top_k_floor(keys, lowest, highest, k, SHIFT: tl.constexpr):
-    """A key that exactly the `k` largest of `keys`, and what ties with the k-th, reach. Of up to 2**15 keys."""
-    low, high = lowest, highest + 1  # enough reach low, too few high
-    if SHIFT == 0:  # their distance may take 33 bits
+    """A key that exactly the `k` largest of `keys` reach, and all that tie with the k-th. At most 2**15 keys."""
+    low, high = lowest, highest + 1  # at least k keys reach low, fewer reach high
+    if SHIFT == 0:  # their distance may need 33 bits
         low, high = lowest.to(tl.int64), highest.to(tl.int64) + 1
     while high - low > 1:
-        # Two borders, counted in one sum: most of a round is waiting for it.
+        # Two borders, counted in one sum, because a round mostly waits for that sum.
         step = tl.maximum((high - low >> 2) + (high - low >> 4), 1)
         lower, upper = low + step, high - step
         reach = (keys >= lower.to(tl.int32)).to(tl.int32) + ((keys >= upper.to(tl.int32)).to(tl.int32) << 16)
@@ -178,7 +181,7 @@ def _top_k_floor(keys, lowest, highest, k, SHIFT: tl.constexpr):
 
 @triton.jit
 def _top_p_floor(keys, probabilities, lowest, highest, limit):
-    """The largest of `keys` below which lies a mass of no more than `limit`, and that mass."""
+    """The largest key with a mass of at most `limit` below it, and that mass."""
     low, high = lowest.to(tl.int64), highest.to(tl.int64) + 1
     mass_below = limit * 0.0
     while high - low > 1:
@@ -191,11 +194,11 @@ def _top_p_floor(keys, probabilities, lowest, highest, limit):
 
 
 @triton.jit
-def _draw(logits, keys, best_key, ids, temperature, k, top_p, uniform, VOCAB: tl.constexpr, PADDED: tl.constexpr, SHIFT: tl.constexpr):
-    """The id whose share of the cumulative distribution, in id order, holds `uniform`; PADDED where rounding left it none.
+def _sample(logits, keys, best_key, ids, temperature, k, top_p, uniform, VOCAB: tl.constexpr, PADDED: tl.constexpr, SHIFT: tl.constexpr):
+    """The id with `uniform` in its share of the cumulative distribution, in id order; PADDED if rounding leaves none.
 
-    `keys` are those of `logits`: dividing by the temperature keeps their order. (Quotients that are subnormal floats may tie where
-    logits do not; the twin then keeps those that tie with the k-th.)
+    `keys` are those of `logits`, because dividing by the temperature keeps their order. (Quotients that are subnormal floats may
+    tie when logits do not; the twin then keeps those that tie with the k-th.)
     """
     lowest = tl.full([], -0x7F800001 >> SHIFT, tl.int32)  # of -inf
     kept = (keys >= _top_k_floor(keys, lowest, best_key, k, SHIFT)) & (ids < VOCAB)
@@ -208,7 +211,7 @@ def _draw(logits, keys, best_key, ids, temperature, k, top_p, uniform, VOCAB: tl
         probabilities = weights / tl.sum(weights)
         limit = 1 - top_p
         floor, mass_below = _top_p_floor(keys, probabilities, tl.min(tl.where(ids < VOCAB, keys, highest)), highest, limit)
-        # Of equal logits the smaller ids are cut first; the last of the likeliest always stays.
+        # Among equal logits the smaller ids are cut first; the last of the likeliest ids always stays.
         tied = keys == floor
         cut = (keys < floor) | (tied & (mass_below + probabilities * tl.cumsum(tied.to(tl.int32)) <= limit))
         last = tl.max(tl.where(keys == highest, ids, 0))
@@ -259,9 +262,9 @@ def _sample_codes_kernel(
     real = ids < VOCAB
     if FIRST:
         wait_for_previous(HOPPER)
-    # What streams have from frame to frame; behind the draw of codebook 0, a gate, it can be read early.
+    # State from frame to frame; behind the sampling of codebook 0, a gate, it can be read early.
     slot = tl.load(slots + row)
-    frame, seed, is_drawn = tl.load(frames + slot), tl.load(seeds + slot), tl.load(do_sample + slot)
+    frame, seed, is_sampled = tl.load(frames + slot), tl.load(seeds + slot), tl.load(do_sample + slot)
     row_temperature, row_top_k, row_top_p = tl.load(temperature + slot), tl.load(top_k + slot), tl.load(top_p + slot)
     if not FIRST:
         wait_for_previous(HOPPER)
@@ -274,24 +277,24 @@ def _sample_codes_kernel(
         was_seen = tl.load(seen + slot * VOCAB + ids, mask=real, other=0) != 0
         x = tl.where(was_seen, tl.where(x < 0, x * penalty, tl.math.div_rn(x, penalty)), x)
         hidden = (tl.load(suppressed + ids, mask=real, other=0) != 0) | ((ids == eos) & (frame < min_frames))
-        x = tl.where(hidden & (x == x), float("-inf"), x)  # NaN is an error even where it is hidden
+        x = tl.where(hidden & (x == x), float("-inf"), x)  # NaN is an error even if its id is hidden
     keys = tl.where(real, _sort_keys(x, SHIFT), -0x80000000 >> SHIFT)
 
-    # draw
+    # sample
     best_key = tl.max(keys)
     failed = (best_key >= 0x7F800000 >> SHIFT) | (best_key <= -0x7F800001 >> SHIFT)  # +inf or NaN, or nothing above -inf
     code = tl.full([], PADDED, tl.int32)
-    if (is_drawn != 0) & (failed == 0):
+    if (is_sampled != 0) & (failed == 0):
         word, _, _, _ = tl.philox(seed, codebook.to(tl.uint32), frame.to(tl.uint32), tl.zeros_like(codebook), tl.zeros_like(codebook))
         uniform = (word >> 8).to(tl.float32) * (2.0**-24)
         k = tl.minimum(tl.maximum(row_top_k, 1), VOCAB)
-        code = _draw(x, keys, best_key, ids, row_temperature, k, row_top_p, uniform, VOCAB, PADDED, SHIFT)
+        code = _sample(x, keys, best_key, ids, row_temperature, k, row_top_p, uniform, VOCAB, PADDED, SHIFT)
     if code == PADDED:
         code = tl.min(tl.where(keys == best_key, ids, PADDED))
     code = tl.where(failed, _BAD_CODE, code).to(tl.int64)
     valid = tl.maximum(code, 0)
 
-    # what follows
+    # codes, state, embedding
     tl.store(codes + row * codes_stride + codebook, code)
     tl.store(state_codes + slot * state_codes_stride + codebook, valid)
     if FIRST:

@@ -1,4 +1,4 @@
-"""SnakeBeta in one pass over memory. Its torch twin, engine_lib.layers.snake.snake_beta_torch, needs nine."""
+"""SnakeBeta in one pass over memory; its twin engine_lib.ops.snake.snake_beta_torch needs nine."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -41,8 +41,8 @@ def snake_beta(x: torch.Tensor, alpha: torch.Tensor, inverse_beta: torch.Tensor)
 def apply_snake(value, alpha, inverse_beta, dtype: tl.constexpr):
     """value + sin(alpha value)^2 / beta in float32, as exact as a result of `dtype` needs.
 
-    For bfloat16 the hardware's sine serves, which is good to 2^-21 near zero: the square has period pi, so the angle is brought
-    there first. That takes a quarter of the instructions.
+    For bfloat16 the hardware's sine is enough: near zero its error is 2^-21, and the square has period pi, so the angle is
+    brought near zero first. That takes a quarter of the instructions.
     """
     angle = value * alpha
     if INTERPRETED or dtype == tl.float32:

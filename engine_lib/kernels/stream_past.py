@@ -1,7 +1,7 @@
 """Moves the past of many layers between the arena and the inputs of a step, in one launch each way.
 
 Each layer's input is a buffer [streams, past + time, width]: its first steps come from the streams' rows of the arena, its last
-ones go back there once the step has filled it. A table tells where the buffers are, in units of `unit` (int16 or int32).
+steps go back there once the step has filled it. A table gives the places of the buffers, in units of `unit` (int16 or int32).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -20,7 +20,7 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class PastTable:
-    """Where the buffers of one step shape are.
+    """The places of the buffers of one step shape.
 
     Attributes:
         entries: [layers, 5] int64 on the device: offset in a row of the arena, offset in the workspace, distance between
@@ -39,9 +39,9 @@ def move_pasts(arena: torch.Tensor, workspace: torch.Tensor, table: PastTable, s
 
     Args:
         arena: [slots, bytes] uint8, contiguous.
-        workspace: [bytes] uint8, holds the buffers.
-        slots: [streams] int64; for `save` one that appears twice is left with anything.
-        save: from the buffers to the arena.
+        workspace: [bytes] uint8, the buffers.
+        slots: [streams] int64; with `save` a slot that appears twice gets an undefined state.
+        save: copy from the buffers to the arena, not to the buffers.
 
     The twin is `move_pasts_torch`.
     """

@@ -1,4 +1,7 @@
-"""How linear_small cuts each weight: tiles measured by scripts/bench_kernels.py on an H100, and a rule for all others."""
+"""How linear_small cuts a weight: measured tiles, and a rule for all other shapes.
+
+scripts/bench_kernels.py measured the tiles on an H100.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ class LinearTile:
     Attributes:
         block_out: rows of the weight a program owns (of gate and of up each, in `gate_up_small`).
         split_k: segments of the inner dimension, one for each warp of a program; results depend on this alone.
-        num_stages: chunks of a segment whose weights are under way at a time.
-        max_registers: of a thread. Two programs fit a multiprocessor where a program's threads have 32,768 together, so that
-            the next kernel's can ask for their weights before this one's end. None leaves it to the compiler.
+        num_stages: chunks of a segment with weights in flight at a time.
+        max_registers: of a thread. Two programs fit a multiprocessor if the threads of one have 32,768 registers together; then
+            programs of the next kernel can load weights before this kernel ends. None leaves it to the compiler.
     """
 
     block_out: int
@@ -25,7 +28,7 @@ class LinearTile:
     max_registers: int | None = None
 
 
-# (out, in, gated) -> {rows of x in a program: tile}. More rows are cuBLAS's (layers/fused.py).
+# (out, in, gated) -> {rows of x in a program: tile}. cuBLAS multiplies more rows (layers/fused.py).
 # One weight keeps one split_k, so that a row's result does not depend on the batch.
 MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
     # 0.6B talker and both predictors: qkv, output, gate_up, down, heads
@@ -47,7 +50,7 @@ MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
 def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> LinearTile:
     """The tile for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x."""
     if dtype == torch.float32:
-        return LinearTile(8, num_stages=1)  # for checks of exactness only; without tensor cores registers are short
+        return LinearTile(8, num_stages=1)  # for checks of exactness only; without tensor cores registers are scarce
     measured = MEASURED_TILES.get((out_features, in_features, gated), {}).get(block_rows_for(rows))
     if measured is not None:
         return measured
@@ -55,7 +58,7 @@ def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dty
 
 
 def block_rows_for(rows: int) -> int:
-    """Rows of x in one program, as the tensor cores take them; more than 16 take several programs."""
+    """Rows of x in one program: 8 or 16, for the tensor cores; more than 16 rows take several programs."""
     return 8 if rows <= 8 else 16
 
 

@@ -1,7 +1,7 @@
-"""Attention of the codec over a sliding window in one launch a layer: RoPE, attention, and the window moved on.
+"""The codec's sliding-window attention, one launch a layer: RoPE, attention, update of the past.
 
 A stream's past lives in its row of the arena: the last window - 1 keys (after RoPE) and values. One program serves one KV head of
-one stream and is the only one that reads or writes that head's past, so it can move the past in place.
+one stream and alone reads and writes that head's past, so it can move the past in place.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -28,7 +28,7 @@ def window_attention(
         qkv: [streams * frames, (heads + 2 * kv_heads) * head_dim], contiguous, the frames of a stream together.
         cos, sin: [streams, frames, head_dim / 2], contiguous, at each frame's position.
         past: [slots, window - 1, 2 * kv_heads, head_dim], keys before values; slots may have gaps between them.
-        slots: [streams] int64; one that appears twice is left with anything.
+        slots: [streams] int64; a slot that appears twice gets an undefined past.
         positions: [streams] int64, frames each stream had before.
 
     Returns:
@@ -144,7 +144,7 @@ def _window_attention_kernel(
     old_low, old_high = load_halves(old + v_offset, is_past, HALF)
     v_low, v_high = tl.where(is_new, v_low, old_low), tl.where(is_new, v_high, old_high)
 
-    # the past moves on, once all of it has been read
+    # the past moves on, after all of it has been read
     tl.debug_barrier()
     kept = (place >= FRAMES) & (place < FRAMES + PAST) & real
     moved = own_past + (place - FRAMES) * (2 * KV_HEADS * 2 * HALF)

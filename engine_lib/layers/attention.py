@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache: one interface, and the torch backend that is its reference and the CPU path.
+"""Attention over a paged KV cache: the interface, and the torch backend for CPU and reference.
 
 Caches are [blocks, block_size, kv_heads, head_dim]; row r of a sequence lives in block block_table[r // block_size] at
 r % block_size. Backends read lengths and block tables from tensors, so that decode can be captured in a CUDA graph.
@@ -17,7 +17,7 @@ class AttentionBackend(Protocol):
 
     Attributes:
         name: as in the option `attention_backend`.
-        can_be_captured: whether both calls leave the host alone, so that a CUDA graph can hold them.
+        can_be_captured: True if neither call reads a device value on the host, so that a CUDA graph can hold both.
     """
 
     name: str
@@ -26,13 +26,13 @@ class AttentionBackend(Protocol):
     def decode(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, block_tables: torch.Tensor, lengths: torch.Tensor
     ) -> torch.Tensor:
-        """One query row a sequence.
+        """Attend from one query row of each sequence.
 
         Args:
             q: [batch, heads, head_dim].
             k_cache, v_cache: [blocks, block_size, kv_heads, head_dim].
             block_tables: [batch, width] int32.
-            lengths: [batch] int32, rows of each sequence in the cache, the query's own included.
+            lengths: [batch] int32, rows of each sequence in the cache, the query's own row included.
 
         Returns:
             [batch, heads, head_dim].
@@ -48,7 +48,7 @@ class AttentionBackend(Protocol):
         lengths: torch.Tensor,
         query_starts: torch.Tensor,
     ) -> torch.Tensor:
-        """Several query rows a sequence, packed; they are the last rows of their sequence.
+        """Attend from several query rows of each sequence, packed; they are the last rows of their sequence.
 
         Args:
             q: [rows, heads, head_dim].

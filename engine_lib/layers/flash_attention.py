@@ -1,8 +1,8 @@
-"""The attention backend that calls flash-attn (Dao 2023), where it is installed and asked for.
+"""The attention backend that calls flash-attn (Dao 2023), if it is installed and asked for.
 
-`auto` does not ask: our decode attention norms, rotates and stores in its own launch, which flash-attn needs another one for.
-flash-attn 2.8 reads KV blocks of a multiple of 256 rows, half precision only, heads of up to 256 numbers. Where no wheel of it
-fits, scripts/build_flash_attn.sh builds what is called here.
+`auto` does not choose it: our decode attention norms, rotates and stores in its own launch, and flash-attn needs another launch
+for that. flash-attn 2.8 reads KV blocks of a multiple of 256 rows, half precision only, heads of up to 256 numbers. If no wheel of
+it fits, scripts/build_flash_attn.sh builds the functions called here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def check_flash_attention(*, dtype: torch.dtype, block_size: int, head_dim: int)
     """Refuse a cache that flash-attn does not read.
 
     Raises:
-        ConfigError: names what to change.
+        ConfigError: names the option to change.
     """
     if block_size % PAGE_ROWS:
         raise ConfigError(
@@ -38,7 +38,7 @@ def check_flash_attention(*, dtype: torch.dtype, block_size: int, head_dim: int)
 
 
 class FlashAttention:
-    """See AttentionBackend. Which kernels run depends on shapes alone, so that a CUDA graph can hold both calls."""
+    """See AttentionBackend. The choice of kernels depends on shapes alone, so a CUDA graph can hold both calls."""
 
     name = "flash-attn"
     can_be_captured = True
@@ -72,7 +72,7 @@ class FlashAttention:
         lengths: torch.Tensor,
         query_starts: torch.Tensor,
     ) -> torch.Tensor:
-        # Bounds, for the lengths are on the device. A bound of 1 would make it take every query row for a sequence.
+        # Bounds, because the lengths are on the device. With a bound of 1 it would take every query row for a sequence.
         out: torch.Tensor = self._prefill(
             q,
             k_cache,

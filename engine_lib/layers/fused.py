@@ -1,9 +1,9 @@
-"""The forward of a pre-norm transformer on a GPU in few launches. Its twin is Transformer.forward; only rounding differs.
+"""The forward of a pre-norm transformer on a GPU in few launches.
 
-For few rows a layer is as long as reading its weights, which our own products stream once with norm, residual and SwiGLU
-fused into them: five launches a layer. From more rows on other products are faster, cuBLAS's by default: seven launches. Where
-the two cross on an H100 depends on the size of the weights, which our programs of 16 rows each read again. Importing this module
-needs Triton's compiler.
+Its twin is Transformer.forward; only rounding differs. For few rows a layer takes as long as reading its weights. Our own products
+read them once, with norm, residual and SwiGLU fused into them: five launches a layer. For more rows other products are faster,
+cuBLAS's by default: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
+of 16 rows reads them again. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
 
-FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # the latter in layers of up to NARROW hidden
+FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # FEW_NARROW_ROWS in layers of up to NARROW hidden
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
@@ -26,7 +26,7 @@ AllReduce = Callable[[torch.Tensor], torch.Tensor]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-class PackedLayer(Protocol):
+class LayerWeights(Protocol):
     """Weights of one pre-norm layer, as in engine_lib.layers.transformer.TransformerLayer."""
 
     @property
@@ -43,22 +43,22 @@ class PackedLayer(Protocol):
     def down(self) -> torch.Tensor: ...
 
 
-class PackedTransformer(Protocol):
-    """A stack of them, and the eps of their norms."""
+class TransformerWeights(Protocol):
+    """The weights of a stack of layers, and the eps of their norms."""
 
     @property
-    def layers(self) -> Sequence[PackedLayer]: ...
+    def layers(self) -> Sequence[LayerWeights]: ...
     @property
     def eps(self) -> float: ...
 
 
 def cublas_product(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-    """The product of many rows by cuBLAS; in the residual's place, which it would copy first otherwise."""
+    """The product of many rows by cuBLAS, added in place to the residual, because otherwise cuBLAS would copy that first."""
     return F.linear(x, weight) if residual is None else residual.addmm_(x, weight.T)
 
 
 def forward_fused(
-    transformer: PackedTransformer,
+    transformer: TransformerWeights,
     x: torch.Tensor,
     attend: AttendPacked,
     all_reduce: AllReduce | None = None,
@@ -68,11 +68,11 @@ def forward_fused(
     Args:
         x: [rows, hidden], contiguous; may be written over.
         attend: norm, rotation, cache and attention of one layer.
-        all_reduce: where the transformer is a shard, adds up a product of [rows, hidden] over shards, in place.
+        all_reduce: if the transformer is a shard, adds up a product [rows, hidden] over shards, in place.
         product: computes products of many rows.
 
     Returns:
-        [rows, hidden], before the final norm: whoever reads it has a kernel that norms its input.
+        [rows, hidden], before the final norm: the kernels that read it norm their input.
     """
     eps, few = transformer.eps, _are_few(x)
     for i, layer in enumerate(transformer.layers):
@@ -90,16 +90,16 @@ def forward_fused(
 
 
 def _are_few(x: torch.Tensor) -> bool:
-    """Whether our own products are the faster ones for [rows, hidden]."""
+    """Whether our own products are faster for [rows, hidden]."""
     rows, hidden = x.shape
     return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
 
 
 def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, all_reduce: AllReduce | None, product: Product) -> torch.Tensor:
-    """x + y @ weight.T, where shards hold columns of the weight: x plus the sum of their products.
+    """x + y @ weight.T; if shards hold columns of the weight, x plus the all-reduced products.
 
-    The product of a shard is rounded, then their sum, then x plus the sum: x joins last, because whatever is added to it is
-    rounded to the precision of x, which is larger than a layer's product.
+    The product of a shard is rounded, then the sum over shards, then x plus that sum. x joins last, because x is larger than a
+    layer's product, and each addition to it rounds to the precision of x.
     """
     few = _are_few(x)
     if all_reduce is None:
@@ -108,12 +108,12 @@ def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, all_re
 
 
 def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torch.Tensor | None = None) -> torch.Tensor:
-    """norm(x) @ weight.T, by whichever product is faster.
+    """norm(x) @ weight.T, by the faster product.
 
     Args:
         x: [rows, hidden]; rows may have gaps between them.
         weight: [out, hidden].
-        normed: [rows, hidden], takes norm(x).
+        normed: [rows, hidden], gets norm(x).
     """
     if _are_few(x):
         return linear_small(x, weight, norm=norm, normed=normed)

@@ -1,6 +1,6 @@
-"""The pre-norm transformer layer of Qwen3: RMSNorm, grouped-head attention with q/k norm and RoPE, SwiGLU.
+"""Qwen3's pre-norm layer: RMSNorm, grouped-head attention with q/k norm and RoPE, SwiGLU.
 
-The talker and the code predictor are stacks of it; they differ in where keys and values live, which `attend` decides.
+The talker and the code predictor are stacks of it. They keep keys and values in different places, which `attend` decides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass
 class TransformerLayer:
-    """Weights of one layer; q, k, v and gate, up are packed so that each pair or triple is one matrix product."""
+    """Weights of one layer; q, k, v and gate, up are packed so that each group is one matrix product."""
 
     input_norm: torch.Tensor
     qkv: torch.Tensor
@@ -38,10 +38,10 @@ class Transformer:
     """A stack of layers and the final norm."""
 
     def __init__(self, shape: DecoderShape, layers: list[TransformerLayer], final_norm: torch.Tensor) -> None:
-        """`shape` is that of the weights in `layers`.
+        """`shape` is the shape of the weights in `layers`.
 
         Attributes:
-            sum: adds up a product of a shard's input columns over shards, in place; None where the layers are whole.
+            all_reduce: adds up a product of a shard's input columns over shards, in place; None if the layers are whole.
         """
         self.shape = shape
         self.layers = layers
@@ -50,14 +50,14 @@ class Transformer:
 
     @property
     def eps(self) -> float:
-        """Of the norms."""
+        """The eps of the norms."""
         return self.shape.rms_norm_eps
 
     @classmethod
     def load(
         cls, weights: Weights, prefix: str, shape: DecoderShape, *, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
     ) -> Transformer:
-        """Take the weights under `prefix` ("talker.model", ..), of `shape`: of a shard, some of the heads and of the FFN."""
+        """Take the weights under `prefix` ("talker.model", ..), of `shape`. A shard takes some of the heads and of the FFN."""
         hidden, ffn, head_dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
         q_size, kv_size = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
 
@@ -96,7 +96,7 @@ class Transformer:
         Args:
             x: [rows, hidden].
             cos, sin: [rows, head_dim / 2], at each row's position.
-            attend: attention of one layer, keeping keys and values where its caller wants them.
+            attend: attention of one layer; it also stores the keys and values.
 
         Returns:
             [rows, hidden], before the final norm.
@@ -108,19 +108,19 @@ class Transformer:
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
             q = apply_rope(rms_norm(q, layer.q_norm, eps), cos, sin)
             k = apply_rope(rms_norm(k, layer.k_norm, eps), cos, sin)
-            x = x + self._summed(F.linear(attend(i, q, k, v).flatten(1), layer.output))
+            x = x + self._all_reduced(F.linear(attend(i, q, k, v).flatten(1), layer.output))
             gate, up = F.linear(rms_norm(x, layer.post_attention_norm, eps), layer.gate_up).chunk(2, dim=-1)
-            x = x + self._summed(F.linear(F.silu(gate) * up, layer.down))
+            x = x + self._all_reduced(F.linear(F.silu(gate) * up, layer.down))
         return x
 
     @property
     def nbytes(self) -> int:
-        """Memory of the layers and the final norm."""
+        """Bytes of the layers and the final norm."""
         return sum(weight.nbytes for layer in self.layers for weight in vars(layer).values()) + self.final_norm.nbytes
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
         """The final norm of `x` [rows, hidden]."""
         return rms_norm(x, self.final_norm, self.shape.rms_norm_eps)
 
-    def _summed(self, product: torch.Tensor) -> torch.Tensor:
+    def _all_reduced(self, product: torch.Tensor) -> torch.Tensor:
         return product if self.all_reduce is None else self.all_reduce(product)

@@ -1,1 +1,1 @@
-"""Torch reference operators, below the kernels: what a kernel must compute stands here."""
+"""Torch reference operators, below the kernels, which are tested against them."""

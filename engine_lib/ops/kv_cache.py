@@ -1,4 +1,4 @@
-"""Writes to a paged KV cache: [blocks, block_size, kv_heads, head_dim], rows counted through all blocks."""
+"""Writes to a paged KV cache [blocks, block_size, kv_heads, head_dim]; rows count through blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich 2019), computed in float32 whatever the dtype of the activations."""
+"""RMSNorm (Zhang and Sennrich 2019), computed in float32 for activations of any dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SnakeBeta activation (Ziyin et al. 2020; beta as in BigVGAN), computed in float32 for activations of any dtype."""
+"""SnakeBeta (Ziyin et al. 2020; beta as in BigVGAN), in float32 for activations of any dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near a kernel must come to the truth: its twin in float32 on upcast inputs, as the relative error of the whole result."""
+"""The relative error that a kernel may have against its twin in float32 on upcast inputs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 
 import torch
 
-# The interpreter cuts a float32 off where a GPU rounds it to bfloat16.
+# To make a bfloat16 of a float32, the interpreter truncates and a GPU rounds.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2 if os.environ.get("TRITON_INTERPRET") == "1" else 1e-2}
 
 
 def relative_error(out: torch.Tensor, truth: torch.Tensor) -> float:
-    """||out - truth|| / ||truth||; NaN gives NaN, which passes no comparison."""
+    """||out - truth|| / ||truth|| of the whole result; NaN gives NaN, which passes no comparison."""
     out, truth = out.double(), truth.double()
     return float((out - truth).norm() / truth.norm().clamp(min=1e-30))
 
 
 def assert_near(out: torch.Tensor, truth: torch.Tensor) -> None:
-    """Fail when `out` is further from `truth` than its dtype explains."""
+    """Fail if `out` is further from `truth` than its dtype explains."""
     error = relative_error(out, truth)
     assert error <= TOLERANCE[out.dtype], f"relative error {error:.3g} in {out.dtype}"

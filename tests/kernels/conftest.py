@@ -1,6 +1,6 @@
-"""Where the kernel tests run: compiled on a GPU, else by Triton's interpreter on the CPU.
+"""The kernel tests run compiled on a GPU, else by Triton's interpreter on the CPU.
 
-The interpreter has to be chosen before triton is first imported (transformers imports it), so without a GPU these tests run
+The interpreter must be chosen before triton is first imported (transformers imports it). So without a GPU these tests run
 in a process of their own, which test_interpreter.py starts; here they are skipped.
 """
 
@@ -28,7 +28,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def rng() -> random.Random:
-    """Seed torch and give a generator for shapes, from a fresh seed that a failing test prints."""
+    """Seed torch and return a generator for shapes, from a fresh seed that a failing test prints."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     torch.backends.cudnn.allow_tf32 = False  # the twins' float32 convolutions are the truth

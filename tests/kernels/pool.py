@@ -11,7 +11,7 @@ Heads = tuple[int, int, int]  # query heads, KV heads, head_dim
 
 @dataclass
 class Pool:
-    """A paged cache that several sequences own blocks of, in random order; every row nobody owns is NaN."""
+    """A paged cache with blocks of several sequences, in random order; every row without an owner is NaN."""
 
     k: torch.Tensor
     v: torch.Tensor
@@ -37,5 +37,5 @@ class Pool:
         return self.block_tables[sequence, positions // size].long() * size + positions % size
 
     def wide(self) -> Pool:
-        """The same in float32, NaN as 0: the torch backend multiplies what it masks."""
+        """The same in float32, with 0 for NaN, because the torch backend multiplies rows that it masks."""
         return Pool(self.k.float().nan_to_num(), self.v.float().nan_to_num(), self.block_tables)

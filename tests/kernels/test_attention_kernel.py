@@ -1,4 +1,4 @@
-"""The paged attention kernels against the torch backend, on caches whose unowned rows are NaN."""
+"""The paged attention kernels against the torch backend, on caches with NaN in rows without owner."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wide_rotation(rotation: HeadRotation) -> HeadRotation:
 
 
 def check_decode(lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device, *, block_size: int = 16) -> None:
-    """Sequences live in slots in another order than the batch; `lengths` counts the cached rows."""
+    """The order of the slots differs from the batch; `lengths` counts the cached rows."""
     batch, (num_heads, kv_heads, head_dim) = len(lengths), heads
     pool = Pool.filled(lengths, heads, dtype, device, block_size=block_size)
     rotation = some_rotation(heads, max(lengths) + 1, dtype, device)
@@ -136,7 +136,7 @@ def test_a_sequence_is_the_same_alone_and_in_any_batch(rng: random.Random, devic
 def test_padding_rows_that_share_a_slot_leave_the_others_alone(rng: random.Random, device: torch.device) -> None:
     heads, lengths = (2, 1, 32), [rng.randint(1, 100), 0]
     pool = Pool.filled(lengths, heads, torch.float32, device)
-    pool.block_tables[1] = 0  # the scratch slot has the null block alone
+    pool.block_tables[1] = 0  # the scratch slot has only the null block
     qkv, rotation, positions = some_decode(pool, lengths, heads, device)
     alone = decode_attention(qkv[:1], rotation, paged(pool), positions, torch.tensor([0], device=device))
     kept = pool.k[1:].clone()
@@ -163,7 +163,7 @@ def test_a_cache_of_more_than_two_to_the_31_elements_is_read_and_written_in_plac
     heads, lengths = (4, 4, 128), [rng.randint(2, 70), rng.randint(2, 70)]
     pool = Pool.filled(lengths, heads, torch.bfloat16, device, block_size=64)
     first = 2**31 // pool.k[0].numel()
-    k, v = (pool.k.new_empty(first + len(pool.k), *pool.k.shape[1:]) for _ in range(2))  # pages that nobody touches take no memory
+    k, v = (pool.k.new_empty(first + len(pool.k), *pool.k.shape[1:]) for _ in range(2))  # untouched pages take no memory
     k[first:], v[first:] = pool.k, pool.v
     far = Pool(k, v, pool.block_tables + first)
     qkv, rotation, positions = some_decode(pool, lengths, heads, device)

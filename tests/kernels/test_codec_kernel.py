@@ -43,12 +43,12 @@ def test_a_convolution_and_what_follows_it_equal_their_twin(
     width, rate = rng.choice([1, 5, 24]), rng.choice([1, 2])
     channels = width * rate
 
-    def drawn(*shape: int) -> torch.Tensor:
+    def random_tensor(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device).to(dtype)
 
-    x = drawn(streams, (taps - 1) * dilation + time, inner)
-    weight, bias = drawn(channels, taps, inner) / (taps * inner) ** 0.5, drawn(channels)
-    residual = drawn(streams, 2 + time, channels)[:, 2:] if "residual" in behind else None
+    x = random_tensor(streams, (taps - 1) * dilation + time, inner)
+    weight, bias = random_tensor(channels, taps, inner) / (taps * inner) ** 0.5, random_tensor(channels)
+    residual = random_tensor(streams, 2 + time, channels)[:, 2:] if "residual" in behind else None
     snake = Snake(torch.rand(width, device=device) * 2, torch.rand(width, device=device)) if "snake" in behind else None
     out = poisoned(streams, time, channels, dtype=dtype, device=device)
     head = poisoned(streams, 4 + time, channels, dtype=torch.float32, device=device)  # the next layer's input
@@ -129,7 +129,7 @@ def test_pasts_are_moved_to_their_places_and_nothing_else_is(
     assert torch.equal(workspace, twins[1])
 
 
-# Few samples a frame, for the interpreter runs every program by itself.
+# Few samples a frame, because the interpreter runs every program by itself.
 SHORT_FRAMES = {
     f"speech_tokenizer.decoder_config.{name}": value
     for name, value in {
@@ -146,7 +146,7 @@ SHORT_FRAMES = {
 def test_the_fused_decoder_equals_the_plain_one(
     rows: str, rng: random.Random, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if rows == "many":  # without the time that many would take the interpreter
+    if rows == "many":  # takes the path of many rows, which would be slow in the interpreter
         monkeypatch.setattr(fused_layers, "FEW_NARROW_ROWS", 0)
     checkpoint = Checkpoint(make_checkpoint(tmp_path / "short_frames", overrides=SHORT_FRAMES))
     codec = checkpoint.config.codec

@@ -1,4 +1,4 @@
-"""The talker's layers composed of kernels, whole and as shards, with our attention and with a backend's, against the layers in torch."""
+"""The talker's fused forward against the layers in torch: whole, as shards, with other attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kernels.compare import assert_near
 
 
 def prefill(engine: TalkerEngine, path: Path) -> torch.Tensor:
-    """Bring three requests to their first frame; their slots, not in order."""
+    """Bring three requests to their first frame; return their slots, not in order."""
     for i in range(3):
         prompt = Utterance(text="one two " * (1 + i)).prompt(path)
         engine.scheduler.add(unheard(engine, str(i), prompt))
@@ -37,7 +37,7 @@ def fused_forward(worker: TalkerWorker, attention: AttentionBackend | None = Non
     """The kernels on the weights and the state of `worker`."""
     for layer in worker.model.transformer.layers:
         for name, weight in vars(layer).items():
-            setattr(layer, name, weight.clone())  # on the CPU a weight lies where the file has it, not where kernels can read it
+            setattr(layer, name, weight.clone())  # on the CPU a weight lies in the mapped file, perhaps not aligned as kernels need
     rules = FirstCodebookRules.of(worker.talker_config, worker.device)
     return FusedForward(worker.model, worker.kv_cache, worker.state, rules, attention)
 
@@ -50,7 +50,7 @@ def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | Non
         slots, width = prefill(engine, tiny_custom_voice_1b7), worker.state.block_tables.shape[1]
         truth = worker.forward.decode(slots, width)
         stored = worker.kv_cache.clone()
-        # the same rows again: decode moves no state but the cache's new row
+        # the same rows again: decode changes no state but the cache's new row
         assert_near(fused_forward(worker, attention).decode(slots, width), truth)
         assert_near(worker.kv_cache, stored)
 
@@ -66,8 +66,8 @@ def test_shards_make_the_decode_step_of_the_whole(device: torch.device, tiny_cus
         prefill(engine, tiny_custom_voice_1b7)
     workers = [engine.worker, *others]
     while any((worker.state.frames[:3] == 0).any() for worker in workers):
-        time.sleep(0.01)  # a rank draws on its own after the last sum
-    one_at_a_time = threading.Lock()  # the interpreter of kernels knows no threads
+        time.sleep(0.01)  # a rank samples on its own after the last all_reduce
+    one_at_a_time = threading.Lock()  # the interpreter is not thread-safe
 
     def decode(worker: TalkerWorker) -> torch.Tensor:
         all_reduce = worker.ranks.all_reduce

@@ -1,4 +1,4 @@
-"""Runs the kernel tests on a machine without a GPU: under Triton's interpreter, in a process of their own."""
+"""Runs the kernel tests without a GPU: under Triton's interpreter, in a process of their own."""
 
 from __future__ import annotations
 

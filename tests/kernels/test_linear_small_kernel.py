@@ -1,4 +1,4 @@
-"""linear_small and gate_up_small against their twins, and what a row's result may depend on."""
+"""linear_small and gate_up_small against their twins; a row's result does not depend on the batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLISHED = [(4096, 1024, True), (1024, 2048, False), (1024, 3072, False), (2048
 GATED = [(3072, 1024), (6144, 2048)]
 
 
-def drawn(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def random_tensor(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.randn(shape, device=device).to(dtype)
 
 
@@ -29,11 +29,11 @@ def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Ten
 @pytest.mark.parametrize("options", ["norm", "norm normed", "bias", "residual", "norm bias residual"])
 def test_a_product_of_any_shape_equals_its_twin(rng: random.Random, device: torch.device, dtype: torch.dtype, options: str) -> None:
     rows, inner, outer = rng.choice([1, 3, 12, 33, 70]), 16 * rng.randint(1, 12), rng.randint(1, 40)
-    x = drawn(rows, inner, dtype=dtype, device=device)
-    weight = drawn(outer, inner, dtype=dtype, device=device) / inner**0.5
-    norm = Norm(drawn(inner, dtype=dtype, device=device), 1e-6) if "norm" in options else None
-    bias = drawn(outer, dtype=dtype, device=device) if "bias" in options else None
-    residual = drawn(rows, outer, dtype=dtype, device=device) if "residual" in options else None
+    x = random_tensor(rows, inner, dtype=dtype, device=device)
+    weight = random_tensor(outer, inner, dtype=dtype, device=device) / inner**0.5
+    norm = Norm(random_tensor(inner, dtype=dtype, device=device), 1e-6) if "norm" in options else None
+    bias = random_tensor(outer, dtype=dtype, device=device) if "bias" in options else None
+    residual = random_tensor(rows, outer, dtype=dtype, device=device) if "residual" in options else None
     normed = poisoned(rows, inner, dtype=dtype, device=device) if "normed" in options else None
     out = poisoned(rows, outer, dtype=dtype, device=device)
 
@@ -56,16 +56,19 @@ def test_a_product_of_any_shape_equals_its_twin(rng: random.Random, device: torc
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gate_and_up_of_any_shape_equal_their_twin(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
     rows, inner, ffn = rng.choice([1, 12, 20]), 16 * rng.randint(1, 12), rng.randint(1, 40)
-    x, weight = drawn(rows, inner, dtype=dtype, device=device), drawn(2 * ffn, inner, dtype=dtype, device=device) / inner**0.5
-    norm = Norm(drawn(inner, dtype=dtype, device=device), 1e-6)
+    x, weight = (
+        random_tensor(rows, inner, dtype=dtype, device=device),
+        random_tensor(2 * ffn, inner, dtype=dtype, device=device) / inner**0.5,
+    )
+    norm = Norm(random_tensor(inner, dtype=dtype, device=device), 1e-6)
     out = gate_up_small(x, weight, norm=norm, out=poisoned(rows, ffn, dtype=dtype, device=device))
     assert_near(out, gate_up_small_torch(x.float(), weight.float(), norm=Norm(norm.weight.float(), norm.eps)))
 
 
 def test_rows_with_gaps_between_them_are_read_and_written_in_place(rng: random.Random, device: torch.device) -> None:
     rows, inner, outer = 5, 32, 24
-    x, out = (drawn(rows, 2, width, dtype=torch.float32, device=device) for width in (inner, outer))
-    weight, untouched = drawn(outer, inner, dtype=torch.float32, device=device), out[:, 0].clone()
+    x, out = (random_tensor(rows, 2, width, dtype=torch.float32, device=device) for width in (inner, outer))
+    weight, untouched = random_tensor(outer, inner, dtype=torch.float32, device=device), out[:, 0].clone()
     truth = out[:, 1] + x[:, 1] @ weight.T
     linear_small(x[:, 1], weight, residual=out[:, 1], out=out[:, 1])
     assert_near(out[:, 1], truth)
@@ -75,15 +78,15 @@ def test_rows_with_gaps_between_them_are_read_and_written_in_place(rng: random.R
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_alone_and_in_any_batch(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
     inner, outer = (1024, 2048) if device.type == "cuda" else (256, 32)
-    x, weight = drawn(64, inner, dtype=dtype, device=device), drawn(outer, inner, dtype=dtype, device=device)
-    norm = Norm(drawn(inner, dtype=dtype, device=device), 1e-6)
+    x, weight = random_tensor(64, inner, dtype=dtype, device=device), random_tensor(outer, inner, dtype=dtype, device=device)
+    norm = Norm(random_tensor(inner, dtype=dtype, device=device), 1e-6)
     alone = linear_small(x[:1], weight, norm=norm)
     for rows in (2, 12, 16, 32, 64):
         assert torch.equal(linear_small(x[:rows], weight, norm=norm)[:1], alone), f"{rows} rows"
 
 
 def test_a_row_of_nan_stays_alone(rng: random.Random, device: torch.device) -> None:
-    x, weight = drawn(12, 64, dtype=torch.float32, device=device), drawn(16, 64, dtype=torch.float32, device=device)
+    x, weight = random_tensor(12, 64, dtype=torch.float32, device=device), random_tensor(16, 64, dtype=torch.float32, device=device)
     x[3] = torch.nan
     out = linear_small(x, weight, norm=Norm(torch.ones(64, device=device), 1e-6))
     assert out.isnan().any(1).nonzero().flatten().tolist() == [3]
@@ -105,10 +108,10 @@ def test_a_weight_is_cut_into_as_many_segments_for_any_batch() -> None:
 def test_published_sizes_equal_their_twin(rng: random.Random, device: torch.device, sizes: tuple[int, int, bool], rows: int) -> None:
     outer, inner, normed = sizes
     x, weight = (
-        drawn(rows, inner, dtype=torch.bfloat16, device=device),
-        drawn(outer, inner, dtype=torch.bfloat16, device=device) / inner**0.5,
+        random_tensor(rows, inner, dtype=torch.bfloat16, device=device),
+        random_tensor(outer, inner, dtype=torch.bfloat16, device=device) / inner**0.5,
     )
-    norm = Norm(drawn(inner, dtype=torch.bfloat16, device=device), 1e-6) if normed else None
+    norm = Norm(random_tensor(inner, dtype=torch.bfloat16, device=device), 1e-6) if normed else None
     wide_norm = Norm(norm.weight.float(), norm.eps) if norm else None
     assert_near(linear_small(x, weight, norm=norm), linear_small_torch(x.float(), weight.float(), norm=wide_norm))
 
@@ -118,16 +121,16 @@ def test_published_sizes_equal_their_twin(rng: random.Random, device: torch.devi
 @pytest.mark.parametrize("sizes", GATED)
 def test_published_gates_equal_their_twin(rng: random.Random, device: torch.device, sizes: tuple[int, int], rows: int) -> None:
     ffn, inner = sizes
-    x = drawn(rows, inner, dtype=torch.bfloat16, device=device)
-    weight = drawn(2 * ffn, inner, dtype=torch.bfloat16, device=device) / inner**0.5
-    norm = Norm(drawn(inner, dtype=torch.bfloat16, device=device), 1e-6)
+    x = random_tensor(rows, inner, dtype=torch.bfloat16, device=device)
+    weight = random_tensor(2 * ffn, inner, dtype=torch.bfloat16, device=device) / inner**0.5
+    norm = Norm(random_tensor(inner, dtype=torch.bfloat16, device=device), 1e-6)
     wide_norm = Norm(norm.weight.float(), norm.eps)
     assert_near(gate_up_small(x, weight, norm=norm), gate_up_small_torch(x.float(), weight.float(), norm=wide_norm))
 
 
 @pytest.mark.gpu
 def test_tiles_change_nothing_but_speed(rng: random.Random, device: torch.device) -> None:
-    x, weight = drawn(16, 2048, dtype=torch.bfloat16, device=device), drawn(1024, 2048, dtype=torch.bfloat16, device=device)
+    x, weight = random_tensor(16, 2048, dtype=torch.bfloat16, device=device), random_tensor(1024, 2048, dtype=torch.bfloat16, device=device)
     first, *others = [
         linear_small(x, weight, tile=LinearTile(block_out, num_stages=stages, max_registers=registers))
         for block_out, stages, registers in [(8, 4, None), (16, 2, 128), (16, 1, 64), (32, 3, 255)]

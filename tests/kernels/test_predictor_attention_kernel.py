@@ -18,7 +18,7 @@ PUBLISHED = (16, 8, 128)
 def frame(
     batch: int, heads: int, kv_heads: int, head_dim: int, positions: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Run a frame's steps, the first of two positions; return what kernel and twin (in float32) gave, and both caches."""
+    """Run a frame's steps, the first of two positions; return the results of kernel and twin (in float32), and both caches."""
     cos, sin = rope_cos_sin(torch.arange(positions, device=device), inverse_frequencies(head_dim, 1e4, device), dtype)
     q_norm, k_norm = (torch.randn(head_dim, device=device).to(dtype) for _ in range(2))
     cache = torch.full((2, batch, kv_heads, positions, head_dim), torch.nan, dtype=dtype, device=device)

@@ -14,7 +14,7 @@ from engine_lib.talker.device.philox import frame_uniforms
 from engine_lib.talker.device.sampler import BAD_CODE, SamplingTensors, apply_repetition_penalty, filter_logits, sample
 
 GROUPS = 16
-NEAR = 1e-5  # of a border between two ids, where the order of a sum decides
+NEAR = 1e-5  # of a border between two ids, the order of a sum decides
 
 
 @dataclass
@@ -51,7 +51,7 @@ def batch_of(slots: int, batch: int, device: torch.device) -> torch.Tensor:
     return torch.randperm(slots)[:batch].to(device)
 
 
-def drawn(
+def sampled(
     logits: torch.Tensor, codebook: int, slots: torch.Tensor, sampling: SamplingTensors, state: State, **options: object
 ) -> torch.Tensor:
     codes = torch.full((len(slots), GROUPS), -7, device=logits.device)
@@ -60,8 +60,8 @@ def drawn(
     return codes[:, codebook]
 
 
-def assert_same_draws(logits: torch.Tensor, codes: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor) -> None:
-    """Where `codes` differs from the torch sampler, the number must lie on the border of the two ids' shares."""
+def assert_same_samples(logits: torch.Tensor, codes: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor) -> None:
+    """If `codes` differs from the torch sampler, the number must lie on the border of the two ids' shares."""
     expected = sample(logits.float(), params, uniforms)
     probabilities = torch.softmax(filter_logits(logits.float(), params).double(), dim=-1)
     for row in (codes != expected).nonzero().flatten().tolist():
@@ -69,7 +69,9 @@ def assert_same_draws(logits: torch.Tensor, codes: torch.Tensor, params: Samplin
         id_, u = int(codes[row]), float(uniforms[row])
         assert id_ >= 0
         assert probabilities[row, id_] > 0
-        assert upper[id_] - probabilities[row, id_] - NEAR <= u <= upper[id_] + NEAR, f"row {row}: drew {id_}, torch {int(expected[row])}"
+        assert upper[id_] - probabilities[row, id_] - NEAR <= u <= upper[id_] + NEAR, (
+            f"row {row}: sampled {id_}, torch {int(expected[row])}"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,9 +80,9 @@ def test_draws_equal_those_of_the_torch_sampler(rng: random.Random, device: torc
     vocab, codebook, slots = rng.randint(60, 300), rng.randint(1, GROUPS - 1), batch_of(9, 6, device)
     state, sampling = new_state(9, vocab, device), new_sampling(9, device, top_k=top_k)
     logits = (3 * torch.randn(6, vocab, device=device)).to(dtype)
-    codes = drawn(logits, codebook, slots, sampling, state)
+    codes = sampled(logits, codebook, slots, sampling, state)
     uniforms = frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, codebook]
-    assert_same_draws(logits, codes, sampling[slots], uniforms)
+    assert_same_samples(logits, codes, sampling[slots], uniforms)
     assert torch.equal(state.codes[slots, codebook], codes)
 
 
@@ -90,8 +92,8 @@ def test_logits_that_tie_with_the_kth_can_all_be_drawn(rng: random.Random, devic
     state, sampling, slots = new_state(batch, 40, device), new_sampling(batch, device, top_k=2), batch_of(batch, batch, device)
     logits = torch.zeros(batch, 40, dtype=dtype, device=device)
     logits[:, 11], logits[:, ::7] = 1.0, -0.0  # zeros of both signs tie
-    codes = drawn(logits, 3, slots, sampling, state)
-    assert_same_draws(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 3])
+    codes = sampled(logits, 3, slots, sampling, state)
+    assert_same_samples(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 3])
     assert len(set(codes.tolist())) > 2
 
 
@@ -101,14 +103,14 @@ def test_top_p_keeps_the_same_ids_as_the_torch_sampler(rng: random.Random, devic
     state, slots = new_state(batch, vocab, device), batch_of(batch, batch, device)
     sampling = new_sampling(batch, device, top_k=rng.choice([5, 2**31 - 1]), top_p=top_p)
     logits = torch.randint(-6, 7, (batch, vocab), device=device) / 3  # ties
-    codes = drawn(logits, 1, slots, sampling, state)
-    assert_same_draws(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 1])
+    codes = sampled(logits, 1, slots, sampling, state)
+    assert_same_samples(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 1])
 
 
 def test_greedy_rows_take_the_likeliest_id(rng: random.Random, device: torch.device) -> None:
     state, sampling = new_state(4, 100, device), new_sampling(4, device, do_sample=False)
     logits = torch.randn(4, 100, device=device)
-    assert torch.equal(drawn(logits, 5, torch.arange(4, device=device), sampling, state), logits.argmax(-1))
+    assert torch.equal(sampled(logits, 5, torch.arange(4, device=device), sampling, state), logits.argmax(-1))
 
 
 def test_the_first_codebook_obeys_penalty_and_masks_and_is_remembered(rng: random.Random, device: torch.device) -> None:
@@ -120,12 +122,12 @@ def test_the_first_codebook_obeys_penalty_and_masks_and_is_remembered(rng: rando
     logits[:, eos] += 4
     before = state.seen.clone()
 
-    codes = drawn(logits, 0, slots, sampling, state, first=first)
+    codes = sampled(logits, 0, slots, sampling, state, first=first)
 
     too_early = (torch.arange(vocab, device=device) == eos) & (state.frames[slots] < 2)[:, None]
     penalised = apply_repetition_penalty(logits, before[slots], state.repetition_penalty[slots])
     masked = penalised.masked_fill(first.suppressed | too_early, float("-inf"))
-    assert_same_draws(masked, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 0])
+    assert_same_samples(masked, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 0])
     before[slots, codes] = True
     assert torch.equal(state.seen, before)
 
@@ -138,14 +140,14 @@ def test_a_row_that_went_wrong_is_marked_and_its_mates_are_not(rng: random.Rando
     sampling.do_sample[::2] = False
     first = FirstCodebookRules(torch.arange(vocab, device=device) >= 40, 3, 0)
     logits = torch.randn(6, vocab, device=device).to(dtype)
-    logits[1, 45] = torch.nan  # hidden by a mask, and wrong all the same
+    logits[1, 45] = torch.nan  # hidden by a mask, and still an error
     logits[2, 7] = torch.inf
     logits[3] = -torch.inf
     logits[4, 9] = torch.full((), torch.nan).neg()  # its sign bit would make it the smallest of all
-    assert (drawn(logits, 0, slots, sampling, state, first=first) == BAD_CODE).tolist() == [False, True, True, True, True, False]
+    assert (sampled(logits, 0, slots, sampling, state, first=first) == BAD_CODE).tolist() == [False, True, True, True, True, False]
     assert (state.codes[1:5, 0] == 0).all()
     logits[1, 45] = 0
-    assert (drawn(logits, 2, slots, sampling, state) == BAD_CODE).tolist() == [False, False, True, True, True, False]
+    assert (sampled(logits, 2, slots, sampling, state) == BAD_CODE).tolist() == [False, False, True, True, True, False]
 
 
 def test_the_embedding_of_the_id_is_copied_and_the_state_moves_on_with_the_last_codebook(rng: random.Random, device: torch.device) -> None:
@@ -155,7 +157,7 @@ def test_the_embedding_of_the_id_is_copied_and_the_state_moves_on_with_the_last_
     table, out = torch.randn(vocab, width, device=device), torch.full((3, 2, width), torch.nan, device=device)
     logits = torch.randn(3, vocab, device=device)
     logits[1] = torch.nan
-    codes = drawn(logits, GROUPS - 1, slots, sampling, state, embedding=Embedding(table, out[:, 1]), advance=True)
+    codes = sampled(logits, GROUPS - 1, slots, sampling, state, embedding=Embedding(table, out[:, 1]), advance=True)
     assert torch.equal(out[:, 1], table[codes.clamp(min=0)])
     assert out[:, 0].isnan().all()
     frames[slots] += 1
@@ -173,5 +175,5 @@ def test_published_vocabularies_give_the_draws_of_the_torch_sampler(
 ) -> None:
     state, sampling, slots = new_state(512, vocab, device), new_sampling(512, device, top_p=top_p), batch_of(512, 512, device)
     logits = (3 * torch.randn(512, vocab, device=device)).to(torch.bfloat16)
-    codes = drawn(logits, 4, slots, sampling, state)
-    assert_same_draws(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 4])
+    codes = sampled(logits, 4, slots, sampling, state)
+    assert_same_samples(logits, codes, sampling[slots], frame_uniforms(state.seeds[slots], state.frames[slots], GROUPS)[:, 4])
