@@ -1,1 +1,1 @@
-"""The codec decoder: frames of codes to audio, for many streams at once, each exactly as if decoded alone and in one piece."""
+"""The codec decoder: codes to audio for many streams, each as if decoded alone and in one piece."""

@@ -1,8 +1,8 @@
-"""StateArena: the state of every stream the codec decodes, in one buffer allocated once, one row a slot.
+"""StateArena: the state of all streams of the codec, in one buffer allocated once, one row a slot.
 
-A batch is a tensor of slots on the device: its past is gathered from their rows and written back to them, by operations
-whose shapes depend only on the batch size and the piece length and which the host never waits for. They can be captured in a
-CUDA graph. One more row, the scratch slot, serves rows that only fill up a batch.
+A batch is a tensor of slots on the device: its past is gathered from their rows and written back to them. The shapes of these
+operations depend only on the batch size and the piece length, and the host never waits for them, so a CUDA graph can hold them.
+One more row, the scratch slot, is for rows that only fill up a batch.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 
 from engine_lib.codec.streaming import StreamingLayer
 
-ALIGNMENT = 128  # bytes; a layer's past starts at a multiple, as wide loads and any dtype need
+ALIGNMENT = 128  # bytes; a layer's past starts at a multiple, for wide loads and any dtype
 
 
 class StateArena:
-    """State of `num_slots` streams.
+    """The state of `num_slots` streams.
 
     Attributes:
-        scratch_slot: a slot no stream owns; a batch may name it several times. What it holds means nothing.
+        scratch_slot: a slot that no stream owns; a batch may name it several times. Its state has no meaning.
         bytes_per_slot: memory of one stream.
-        rows: [num_slots + 1, bytes_per_slot] uint8, all of it.
+        rows: [num_slots + 1, bytes_per_slot] uint8, the whole state.
     """
 
     def __init__(self, layers: Iterable[StreamingLayer], num_slots: int, device: torch.device) -> None:
-        """Allocate the state of `layers` on `device`; every slot is that of a new stream."""
+        """Allocate the state of `layers` on `device`; every slot is as for a new stream."""
         self.scratch_slot = num_slots
         layers = [layer for layer in layers if layer.num_past]
         sizes = [_aligned(layer.num_past * math.prod(layer.step_shape) * layer.dtype.itemsize) for layer in layers]
@@ -38,11 +38,11 @@ class StateArena:
         self._pasts = {layer: _past(layer, row) for layer, row in zip(layers, pasts, strict=True)}
 
     def reset(self, slot: int) -> None:
-        """Make `slot` that of a new stream, whatever it holds (it may hold NaN)."""
+        """Clear `slot` for a new stream; it may hold NaN."""
         self.rows[slot].zero_()
 
     def offset(self, layer: StreamingLayer) -> int:
-        """Where the past of `layer` begins in a row, in bytes."""
+        """The offset of the past of `layer` in a row, in bytes."""
         return self._pasts[layer].data_ptr() - self.rows.data_ptr()
 
     def batch(self, slots: torch.Tensor) -> BatchState:

@@ -1,9 +1,9 @@
-"""Batcher: which streams are open, which slots they hold, and whose chunks are decoded next.
+"""Batcher: the open streams, their slots, and the choice of the chunks that are decoded next.
 
 Chunks of one stream are decoded strictly in order. Across streams, those that have not been heard yet come first, in the order
 they opened; the others by playback deadline, the moment their listener runs out of audio. Frames are taken by `next_cohort` and
-counted as decoded later, so that a second cohort can be made while the first is on the device. A cohort whose listeners all have
-audio left may wait a moment for more members: the talker hands out chunks in bursts. Plain data, no clock and no device.
+counted as decoded later, so that a second cohort can be made while the first is on the device. A cohort may wait a moment for more
+members if all its listeners have audio left, because the talker sends chunks in bursts. Plain data, no clock and no device.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from engine_lib.codec.request import CodecRequest
 
-# A listener with less audio left than this is not kept waiting: a step of others and the way to the client fit into it.
+# A listener with less audio left is not kept waiting: a step of other streams and the way to the client fit into this time.
 SAFE_SECONDS = 0.05
 
 
 @dataclass(eq=False)
 class PendingChunk:
-    """A request, when it came, and how far it has been decoded."""
+    """A request, its time of arrival, and its progress."""
 
     request: CodecRequest
     arrived: float
@@ -55,15 +55,15 @@ class Stream:
 
     Attributes:
         pending: chunks not answered yet, oldest first.
-        slot: its row of the arena, or None while it has none: before its first frames, and after it failed.
-        heard_since: when its first audio was there; None before.
-        seconds_taken: audio of the frames that cohorts have taken.
-        last_active: when a chunk last came or was decoded.
-        error: why the stream failed, or "". A failed stream stays, to answer what still comes for it.
-        reference_key: of the reference it began with, where its state may be remembered; else "".
+        slot: its row of the arena; None before its first frames and after a failure.
+        heard_since: time of its first audio; None before.
+        seconds_taken: seconds of audio in the frames that cohorts have taken.
+        last_active: time when a chunk last came or was decoded.
+        error: the reason of its failure, or "". A failed stream stays, to answer the chunks that still come.
+        reference_key: key of the reference it began with, if its state may be remembered; else "".
     """
 
-    key: str
+    stream_key: str
     last_active: float
     pending: deque[PendingChunk] = field(default_factory=deque)
     slot: int | None = None
@@ -86,21 +86,21 @@ class Stream:
 
     @property
     def deadline(self) -> float:
-        """When its listener runs out of audio."""
-        # Without a listener yet, but its first audio is on the device: the first of those that will run dry.
+        """The time at which its listener runs out of audio."""
+        # Its first audio is still on the device: it comes before all streams that play.
         return -math.inf if self.heard_since is None else self.heard_since + self.seconds_taken
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Streams that are decoded together, `frames` frames of each, and the codes of these frames."""
+    """Streams that are decoded together, `frames` frames of each, with the codes of these frames."""
 
     streams: list[Stream]
     frames: int
     pieces: list[npt.NDArray[np.integer[Any]]]
 
     def slots(self) -> list[int]:
-        """The arena's row of each stream."""
+        """The arena row of each stream."""
         return [stream.slot for stream in self.streams if stream.slot is not None]
 
     def codes(self) -> npt.NDArray[np.integer[Any]]:
@@ -109,10 +109,10 @@ class Cohort:
 
 
 class Batcher:
-    """Open streams, free slots, pending chunks. Times are seconds on whatever clock the caller uses.
+    """Open streams, free slots, pending chunks. Times are seconds on the caller's clock.
 
     Attributes:
-        wait_until: when a cohort that the last call of `next_cohort` held back is due; infinity where it held none back.
+        wait_until: time at which a cohort that the last `next_cohort` kept waiting is due; infinity if there is none.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Batcher:
         Args:
             max_batch_size: streams in one cohort at most.
             frame_seconds: audio of one frame.
-            piece_frames: how many frames of a chunk to decode in one step, given how many it has left.
+            piece_frames: gives the frames to decode in one step, from the frames that a chunk has left.
             max_wait: seconds a chunk may wait for others of its size.
         """
         self._max_wait, self.wait_until = max_wait, math.inf
@@ -132,7 +132,7 @@ class Batcher:
         self.num_pending = 0
 
     def add(self, request: CodecRequest, now: float) -> Stream:
-        """Append `request` to its stream, which opens with it unless it is open."""
+        """Append `request` to its stream; open the stream if it is not open."""
         stream = self.streams.get(request.stream_key)
         if stream is None:
             stream = self.streams[request.stream_key] = Stream(request.stream_key, now)
@@ -156,7 +156,7 @@ class Batcher:
         return opened
 
     def next_cohort(self, now: float) -> Cohort | None:
-        """Take the frames to decode next: the most urgent stream that need not wait first, all with pieces of its size; else None."""
+        """Take the next frames to decode: the most urgent piece that must not wait, and others of its size. None: no piece is due."""
         self.open_slots()
         streams = [stream for stream in self.streams.values() if stream.slot is not None and not stream.error]
         runnable = sorted(((stream, chunk) for stream in streams if (chunk := stream.next_chunk)), key=lambda pair: pair[0].urgency)
@@ -173,11 +173,11 @@ class Batcher:
         return None
 
     def _due(self, members: list[tuple[Stream, PendingChunk]]) -> float:
-        """When a cohort must be decoded: at once, or a moment later if it may grow and nobody would run dry."""
+        """The time to decode a cohort: at once, or a moment later if it may grow and no listener would run dry."""
         if not self._max_wait or len(members) == self.max_batch_size or not any(self._may_join(stream) for stream in self.streams.values()):
             return -math.inf
         if any(stream.pending[-1].request.is_final for stream, _ in members):
-            return -math.inf  # its client waits for the end, and it frees a slot
+            return -math.inf  # its client waits for the end, which frees a slot
         return min(min(chunk.arrived + self._max_wait, stream.deadline - SAFE_SECONDS) for stream, chunk in members)
 
     def _may_join(self, stream: Stream) -> bool:
@@ -185,7 +185,7 @@ class Batcher:
 
     def _take(self, members: list[tuple[Stream, PendingChunk]], frames: int) -> Cohort:
         for stream, chunk in members:
-            if not chunk.request.reference:
+            if not chunk.request.is_reference:
                 stream.seconds_taken += frames * self._frame_seconds
         return Cohort([stream for stream, _ in members], frames, [chunk.take(frames) for _, chunk in members])
 
@@ -195,11 +195,11 @@ class Batcher:
         chunk.frames_taken = chunk.frames_done = len(chunk.request.codes)
 
     def decoded(self, stream: Stream, frames: int, audio: npt.NDArray[np.float32], now: float) -> None:
-        """Note `audio` as that of the next `frames` frames of the stream's oldest chunk."""
+        """Keep `audio` of the next `frames` frames of the stream's oldest chunk."""
         head = stream.pending[0]
         head.frames_done += frames
         stream.last_active = now
-        if not head.request.reference:
+        if not head.request.is_reference:
             head.audio.append(audio)
             stream.heard_since = now if stream.heard_since is None else stream.heard_since
 
@@ -209,11 +209,11 @@ class Batcher:
         return stream.pending.popleft()
 
     def free_slot(self, stream: Stream) -> None:
-        """Take the stream's slot back; its row of the arena must be that of a new stream by then."""
+        """Take the stream's slot back; its row of the arena must have been reset."""
         if stream.slot is not None:
             self.free_slots.append(stream.slot)
             stream.slot = None
 
     def expired(self, now: float, idle_timeout: float) -> list[Stream]:
-        """Streams that nothing waits for and nothing has come for in `idle_timeout` seconds."""
+        """Streams without pending chunks, and without a new chunk for `idle_timeout` seconds."""
         return [s for s in self.streams.values() if not s.pending and now - s.last_active >= idle_timeout]

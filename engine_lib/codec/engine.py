@@ -1,8 +1,7 @@
-"""CodecEngine: the thread that decodes the chunks of all streams and answers each of them once, in order.
+"""CodecEngine: the thread that decodes the chunks of all streams and answers each once, in order.
 
-Callers only touch the inbox; batcher and runner belong to the codec thread. A stream opens with its first chunk, gets a slot
-with its first frames, and ends with its final chunk, with an error, with `drop`, or when nothing has come for too long. A slot
-is wiped when its stream ends, so a free slot is always that of a new stream.
+Callers only touch the inbox; batcher, lifecycle and runner belong to the codec thread. A stream opens with its first chunk, gets a
+slot with its first frames, and ends with its final chunk, with an error, with `drop`, or when no chunk has come for too long.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.backpressure import Backpressure
-from engine_lib.codec.batcher import Batcher, Cohort, Stream
+from engine_lib.codec.batcher import Batcher, Cohort
 from engine_lib.codec.reference_states import ReferenceStates
-from engine_lib.codec.request import NO_AUDIO, AudioChunk, CodecRequest
+from engine_lib.codec.request import AudioChunk, CodecRequest, problem_with
 from engine_lib.codec.runner import CodecRunner, StepAudio
+from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
@@ -43,9 +43,9 @@ class CodecStats:
     Attributes:
         open_streams: slots in use; streams that wait for one are not counted.
         queued_chunks: chunks not answered yet.
-        num_steps, num_frames: cohorts and frames whose decoding has begun since the start.
+        num_steps, num_frames: cohorts and frames launched since the start.
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
-        num_recalled_references: references since the start whose state was known.
+        num_recalled_references: references since the start with a known state.
     """
 
     open_streams: int
@@ -59,7 +59,7 @@ class CodecStats:
 
 @dataclass(frozen=True)
 class Step:
-    """A cohort whose decoding was launched."""
+    """A cohort that was launched."""
 
     cohort: Cohort
     audio: StepAudio
@@ -72,7 +72,7 @@ class CodecEngine:
         """Load the weights and allocate the state of `codec_slots` streams.
 
         Args:
-            on_backpressure: called on the codec's thread with what `Backpressure.update` says; it must only pass that on.
+            on_backpressure: called on the codec's thread with the seconds from `Backpressure.update`; it must only pass them on.
 
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
@@ -99,7 +99,7 @@ class CodecEngine:
             len(self.runner.graphs.shapes) if self.runner.graphs is not None else 0,
             time.perf_counter() - started,
         )
-        # The CPU decodes in `step` itself, where waiting for the next step only delays audio.
+        # The CPU decodes in `step` itself; waiting for the next step would only delay audio.
         self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
         self.batcher = Batcher(
@@ -107,10 +107,11 @@ class CodecEngine:
         )
         self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
-        self._num_steps = self._num_frames = self._num_failed_streams = 0
+        self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec)
+        self._num_steps = self._num_frames = 0
 
         self._changed = threading.Condition()
-        self._inbox: deque[CodecRequest | str] = deque()  # a string is the key of a stream to drop
+        self._inbox: deque[CodecRequest | str] = deque()  # a string is the stream key of a stream to drop
         self._stopping = False
         self._alive = False
         self._dead_because = "the codec engine has not been started"
@@ -144,7 +145,7 @@ class CodecEngine:
         self._thread.start()
 
     def submit(self, request: CodecRequest) -> None:
-        """Queue a chunk. Its answer follows on the codec thread; where that has ended, an error follows at once on this one."""
+        """Queue a chunk. Its answer comes on the codec thread; if that has ended, an error comes at once on this thread."""
         with self._changed:
             if self._alive:
                 self._inbox.append(request)
@@ -153,7 +154,7 @@ class CodecEngine:
         request.answer(error=self._dead_because)
 
     def drop(self, stream_key: str) -> None:
-        """Free the slot of a stream; what waits or still comes for it is answered with an error. An unknown key is left alone."""
+        """Free the slot of a stream and answer its pending and later chunks with an error. An unknown key is ignored."""
         with self._changed:
             self._inbox.append(stream_key)
             self._changed.notify()
@@ -163,7 +164,7 @@ class CodecEngine:
 
         Args:
             codes: [frames, num_quantizers] of any integer type.
-            reference: the same, the utterance's past, which gives no audio.
+            reference: codes of the utterance's past, of the same kind; they give no audio.
 
         Returns:
             [frames * samples_per_frame] in -1..1.
@@ -173,15 +174,15 @@ class CodecEngine:
             EngineDeadError, Qwen3TTSError: the engine has stopped, or stopped meanwhile.
         """
         for given in (codes,) if reference is None else (reference, codes):
-            if problem := self._problem_with(given):
+            if problem := problem_with(given, self._codec):
                 raise InvalidRequestError("codes", problem)
         if not self._alive:
             raise EngineDeadError(self._dead_because)
         answer: Future[AudioChunk] = Future()
-        key = uuid.uuid4().hex
+        stream_key = uuid.uuid4().hex
         if reference is not None:
-            self.submit(CodecRequest.of_reference(key, reference))
-        self.submit(CodecRequest(key, 0, codes, True, answer.set_result))
+            self.submit(CodecRequest.of_reference(stream_key, reference))
+        self.submit(CodecRequest(stream_key, 0, codes, True, answer.set_result))
         chunk = answer.result()
         if chunk.error:
             raise Qwen3TTSError(chunk.error)
@@ -196,7 +197,7 @@ class CodecEngine:
             self._thread.join(timeout)
 
     def stats(self) -> CodecStats:
-        """What the engine holds now; safe to call from any thread, taken without stopping it."""
+        """A snapshot of the engine. Any thread may call this; the engine goes on."""
         free_slots = len(self.batcher.free_slots)
         return CodecStats(
             open_streams=self.config.codec_slots - free_slots,
@@ -204,7 +205,7 @@ class CodecEngine:
             queued_chunks=len(self._inbox) + self.batcher.num_pending,
             num_steps=self._num_steps,
             num_frames=self._num_frames,
-            num_failed_streams=self._num_failed_streams,
+            num_failed_streams=self._lifecycle.num_failed_streams,
             num_recalled_references=self._references.num_recalled,
         )
 
@@ -215,7 +216,7 @@ class CodecEngine:
             self._serve()
 
     def _serve(self) -> None:
-        """Decode and answer until the engine shall stop or fails."""
+        """Decode and answer until the engine is stopped or fails."""
         reason = "the codec is shutting down"
         try:
             busy, last = False, None  # last: the step on the device
@@ -223,8 +224,8 @@ class CodecEngine:
                 if last is not None:
                     last.audio.wait()
                 self._take_inbox()
-                self._close_idle_streams()
-                # The device goes on with the next step while the last one is answered. A step is chosen only when the device
+                self._lifecycle.close_idle(self.config.codec_idle_timeout)
+                # The device runs the next step while the last one is answered. A step is chosen only when the device
                 # is free for it, so a first chunk waits for one step at most.
                 step = self._launch_next()
                 self._update_backpressure()
@@ -242,14 +243,14 @@ class CodecEngine:
             self._die(reason)
 
     def _wait(self, busy: bool) -> bool:
-        """Wait for something to do, unless `busy`. False when the engine shall stop."""
+        """Wait for work, unless `busy`. Return False when the engine must stop."""
         with self._changed:
             if not (busy or self._inbox or self._stopping):
                 self._changed.wait(self._seconds_until_due())
             return not self._stopping
 
     def _seconds_until_due(self) -> float | None:
-        """Until a cohort has waited long enough, or a stream was idle for too long; None where neither is to be expected."""
+        """Time until a cohort is due or a stream has been idle for too long; None if neither can happen."""
         idle_since = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=math.inf)
         due = min(idle_since + self.config.codec_idle_timeout, self.batcher.wait_until)
         return None if due == math.inf else max(due - time.monotonic(), 0.0)
@@ -258,37 +259,16 @@ class CodecEngine:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, CodecRequest):
-                self._receive(item)
-            elif item in self.batcher.streams:
-                self._fail(self.batcher.streams[item], "the stream was dropped")
-
-    def _receive(self, request: CodecRequest) -> None:
-        is_known = request.stream_key in self.batcher.streams
-        stream = self.batcher.add(request, time.monotonic())
-        if stream.error:
-            self._fail(stream, stream.error)
-        elif not is_known and not request.reference and request.index != 0:
-            self._fail(stream, f"chunk {request.index} came for a stream that is not open: it has ended or was idle for too long")
-        elif problem := self._problem_with(request.codes):
-            self._fail(stream, f"codes: {problem}")
-        else:
-            self._answer_decoded(stream)
-
-    def _problem_with(self, codes: npt.NDArray[np.integer[Any]]) -> str:
-        """Why `codes` cannot be decoded, or ""."""
-        books, size = self._codec.num_quantizers, self._codec.codebook_size
-        if codes.ndim != 2 or codes.shape[1] != books or codes.dtype.kind not in "iu":
-            return f"{codes.dtype} of shape {codes.shape}; integers of shape [frames, {books}] expected"
-        if codes.size and not 0 <= codes.min() <= codes.max() < size:
-            return f"values {codes.min()} to {codes.max()}; only 0 to {size - 1} are codes"
-        return ""
+                self._lifecycle.receive(item)
+            else:
+                self._lifecycle.drop(item)
 
     def _launch_next(self) -> Step | None:
-        """Start to decode the most urgent cohort."""
+        """Start to decode the next cohort. Return None if there is none."""
         for stream in self.batcher.open_slots():
             if self._references.recall(stream):
                 self.batcher.skip(stream)
-                self._answer_decoded(stream)
+                self._lifecycle.answer_decoded(stream)
         cohort = self.batcher.next_cohort(time.monotonic())
         if cohort is None:
             return None
@@ -305,71 +285,25 @@ class CodecEngine:
             self._on_backpressure(seconds)
 
     def _read(self, step: Step) -> None:
-        """Answer the chunks that are complete with the pieces of `step`."""
+        """Answer the chunks that `step` completes."""
         rows, now = step.audio.read(), time.monotonic()
         for stream, row in zip(step.cohort.streams, rows, strict=True):
             if stream.error:
-                continue  # it failed or was dropped after the launch, and all its chunks are answered
+                continue  # it failed or was dropped after the launch; all its chunks have been answered
             if np.isnan(row[0]):
                 self._references.discard(stream.reference_key)
-                self._fail(stream, "the codec computed samples that are not numbers")
+                self._lifecycle.fail(stream, "the codec computed samples that are not numbers")
             else:
-                # A copy, for the rows share memory that the device needs again.
+                # A copy, because the rows share memory that the device needs again.
                 self.batcher.decoded(stream, step.cohort.frames, row.copy(), now)
-                self._answer_decoded(stream)
-
-    def _answer_decoded(self, stream: Stream) -> None:
-        """Answer the stream's oldest chunks as far as they have no frames left; a final one ends it."""
-        while stream.pending and not stream.pending[0].frames_left:
-            chunk = self.batcher.pop(stream)
-            if chunk.request.is_final:
-                self._close(stream)
-            was_taken = chunk.request.answer(_joined(chunk.audio))
-            if chunk.request.is_final and stream.pending:
-                self._fail(stream, "the stream has ended")
-            elif not was_taken and not chunk.request.is_final:
-                self._fail(stream, "on_audio failed for an earlier chunk of the stream")
-
-    def _fail(self, stream: Stream, error: str) -> None:
-        """Free the stream's slot and answer what waits for it with `error`. It is forgotten with its final chunk."""
-        if not stream.error:
-            self._num_failed_streams += 1
-            stream.error = error
-        self._free_slot(stream)
-        while stream.pending:
-            request = self.batcher.pop(stream).request
-            if request.is_final:
-                self._close(stream)
-            request.answer(error=error)
-
-    def _close(self, stream: Stream) -> None:
-        """Forget a stream, before its last answer, so that whoever gets that finds the slot free."""
-        self._free_slot(stream)
-        self.batcher.streams.pop(stream.key, None)
-
-    def _free_slot(self, stream: Stream) -> None:
-        if stream.slot is not None:
-            self.runner.reset(stream.slot)
-            self.batcher.free_slot(stream)
-
-    def _close_idle_streams(self) -> None:
-        for stream in self.batcher.expired(time.monotonic(), self.config.codec_idle_timeout):
-            self._close(stream)
+                self._lifecycle.answer_decoded(stream)
 
     def _die(self, reason: str) -> None:
-        """Answer everything that waits, and everything that comes from now on, with `reason`."""
+        """Answer all pending and all later chunks with `reason`."""
         with self._changed:
             self._dead_because, self._alive = reason, False
-        for stream in self.batcher.streams.values():
-            while stream.pending:
-                self.batcher.pop(stream).request.answer(error=reason)
+        self._lifecycle.answer_all(reason)
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, CodecRequest):
                 item.answer(error=reason)
-
-
-def _joined(pieces: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    if len(pieces) == 1:
-        return pieces[0]
-    return np.concatenate(pieces) if pieces else NO_AUDIO

@@ -1,7 +1,7 @@
-"""CUDA graphs of the codec's step, one for each (batch, frames), captured at load and sharing one memory pool.
+"""CUDA graphs of the codec's step, one for each (batch, frames), captured at load in one pool.
 
 Every graph reads its slots and codes from one static tensor. cuDNN times its algorithms for each shape in the runs before the
-capture; the graph keeps the fastest.
+capture; the graph keeps the fastest one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FRAME_BUCKETS = (1, 2, 4, 8)
 WARMUP_RUNS = 2  # libraries choose algorithms and allocate workspaces in the first run, which must not be captured
 
 # slots [batch] int64, codes [batch, frames, num_quantizers] int64 -> audio [batch, frames * samples_per_frame] float32
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+StepFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def split_inputs(inputs: torch.Tensor, batch: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,9 +25,9 @@ def split_inputs(inputs: torch.Tensor, batch: int, frames: int) -> tuple[torch.T
 
 
 class StepGraphs:
-    """Replays a step as captured graphs. The stream that is current in `capture` must be current in `replay`."""
+    """Replays a step as captured graphs. `capture` and `replay` must run on the same CUDA stream."""
 
-    def __init__(self, step: Step, *, num_quantizers: int, max_batch: int, scratch_slot: int, device: torch.device) -> None:
+    def __init__(self, step: StepFunction, *, num_quantizers: int, max_batch: int, scratch_slot: int, device: torch.device) -> None:
         self._step, self._num_quantizers, self._scratch_slot, self._device = step, num_quantizers, scratch_slot, device
         self._batch_buckets = (*(bucket for bucket in BATCH_BUCKETS if bucket < max_batch), max_batch)
         self._pool = torch.cuda.graph_pool_handle()
@@ -43,7 +43,7 @@ class StepGraphs:
         return next(bucket for bucket in self._batch_buckets if bucket >= rows)
 
     def capture(self) -> None:
-        """Capture every shape, the largest first, so that the smaller ones fit into its memory."""
+        """Capture every shape, the largest first, so that the smaller ones reuse its memory."""
         benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         try:
             for batch, frames in tqdm(self.shapes, desc="capturing codec graphs", unit="graph", disable=None):
@@ -72,7 +72,7 @@ class StepGraphs:
         for _ in range(WARMUP_RUNS):
             self._step(slots, codes)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile: the talker's runs by now where both share a process.
+        # Other threads may allocate meanwhile: if both share a process, the talker's runs by now.
         with torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(self._device), capture_error_mode="thread_local"):
             audio = self._step(slots, codes)
         return _StepGraph(graph, inputs, audio)

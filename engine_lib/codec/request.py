@@ -1,4 +1,4 @@
-"""What the codec engine is asked and what it answers."""
+"""Requests to the codec engine, and its answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.checkpoint_config import CodecDecoderConfig
+
 logger = logging.getLogger(__name__)
 
 NO_AUDIO: npt.NDArray[np.float32] = np.empty(0, np.float32)
@@ -20,9 +22,9 @@ class AudioChunk:
     """The answer to one CodecRequest.
 
     Attributes:
-        stream_key, index, is_final: those of the request.
-        audio: [frames * samples_per_frame] float32 in -1..1; none for a reference, for no frames or with an error.
-        error: "" or why there is no audio.
+        stream_key, index, is_final: as in the request.
+        audio: [frames * samples_per_frame] float32 in -1..1; empty for a reference, for no frames or with an error.
+        error: "", or the reason why there is no audio.
     """
 
     stream_key: str
@@ -39,10 +41,10 @@ class CodecRequest:
     Attributes:
         stream_key: unique to the stream.
         index: 0, 1, 2.. within the stream; a stream opens with 0, or with its reference.
-        codes: [frames, num_quantizers] of any integer type; there may be no frames.
+        codes: [frames, num_quantizers] of any integer type; perhaps no frames.
         is_final: the stream ends with this chunk.
-        on_audio: called once, on the codec's thread; it must only pass the answer on.
-        reference: these are the codes of a clone's reference: they make the stream's past and give no audio.
+        on_audio: called once with the answer, on the codec's thread; it must only pass that on.
+        is_reference: the codes are a clone's reference: they make the stream's past and give no audio.
     """
 
     stream_key: str
@@ -50,19 +52,29 @@ class CodecRequest:
     codes: npt.NDArray[np.integer[Any]]
     is_final: bool
     on_audio: Callable[[AudioChunk], None]
-    reference: bool = False
+    is_reference: bool = False
 
     @classmethod
     def of_reference(cls, stream_key: str, codes: npt.NDArray[np.integer[Any]]) -> CodecRequest:
-        """The request that opens a stream with its reference. Nobody needs its answer: if it fails so do the chunks behind it."""
-        return cls(stream_key, 0, codes, is_final=False, on_audio=lambda _answer: None, reference=True)
+        """The request that opens a stream with its reference. Its answer is ignored: if it fails, so do the chunks after it."""
+        return cls(stream_key, 0, codes, is_final=False, on_audio=lambda _answer: None, is_reference=True)
 
     def answer(self, audio: npt.NDArray[np.float32] = NO_AUDIO, error: str = "") -> bool:
-        """Hand the answer to the listener; False where that failed, which must not reach other streams."""
+        """Give the answer to the listener. Return False if it raised, which must not reach other streams."""
         try:
             self.on_audio(AudioChunk(self.stream_key, self.index, audio, self.is_final, error))
         except Exception as failure:
-            # Its message and traceback stay out of the log: they may hold what a user said.
+            # Its message and traceback stay out of the log: they may hold a user's words.
             logger.error("on_audio raised %s for chunk %d of stream %s", type(failure).__name__, self.index, self.stream_key)
             return False
         return True
+
+
+def problem_with(codes: npt.NDArray[np.integer[Any]], config: CodecDecoderConfig) -> str:
+    """The reason why `codes` cannot be decoded, or ""."""
+    books, size = config.num_quantizers, config.codebook_size
+    if codes.ndim != 2 or codes.shape[1] != books or codes.dtype.kind not in "iu":
+        return f"{codes.dtype} of shape {codes.shape}; integers of shape [frames, {books}] expected"
+    if codes.size and not 0 <= codes.min() <= codes.max() < size:
+        return f"values {codes.min()} to {codes.max()}; only 0 to {size - 1} are codes"
+    return ""

@@ -1,6 +1,7 @@
-"""CodecRunner: the decoder and its arena on one device; decodes cohorts, streams that each bring the same number of frames.
+"""CodecRunner: the decoder and its arena on one device.
 
-On a GPU it has a CUDA stream of its own, `step` reads no device value on the host, and its audio comes back through a StepAudio.
+It decodes cohorts: streams with the same number of frames each. On a GPU it has a CUDA stream of its own, `step` reads no device
+value on the host, and its audio comes back through a StepAudio.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class StepAudio:
 
     Attributes:
         samples: [rows, frames * samples_per_frame] float32, on the host; valid after `wait`.
-        copied: comes after the copy of `samples`; None where nothing has to be waited for.
+        copied: event after the copy of `samples`; None if there is nothing to wait for.
     """
 
     samples: torch.Tensor
@@ -42,7 +43,7 @@ class StepAudio:
             self.copied.synchronize()
 
     def read(self) -> npt.NDArray[np.float32]:
-        """[rows, frames * samples_per_frame] in -1..1; a row whose state has gone wrong is NaN throughout. Waits if need be."""
+        """[rows, frames * samples_per_frame] in -1..1; a row with a wrong state is NaN throughout. Waits if necessary."""
         self.wait()
         return self.samples.numpy()
 
@@ -51,7 +52,7 @@ class CodecRunner:
     """Weights and stream state on one device."""
 
     def __init__(self, checkpoint: Checkpoint, num_slots: int, *, dtype: torch.dtype, device: torch.device, priority: int = 0) -> None:
-        """Load the weights and allocate state for `num_slots` streams, each of them new; `priority` as in `own_stream`.
+        """Load the weights and allocate the state of `num_slots` new streams; `priority` as in `own_stream`.
 
         Raises:
             CheckpointError: a weight is missing or has another shape.
@@ -66,13 +67,13 @@ class CodecRunner:
         if self._forward is self.decoder and device.type == "cuda":
             check_products(device, dtype)
         self.graphs: StepGraphs | None = None
-        # Float32 means float32: torch would let cuDNN round the operands of convolutions to TF32.
+        # Otherwise torch lets cuDNN round float32 operands of convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = False
         self.stream = own_stream(device, priority)
 
     @torch.inference_mode()
     def capture(self, max_batch: int) -> None:
-        """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams; not on the CPU.
+        """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams. Does nothing on the CPU.
 
         Raises:
             Qwen3TTSError: a graph computes values that are not numbers.
@@ -89,7 +90,7 @@ class CodecRunner:
         with self.on_stream():
             graphs.capture()
         self.graphs = graphs
-        # A second step starts before the audio of the first is let go; here both get their pinned memory, which torch then keeps.
+        # A second step starts before the audio of the first is freed; here both get pinned memory, which torch then keeps.
         silence = [np.zeros((batch, frames, self.num_quantizers), np.int64) for batch, frames in graphs.shapes for _ in range(2)]
         held = [self.step([self.arena.scratch_slot] * len(codes), codes) for codes in silence]
         for codes, step in zip(silence, held, strict=True):
@@ -99,18 +100,18 @@ class CodecRunner:
                 )
 
     def piece_frames(self, frames: int) -> int:
-        """How many of `frames` frames of one stream to decode in one step, so that none holds up the others for long."""
+        """The number of a stream's `frames` frames to decode in one step, so that no stream delays the others for long."""
         if self.graphs is not None:
             return max(bucket for bucket in FRAME_BUCKETS if bucket <= frames)
         return min(frames, MAX_PIECE_FRAMES)
 
     def reset(self, slot: int) -> None:
-        """Make `slot` that of a new stream, for the steps launched from now on."""
+        """Clear `slot` for a new stream, for the steps launched from now on."""
         with self.on_stream():
             self.arena.reset(slot)
 
     def state(self, slot: int) -> torch.Tensor:
-        """A copy of what `slot` holds after the steps launched so far: [bytes] uint8 on the device."""
+        """A copy of the state of `slot` after the steps launched so far: [bytes] uint8 on the device."""
         with self.on_stream():
             return self.arena.rows[slot].clone()
 
@@ -124,7 +125,7 @@ class CodecRunner:
         """Decode the next frames of the streams in `slots`. On a GPU this only launches the work.
 
         Args:
-            slots: all different; `arena.scratch_slot` alone may repeat, for rows that fill up a batch.
+            slots: all different; only `arena.scratch_slot` may repeat, for rows that fill up a batch.
             codes: [len(slots), frames, num_quantizers], each in 0..codebook_size - 1; the caller has checked that. With
                 graphs, `frames` is a result of `piece_frames` and there are no more rows than `max_batch`.
         """
@@ -142,7 +143,7 @@ class CodecRunner:
             return self._bring_here(audio)
 
     def decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The part of `step` that runs on the device alone: no host reads, shapes by cohort size and frames only.
+        """The part of `step` on the device: no host reads, and shapes depend only on cohort size and frames.
 
         Args:
             slots: [batch] int64.
@@ -154,12 +155,12 @@ class CodecRunner:
         state = self.arena.batch(slots)
         audio = self._forward(codes, state)
         state.advance(codes.shape[1])
-        # Spread over the row, what went wrong cannot hide in one sample or in the clamp.
+        # Spread over the row, an error cannot hide in one sample or in the clamp.
         failed = ~audio.isfinite().all(1, keepdim=True)
         return audio.clamp(-1, 1).masked_fill(failed, torch.nan)
 
     def on_stream(self) -> AbstractContextManager[object]:
-        """What is launched within comes after the steps launched so far."""
+        """Work launched inside comes after the steps launched so far."""
         return on_stream(self.stream)
 
     def _bring_here(self, audio: torch.Tensor) -> StepAudio:
@@ -171,15 +172,15 @@ class CodecRunner:
         return StepAudio(samples, copied)
 
     def _empty_here(self, shape: int | torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor on the host that the device can copy to or from while the host goes on."""
+        """A host tensor that the device can copy to or from while the host continues."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
 
 def _forward(decoder: CodecDecoder, arena: StateArena) -> Callable[[torch.Tensor, BatchState], torch.Tensor]:
-    """The decoder, in few launches where our kernels are the faster ones: in bfloat16 on a GPU that has it."""
+    """The fused decoder if our kernels are faster: in bfloat16 on a GPU that supports it. Else the plain one."""
     device = arena.rows.device
     if decoder.dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return decoder
-    from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which CPU builds of torch lack
+    from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
 
     return FusedDecoder(decoder, arena)

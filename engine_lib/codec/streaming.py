@@ -1,6 +1,6 @@
-"""Causal layers that decode a stream piece by piece and give what they would give for the whole of it.
+"""Causal layers that decode a stream piece by piece, with the same result as for the whole stream.
 
-Each of them computes a step from its own input and the `num_past` steps before it, so that is all a stream has to keep: the
+Each of them computes a step from its own input and the `num_past` steps before it, so a stream keeps only these: the
 left inputs of a convolution, the past keys and values of attention. A new stream's past is zeros, which is the official
 padding. Whole-sequence decoding is the same forward over one long piece.
 
@@ -19,7 +19,7 @@ from engine_lib.ops.rope import apply_rope
 
 
 class StreamState(Protocol):
-    """What the streams of one batch keep between pieces."""
+    """The state that the streams of one batch keep between pieces."""
 
     positions: torch.Tensor
     """[batch] int64: frames each stream has decoded before this piece."""
@@ -38,7 +38,7 @@ class StreamingLayer(nn.Module):
 
     Attributes:
         num_past: steps kept.
-        step_shape: shape of one of them.
+        step_shape: shape of one step.
     """
 
     def __init__(self, num_past: int, step_shape: tuple[int, ...]) -> None:
@@ -47,7 +47,7 @@ class StreamingLayer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights, and so of the past."""
+        """Dtype of the weights and of the past."""
         return next(self.buffers()).dtype
 
 
@@ -66,7 +66,7 @@ class CausalConv(StreamingLayer):
         _, into, kernel = weight.shape
         super().__init__((kernel - 1) * dilation, (into * groups,))
         self.dilation, self.groups = dilation, groups
-        # One tap is a mere product; more are a 2-D convolution of height 1, because only those keep channels last in memory.
+        # One tap is a plain product; more taps are a 2-D convolution of height 1, because only that keeps channels last in memory.
         image = weight[:, :, None].contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", image if self.num_past else weight[:, :, 0].contiguous())
         self.register_buffer("bias", bias)
@@ -81,10 +81,10 @@ class CausalConv(StreamingLayer):
 
 
 class CausalTransposedConv(nn.Module):
-    """Transposed convolution whose kernel is a multiple of its stride; the official layer trims what hangs over at the end.
+    """Transposed convolution with a kernel that is a multiple of its stride; the official layer trims the overhang at the end.
 
     Its `stride` outputs at one step depend on kernel / stride inputs, so it is a causal convolution that computes them as
-    channels. It keeps inputs, not unfinished outputs, and the bias is added once wherever the stream is cut.
+    channels. It keeps inputs, not unfinished outputs, and the bias is added once for any cut of the stream.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, stride: int) -> None:
@@ -141,7 +141,7 @@ class SlidingWindowAttention(StreamingLayer):
 
 
 def window_mask(positions: torch.Tensor, frames: int, window: int) -> torch.Tensor:
-    """Which keys each query of a piece sees.
+    """The keys that each query of a piece sees.
 
     Args:
         positions: [batch] int64, frames decoded before the piece.

@@ -1,4 +1,4 @@
-"""Codec engines for tests, and the official audio to hold them to."""
+"""Codec engines for tests, and a check against the official audio."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(params=[False, True], ids=["", "pipelined"])
 def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
-    """Return a function that starts an engine with the given codec options; all are stopped after the test.
+    """Return a function that starts an engine with the given codec options; the fixture stops all of them.
 
     The pipelined engine answers a step after it has launched the next one, as on a GPU.
     """
@@ -49,7 +49,7 @@ def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iter
 
 @pytest.fixture
 def assert_official(tiny_custom_voice: Path) -> AssertOfficial:
-    """Return a check that audio is that of one official un-chunked decode."""
+    """Return a check that audio equals one official un-chunked decode."""
 
     def check(audio: Audio, codes: Codes) -> None:
         expected = official_decode(tiny_custom_voice, torch.from_numpy(codes.astype(np.int64))).numpy()

@@ -1,4 +1,4 @@
-"""What the tests of the codec engine share: a listener for one stream, a gate before the steps, random codes."""
+"""Shared by the codec engine's tests: a listener of one stream, a gate before steps, random codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.runner import StepAudio
 
 TOLERANCE = 1e-5
-PATIENCE = 60.0  # seconds; only a hang takes that long
+PATIENCE = 60.0  # seconds; only a hang takes so long
 CODEBOOKS, CODEBOOK_SIZE, SAMPLES_PER_FRAME = 16, 2048, 1920
 
 Codes = npt.NDArray[np.integer[Any]]
@@ -27,14 +27,14 @@ AssertOfficial = Callable[[Audio, Codes], None]
 
 
 class Listener:
-    """One stream: sends its chunks and keeps what comes back, in order of arrival."""
+    """One stream: sends its chunks and keeps the answers in order of arrival."""
 
     def __init__(self, engine: CodecEngine) -> None:
-        self.engine, self.key, self.num_sent = engine, uuid.uuid4().hex, 0
+        self.engine, self.stream_key, self.num_sent = engine, uuid.uuid4().hex, 0
         self._answers: queue.SimpleQueue[AudioChunk] = queue.SimpleQueue()
 
-    def send(self, codes: Codes, *, is_final: bool = False, reference: bool = False) -> None:
-        request = CodecRequest(self.key, self.num_sent, codes, is_final, self._answers.put, reference)
+    def send(self, codes: Codes, *, is_final: bool = False, is_reference: bool = False) -> None:
+        request = CodecRequest(self.stream_key, self.num_sent, codes, is_final, self._answers.put, is_reference)
         self.num_sent += 1
         self.engine.submit(request)
 
@@ -52,11 +52,11 @@ class Listener:
         return [self.next() for _ in range(self.num_sent)]
 
     def audio(self) -> Audio:
-        """The stream's audio; each chunk must have been answered once, in order and without an error."""
+        """The stream's audio. Checks that each chunk was answered once, in order and without an error."""
         answers = self.rest()
         assert [answer.error for answer in answers] == [""] * self.num_sent
         assert [answer.index for answer in answers] == list(range(self.num_sent))
-        assert {answer.stream_key for answer in answers} == {self.key}
+        assert {answer.stream_key for answer in answers} == {self.stream_key}
         assert [answer.is_final for answer in answers] == [False] * (self.num_sent - 1) + [True]
         self.assert_silent()
         return np.concatenate([answer.audio for answer in answers])
@@ -66,18 +66,18 @@ class Listener:
 
 
 class Gate:
-    """Holds the codec thread before its steps, so that a test decides what is waiting."""
+    """Stops the codec thread before its steps, so that a test decides which chunks wait."""
 
     def __init__(self, engine: CodecEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self._open = threading.Event(), threading.Event()
         step = engine.runner.step
 
-        def held(slots: Sequence[int], codes: Codes) -> StepAudio:
+        def waiting(slots: Sequence[int], codes: Codes) -> StepAudio:
             self.reached.set()
             assert self._open.wait(PATIENCE)
             return step(slots, codes)
 
-        monkeypatch.setattr(engine.runner, "step", held)
+        monkeypatch.setattr(engine.runner, "step", waiting)
 
     def open(self) -> None:
         self._open.set()

@@ -1,4 +1,4 @@
-"""Where streams come faster than they are decoded, the codec says that none should begin, and takes it back when it has caught up."""
+"""If streams come faster than the codec decodes them, it applies backpressure, and lifts it later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from engine_lib.codec.backpressure import BACKPRESSURE_SECONDS, RENEWAL_SECONDS,
 
 def test_a_few_streams_may_wait_and_more_are_said_once() -> None:
     backpressure = Backpressure(num_slots=64)
-    said = [backpressure.update(waiting, 0.0) for waiting in (0, 8, 9, 8, 5, 4, 8)]
-    assert said == [
+    sent = [backpressure.update(waiting, 0.0) for waiting in (0, 8, 9, 8, 5, 4, 8)]
+    assert sent == [
         None,
         None,
         BACKPRESSURE_SECONDS,
@@ -24,21 +24,21 @@ def test_a_few_streams_may_wait_and_more_are_said_once() -> None:
 
 
 def test_what_lasts_is_said_again_before_it_expires() -> None:
-    backpressure, said = Backpressure(num_slots=1), []
+    backpressure, sent = Backpressure(num_slots=1), []
     times = np.arange(0.0, 5.0, 0.1)
     for now in times:
         if (seconds := backpressure.update(100, now)) is not None:
-            said.append((now, seconds))
-    assert {seconds for _, seconds in said} == {BACKPRESSURE_SECONDS}
-    assert max(np.diff([now for now, _ in said])) < RENEWAL_SECONDS + 0.15 < BACKPRESSURE_SECONDS
+            sent.append((now, seconds))
+    assert {seconds for _, seconds in sent} == {BACKPRESSURE_SECONDS}
+    assert max(np.diff([now for now, _ in sent])) < RENEWAL_SECONDS + 0.15 < BACKPRESSURE_SECONDS
 
 
 def test_the_engine_says_it_while_more_streams_come_than_have_slots(
     make_engine: MakeEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[float] = []
+    sent: list[float] = []
     engine = make_engine(slots=2, start=False)
-    monkeypatch.setattr(engine, "_on_backpressure", said.append)
+    monkeypatch.setattr(engine, "_on_backpressure", sent.append)
     gate = Gate(engine, monkeypatch)
     listeners = [Listener(engine) for _ in range(10)]
     engine.start()
@@ -46,10 +46,10 @@ def test_the_engine_says_it_while_more_streams_come_than_have_slots(
         listener.send(random_codes(rng, 1))
     assert gate.reached.wait(PATIENCE)
     gate.open()
-    eventually(lambda: said == [BACKPRESSURE_SECONDS])  # eight streams wait for a slot
+    eventually(lambda: sent == [BACKPRESSURE_SECONDS])  # eight streams wait for a slot
     for listener in listeners:
         listener.send(random_codes(rng, 0), is_final=True)
     for listener in listeners:
         assert [answer.error for answer in listener.rest()] == ["", ""]
-    assert said == [BACKPRESSURE_SECONDS, 0.0]
+    assert sent == [BACKPRESSURE_SECONDS, 0.0]
     assert engine.stats().free_slots == 2

@@ -1,4 +1,4 @@
-"""The batcher decides what is decoded next. Times are given by the tests, in seconds."""
+"""The batcher decides which frames are decoded next. The tests give the times, in seconds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def make_batcher(num_slots: int = 8, max_batch_size: int = 8, max_wait: float = 
     return Batcher(num_slots, max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE), max_wait=max_wait)
 
 
-def add(batcher: Batcher, key: str, frames: int, *, index: int = 0, now: float = 0.0, reference: bool = False) -> Stream:
-    # Each code says which chunk it is of and where in it.
+def add(batcher: Batcher, stream_key: str, frames: int, *, index: int = 0, now: float = 0.0, is_reference: bool = False) -> Stream:
+    # Each frame has the index of its chunk and its place there.
     codes = np.stack([np.full(frames, index), np.arange(frames)], axis=1)
-    return batcher.add(CodecRequest(key, index, codes, False, lambda _chunk: None, reference), now)
+    return batcher.add(CodecRequest(stream_key, index, codes, False, lambda _chunk: None, is_reference), now)
 
 
 def run(batcher: Batcher, now: float) -> Cohort | None:
@@ -37,13 +37,13 @@ def run(batcher: Batcher, now: float) -> Cohort | None:
 
 
 def keys(cohort: Cohort | None) -> Sequence[str]:
-    return [stream.key for stream in cohort.streams] if cohort is not None else []
+    return [stream.stream_key for stream in cohort.streams] if cohort is not None else []
 
 
-def heard(batcher: Batcher, key: str, frames: int, now: float) -> Stream:
+def heard(batcher: Batcher, stream_key: str, frames: int, now: float) -> Stream:
     """Open a stream and decode its first `frames` frames at `now`."""
-    stream = add(batcher, key, frames, now=now)
-    assert keys(run(batcher, now)) == [key]
+    stream = add(batcher, stream_key, frames, now=now)
+    assert keys(run(batcher, now)) == [stream_key]
     return stream
 
 
@@ -65,8 +65,8 @@ def test_a_first_chunk_comes_before_a_stream_that_is_about_to_run_dry() -> None:
 
 def test_first_chunks_come_in_the_order_their_streams_opened() -> None:
     batcher = make_batcher(max_batch_size=2)
-    for key in "abc":
-        add(batcher, key, 1)
+    for stream_key in "abc":
+        add(batcher, stream_key, 1)
     assert keys(run(batcher, 0.0)) == ["a", "b"]
     assert keys(run(batcher, 0.0)) == ["c"]
 
@@ -76,8 +76,8 @@ def test_streams_that_play_come_in_the_order_they_run_out_of_audio() -> None:
     heard(batcher, "long lead", 8, now=0.0)  # until 0.64
     heard(batcher, "short lead", 2, now=0.3)  # until 0.46
     heard(batcher, "late start", 4, now=0.5)  # until 0.82
-    for key in ("late start", "long lead", "short lead"):
-        add(batcher, key, 2, index=1, now=0.6)
+    for stream_key in ("late start", "long lead", "short lead"):
+        add(batcher, stream_key, 2, index=1, now=0.6)
     assert [keys(run(batcher, 0.6)) for _ in range(3)] == [["short lead"], ["long lead"], ["late start"]]
 
 
@@ -94,8 +94,8 @@ def test_the_deadline_moves_with_every_chunk_decoded() -> None:
 
 def test_a_cohort_holds_only_pieces_of_the_most_urgent_size() -> None:
     batcher = make_batcher()
-    for key, frames in {"a": 2, "b": 1, "c": 2, "d": 1}.items():
-        add(batcher, key, frames)
+    for stream_key, frames in {"a": 2, "b": 1, "c": 2, "d": 1}.items():
+        add(batcher, stream_key, frames)
     cohort = run(batcher, 0.0)
     assert cohort is not None
     assert cohort.frames == 2
@@ -144,9 +144,9 @@ def test_a_long_chunk_is_decoded_in_pieces() -> None:
 
 def test_frames_on_the_device_are_not_taken_twice() -> None:
     batcher = make_batcher()
-    for key in ("a", "b"):
-        add(batcher, key, 70)
-        add(batcher, key, 3, index=1)
+    for stream_key in ("a", "b"):
+        add(batcher, stream_key, 70)
+        add(batcher, stream_key, 3, index=1)
     cohorts = []
     while (cohort := batcher.next_cohort(0.0)) is not None:  # nothing is decoded meanwhile
         cohorts.append(cohort)
@@ -189,7 +189,7 @@ def test_a_whole_utterance_gives_way_to_streams_that_play_once_it_has_begun() ->
 def test_a_reference_is_not_audio_so_its_stream_still_comes_first() -> None:
     batcher = make_batcher()
     heard(batcher, "playing", 1, now=0.0)
-    add(batcher, "clone", 100, reference=True)
+    add(batcher, "clone", 100, is_reference=True)
     add(batcher, "clone", 1)
     add(batcher, "playing", 2, index=1)
     assert [keys(run(batcher, 9.0)) for _ in range(4)] == [["clone"], ["clone"], ["clone"], ["playing"]]
@@ -232,10 +232,10 @@ def test_only_streams_that_nothing_waits_for_expire() -> None:
 
 
 def two_that_play(*, frames: int = 8) -> Batcher:
-    """Two streams whose listeners have `frames` frames from 0.0 on; chunks may wait 2 ms."""
+    """Two streams with `frames` frames for their listeners from 0.0 on; chunks may wait 2 ms."""
     batcher = make_batcher(max_batch_size=2, max_wait=0.002)
-    for key in "ab":
-        heard(batcher, key, frames, now=0.0)
+    for stream_key in "ab":
+        heard(batcher, stream_key, frames, now=0.0)
     return batcher
 
 

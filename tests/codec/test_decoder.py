@@ -1,7 +1,7 @@
-"""The codec decoder gives the official audio, however the frames are cut and whatever shares the batch.
+"""The codec decoder gives the official audio, for any cut of the frames and any batch.
 
 The oracle is one un-chunked call of the official decoder: the official `decode` restarts every 300 frames and is then itself
-approximate. Sums are ordered differently, so equal means within 1e-5.
+approximate. Sums have another order, so equal means within 1e-5.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oracle import official_decode, official_decoder
 
 TOLERANCE = 1e-5
 CODEC = "speech_tokenizer.decoder_config"
-# Another count of stages, rates, heads that share keys, and a window that is full after a few frames.
+# Other numbers of stages, other rates, heads that share keys, and a window that is full after a few frames.
 OTHER_SHAPES = {
     f"{CODEC}.num_key_value_heads": 2,
     f"{CODEC}.sliding_window": 5,
@@ -103,7 +103,7 @@ class Stream:
 def decode_interleaved(
     rng: np.random.Generator, runner: CodecRunner, waiting: list[Codes], num_slots: int, abandon: Callable[[], bool]
 ) -> list[Stream]:
-    """Decode in random cohorts of random sizes 1 to 16; a stream that `abandon` picks leaves its slot half-way."""
+    """Decode in random cohorts with 1 to 16 frames; a stream that `abandon` picks leaves its slot before its end."""
     free, running, finished = list(range(num_slots)), list[Stream](), list[Stream]()
     while waiting or running:
         while waiting and free:
@@ -156,7 +156,7 @@ def test_rows_that_fill_up_a_batch_change_nothing(path: Path, rng: np.random.Gen
 
 def test_a_step_reads_no_value_of_the_device_on_the_host(path: Path) -> None:
     # Tensors of the meta device have shapes and no values: reading one, or a shape that depends on one, raises.
-    # That is what capturing the step in a CUDA graph needs.
+    # Capturing the step in a CUDA graph needs the same.
     meta = torch.device("meta")
     checkpoint = Checkpoint(path)
     config = checkpoint.config.codec

@@ -99,7 +99,7 @@ def test_a_reference_gives_no_audio_and_the_audio_after_it_is_the_tail_of_the_wh
     engine = make_engine()
     reference, codes = random_codes(rng, int(rng.integers(65, 200))), random_codes(rng, 20)
     listener = Listener(engine)
-    listener.send(reference, reference=True)
+    listener.send(reference, is_reference=True)
     listener.send_all(codes, [1, 2, 4, 8, 5])
     whole = official_decode(tiny_custom_voice, torch.from_numpy(np.concatenate([reference, codes]).astype(np.int64))).numpy()
     answers = listener.rest()

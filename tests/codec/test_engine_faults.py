@@ -1,4 +1,4 @@
-"""One stream's trouble stays its own: drops, idle streams, bad codes, NaN, failing listeners, the end of the engine."""
+"""A fault of one stream hurts no other: drops, idle streams, bad codes, NaN, listeners, the end."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_a_dropped_stream_frees_its_slot_and_answers_what_waits(
         dropped.send(random_codes(rng, 2))
     assert gate.reached.wait(PATIENCE)
     codes = random_codes(rng, 10)
-    other.send_all(codes, [4, 6])  # has to wait for the only slot
-    engine.drop(dropped.key)
+    other.send_all(codes, [4, 6])  # waits for the only slot
+    engine.drop(dropped.stream_key)
     gate.open()
 
     errors = [answer.error for answer in dropped.rest()]
@@ -68,7 +68,7 @@ def test_a_slot_dropped_in_mid_stream_is_as_new_for_the_next(
         abandoned, listener, codes = Listener(engine), Listener(engine), random_codes(rng, int(rng.integers(1, 100)))
         abandoned.send(random_codes(rng, int(rng.integers(1, 100))))
         abandoned.next()
-        engine.drop(abandoned.key)
+        engine.drop(abandoned.stream_key)
         listener.send_all(codes, random_cut(rng, len(codes)))
         assert_official(listener.audio(), codes)
 
@@ -78,7 +78,7 @@ def test_an_idle_stream_is_freed_and_what_comes_later_is_an_error(make_engine: M
     vanished, waiting = Listener(engine), Listener(engine)
     vanished.send(random_codes(rng, 1))
     assert vanished.next().error == ""
-    waiting.send_all(random_codes(rng, 2), [1, 1])  # nothing but the idle limit frees the slot for it
+    waiting.send_all(random_codes(rng, 2), [1, 1])  # only the idle limit frees the slot for it
     assert len(waiting.audio()) == 2 * SAMPLES_PER_FRAME
 
     vanished.assert_silent()
@@ -145,7 +145,7 @@ def test_nan_in_one_row_hurts_its_own_stream_only_and_its_slot_can_be_used_again
     good.send(codes[:4])
     bad.send(random_codes(rng, 4))
     bad.next()
-    slot = engine.batcher.streams[bad.key].slot
+    slot = engine.batcher.streams[bad.stream_key].slot
     for past in engine.runner.arena._pasts.values():
         past[slot] = torch.nan
     bad.send(random_codes(rng, 4))

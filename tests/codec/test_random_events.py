@@ -1,7 +1,7 @@
-"""Whatever happens to streams, in whatever order and from however many threads, the codec engine keeps its promises.
+"""The codec engine keeps its promises for random events, in any order and from many threads.
 
-Every chunk is answered exactly once and in order; audio is that of one official un-chunked decode up to the point where the
-stream was dropped or went wrong, and only that stream's; in the end every slot is free.
+Every chunk is answered exactly once and in order; audio equals one official un-chunked decode of that stream, up to the point
+where the stream was dropped or went wrong; in the end every slot is free.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from engine_lib.config import EngineConfig
 from oracle import official_decode
 
 TOLERANCE = 1e-5
-PATIENCE = 60.0  # seconds; only a hang takes that long
+PATIENCE = 60.0  # seconds; only a hang takes so long
 NUM_SLOTS = 3
 SAMPLES_PER_FRAME = 1920
 
 Codes = npt.NDArray[np.int16]
 MakeEngine = Callable[..., CodecEngine]
 
-_keys = itertools.count()
+_numbers = itertools.count()
 
 
 @pytest.fixture
 def make_engine(tiny_custom_voice: Path) -> Iterator[MakeEngine]:
-    """Return a function that starts an engine with the given options; all are stopped after the test."""
+    """Return a function that starts an engine with the given options; the fixture stops all of them."""
     engines: list[CodecEngine] = []
 
     def make(**options: Any) -> CodecEngine:
-        # No stream here is idle for so long: slots must come free by what happens, not by the limit.
+        # No stream here is idle for so long: events must free the slots, not the limit.
         config = EngineConfig(device="cpu", max_num_seqs=1, codec_slots=NUM_SLOTS, codec_idle_timeout=3600, **options)
         engines.append(CodecEngine(Checkpoint(tiny_custom_voice), config))
         engines[-1].start()
@@ -63,18 +63,18 @@ def fresh_seed() -> int:
 
 
 class Stream:
-    """One stream with its own mixture of events, and all that came back."""
+    """One stream with its own mixture of events, and all its answers."""
 
     def __init__(self, engine: CodecEngine, seed: int) -> None:
         self.engine, self.rng = engine, random.Random(seed)
-        self.key = f"stream-{next(_keys)}"
+        self.stream_key = f"stream-{next(_numbers)}"
         self.sent: list[CodecRequest] = []
         self.answers: list[AudioChunk] = []
         self.was_dropped = self.is_over = False
         self.bad_chunk: int | None = None  # the first with a bad code
-        self.deaf_chunk: int | None = None  # the first whose listener raises
+        self.deaf_chunk: int | None = None  # the first with a listener that raises
 
-    def send(self, frames: int, *, is_final: bool = False, reference: bool = False, bad: bool = False, listener: bool = True) -> None:
+    def send(self, frames: int, *, is_final: bool = False, is_reference: bool = False, bad: bool = False, listener: bool = True) -> None:
         codes = np.array([[self.rng.randrange(2048) for _ in range(16)] for _ in range(frames)], np.int16).reshape(frames, 16)
         index = len(self.sent)
         if bad:
@@ -88,7 +88,7 @@ class Stream:
             if not listener:
                 raise ValueError("a listener's own fault")
 
-        self.sent.append(CodecRequest(self.key, index, codes, is_final, on_audio, reference))
+        self.sent.append(CodecRequest(self.stream_key, index, codes, is_final, on_audio, is_reference))
         self.is_over = is_final
         self.engine.submit(self.sent[-1])
 
@@ -96,7 +96,7 @@ class Stream:
         """One more event."""
         event = self.rng.random()
         if not self.sent and event < 0.2:
-            self.send(self.rng.randint(1, 80), reference=True)
+            self.send(self.rng.randint(1, 80), is_reference=True)
         elif event < 0.03:
             self.send(self.rng.randint(1, 4), bad=True)
         elif event < 0.05:
@@ -111,7 +111,7 @@ class Stream:
             self.send(self.rng.choice((1, 2, 4, 8, self.rng.randint(1, 16))))
 
     def drop(self) -> None:
-        self.engine.drop(self.key)
+        self.engine.drop(self.stream_key)
         self.was_dropped = True
 
     @property
@@ -119,19 +119,19 @@ class Stream:
         return len(self.answers) == len(self.sent)
 
     def check(self, path: Path) -> None:
-        """Every promise about this stream, once all is answered."""
+        """Check every promise about this stream, once all chunks are answered."""
         assert [chunk.index for chunk in self.answers] == list(range(len(self.sent)))
-        assert {chunk.stream_key for chunk in self.answers} <= {self.key}
+        assert {chunk.stream_key for chunk in self.answers} <= {self.stream_key}
         assert [chunk.is_final for chunk in self.answers] == [request.is_final for request in self.sent]
         errors = [chunk.error for chunk in self.answers]
         good = next((i for i, error in enumerate(errors) if error), len(errors))
         assert all(errors[good:]), "a chunk behind an error was decoded"
         expected = len(self.sent) if self.deaf_chunk is None else self.deaf_chunk + 1
-        if self.was_dropped or self.bad_chunk is not None:  # both also end what still waits
+        if self.was_dropped or self.bad_chunk is not None:  # both also end the chunks that still wait
             assert good <= min(expected, len(self.sent) if self.bad_chunk is None else self.bad_chunk), errors
         else:
             assert good == expected, errors
-        expected_samples = [0 if request.reference else len(request.codes) * SAMPLES_PER_FRAME for request in self.sent[:good]]
+        expected_samples = [0 if request.is_reference else len(request.codes) * SAMPLES_PER_FRAME for request in self.sent[:good]]
         assert [len(chunk.audio) for chunk in self.answers] == expected_samples + [0] * (len(errors) - good)
         if sum(expected_samples):
             codes = np.concatenate([request.codes for request in self.sent[:good]]).astype(np.int64)
@@ -210,7 +210,7 @@ def test_streams_that_vanish_make_room_for_those_that_wait(make_engine: MakeEngi
     assert not any(stream.answers for stream in waiting)
 
     engine.config = dataclasses.replace(engine.config, codec_idle_timeout=0.1)
-    engine.drop("nobody")  # wakes the thread, which waits by the old limit
+    engine.drop("nobody")  # wakes the thread, which waits for the old limit
 
     assert eventually(lambda: all(stream.is_answered for stream in waiting))
     assert_all_free(engine)
@@ -275,7 +275,7 @@ def test_no_chunk_is_lost_when_the_engine_ends_under_load(end: str, make_engine:
     for stream in streams:
         assert [chunk.index for chunk in stream.answers] == list(range(len(stream.sent)))
         assert all(
-            chunk.error or len(chunk.audio) or not len(request.codes) or request.reference
+            chunk.error or len(chunk.audio) or not len(request.codes) or request.is_reference
             for chunk, request in zip(stream.answers, stream.sent, strict=True)
         )
     late = Stream(engine, seed)
