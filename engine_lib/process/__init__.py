@@ -1,1 +1,1 @@
-"""Our own processes: how they start, what they say to each other, and how they end."""
+"""Our own processes: how they start, which messages they exchange, and how they end."""

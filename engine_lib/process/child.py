@@ -1,7 +1,7 @@
-"""Child processes that run a module of this package: how they start, what they are told through, and how they end with their parent.
+"""Child processes that run a module of this package: how they start, and end with their parent.
 
-A child has one end of a pipe, whose number is its argument. It starts afresh, because the program that the parent runs may be no
-Python program (Triton's stub), and must not run again if it is.
+A child gets the number of its end of a pipe as its argument. It runs a new interpreter, because the parent's program may not be a
+Python program (Triton's stub), and must not run again if it is one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class ChildProcess(Protocol):
-    """What subprocess.Popen gives."""
+    """The part of subprocess.Popen that we use."""
 
     pid: int
 
@@ -38,24 +38,24 @@ class ChildProcess(Protocol):
 
 
 def start_child(module: str, pipe: Connection) -> ChildProcess:
-    """Run `module` with `pipe`, whose other end is ours.
+    """Run `module` with `pipe`; the parent keeps the other end.
 
     Raises:
-        ConfigError: there is no interpreter to run it with.
+        ConfigError: there is no interpreter to run it.
     """
     root = Path(__file__).parents[2]
     paths = [os.path.abspath(path) for path in sys.path if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *paths]), "TQDM_DISABLE": "1"}
     command = [_python(), "-m", module, str(pipe.fileno())]
-    # A session of its own, so that Ctrl-C reaches this process alone, which then ends its children.
+    # A session of its own, so that Ctrl-C reaches only this process, which then ends its children.
     return subprocess.Popen(command, pass_fds=[pipe.fileno()], stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
 
 
 def run_child(serve: Callable[[Connection], None], what: str) -> NoReturn:
-    """Be the child: `serve` its end of the pipe. The process ends with that, whatever its other threads do, and when its parent ends.
+    """Run the child: `serve` its end of the pipe. The process ends when that returns, even if other threads run, or with its parent.
 
     Args:
-        serve: returns where all is well; what it raises is logged.
+        serve: its exceptions are logged.
         what: the process in words, for the log.
     """
     threading.Thread(target=_end_with, args=(os.pidfd_open(os.getppid()),), name="parent-watch", daemon=True).start()
@@ -73,13 +73,13 @@ def end_of(code: int) -> str:
 
 
 def _end_with(process: int) -> None:
-    """End this process when the one of pidfd `process` ends. Whoever it forked may hold the pipe open longer."""
+    """End this process when the process of pidfd `process` ends. Forks of that process may keep the pipe open longer."""
     select.select([process], [], [])
     os._exit(1)
 
 
 def _python() -> str:
-    """The interpreter of this process, also where that is embedded in another program."""
+    """The interpreter of this process, also if it is embedded in another program."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if sys.executable and Path(sys.executable).name.startswith("python"):
         return sys.executable

@@ -6,6 +6,6 @@ import gc
 
 
 def freeze_loaded() -> None:
-    """Let later collections pass over what is loaded, which stays: going through it all holds up every thread for tens of milliseconds."""
+    """Exclude all loaded objects, which stay, from later collections: visiting them stops every thread for tens of milliseconds."""
     gc.collect()
     gc.freeze()

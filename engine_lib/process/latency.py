@@ -1,4 +1,4 @@
-"""LatencyWindow: the latest times that something frequent took, kept so cheaply that an engine thread can do it at every step."""
+"""LatencyWindow: the latest durations of a frequent event, cheap enough for every engine step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class LatencyWindow:
     """The last `size` durations, in seconds. Any thread may add and read.
 
     Attributes:
-        num_added: how many there were, forgotten ones included.
+        num_added: durations so far, forgotten ones included.
     """
 
     def __init__(self, size: int = 1024) -> None:
@@ -22,7 +22,7 @@ class LatencyWindow:
         return len(self._latest)
 
     def add(self, seconds: float) -> None:
-        """Remember one duration; the oldest is forgotten where there is no more room."""
+        """Remember one duration; the oldest is forgotten if the window is full."""
         self._latest.append(seconds)
         self.num_added += 1
 
@@ -31,6 +31,6 @@ class LatencyWindow:
         return list(self._latest)[-number:] if number else []
 
     def quantile(self, q: float) -> float:
-        """The `q`-quantile (0..1) of what is remembered; 0 where that is nothing."""
+        """The `q`-quantile (0..1) of the remembered durations; 0 if there are none."""
         latest = list(self._latest)
         return float(np.quantile(latest, q)) if latest else 0.0

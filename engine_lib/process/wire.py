@@ -1,6 +1,6 @@
-"""Wire: the messages between two processes of this package, as bytes. MessagePack by msgspec, which checks types, and numpy arrays.
+"""Wire: the messages between two processes of this package, as bytes.
 
-No pickle: what arrives can only be one of the messages named.
+MessagePack by msgspec, which checks types, with numpy arrays. There is no pickle: only the declared messages can arrive.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Wire(Generic[MessageT]):
         return self._encoder.encode(message)
 
     def unpack(self, data: bytes) -> MessageT:
-        """The message that `pack` made `data` of; its arrays are its own and may be written to.
+        """The message in `data`, from `pack`; its arrays are copies and writable.
 
         Raises:
-            msgspec.MsgspecError: it is none of the union.
+            msgspec.MsgspecError: it is not a message of the union.
         """
         message: MessageT = self._decoder.decode(data)
         return message

@@ -1,4 +1,7 @@
-"""Prints a digest of the audio the codec's graphs give, for test_codec_share.py: python -m gpu.codec_digest CHECKPOINT."""
+"""Prints a digest of the audio of the codec's graphs, for test_codec_share.py.
+
+Use: python -m gpu.codec_digest CHECKPOINT.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who else is in the batch: in float32 nobody hears it; in bfloat16 rows may round otherwise, and here is by how much."""
+"""Batch mates do not change codes in float32; in bfloat16 they change rounding, within bounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_codes_do_not_depend_on_mates_that_come_and_go(tiny_custom_voice_1b7: Pa
         batches = speak_among_mates(engine, np.random.default_rng(seed), max_frames=80)
         print(f"batches of {batches}; {engine.stats().num_preemptions} preemptions")
         assert max(batches) > 48 or num_kv_blocks
-        assert engine.stats().num_prefix_hits > 0  # so the prefix cache is held to the same codes
+        assert engine.stats().num_prefix_hits > 0  # so the codes prove the prefix cache too
         assert (engine.stats().num_preemptions > 0) == (num_kv_blocks > 0)
 
 

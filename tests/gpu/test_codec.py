@@ -1,4 +1,4 @@
-"""The codec on a GPU: the audio of the CPU, however frames and streams are cut, and the same bits from a graph as from eager launches."""
+"""The codec on a GPU: the CPU's audio for any cut, and graphs with the bits of eager launches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine_lib.config import EngineConfig
 
 pytestmark = pytest.mark.gpu
 
-# The CPU sums in another order, and so does cuDNN for every batch size.
+# The CPU adds in another order, and so does cuDNN for every batch size.
 TOLERANCE = 1e-4
 MAX_BATCH, NUM_SLOTS = 32, 40
 FRAMES = (1, 2, 4, 8)
@@ -41,7 +41,7 @@ def rng() -> random.Random:
 
 @pytest.fixture(scope="module")
 def exact(tiny_custom_voice: Path) -> CodecRunner:
-    """Return the codec in float32 on the CPU, which tests/codec/test_decoder.py holds to the official one."""
+    """Return the codec in float32 on the CPU, which tests/codec/test_decoder.py compares with the official one."""
     return CodecRunner(Checkpoint(tiny_custom_voice), 1, dtype=torch.float32, device=torch.device("cpu"))
 
 
@@ -253,7 +253,7 @@ def test_40_streams_of_many_threads_on_24_slots_give_the_audio_of_the_cpu(
 
 
 class Caller(threading.Thread):
-    """Sends one stream in random chunks; one that `drops` gives up before its last chunk."""
+    """Sends one stream in random chunks; with `drops` it drops the stream before the last chunk."""
 
     def __init__(self, engine: CodecEngine, codes: Codes, seed: int, drops: bool) -> None:
         super().__init__(name=f"caller-{seed}")

@@ -1,4 +1,4 @@
-"""What the codec computes does not depend on the share of the GPU that MPS leaves it."""
+"""The codec computes the same bits with every share of the GPU under MPS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine_lib.server.mps import CONTROL, MpsDaemon
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(shutil.which(CONTROL) is None, reason=f"needs {CONTROL}")]
 
 TESTS = Path(__file__).parents[1]
-SHARES = (25, 40, 60, 75, 100)  # 40, 60 and 75 are those with which cuBLAS gave NaN in the codec's place
+SHARES = (25, 40, 60, 75, 100)  # with 40, 60 and 75 cuBLAS gave NaN in the codec
 
 
 def test_every_share_gives_the_same_bits(tiny_custom_voice: Path) -> None:

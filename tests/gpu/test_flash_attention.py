@@ -1,4 +1,4 @@
-"""The flash-attn backend on a GPU: the torch backend's attention, eager and captured, and a talker that computes with it."""
+"""The flash-attn backend on a GPU against the torch backend, eager and captured, and in a talker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADS: list[Heads] = [(16, 8, 128), (16, 2, 128), (4, 4, 128), (3, 1, 128)]
 
 @pytest.fixture
 def rng() -> random.Random:
-    """Seed torch and give a generator for shapes, from a fresh seed that a failing test prints."""
+    """Seed torch and return a generator for shapes, from a fresh seed that a failing test prints."""
     seed = secrets.randbits(32)
     print(f"seed = {seed}")
     torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def flash() -> FlashAttention:
 
 @pytest.fixture(scope="module")
 def voice(checkpoints: Path) -> Path:
-    """Return a checkpoint whose heads are as wide as the published ones."""
+    """Return a checkpoint with heads of the published width."""
     shape = {"talker_config.head_dim": 128, "talker_config.num_attention_heads": 4, "talker_config.num_key_value_heads": 2}
     return make_checkpoint(checkpoints / "wide_heads", seed=7, overrides=shape)
 
@@ -68,7 +68,7 @@ def test_prefill_equals_the_torch_backend_with_chunks_and_padding(rng: random.Ra
     lengths = [rng.randint(1, 600) for _ in range(5)]
     new_rows = [lengths[0], 1, *[rng.randint(1, length) for length in lengths[2:]]]
     padding = rng.randint(1, 60)
-    # as a prefill layout packs them: rows that only fill up are the next sequence, and the sequences behind have none
+    # as a prefill layout packs them: padding rows are the next sequence, and the sequences after it have no rows
     pool = Pool.filled([*lengths, padding, 0, 0], heads, torch.bfloat16, CUDA, block_size=BLOCK)
     counts = torch.tensor([*lengths, padding, 0, 0], dtype=torch.int32, device=CUDA)
     starts = torch.tensor([0, *new_rows, padding, 0, 0], device=CUDA).cumsum(0).to(torch.int32)
@@ -115,7 +115,7 @@ def test_a_graph_of_both_calls_reads_lengths_and_block_tables_anew(rng: random.R
 
 
 def prefilled(path: Path, *, seed: int, **options: Any) -> TalkerEngine:
-    """An engine without its thread, whose four requests have drawn their first frame."""
+    """An engine without its thread, after the first frame of its four requests."""
     engine = make_engine(path, device="cuda", max_model_len=512, kv_block_size=BLOCK, **options)
     for i in range(4):
         prompt = Utterance(text="one two three " * (1 + (seed + i) % 7)).prompt(path)
@@ -133,7 +133,7 @@ def state_of(engine: TalkerEngine) -> list[torch.Tensor]:
 def test_the_talkers_logits_with_it_are_as_near_to_float32_as_those_of_our_kernels(
     rng: random.Random, flash: FlashAttention, voice: Path
 ) -> None:
-    """All three engines are given the codes that float32 drew, frame by frame."""
+    """All three engines get the codes that float32 sampled, frame by frame."""
     seed = rng.randrange(100)
     with torch.inference_mode():
         exact = prefilled(voice, seed=seed, dtype="float32", attention_backend="torch")

@@ -1,4 +1,4 @@
-"""Talker and codec launch on streams of their own, with the priorities their options ask for."""
+"""Talker and codec launch on their own CUDA streams, with the priorities of their options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The talker on a GPU: the same codes as on the CPU, and the same bits from a graph as from eager launches."""
+"""The talker on a GPU: the CPU's codes, and graphs with the bits of eager launches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu
 
-UPLOAD_TENSORS = 4  # slots and block tables of the requests that grew, and what indexing makes of them
+UPLOAD_TENSORS = 4  # slots and block tables of the requests that grew, and the tensors that indexing makes of them
 
 UTTERANCES = [
     Utterance(),
@@ -79,7 +79,7 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
         while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in engine.scheduler.active):
             launch(engine)
         slots = [sequence.slot for sequence in engine.scheduler.active]
-        for sequence in engine.scheduler.active:  # the steps below go past the scheduler, which would back each of them
+        for sequence in engine.scheduler.active:  # the steps below bypass the scheduler, which would allocate their blocks
             assert engine.scheduler.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 20)
         write_block_tables(engine)
         assert worker.graphs is not None
@@ -97,13 +97,13 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
             rows = torch.tensor(slots[:batch], device="cuda")
             for tensor, value in zip(tensors[:-1], after[:-1], strict=True):
                 assert torch.equal(tensor[rows], value[rows]), f"batch {batch}"
-            # The null block takes the padding rows' keys and values, in whatever order they come.
+            # The null block gets the keys and values of the padding rows, in any order.
             assert torch.equal(tensors[-1][:, :, 1:], after[-1][:, :, 1:]), f"batch {batch}"
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step of the engine thread took: device tensors, memory from CUDA for the device and for the host; and who grew."""
+    """The cost of one engine step: device tensors, memory from CUDA for device and host, requests that grew."""
 
     tensors: int
     segments: int
@@ -113,7 +113,7 @@ class StepCost:
 
 @contextmanager
 def watched_steps(engine: TalkerEngine, steady: range) -> Iterator[list[StepCost]]:
-    """The cost of every step, read or launched; one of `steady` that makes the host wait for the device raises on its thread."""
+    """The cost of every step, read or launched. A step of `steady` raises if the host waits for the device."""
     costs: list[StepCost] = []
     grown: list[int] = []
     step, launch_schedule = engine._step, engine.launch

@@ -1,4 +1,7 @@
-"""Ranks on GPUs: the codes of one rank on the CPU; by NCCL where there are two GPUs, by gloo on one, whose kernels are the same."""
+"""Ranks on GPUs give the codes of one rank on the CPU: NCCL on two GPUs, gloo on one GPU.
+
+The kernels are the same with both.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.gpu
 two_gpus = pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason=f"needs 2 GPUs, here are {torch.cuda.device_count()}: NCCL takes no two ranks on one GPU"
 )
-# Prompts of more and of fewer rows than the kernels for few take.
+# Prompts with more and with fewer rows than the kernels for few rows take.
 ON_TWO_GPUS: dict[str, Any] = {"device": "cuda", "tensor_parallel_size": 2, "max_num_batched_tokens": 24}
 ON_ONE_GPU = ON_TWO_GPUS | {"tensor_parallel_backend": "gloo"}
 
@@ -39,7 +42,7 @@ def wide_heads(checkpoints: Path) -> Path:
 
 
 def assert_codes_of_the_cpu(path: Path, options: dict[str, Any]) -> None:
-    """In float32 a mixed batch gets the greedy codes it gets on the CPU, each request alone."""
+    """In float32 a mixed batch gets the greedy codes of the CPU, where each request runs alone."""
     with running_engine(path, device="cpu") as engine:
         expected = [speak(engine, utterance, max_frames=24 + 5 * i) for i, utterance in enumerate(UTTERANCES)]
     with running_engine(path, dtype="float32", **options) as engine:
@@ -63,7 +66,7 @@ def test_two_gpus_give_the_codes_of_the_cpu(eager: bool, wide_heads: Path) -> No
 
 
 def test_ranks_in_bf16_keep_the_same_state_bit_for_bit(wide_heads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ranks as threads, so that the test can look at the other's state."""
+    """Ranks are threads here, so that the test can read the state of the other rank."""
     others = start_threads(monkeypatch)
     with running_engine(wide_heads, dtype="bfloat16", **ON_ONE_GPU) as engine:
         samplings = [GREEDY, SamplingParams(seed=1), SamplingParams(seed=2), GREEDY]
@@ -85,11 +88,11 @@ def test_a_rank_killed_within_a_sum_ends_every_stream_with_an_error(eager: bool,
         for stream in streams:
             assert "the talker engine failed" in stream.end().error
         eventually(lambda: not engine.is_alive, "the engine ends")
-    torch.cuda.synchronize()  # the broken-off sum has left the GPU usable
+    torch.cuda.synchronize()  # the aborted all_reduce has left the GPU usable
 
 
 def test_a_sum_by_nccl_can_be_captured_and_broken_off() -> None:
-    """One rank is all one GPU can have: what a sum over several does stays to be seen on two."""
+    """One GPU can have only one NCCL rank; an all_reduce over several ranks needs two GPUs."""
     device = torch.device("cuda", 0)
     store, _port = new_store()
     group = RankGroup("nccl", store, Shard(0, 1), device)

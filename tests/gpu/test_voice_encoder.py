@@ -1,4 +1,4 @@
-"""The encoders of voices on a GPU: x-vectors and codes of the CPU, alone and in batches, on a stream of their own."""
+"""The voice encoders on a GPU: speaker embeddings and codes of the CPU, alone and in batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 TEXT = "what is said"
 
-# The encoders in their published sizes, beside a tiny talker.
+# The encoders in their published sizes, with a tiny talker.
 PUBLISHED = {
     "speaker_encoder_config.enc_channels": [512, 512, 512, 512, 1536],
     "speaker_encoder_config.enc_attention_channels": 128,
@@ -45,7 +45,7 @@ PUBLISHED = {
 
 @pytest.fixture(scope="module")
 def published_encoders(checkpoints: Path) -> Path:
-    """Return a base checkpoint whose encoders have the published sizes."""
+    """Return a base checkpoint with encoders of the published sizes."""
     return make_checkpoint(checkpoints / "published_encoders", kind="base", seed=4, overrides=PUBLISHED)
 
 

@@ -1,4 +1,4 @@
-"""Cloned and designed voices on a GPU: the official codes in float32, each voice its own in a crowd, and the audio behind a reference."""
+"""Cloned and designed voices on a GPU: the official codes in float32, and each voice its own audio."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine_lib.api.qwen3_tts import Qwen3TTS
 pytestmark = pytest.mark.gpu
 
 TEXTS = ["Good morning! How are you today?", "It's raining, so we'll stay at home."]
-# Both halves in float32: bfloat16 would move a greedy code now and then, and with it all that follows.
+# Talker and codec in float32: bfloat16 would sometimes change a greedy code, and all codes after it.
 FLOAT32: dict[str, Any] = {"device": "cuda", "dtype": "float32", "codec_dtype": "float32", "max_num_seqs": 32, "max_model_len": 512}
 
 
 def assert_official(tts: Qwen3TTS, method: str, references: list[int], **arguments: Any) -> None:
-    """Fails unless codes and audio of `method` are those of the official package on the CPU, from where the references end."""
+    """Fail unless codes and audio of `method` equal the official package's on the CPU, from the end of the references."""
     arguments = arguments | GREEDY
     expected, _ = oracle.official_codes(tts.checkpoint.path, method, decode=False, **arguments)
     waves, _ = getattr(tts, method)(**arguments)
@@ -53,8 +53,8 @@ def test_designed_voices_equal_the_official_ones(tiny_voice_design: Path) -> Non
 def test_each_of_32_clones_at_once_gets_the_audio_of_its_own_voice_twice(tiny_base: Path) -> None:
     """The second round begins from the codec states that the references of the first have left.
 
-    Greedy codes in float32: a tie in the last bit may be broken otherwise than on the CPU, which shows as one voice of 32 that is
-    wrong from one frame on, in both rounds. Anything more is a fault.
+    Greedy codes in float32: a tie in the last bit may be broken in another way than on the CPU. Then one voice of 32 is wrong from
+    one frame on, in both rounds. Any other difference is a fault.
     """
     with Qwen3TTS.from_pretrained(tiny_base, device="cpu", max_model_len=512, max_num_seqs=1, codec_slots=1) as tts:
         config = tts.checkpoint.config

@@ -1,4 +1,4 @@
-"""What travels between processes comes out as it went in, and nothing else comes out at all."""
+"""Messages between processes arrive as they were sent, and nothing else arrives."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def row_differences(engine: TalkerEngine, batches: Sequence[int]) -> list[RowDif
             engine.scheduler.add(unheard(engine, str(i), prompts[i % len(prompts)], sampling))
         while engine.scheduler.waiting or any(sequence.num_launched_frames < 4 for sequence in engine.scheduler.active):
             launch(engine)
-        for sequence in engine.scheduler.active:  # the steps below go past the scheduler, which would back each of them
+        for sequence in engine.scheduler.active:  # the steps below bypass the scheduler, which would allocate their blocks
             assert engine.scheduler.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 1)
         write_block_tables(engine)
         slots = torch.tensor([sequence.slot for sequence in engine.scheduler.active], device=worker.device)
