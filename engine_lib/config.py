@@ -24,17 +24,22 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | tuple[int, ...] | None = None,
+    group: str | None = None,
 ) -> Any:
-    """A dataclass field that carries its own documentation and range."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
+    """A dataclass field that carries its own documentation and range.
+
+    Args:
+        group: heading in docs/options.md of this option and of those after it; None: it belongs to the group before.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "group": group}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Options of one engine process. `scripts/serve.py --help` and docs/options.md are printed from these fields."""
 
-    # where and how to run
-    model_path: str = option("", "Checkpoint folder in the published layout.")
+    model_path: str = option("", "Checkpoint folder in the published layout.", group="Checkpoint, devices and processes")
     device: str = option("auto", "auto (the first GPU, else CPU), cpu, cuda or cuda:N.")
     dtype: str = option("auto", "Weights of the talker; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
     enforce_eager: bool = option(False, "Launch every kernel from Python instead of replaying captured CUDA graphs.")
@@ -54,8 +59,7 @@ class EngineConfig:
     )
     num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
 
-    # talker
-    max_num_seqs: int = option(64, "Streams decoded together; further requests wait.", minimum=1, maximum=1024)
+    max_num_seqs: int = option(64, "Streams decoded together; further requests wait.", minimum=1, maximum=1024, group="Talker")
     max_num_batched_tokens: int = option(512, "Prompt rows prefilled in one step; longer prompts are split.", minimum=1)
     max_model_len: int = option(4096, "Longest prompt plus frames of one request, in rows.", minimum=16)
     kv_block_size: int = option(16, "Rows in one block of the paged KV cache.", minimum=1, maximum=256)
@@ -76,21 +80,13 @@ class EngineConfig:
     talker_stream_priority: int = option(
         0, "CUDA priority of the talker's kernels: 0, or a negative number for a higher one.", minimum=-5, maximum=0
     )
-    max_waiting_requests: int = option(256, "Requests that may wait for a place; one more is refused.", minimum=0)
-    max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
-    chunk_frames: tuple[int, ...] = option(
-        (1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64
-    )
 
-    # voices
-    reference_min_seconds: float = option(1.0, "Shortest recording of a voice to clone.", minimum=0.1, maximum=60)
-    reference_max_seconds: float = option(30.0, "Longest recording of a voice to clone.", minimum=1, maximum=120)
-    voice_cache_size: int = option(256, "Cloned voices kept in memory, so that a recording used again is not encoded again.", minimum=0)
-    voice_store: str = option(
-        "", "Folder of stored voices, shared by all servers that name it; made if missing. Empty: no voices are stored."
+    max_waiting_requests: int = option(256, "Requests that may wait for a place; one more is refused.", minimum=0, group="Requests")
+    max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
+
+    chunk_frames: tuple[int, ...] = option(
+        (1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64, group="Chunks"
     )
-    voice_store_max_voices: int = option(1000, "Voices the folder may hold; one more is refused.", minimum=1)
-    voice_store_max_bytes: int = option(1 << 20, "Size of each of a stored voice's two files; a larger one is refused.", minimum=1024)
     chunk_policy: str = option(
         "fixed",
         "After chunk_frames: fixed repeats its last entry; adaptive goes by how much audio the client has left.",
@@ -101,8 +97,16 @@ class EngineConfig:
         16, "Streams that must run for the adaptive policy to exceed the last entry of chunk_frames.", minimum=1
     )
 
-    # codec
-    codec_device: str = option("", "Device of the codec, as `device`; empty: that of `device`.")
+    reference_min_seconds: float = option(1.0, "Shortest recording of a voice to clone.", minimum=0.1, maximum=60, group="Voices")
+    reference_max_seconds: float = option(30.0, "Longest recording of a voice to clone.", minimum=1, maximum=120)
+    voice_cache_size: int = option(256, "Cloned voices kept in memory, so that a recording used again is not encoded again.", minimum=0)
+    voice_store: str = option(
+        "", "Folder of stored voices, shared by all servers that name it; made if missing. Empty: no voices are stored."
+    )
+    voice_store_max_voices: int = option(1000, "Voices the folder may hold; one more is refused.", minimum=1)
+    voice_store_max_bytes: int = option(1 << 20, "Size of each of a stored voice's two files; a larger one is refused.", minimum=1024)
+
+    codec_device: str = option("", "Device of the codec, as `device`; empty: that of `device`.", group="Codec")
     codec_dtype: str = option(
         "auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16")
     )

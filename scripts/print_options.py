@@ -18,9 +18,9 @@ INTRODUCTION = f"""# Options
 Every option of the talker and of the codec. A value comes from the `parameters` of the model's `config.pbtxt`, or from
 `scripts/serve.py --option NAME=VALUE`, or from a keyword of `Qwen3TTS.from_pretrained`; the environment variable
 `{ENVIRONMENT_PREFIX}<NAME>` overrides config.pbtxt. An unknown name or a value outside its range stops the load with its name, the value
-and what is allowed. This page is printed by `scripts/print_options.py`.
+and what is allowed. This page is printed by `scripts/print_options.py`."""
 
-| option | default | allowed | |
+TABLE = """| option | default | allowed | |
 |---|---|---|---|"""
 
 
@@ -28,6 +28,8 @@ def options_page() -> str:
     """The page, as text."""
     lines = [INTRODUCTION]
     for spec in fields(EngineConfig):
+        if spec.metadata["group"]:
+            lines.append(f"\n## {spec.metadata['group']}\n\n{TABLE}")
         default = ",".join(map(str, spec.default)) if isinstance(spec.default, tuple) else spec.default
         lines.append(
             f"| `{spec.name}` | {f'`{default}`' if default != '' else ''} | {_allowed(dict(spec.metadata))} | {spec.metadata['help']} |"
