@@ -1,0 +1,58 @@
+"""The documents name files that exist, and the page of today's figures stays one page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(?:#[^)]*)?\)")
+# A path with a folder (talker/engine.py, model_repository/*/1/model.py), but none of a user's own: /models/..., ./voices, https://...
+PATH = re.compile(r"(?<![\w./:-])(\w[\w-]*/(?:[\w*.-]+/)*[\w*.-]+\.(?:py|sh|md|png|wav|toml|pbtxt|json))\b")
+FOLDER = re.compile(r"`((?:[\w*.-]+/)+)`")
+FILE = re.compile(r"`([\w-]+\.(?:py|sh|toml))`")  # without a folder: of the repository wherever it lies
+PARENTS = (ROOT, ROOT / "engine_lib", ROOT / "client")  # pages about the engine leave its folder out
+ROOMS = ("engine_lib", "client", "scripts", "tests", "model_repository")
+
+
+def names_a_file(path: str) -> bool:
+    """Whether a file or folder of the repository has this path, which may hold `*`."""
+    return any(next(parent.glob(path.rstrip("/")), None) is not None for parent in PARENTS)
+
+
+def is_there(name: str) -> bool:
+    """Whether a file of the repository has this name, in whatever folder."""
+    return (ROOT / name).exists() or any(next((ROOT / room).rglob(name), None) is not None for room in ROOMS)
+
+
+def test_paths_of_the_repository_are_told_from_others() -> None:
+    text = "`talker/engine.py` of `codec/`, model_repository/*/1/model.py, /models/a.json, ./voices/b.json, https://c.org/d.md, out.wav"
+    assert PATH.findall(text) == ["talker/engine.py", "model_repository/*/1/model.py"]
+    assert FOLDER.findall(text) == ["codec/"]
+    assert LINK.findall("[a](docs/a.md#b), ![c](d.png), [e](https://f.org/g.md), [h](#i)") == ["docs/a.md", "d.png"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_relative_link_leads_to_a_file(document: Path) -> None:
+    links = LINK.findall(document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_path_of_the_repository_exists(document: Path) -> None:
+    text = LINK.sub("]", document.read_text(encoding="utf-8"))  # links are relative to the page
+    assert [path for path in sorted({*PATH.findall(text), *FOLDER.findall(text)}) if not names_a_file(path)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_file_named_alone_exists(document: Path) -> None:
+    names = sorted(set(FILE.findall(document.read_text(encoding="utf-8"))))
+    assert [name for name in names if not is_there(name)] == []
+
+
+def test_the_page_of_todays_figures_has_a_hundred_lines_at_most() -> None:
+    lines = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 100
