@@ -1,49 +1,67 @@
 """TritonBackend: the few things a service needs of Triton's Python backend, in plain types.
 
-The shell that imports `triton_python_backend_utils` hands the module over; that keeps this package importable, and its
-parts testable, where there is no server.
+The shell imports `triton_python_backend_utils` and hands the module over. So this package can be imported, and its parts
+tested, without a server.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.serving.errors import RelayedError
+from engine_lib.errors import place_of
+from engine_lib.process.latency import LatencyWindow
+from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.message import Tensors
+from engine_lib.serving.metrics import Counter
 
 
 class TritonBackend:
-    """One model's view of the server it runs in."""
+    """One model's view of its server.
+
+    Attributes:
+        name, version: of the model.
+        log: Triton's logger.
+        metric_family: Triton's class of metrics.
+        send_times: how long the latest sends took.
+        refusals: requests refused with an error, by status code.
+    """
 
     def __init__(self, pb_utils: Any, args: Mapping[str, str]) -> None:
         """
         Args:
             pb_utils: the module `triton_python_backend_utils`.
-            args: what the Python backend passes to `initialize`.
+            args: the arguments of `initialize`.
         """
         self._pb_utils = pb_utils
         self.name, self.version = args["model_name"], args["model_version"]
         self.log = pb_utils.Logger
         self.metric_family = pb_utils.MetricFamily
+        self.send_times = LatencyWindow()
+        self.refusals = Counter()
+
+    def log_failure(self, error: BaseException) -> None:
+        """Log type and place of an error, without its text, which might quote a user."""
+        self.log.log_error(place_of(error))
 
     def tensors(self, request: Any) -> Tensors:
-        """The inputs `request` has. Views of shared memory: copy what must outlive the request."""
+        """The inputs of `request`. They are views of shared memory: copy those that must outlive the request."""
         return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
     def reply(self, request: Any) -> Reply:
-        """Where the answers to `request` go."""
-        return Reply(self._pb_utils, request)
+        """The object that answers `request`."""
+        return Reply(self, self._pb_utils, request)
 
     def ping(self) -> bool:
         """Whether the server still takes requests; a stopping one refuses. Blocks on the server.
 
-        A control request to this model that cancels nothing is what can be asked: `pb_utils.is_model_ready` corrupts the memory
-        it shares with the server (24.10; calling it a few dozen times crashed either process).
+        The ping is a control request to this model that cancels nothing. `pb_utils.is_model_ready` cannot be used: it corrupts
+        the memory it shares with the server (24.10; a few dozen calls crashed either process).
         """
         try:
             self.cancel_stream(self.name, "")
@@ -60,7 +78,7 @@ class TritonBackend:
         self._control(talker, {"cancel": np.array([stream_key.encode()], np.object_)})
 
     def apply_backpressure(self, talker: str, seconds: float) -> None:
-        """Send the model `talker` a control request: for so long it shall begin no stream. Blocks on the server.
+        """Send the model `talker` a control request: begin no stream for `seconds`. Blocks on the server.
 
         Raises:
             RelayedError: the talker refused it.
@@ -75,11 +93,11 @@ class TritonBackend:
     def call(
         self, model: str, tensors: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], *, parameters: str = "", timeout: int = 0
     ) -> Iterator[Tensors]:
-        """Ask another model of this server; its answers that hold tensors. Blocks on the server.
+        """Send a request to another model of this server (BLS); yields the answers that have tensors. Blocks on the server.
 
         Args:
             outputs: names of the tensors wanted.
-            parameters: request parameters, as `request.parameters()` gives them.
+            parameters: request parameters, in the form of `request.parameters()`.
             timeout: of the request, in microseconds; 0: none.
 
         Raises:
@@ -103,23 +121,29 @@ class TritonBackend:
 class Reply:
     """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error."""
 
-    def __init__(self, pb_utils: Any, request: Any) -> None:
-        self._pb_utils = pb_utils
+    def __init__(self, backend: TritonBackend, pb_utils: Any, request: Any) -> None:
+        self._backend, self._pb_utils = backend, pb_utils
         self._sender = request.get_response_sender()
 
     def send(self, tensors: Mapping[str, npt.NDArray[Any]], *, is_final: bool) -> None:
         """Send one answer. Blocks on the server."""
+        begin = time.perf_counter()
         outputs = [self._pb_utils.Tensor(name, array) for name, array in tensors.items()]
         self._sender.send(self._pb_utils.InferenceResponse(outputs), flags=self._final_flag(is_final))
+        self._backend.send_times.add(time.perf_counter() - begin)
 
     def finish(self) -> None:
         """Send FINAL alone."""
         self._sender.send(flags=self._final_flag(True))
 
-    def fail(self, code: str, message: str) -> None:
-        """Send an error of the Triton status `code` as the only answer."""
-        error = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
-        self._sender.send(self._pb_utils.InferenceResponse(error=error), flags=self._final_flag(True))
+    def refuse(self, error: Exception) -> None:
+        """Send `error` as the only answer, with its status code; an INTERNAL error of this model is logged."""
+        code, message = status(error)
+        self._backend.refusals.add(1, code)
+        if code == "INTERNAL" and not isinstance(error, RelayedError):  # the other model has logged that one
+            self._backend.log_failure(error)
+        triton_error = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
+        self._sender.send(self._pb_utils.InferenceResponse(error=triton_error), flags=self._final_flag(True))
 
     def is_cancelled(self) -> bool:
         """Whether the client has cancelled or gone. Blocks on the server."""

@@ -1,9 +1,9 @@
-"""CodecService: messages of the talker in, audio out. Everything the codec's shell does, without Triton's types.
+"""CodecService: messages of the talker in, audio out. It does the work of the codec's shell, without Triton's types.
 
-Every message gets exactly one answer, with FINAL, even where its client has gone or its audio failed: a step that drops a
-message leaks the whole ensemble request. (A reference is answered by FINAL alone, of which clients hear nothing.) What must stop
-early is stopped at its source: the codec asks the talker to cancel the stream, answers what still comes, and the talker's final
-message ends it like any other.
+Every message gets exactly one answer, with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
+whole ensemble request. (A reference is answered by FINAL alone, which no client sees.) A stream that must stop early is stopped
+at its source: the codec asks the talker to cancel it, answers the messages that still come, and the talker's final message ends
+it like any other.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.devices import limit_gpu_share
+from engine_lib.errors import InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
@@ -25,11 +26,13 @@ from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.talker.request import CodesChunk, FinishReason
 
-SENDER_THREADS = 4  # a send waits for the server most of its time, and there is one for every chunk
+SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 
 class CodecService(EngineService):
     """The codec decoder of one server."""
+
+    _engine: CodecEngine
 
     def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
         """Load the codec of the checkpoint and start the engine.
@@ -44,11 +47,12 @@ class CodecService(EngineService):
         self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers)
         self._first_audio_times = LatencyWindow()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
-        self._controller = OrderedSender("codec-control", 1, self._log_failure)
+        self._controller = OrderedSender("codec-control", 1, backend.log_failure)
         self._slowed_talkers: set[str] = set()
-        self._start(self._engine, lambda: warm_up_codec(self._engine, self._sender))
+        with self._started():
+            warm_up_codec(self._engine, self._sender)
         self._add_metrics()
-        self._watch(self._engine, self._streams)
+        self._watch(self._streams)
 
     def handle(self, request: Any) -> None:
         """Queue one message for decoding."""
@@ -57,23 +61,23 @@ class CodecService(EngineService):
         try:
             message = CodesMessage.unpack(self._backend.tensors(request))
         except ValueError as error:
-            reply.fail("INVALID_ARG", f"not a message of the talker: {error}")
+            reply.refuse(InvalidRequestError("header", f"is not a message of the talker ({error})"))
             return
         chunk = message.chunk
         self._streams.setdefault(chunk.stream_key, False)
-        if not _is_first_frame(chunk):  # the first audio of all shall not wait behind a question
+        if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
         answer = partial(self._answer_later, message, reply, arrived_at)
         self._engine.submit(CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference))
 
     def shutdown(self) -> None:
-        """Answer what is queued, then end the engine and all threads, within a few seconds."""
+        """Answer the queued messages, then end the engine and all threads, within a few seconds."""
         super().shutdown()
         self._controller.close(SHUTDOWN_SECONDS)
 
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
-        """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once, for no other waits."""
+        """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
         if chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(time.monotonic() - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
@@ -84,7 +88,7 @@ class CodecService(EngineService):
 
     def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
         codes = message.chunk
-        if codes.is_reference:  # if it failed so do the chunks behind it, and they have answers
+        if codes.is_reference:  # if it failed, the chunks behind it fail too, and their answers say so
             reply.finish()
             return
         # The talker's final message ends the stream, and says why; an error of the codec waits for it.
@@ -103,7 +107,7 @@ class CodecService(EngineService):
             self._streams.pop(codes.stream_key, None)
         elif chunk.error:
             self._cancel(codes.stream_key, self._failures)
-        self._send(reply, answer.pack(), is_final=True)
+        reply.send(answer.pack(), is_final=True)
 
     def _cancel_if_client_gone(self, chunk: CodesChunk, reply: Reply) -> None:
         if not chunk.is_final and not self._streams.get(chunk.stream_key) and reply.is_cancelled():
@@ -118,7 +122,7 @@ class CodecService(EngineService):
 
     def _slow_talkers(self, seconds: float) -> None:
         """On the codec thread: let the talkers of open streams begin none for `seconds`; 0 lifts that."""
-        self._slowed_talkers |= {talker_of(key) for key in list(self._streams)}
+        self._slowed_talkers |= {talker_of(stream_key) for stream_key in list(self._streams)}
         for talker in self._slowed_talkers:
             self._controller.put(talker, partial(self._backend.apply_backpressure, talker, seconds))
         if not seconds:
@@ -137,5 +141,5 @@ class CodecService(EngineService):
 
 
 def _is_first_frame(chunk: CodesChunk) -> bool:
-    """Whether a listener hears nothing before its answer, and nothing about this chunk is asked before that."""
+    """Whether this is a stream's first audio and just one frame: `handle` then asks nothing before its answer."""
     return chunk.index == 0 and len(chunk.codes) == 1 and not chunk.is_reference

@@ -1,11 +1,10 @@
-"""Lifecycle: what a model does beside serving, on a slow thread: publish metrics, notice that it must end, and end well.
+"""Lifecycle: the slow thread of a model. It publishes metrics, notices that the model must end, and ends it in order.
 
 Triton tells a Python model nothing about its end while requests are in flight: `finalize` comes after the last one. Worse, a
 stopping server (up to 24.10 at least) refuses the codec's step of a running stream and then neither answers nor releases that
-stream. So whoever stops the server should ask each talker first, by making a file of its name in the folder that
-QWEN3_TTS_DRAIN_DIRECTORY names; serve.py does.
-A server stopped without that is noticed by a ping, and what it leaked ends with it. A model whose engine is dead exits once
-its streams have ended; ServerGuard then stops the server.
+stream. So a program that stops the server should first ask each talker to drain: it makes a file of the talker's name in the
+folder that QWEN3_TTS_DRAIN_DIRECTORY names. serve.py does so. If a server is stopped without that, a ping notices it, and the
+leaked streams end with the server. A model with a dead engine exits once its streams have ended; ServerGuard then stops the server.
 """
 
 from __future__ import annotations
@@ -13,9 +12,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sized
 from pathlib import Path
 from typing import Protocol
+
+from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.metrics import Metrics
 
 DRAIN_DIRECTORY_VARIABLE = "QWEN3_TTS_DRAIN_DIRECTORY"
 PERIOD_SECONDS = 0.5
@@ -26,7 +28,7 @@ EXIT_SECONDS = 4.0
 
 
 class Engine(Protocol):
-    """What TalkerEngine and CodecEngine share."""
+    """The common part of TalkerEngine and CodecEngine."""
 
     @property
     def is_alive(self) -> bool:
@@ -49,33 +51,20 @@ class Lifecycle:
         is_draining: whether new requests should be refused because the server is about to stop.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        name: str,
-        open_streams: Callable[[], int],
-        publish: Callable[[], None],
-        log_error: Callable[[str], None],
-        ping: Callable[[], bool] | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, backend: TritonBackend, streams: Sized, metrics: Metrics, *, has_ping: bool) -> None:
         """
         Args:
             engine: watched for its death.
-            name: of the model.
-            open_streams: streams whose last answer has not been sent.
-            publish: pushes metrics.
-            log_error: writes to the server's log.
-            ping: whether the server still takes requests, asked while streams are open. Only the model where streams begin
-                has one; it is the one that ends them.
+            backend: of the model.
+            streams: those whose last answer has not been sent.
+            metrics: published.
+            has_ping: ask the server while streams are open whether it still takes requests, and drain if asked to. Only the
+                model where streams begin does, because it ends them.
         """
-        self._engine = engine
-        self._open_streams = open_streams
-        self._publish = publish
-        self._log_error = log_error
-        self._ping = ping
-        drain_directory = os.environ.get(DRAIN_DIRECTORY_VARIABLE) if ping else None
-        self._drain_file = Path(drain_directory, name) if drain_directory else None
+        self._engine, self._backend, self._streams, self._metrics = engine, backend, streams, metrics
+        self._has_ping = has_ping
+        drain_directory = os.environ.get(DRAIN_DIRECTORY_VARIABLE) if has_ping else None
+        self._drain_file = Path(drain_directory, backend.name) if drain_directory else None
         self.is_draining = False
         self._drain_until = 0.0
         self._exit_at = 0.0
@@ -95,9 +84,9 @@ class Lifecycle:
                     self._watch_for_the_end(time.monotonic())
                 else:
                     self._end(time.monotonic())
-                self._publish()
+                self._metrics.publish()
             except Exception as error:
-                self._log_error(f"lifecycle: {type(error).__name__}: {error}")
+                self._backend.log.log_error(f"lifecycle: {type(error).__name__}: {error}")
 
     def _watch_for_the_end(self, now: float) -> None:
         if self._drain_file is not None and self._drain_file.exists():
@@ -106,8 +95,8 @@ class Lifecycle:
             if now > self._drain_until:
                 self._shut_engine_down(now)
             self._report_drained()
-        elif self._ping is not None and self._open_streams() and not self._ping():
-            self._log_error("the server is stopping; its streams end")
+        elif self._has_ping and self._streams and not self._backend.ping():
+            self._backend.log.log_error("the server is stopping; its streams end")
             self._shut_engine_down(now)
 
     def _shut_engine_down(self, now: float) -> None:
@@ -115,16 +104,16 @@ class Lifecycle:
         self._engine.shutdown(EXIT_SECONDS)
 
     def _end(self, now: float) -> None:
-        """The engine has ended: by itself, and there is nothing to wait for but its streams, or by us, and `finalize` is due."""
+        """The engine has ended. If it died, the process waits for its streams alone; if it was shut down, `finalize` is due."""
         died = self._exit_at == 0.0
         if died:
             self._exit_at = now + EXIT_SECONDS
         self._report_drained()
-        if now > self._exit_at or (died and self._open_streams() == 0):
-            self._log_error("the engine has ended; the model's process exits")
+        if now > self._exit_at or (died and not self._streams):
+            self._backend.log.log_error("the engine has ended; the model's process exits")
             os._exit(1)
 
     def _report_drained(self) -> None:
-        """Tell who asked for it that no stream is left, by removing the file."""
-        if self.is_draining and self._drain_file is not None and self._open_streams() == 0:
+        """Remove the drain file once no stream is left: that reports it to the program that made the file."""
+        if self.is_draining and self._drain_file is not None and not self._streams:
             self._drain_file.unlink(missing_ok=True)

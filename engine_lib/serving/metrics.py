@@ -83,9 +83,11 @@ class Metrics:
         self._families: list[Any] = []
         self._publishers: list[Callable[[], None]] = []
 
-    def counter(self, name: str, description: str, label: str | None = None, values: Sequence[str] = ("",)) -> Counter:
-        """A counter; with `label`, one series for each of `values`, all there from the start."""
-        counter = Counter()
+    def counter(
+        self, name: str, description: str, label: str | None = None, values: Sequence[str] = ("",), *, counter: Counter | None = None
+    ) -> Counter:
+        """Publish `counter`, or a new one; with `label`, one series for each of `values`, all there from the start."""
+        counter = counter or Counter()
         if (family := self._new_family(name, description, "COUNTER")) is not None:
             series = {value: family.Metric(labels=self._labels | ({label: value} if label else {})) for value in values}
 

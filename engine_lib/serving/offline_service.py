@@ -19,9 +19,9 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from engine_lib.errors import place_of
+from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import Reply, TritonBackend
-from engine_lib.serving.errors import RelayedError, status
+from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.message import Tensors
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.serving.server_guard import ServerGuard
@@ -52,9 +52,7 @@ class OfflineService:
         try:
             message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), request.timeout())
         except (TypeError, ValueError):
-            reply.fail(
-                "INVALID_ARG", "INVALID_ARG: parameters: one has a value that is not allowed; give strings, numbers or true or false"
-            )
+            reply.refuse(InvalidRequestError("parameters", "one has a value that is not allowed; give strings, numbers or true or false"))
         else:
             self._pool.submit(self._answer, reply, message)
 
@@ -67,10 +65,7 @@ class OfflineService:
         try:
             answer = self._speech(reply, message)
         except Exception as error:
-            code, text = status(error)
-            if not isinstance(error, RelayedError):
-                self._backend.log.log_error(place_of(error))
-            reply.fail(code, text)
+            reply.refuse(error)
         else:
             reply.send(answer, is_final=True)
 

@@ -19,9 +19,8 @@ import numpy as np
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
-from engine_lib.errors import InvalidRequestError, place_of
+from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import TritonBackend
-from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.serving.server_guard import ServerGuard
@@ -57,10 +56,7 @@ class VoicesService:
         try:
             result = self._result(RequestValues(self._backend.tensors(request), request.parameters()))
         except Exception as error:
-            code, message = status(error)
-            if code == "INTERNAL" and not isinstance(error, RelayedError):
-                self._backend.log.log_error(place_of(error))
-            reply.fail(code, message)
+            reply.refuse(error)
         else:
             reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
 

@@ -1,0 +1,58 @@
+"""ControlRequests: requests that steer the talker instead of asking for speech. The codec and the model `voices` send them.
+
+The input `cancel` names a stream to stop; `hold` gives the seconds in which no stream may begin; `store_voice` (JSON: name, consent)
+stores the voice of the reference beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from engine_lib.codec.backpressure import BACKPRESSURE_SECONDS
+from engine_lib.errors import InvalidRequestError
+from engine_lib.serving.backend import Reply
+from engine_lib.serving.parse import RequestParser
+from engine_lib.serving.request_values import RequestValues
+from engine_lib.serving.talker_stream import TalkerParts
+from engine_lib.serving.voice_order import VoiceOrder
+
+
+class ControlRequests:
+    """The control requests of one talker."""
+
+    def __init__(self, talker: TalkerParts, parser: RequestParser) -> None:
+        self._talker, self._parser = talker, parser
+
+    def handle(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, reply: Reply) -> bool:
+        """Obey a control request and answer it, now or once its voice is stored; False for any other request.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: it is refused.
+        """
+        if "cancel" in tensors:
+            self._talker.engine.cancel(tensors["cancel"][0].decode("ascii", "replace"))
+            reply.finish()
+        elif "hold" in tensors:
+            self._hold(float(tensors["hold"][0]))
+            reply.finish()
+        elif "store_voice" in tensors:
+            self._store_voice(tensors, parameters, reply)
+        else:
+            return False
+        return True
+
+    def _hold(self, seconds: float) -> None:
+        # Every client can send this, so its effect must not last.
+        if not 0 <= seconds <= BACKPRESSURE_SECONDS:
+            raise InvalidRequestError("hold", f"{seconds:g} is not allowed; give 0 to {BACKPRESSURE_SECONDS:g} seconds")
+        self._talker.engine.apply_backpressure(time.monotonic() + seconds)
+
+    def _store_voice(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, reply: Reply) -> None:
+        order = RequestValues(tensors, parameters).json_object("store_voice")
+        name, consent = (str(order.get(field) or "") for field in ("name", "consent"))
+        store, reference = self._talker.voices.store(), self._parser.parse_reference(tensors, parameters)
+        VoiceOrder(self._talker, reply, store, name, consent, reference).begin()

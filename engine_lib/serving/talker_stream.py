@@ -1,0 +1,153 @@
+"""TalkerStream: one client's stream through the talker, from its checked request to its last message to the codec.
+
+The engine calls `on_start` and `on_chunk` on a thread of its own. They only put into the sender, with one exception: the first
+codes of a lone stream are sent from that thread if no step waits for it. First chunks overtake other messages. The codes of a
+reference go before the first chunk of their stream, and nothing of the stream overtakes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.prompt import PromptBuilder
+from engine_lib.serving.backend import Reply
+from engine_lib.serving.message import CodesMessage, new_stream_key
+from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.parse import Reference, SpeechRequest
+from engine_lib.serving.request_voices import RequestVoices
+from engine_lib.serving.talker_metrics import TalkerMetrics
+from engine_lib.talker.base_engine import BaseTalkerEngine
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TalkerParts:
+    """The parts of one talker's model that its streams and control requests use.
+
+    Attributes:
+        name: of the model.
+        streams: the open ones, by stream key.
+    """
+
+    name: str
+    engine: BaseTalkerEngine[Any]
+    prompts: PromptBuilder
+    voices: RequestVoices
+    sender: OrderedSender
+    metrics: TalkerMetrics
+    streams: dict[str, TalkerStream]
+
+
+class TalkerStream(RequestListener):
+    """One stream, among the open ones until its last message has been sent or its request is refused.
+
+    Attributes:
+        stream_key: the server's own key of it.
+    """
+
+    def __init__(self, talker: TalkerParts, reply: Reply, speech: SpeechRequest, arrived_at: float, deadline: float | None) -> None:
+        """
+        Args:
+            talker: the model it runs on.
+            reply: takes its messages.
+            speech: its request.
+            arrived_at: time.monotonic() of its arrival.
+            deadline: time.monotonic() at which it ends with an error; None: never.
+        """
+        self.stream_key = new_stream_key(talker.name)
+        self._talker, self._reply = talker, reply
+        self._speech = replace(speech, reference=None)  # the recording is not needed once it is encoded
+        self._arrived_at, self._deadline = arrived_at, deadline
+        self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
+        talker.streams[self.stream_key] = self
+
+    def begin(self, voice: Reference | VoiceClonePromptItem | None) -> None:
+        """Queue the request, or refuse it; if `voice` is a recording, once that has been encoded."""
+        talker, speech = self._talker, self._speech
+        try:
+            if isinstance(voice, Reference):
+                talker.prompts.check(text=speech.text, language=speech.language, instruct=speech.instruct)
+                talker.engine.reserve(self.stream_key)
+                talker.voices.encode(voice).add_done_callback(self._on_encoded)
+            else:
+                self._submit(voice)
+        except Exception as error:
+            self._refuse(error)
+
+    def on_start(self) -> None:
+        """On an engine's thread: let the codec take in the reference while the talker takes in the prompt."""
+        if self._reference is not None:
+            chunk = CodesChunk(self.stream_key, 0, self._reference, is_reference=True)
+            self._talker.sender.put(self.stream_key, partial(self._send, chunk))
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """On an engine's thread: count, and leave the rest to a sender thread."""
+        talker, is_first = self._talker, chunk.index == 0
+        if is_first and len(chunk.codes):
+            talker.metrics.add_first_codes(time.monotonic() - self._arrived_at)
+        is_urgent = is_first and not chunk.is_final and self._reference is None
+        if is_urgent and talker.engine.hands_out_beside_steps and len(talker.streams) == 1:
+            self._send(chunk)
+        else:
+            talker.sender.put(self.stream_key, partial(self._end if chunk.is_final else self._send, chunk), urgent=is_urgent)
+
+    def _on_encoded(self, voice: Future[VoiceClonePromptItem]) -> None:
+        """On the encoder's thread: leave the rest to a sender thread."""
+        self._talker.sender.put(self.stream_key, partial(self._submit_encoded, voice))
+
+    def _submit_encoded(self, voice: Future[VoiceClonePromptItem]) -> None:
+        """Queue the request with its encoded voice, or refuse it: nothing has been answered yet."""
+        try:
+            self._submit(voice.result())
+        except Exception as error:
+            self._refuse(error)
+
+    def _submit(self, voice: VoiceClonePromptItem | None) -> None:
+        """Build the prompt and queue the request.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: as in PromptBuilder.build and TalkerEngine.submit.
+        """
+        talker, speech = self._talker, self._speech
+        prompt = talker.prompts.build(
+            text=speech.text,
+            voice=None if voice else speech.voice,
+            language=speech.language,
+            instruct=speech.instruct,
+            non_streaming_mode=speech.non_streaming_mode,
+            voice_prompt=voice,
+        )
+        self._reference = prompt.reference_codes
+        announce_start = self._reference is not None
+        request = Request(self.stream_key, prompt, speech.sampling, speech.delivery, self._deadline, announce_start=announce_start)
+        talker.engine.submit(request, self)
+        talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
+
+    def _refuse(self, error: Exception) -> None:
+        self._talker.engine.release(self.stream_key)
+        del self._talker.streams[self.stream_key]
+        self._reply.refuse(error)
+
+    def _send(self, chunk: CodesChunk) -> None:
+        self._reply.send(CodesMessage(chunk, self._speech.delivery).pack(), is_final=chunk.is_final)
+
+    def _end(self, chunk: CodesChunk) -> None:
+        """Send the final chunk; the stream is closed whether or not that works."""
+        self._talker.metrics.finished.add(1, chunk.finish_reason)
+        if chunk.error:
+            logger.error("stream %s ended with an error: %s", self.stream_key, chunk.error)
+        try:
+            self._send(chunk)
+        finally:
+            del self._talker.streams[self.stream_key]

@@ -1,0 +1,66 @@
+"""VoiceOrder: one order to store a voice, from its control request to its answer. It counts like a waiting request."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+from engine_lib.serving.backend import Reply
+from engine_lib.serving.message import new_stream_key
+from engine_lib.serving.parse import Reference
+from engine_lib.serving.talker_stream import TalkerParts
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.store import VoiceStore
+
+
+class VoiceOrder:
+    """Has a recording encoded and its voice stored."""
+
+    def __init__(self, talker: TalkerParts, reply: Reply, store: VoiceStore, name: str, consent: str, reference: Reference) -> None:
+        """
+        Args:
+            talker: the model that encodes it.
+            reply: is finished when the voice is stored.
+            store: takes the voice.
+            name, consent: of the voice.
+            reference: the recording.
+
+        Raises:
+            InvalidRequestError: the store does not take such a voice.
+        """
+        store.check_addition(name, consent)
+        self._talker, self._reply, self._store = talker, reply, store
+        self._name, self._consent, self._reference = name, consent, reference
+        self._stream_key = new_stream_key(talker.name)
+
+    def begin(self) -> None:
+        """Start to encode.
+
+        Raises:
+            OverloadedError, EngineDeadError: as in TalkerEngine.reserve.
+        """
+        self._talker.engine.reserve(self._stream_key)
+        self._talker.voices.encode(self._reference).add_done_callback(self._on_encoded)
+
+    def _on_encoded(self, voice: Future[VoiceClonePromptItem]) -> None:
+        """On the encoder's thread: leave the rest to a sender thread."""
+        self._talker.sender.put(self._stream_key, partial(self._add, voice))
+
+    def _add(self, voice: Future[VoiceClonePromptItem]) -> None:
+        """Store the voice and answer."""
+        try:
+            self._store.add(
+                self._name,
+                voice.result(),
+                consent=self._consent,
+                reference_seconds=self._reference.seconds,
+                reference_sample_rate=self._reference.sample_rate,
+                made_by=Path(self._talker.engine.config.model_path).name,
+            )
+        except Exception as error:
+            self._reply.refuse(error)
+        else:
+            self._reply.finish()
+        finally:
+            self._talker.engine.release(self._stream_key)
