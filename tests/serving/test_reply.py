@@ -1,0 +1,63 @@
+"""A refusal has its code, is counted, and is logged if this model is at fault."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine_lib.errors import InvalidRequestError, OverloadedError
+from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.errors import RelayedError
+
+
+class TritonError:
+    INVALID_ARG, UNAVAILABLE, INTERNAL = range(3)
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message, self.code = message, code
+
+
+class Server:
+    """Stands for the server: keeps the answers and the log."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, int]] = []
+        self.logged: list[str] = []
+        pb_utils = SimpleNamespace(
+            Logger=SimpleNamespace(log_error=self.logged.append),
+            MetricFamily=None,
+            TritonError=TritonError,
+            InferenceResponse=lambda error: error,
+            TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+        )
+        self.backend = TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"})
+
+    def get_response_sender(self) -> Server:
+        return self
+
+    def send(self, response: Any, flags: int) -> None:
+        self.sent.append((response, flags))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "is_logged"),
+    [
+        (InvalidRequestError("voice", "is unknown"), "INVALID_ARG", False),
+        (OverloadedError("full"), "UNAVAILABLE", False),
+        (ValueError("a user's words"), "INTERNAL", True),
+        (RelayedError("INTERNAL: broken"), "INTERNAL", False),
+    ],
+)
+def test_a_refusal_is_the_only_answer_is_counted_and_logged_if_it_is_a_fault_of_this_model(
+    error: Exception, code: str, is_logged: bool
+) -> None:
+    server = Server()
+    server.backend.reply(server).refuse(error)
+    ((answer, flags),) = server.sent
+    assert (answer.code, flags) == (getattr(TritonError, code), 1)
+    assert answer.message.startswith(f"{code}: ")
+    assert server.backend.refusals.take() == {code: 1}
+    assert len(server.logged) == is_logged
+    assert "a user's words" not in "".join([answer.message, *server.logged])

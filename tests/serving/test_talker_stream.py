@@ -1,0 +1,148 @@
+"""A stream's messages leave in the right order and on the right thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from talker.speaking import ONE_FRAME, checkpoint, prompt_builder
+
+from engine_lib.errors import InvalidRequestError, OverloadedError
+from engine_lib.serving.message import CodesMessage
+from engine_lib.serving.metrics import Counter, Metrics
+from engine_lib.serving.parse import SpeechRequest
+from engine_lib.serving.talker_metrics import TalkerMetrics
+from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
+from engine_lib.talker.request import CodesChunk
+from engine_lib.talker.step_times import StepTimes
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+
+
+class Reply:
+    """Keeps the answers."""
+
+    def __init__(self) -> None:
+        self.sent: list[CodesChunk] = []
+        self.refused: list[Exception] = []
+
+    def send(self, tensors: Mapping[str, Any], *, is_final: bool) -> None:
+        chunk = CodesMessage.unpack(tensors).chunk
+        assert chunk.is_final == is_final
+        self.sent.append(chunk)
+
+    def refuse(self, error: Exception) -> None:
+        self.refused.append(error)
+
+
+class Sender:
+    """Keeps the jobs."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Callable[[], object], bool]] = []
+
+    def put(self, stream_key: str, job: Callable[[], object], *, urgent: bool = False) -> None:
+        self.jobs.append((job, urgent))
+
+    def run(self) -> None:
+        while self.jobs:
+            self.jobs.pop(0)[0]()
+
+
+class Engine:
+    """Accepts requests and forgets them."""
+
+    def __init__(self, hands_out_beside_steps: bool) -> None:
+        self.hands_out_beside_steps = hands_out_beside_steps
+        self.is_full = False
+        self.stats, self.step_times = None, StepTimes()
+
+    def submit(self, request: object, listener: object) -> None:
+        if self.is_full:
+            raise OverloadedError("full")
+
+    def release(self, stream_key: str) -> None:
+        pass
+
+
+class Talker:
+    """A talker's parts, and streams on it."""
+
+    def __init__(self, path: Path, *, hands_out_beside_steps: bool = True) -> None:
+        self.path = path
+        self.engine, self.sender = Engine(hands_out_beside_steps), Sender()
+        self.streams: dict[str, TalkerStream] = {}
+        metrics = TalkerMetrics(Metrics(None, {}), cast(Any, self.engine), self.streams, Counter())
+        engine, sender, no_voices = cast(Any, self.engine), cast(Any, self.sender), cast(Any, None)
+        self._parts = TalkerParts("talker", engine, prompt_builder(path), no_voices, sender, metrics, self.streams)
+
+    def stream(self, voice: VoiceClonePromptItem | None = None, text: str = "Hello.") -> tuple[TalkerStream, Reply]:
+        """A stream whose request has been queued or refused."""
+        reply = Reply()
+        speech = SpeechRequest(text=text, sampling=checkpoint(self.path).sampling_defaults(), delivery=ONE_FRAME)
+        stream = TalkerStream(self._parts, cast(Any, reply), speech, arrived_at=0.0, deadline=None)
+        stream.begin(voice)
+        return stream, reply
+
+
+FIRST = CodesChunk("talker/1", 0, np.zeros((1, 4), np.int16))
+SECOND = CodesChunk("talker/1", 1, np.zeros((1, 4), np.int16))
+LAST = CodesChunk("talker/1", 2, np.zeros((0, 4), np.int16), is_final=True, finish_reason="stop")
+
+
+def test_the_first_codes_of_a_lone_stream_are_sent_by_the_thread_that_brings_them(tiny_custom_voice: Path) -> None:
+    talker = Talker(tiny_custom_voice)
+    stream, reply = talker.stream()
+    stream.on_chunk(FIRST)
+    assert [chunk.index for chunk in reply.sent] == [0]
+    stream.on_chunk(SECOND)
+    assert [urgent for _, urgent in talker.sender.jobs] == [False]
+
+
+@pytest.mark.parametrize("hands_out_beside_steps", [True, False])
+def test_other_streams_or_steps_do_not_wait_for_it_and_it_overtakes(tiny_custom_voice: Path, hands_out_beside_steps: bool) -> None:
+    talker = Talker(tiny_custom_voice, hands_out_beside_steps=hands_out_beside_steps)
+    stream, reply = talker.stream()
+    if hands_out_beside_steps:
+        talker.stream()
+    stream.on_chunk(FIRST)
+    assert not reply.sent
+    assert [urgent for _, urgent in talker.sender.jobs] == [True]
+
+
+def test_a_reference_goes_first_and_the_first_codes_do_not_overtake_it(tiny_base: Path) -> None:
+    talker = Talker(tiny_base)
+    config = checkpoint(tiny_base).config.talker
+    codes = torch.zeros(3, config.num_code_groups, dtype=torch.int64)
+    voice = VoiceClonePromptItem(codes, torch.zeros(config.shape.hidden_size), x_vector_only_mode=False, icl_mode=True, ref_text="Hi.")
+    stream, reply = talker.stream(voice)
+    stream.on_start()
+    stream.on_chunk(FIRST)
+    assert not reply.sent
+    assert [urgent for _, urgent in talker.sender.jobs] == [False, False]
+    talker.sender.run()
+    assert [(chunk.is_reference, chunk.index) for chunk in reply.sent] == [(True, 0), (False, 0)]
+
+
+def test_a_stream_is_open_until_its_last_message_has_been_sent(tiny_custom_voice: Path) -> None:
+    talker = Talker(tiny_custom_voice)
+    stream, reply = talker.stream()
+    stream.on_chunk(LAST)
+    assert list(talker.streams) == [stream.stream_key]
+    talker.sender.run()
+    assert not talker.streams
+    assert [chunk.finish_reason for chunk in reply.sent] == ["stop"]
+
+
+@pytest.mark.parametrize(("is_full", "text", "kind"), [(True, "Hello.", OverloadedError), (False, " ", InvalidRequestError)])
+def test_a_refused_stream_is_answered_once_and_is_not_open(
+    tiny_custom_voice: Path, is_full: bool, text: str, kind: type[Exception]
+) -> None:
+    talker = Talker(tiny_custom_voice)
+    talker.engine.is_full = is_full
+    _, reply = talker.stream(text=text)
+    assert not talker.streams
+    assert [type(error) for error in reply.refused] == [kind]
