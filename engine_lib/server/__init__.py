@@ -1,1 +1,4 @@
-"""A Triton server from outside: finding it, laying out its models, starting and stopping it. Models import none of this."""
+"""A Triton server from outside: find it, lay out its models, start and stop it.
+
+Models import none of this.
+"""

@@ -1,8 +1,8 @@
-"""Finds a tritonserver: the one on PATH (the NGC container), else the one inside the nvidia-pytriton wheel.
+"""Finds tritonserver: the one on PATH (the NGC container), else that of the wheel nvidia-pytriton.
 
-The wheel keeps its Python stubs, one for each Python version, apart from the backend they belong to; a run folder of links
-puts them together. In either case the stubs take their Python environment from the first `python3` on PATH and ignore
-PYTHONPATH, so the run folder also holds an environment that imports from wherever this interpreter imports.
+The wheel keeps its Python stubs, one for each Python version, apart from their backend; a run folder of links puts them
+together. In both cases the stubs take their Python environment from the first `python3` on PATH and ignore PYTHONPATH. So the run
+folder also holds an environment with the import folders of this interpreter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine_lib.errors import Qwen3TTSError
 
 
 class ServerError(Qwen3TTSError):
-    """The server was not found, did not start, or did not load its models; the message says why and what to do."""
+    """The server was not found, did not start, or did not load its models; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class ServerInstallation:
 
     Attributes:
         binary: the executable.
-        backend_directory: folder that holds the Python backend; None for the server's own default.
-        library_path: folders the binaries need on LD_LIBRARY_PATH.
+        backend_directory: folder of the Python backend; None for the server's own default.
+        library_path: folders that the binaries need on LD_LIBRARY_PATH.
     """
 
     binary: Path
@@ -38,15 +38,15 @@ class ServerInstallation:
 
     @classmethod
     def find(cls, run_directory: Path) -> ServerInstallation:
-        """Find a server; links to the wheel's parts go into `run_directory`.
+        """Find a server; put links to the wheel's parts into `run_directory`.
 
         Raises:
-            ServerError: there is none, or its Python backend has no stub for this Python.
+            ServerError: no server, or its Python backend has no stub for this Python.
         """
         on_path = shutil.which("tritonserver")
         if on_path:
             return cls(Path(on_path))
-        wheel = find_spec("pytriton")  # found, not imported: the package wants more than the server needs
+        wheel = find_spec("pytriton")  # not imported, because the package needs more than the server does
         if wheel is None or wheel.origin is None:
             raise ServerError("tritonserver is neither on PATH nor in the wheel nvidia-pytriton; pip install 'nvidia-pytriton==0.7.0'")
         package = Path(wheel.origin).parent
@@ -63,7 +63,7 @@ class ServerInstallation:
         return cls(root / "bin" / "tritonserver", backend.parent, (package.parent / "nvidia_pytriton.libs",))
 
     def environment(self, run_directory: Path, base: Mapping[str, str]) -> dict[str, str]:
-        """`base` with PATH and LD_LIBRARY_PATH set so that the stubs run and import what this process imports."""
+        """`base` with PATH and LD_LIBRARY_PATH set so that the stubs run and import from the folders of this process."""
         libraries = [*map(str, self.library_path), *filter(None, [base.get("LD_LIBRARY_PATH")])]
         environment = dict(base) | {"PATH": f"{_python_environment(run_directory)}{os.pathsep}{base.get('PATH', os.defpath)}"}
         if libraries:
@@ -78,7 +78,7 @@ def _python_environment(run_directory: Path) -> Path:
     packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     binaries.mkdir(parents=True)
     packages.mkdir(parents=True)
-    interpreter = Path(sys._base_executable)  # type: ignore[attr-defined]  # of this environment's base, if it is one
+    interpreter = Path(sys._base_executable)  # type: ignore[attr-defined]  # the base interpreter, if this is a virtual environment
     (binaries / "python3").symlink_to(interpreter)
     (root / "pyvenv.cfg").write_text(f"home = {interpreter.parent}\ninclude-system-site-packages = false\n")
     folders = [folder for folder in map(os.path.abspath, sys.path) if os.path.isdir(folder) and not _is_standard_library(folder)]

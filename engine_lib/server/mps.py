@@ -1,7 +1,8 @@
-"""NVIDIA's Multi-Process Service (MPS): a private daemon, so that talker and codec use one GPU at the same time.
+"""NVIDIA's Multi-Process Service (MPS): a private daemon, so that talker and codec share one GPU.
 
-Without MPS the GPU gives each of the two processes slices of its time in turn. The daemon listens in a folder of its own, so it
-meets no other one on the machine; the GPU's compute mode is left as it is, and processes without `environment` do not use it.
+With MPS the two processes use the GPU at the same time; without it, each gets slices of its time in turn. The daemon listens in a
+folder of its own, so it does not meet another daemon on the machine. The GPU's compute mode is not changed. Processes without
+`environment` do not use the daemon.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ CONTROL = "nvidia-cuda-mps-control"
 PID_FILE = f"{CONTROL}.pid"
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 START_SECONDS = 20.0
-# The daemon ends once its last client has; models whose server was killed may need a few seconds to notice.
+# The daemon ends after its last client; models may need a few seconds to notice that their server was killed.
 QUIT_SECONDS = 10.0
-KILL_SECONDS = 5.0  # a killed process ends when its kernel gets to it
+KILL_SECONDS = 5.0  # until the operating system has ended a killed process
 POLL_SECONDS = 0.05
 
 
 class MpsDaemon:
-    """One daemon. As a context manager: running inside, stopped outside, whatever happened to its clients.
+    """One daemon. As a context manager: running inside, stopped outside, whatever happens to its clients.
 
     Attributes:
-        environment: what a process needs in its environment to become a client.
+        environment: variables that make a process a client.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class MpsDaemon:
         self._directories = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
         self.environment = dict(self._directories)
         if visible := os.environ.get(VISIBLE_DEVICES):
-            # The daemon has these GPUs alone and numbers them anew; by the old numbers a client would find none.
+            # The daemon sees these GPUs only and numbers them from 0; under the old numbers a client would find none.
             self.environment[VISIBLE_DEVICES] = ",".join(str(number) for number in range(len(visible.split(","))))
 
     def __enter__(self) -> MpsDaemon:
@@ -65,12 +66,12 @@ class MpsDaemon:
         """Start the daemon; it listens when this returns.
 
         Raises:
-            ServerError: it did not start, with what it said.
+            ServerError: it did not start; the message has its output.
         """
         for folder in (self._pipes, self._logs):
             folder.mkdir()
         try:
-            # Not through a pipe: the daemon would hold it open for ever.
+            # Not a pipe, because the daemon would keep it open for ever.
             with tempfile.TemporaryFile() as said:
                 code = self._run(["-d"], said.fileno(), START_SECONDS)
                 said.seek(0)
@@ -85,7 +86,7 @@ class MpsDaemon:
             raise
 
     def stop(self) -> None:
-        """Ask the daemon to quit; kill it and its servers if that does not end them. Its folder is removed."""
+        """Ask the daemon to quit; kill it and its servers if that does not end them; remove its folder."""
         daemon = self._pid()
         processes = [] if daemon is None else [daemon, *_children(daemon)]
         deadline = time.monotonic() + QUIT_SECONDS
@@ -100,7 +101,7 @@ class MpsDaemon:
         self._folder.cleanup()
 
     def _run(self, arguments: list[str], output: int, timeout: float, commands: bytes = b"") -> int:
-        """Run the control program; its exit code."""
+        """Run the control program; returns its exit code."""
         return subprocess.run(
             [self._control, *arguments],
             env=dict(os.environ) | self._directories,
@@ -109,7 +110,7 @@ class MpsDaemon:
             stderr=subprocess.STDOUT,
             timeout=timeout,
             check=False,
-            start_new_session=True,  # an interrupt in the terminal is not the daemon's
+            start_new_session=True,  # an interrupt in the terminal must not reach the daemon
         ).returncode
 
     def _pid(self) -> int | None:
@@ -126,7 +127,7 @@ class MpsDaemon:
 
 
 def _wait_for_end(processes: Sequence[int], seconds: float) -> list[int]:
-    """Wait until these processes of MPS have ended; those that have not in `seconds`."""
+    """Wait until these processes of MPS have ended; returns those that still run after `seconds`."""
     deadline = time.monotonic() + seconds
     while (running := [process for process in processes if _is_mps(process)]) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -142,7 +143,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_mps(pid: int) -> bool:
-    """Whether `pid` is a process of MPS that runs; a pid may belong to another one by now."""
+    """Whether `pid` is a running process of MPS; the pid may belong to another process by now."""
     try:
         return b"nvidia-cuda-mps" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""TritonServer: a tritonserver over this repository's models as a child process. For scripts/serve.py, the demo and tests."""
+"""TritonServer: a tritonserver with this repository's models, as a child process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 8.0
-# By then streams have been drained. What still keeps a 24.10 server from ending will not go away: an ensemble request it
-# leaked when a client cancelled just after the end, or a gRPC stream that its client leaves open though nothing follows.
+# By then streams have been drained. Two things can still keep a 24.10 server from ending, and neither goes away: an ensemble
+# request leaked because a client cancelled just after the end, and a gRPC stream that its client leaves open after its end.
 EXIT_SECONDS = 4
-KILL_SECONDS = 2.0  # later
+KILL_SECONDS = 2.0  # after those
 LOG_LINES_SHOWN = 15
 
 
@@ -34,9 +34,9 @@ class TritonServer:
     """One server process. As a context manager: started and ready inside, stopped outside.
 
     Attributes:
-        http_port, grpc_port, metrics_port: where it listens.
+        http_port, grpc_port, metrics_port: its ports.
         models: names of the models in the repository, all of which must be ready.
-        log_file: what the server and the models print.
+        log_file: the output of the server and the models.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class TritonServer:
     ) -> None:
         """
         Args:
-            options: options of EngineConfig by name; they win over those in config.pbtxt and in the environment.
+            options: options of EngineConfig by name; they override config.pbtxt and the environment.
             repository: the model repository.
             http_port, grpc_port, metrics_port: 0 takes a free one.
             log_file: default: a new file in the temporary folder.
             arguments: further arguments of tritonserver.
-            environment: changes to this process's environment, as those of an MpsDaemon; None removes a variable.
+            environment: changes to this process's environment, such as those of an MpsDaemon; None removes a variable.
         """
         self.options = dict(options)
         self.repository = repository
@@ -67,7 +67,7 @@ class TritonServer:
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
         self._talkers = [model for model in self.models if model.startswith(TALKER)]
-        self._exit_seconds = EXIT_SECONDS + 2 * max(len(self._talkers) - 1, 0)  # each more takes its time to end
+        self._exit_seconds = EXIT_SECONDS + 2 * max(len(self._talkers) - 1, 0)  # each further talker takes time to end
         self._arguments, self._environment = list(arguments), dict(environment or {})
         self._drain_directory = Path(self._run_directory.name) / "drain"
         self._drain_directory.mkdir()
@@ -91,7 +91,7 @@ class TritonServer:
         return self._running().pid
 
     def start(self) -> None:
-        """Start the process; `wait_ready` says when it serves.
+        """Start the process; `wait_ready` returns when it serves.
 
         Raises:
             ServerError: no tritonserver, or a port is taken.
@@ -104,7 +104,7 @@ class TritonServer:
         own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"localhost:{self.grpc_port}"}
         changes = self._environment | option_environment(self.options) | own
         environment = {name: value for name, value in (environment | changes).items() if value is not None}
-        # Two model processes share the cores; torch would start a thread for each core in both.
+        # Two model processes share the cores; by default torch starts a thread for each core in both.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         command = [
@@ -112,7 +112,7 @@ class TritonServer:
             f"--model-repository={self.repository}",
             "--disable-auto-complete-config",
             "--strict-readiness=true",
-            "--exit-on-error=false",  # stay up long enough to be asked for the reason
+            "--exit-on-error=false",  # so that it can still be asked for the reason
             f"--exit-timeout-secs={self._exit_seconds}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
@@ -131,7 +131,7 @@ class TritonServer:
             )
 
     def wait_ready(self, timeout: float = 900.0) -> None:
-        """Wait until every model is ready. The server's own readiness is not asked: it ignores an ensemble that failed to load.
+        """Wait until every model is ready. The server's own readiness is not used: it ignores an ensemble that failed to load.
 
         Raises:
             ServerError: a model failed to load (with its reason), the server exited, or `timeout` seconds passed.
@@ -144,7 +144,7 @@ class TritonServer:
                 index = json.loads(self._http("v2/repository/index", b"{}"))
             except OSError:
                 index = []
-            # Once the server answers, loading is over; a model whose config.pbtxt it could not read is listed without a state.
+            # Once the server answers, loading is over. A model without a state has a config.pbtxt that cannot be read.
             failed = [entry for entry in index if entry.get("state") not in ("READY", "LOADING")]
             if failed:
                 reasons = [f"{entry['name']}: {self._reason(entry)}" for entry in failed if entry.get("reason")]
@@ -156,7 +156,7 @@ class TritonServer:
         raise ServerError(f"tritonserver is not ready after {timeout:.0f} seconds; its log ends with\n{self.last_log_lines()}")
 
     def is_model_ready(self, model: str) -> bool:
-        """Whether the server is up and counts `model` as ready."""
+        """Whether the server is up and says that `model` is ready."""
         try:
             self._http(f"v2/models/{model}/ready")
         except OSError:
@@ -172,7 +172,7 @@ class TritonServer:
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the process to exit; return its exit code.
+        """Wait for the process to exit; returns its exit code.
 
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds.
@@ -195,7 +195,7 @@ class TritonServer:
         """Stop the server in order, or by SIGKILL after `timeout` seconds (None: soon after its own exit timeout).
 
         Returns:
-            Its exit code, None if it never ran.
+            Its exit code; None if it never ran.
         """
         code = None
         if self._process is not None:
@@ -209,7 +209,7 @@ class TritonServer:
         return code
 
     def _reason(self, entry: Mapping[str, str]) -> str:
-        """Why a model is not there: what the server says, without the stack the Python backend appends, or else what it logged."""
+        """Why a model is not ready: the server's reason, without the stack that the Python backend appends, or else the log's line."""
         if entry.get("reason"):
             return re.split(r"\n\s*At:\n", entry["reason"])[0].strip().removeprefix("Internal: ")
         logged = [

@@ -1,8 +1,8 @@
 """Lays out a model repository for one server with any number of checkpoints.
 
-Each checkpoint gets a talker and ensemble of its own; one codec_decoder and one voices serve them all. The first checkpoint keeps
-the plain names (talker, qwen3_tts, ..), the others get their kind as suffix (talker_base, qwen3_tts_base, ..). The options of every
-model are written into its config.pbtxt, those of the environment included, so that two talkers can differ in them.
+Each checkpoint gets a talker and an ensemble of its own; one codec_decoder and one voices serve them all. The first checkpoint keeps
+the plain names (talker, qwen3_tts, ..); the others get their kind as suffix (talker_base, qwen3_tts_base, ..). The options of every
+model, those of the environment included, are written into its config.pbtxt, so that two talkers can have different ones.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from engine_lib.serving.served import CODEC, ENSEMBLE, OFFLINE_SUFFIX, SERVED_PA
 SUFFIXES = {"custom_voice": "_custom", "base": "_base", "voice_design": "_design"}
 OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
 PARAMETER = re.compile(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*)"')
-# The environment overrides config.pbtxt, in every model alike; what it says of options has been written there.
+# The environment would override config.pbtxt in every model alike; its options have been written there instead.
 NO_VARIABLES: dict[str, str | None] = {ENVIRONMENT_PREFIX + name.upper(): None for name in OPTION_NAMES}
 MAX_CODEC_SLOTS = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "codec_slots")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an operator sets, option name to value.
+    """An operator's options, name to value.
 
     Attributes:
-        environment: the process's; its QWEN3_TTS_<NAME> count.
-        every: for every model; wins over the environment.
-        of_model: for single models, by the model's name; wins over `every`.
+        environment: of the process; its variables QWEN3_TTS_<NAME> are options.
+        every: for every model; overrides the environment.
+        of_model: for single models, by the model's name; overrides `every`.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -42,18 +42,18 @@ class Options:
     of_model: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def of(self, model: str) -> dict[str, str]:
-        """What is set for `model`."""
+        """The options set for `model`."""
         variables = {name: self.environment.get(ENVIRONMENT_PREFIX + name.upper()) for name in OPTION_NAMES}
         by_environment = {name: value for name, value in variables.items() if value is not None}
         return by_environment | dict(self.every) | dict(self.of_model.get(model, {}))
 
 
 def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: Options) -> list[ServedCheckpoint]:
-    """Write a repository into `folder`; start its server with the changes of NO_VARIABLES to its environment.
+    """Write a repository into `folder`; its server must start with the changes of NO_VARIABLES to its environment.
 
     Args:
-        template: the repository of one checkpoint, as it is in git.
-        folder: must not be there yet.
+        template: the repository of one checkpoint, as in git.
+        folder: must not exist.
         model_paths: checkpoint folders, at least one.
 
     Raises:
@@ -82,12 +82,12 @@ def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: 
 
 
 def check_same_codec(first: Path, other: Path) -> None:
-    """Check that two checkpoints turn the same codes into the same audio.
+    """Check that the codecs of two checkpoints are equal.
 
     Raises:
-        CheckpointError: they do not; the message names the first difference.
+        CheckpointError: they differ; the message names the first difference.
     """
-    import torch  # slow to import, and only a server of several checkpoints needs it here
+    import torch  # here, because it is slow to import and only several checkpoints need it
 
     from engine_lib.checkpoint import Checkpoint
 
@@ -105,7 +105,7 @@ def check_same_codec(first: Path, other: Path) -> None:
 
 
 def _named(model_paths: Iterable[Path]) -> list[ServedCheckpoint]:
-    """Names for the models of each checkpoint, by its kind; a second of one kind is counted."""
+    """Names for the models of each checkpoint, by its kind; a second one of a kind gets a number."""
     served: list[ServedCheckpoint] = []
     for path in model_paths:
         if not path.is_dir():
@@ -135,7 +135,7 @@ def _models_with_options(folder: Path) -> list[str]:
 
 
 def _codec_slots(codec: _Model, max_num_seqs: Mapping[str, int]) -> int:
-    """Slots of the codec: room for what all talkers may run together, since every running stream holds one."""
+    """Slots of the codec: one for every stream that all talkers may run together, because every running stream takes one."""
     needed, slots = sum(max_num_seqs.values()), int(codec.get("codec_slots"))
     if slots >= needed:
         return slots
@@ -149,11 +149,11 @@ class _Model:
     """The parameters of one model."""
 
     def __init__(self, folder: Path, chosen: Mapping[str, str]) -> None:
-        """`chosen`: what the operator sets; checked before a server is started for it."""
+        """`chosen`: the operator's options; they are checked here, before a server is started."""
         self._file = folder / "config.pbtxt"
         self._chosen = dict(chosen)
         self._written = {name: value for name, value in PARAMETER.findall(self._file.read_text(encoding="utf-8")) if value}
-        self._check(codec_slots=str(MAX_CODEC_SLOTS))  # their number comes later
+        self._check(codec_slots=str(MAX_CODEC_SLOTS))  # their number is known later
 
     def get(self, name: str) -> str:
         """The value of an option."""
@@ -165,7 +165,7 @@ class _Model:
         return name in self._chosen
 
     def write(self, **derived: str) -> None:
-        """Add the options, and those `derived` from all checkpoints, to config.pbtxt; the last value given for a key counts."""
+        """Add the options, and those `derived` from all checkpoints, to config.pbtxt; the last value of a key counts."""
         self._check(**derived)
         values = self._chosen | derived
         rows = [f"  {{ key: {_quoted(name)} value: {{ string_value: {_quoted(value)} }} }}" for name, value in values.items()]
@@ -179,5 +179,5 @@ class _Model:
 
 
 def _quoted(text: str) -> str:
-    """A string of the protobuf text format; what JSON escapes, it escapes alike."""
+    """A string of the protobuf text format, which has the escapes of JSON."""
     return json.dumps(text, ensure_ascii=False)

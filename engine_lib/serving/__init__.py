@@ -1,4 +1,4 @@
-"""What the Triton shells share: request parsing, the talker-to-codec message, senders, metrics, health, the server process.
+"""The inside of a Triton model's process: requests, services, messages, senders, metrics, health.
 
-Nothing here imports `triton_python_backend_utils`; a shell hands the module over where its types are needed.
+Nothing here imports `triton_python_backend_utils`: a shell hands the module over.
 """

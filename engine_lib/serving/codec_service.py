@@ -1,4 +1,4 @@
-"""CodecService: messages of the talker in, audio out. It does the work of the codec's shell, without Triton's types.
+"""CodecService: messages of the talker in, audio out, without Triton's types.
 
 Every message gets exactly one answer, with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
 whole ensemble request. (A reference is answered by FINAL alone, which no client sees.) A stream that must stop early is stopped

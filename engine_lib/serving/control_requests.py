@@ -1,7 +1,7 @@
-"""ControlRequests: requests that steer the talker instead of asking for speech. The codec and the model `voices` send them.
+"""ControlRequests: requests of other models that steer the talker instead of asking for speech.
 
-The input `cancel` names a stream to stop; `hold` gives the seconds in which no stream may begin; `store_voice` (JSON: name, consent)
-stores the voice of the reference beside it.
+The input `cancel` names a stream to stop; `hold` gives the seconds in which no stream may begin; `store_voice` (JSON: name,
+consent) stores the voice of the reference beside it. The codec sends the first two, the model `voices` the third.
 """
 
 from __future__ import annotations

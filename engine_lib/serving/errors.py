@@ -1,4 +1,4 @@
-"""Which Triton status code an exception becomes, and the text the client reads."""
+"""The Triton status code of an exception, and the text that the client reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CODE = re.compile(r"([A-Z_]+): ")
 
 
 class RelayedError(Qwen3TTSError):
-    """What another model answered instead of a result. Its text begins with its code, if it was an error of these models."""
+    """The error that another model answered with. Its text begins with its code if it was raised by these models."""
 
 
 def status(error: BaseException) -> tuple[str, str]:
     """Name of the Triton code (an attribute of TritonError) and message for `error`.
 
-    The message begins with the code too: on a gRPC stream Triton passes on the text alone. What was not raised on purpose is
-    INTERNAL, with the type but without the text of the exception: that might quote a user.
+    The message begins with the code too, because on a gRPC stream Triton passes on the text alone. An error that was not raised
+    on purpose is INTERNAL, with its type but without its text, which might quote a user.
     """
     if isinstance(error, RelayedError) and (named := CODE.match(str(error))):
         return named[1] if named[1] in STATUS_CODES else "INTERNAL", str(error)

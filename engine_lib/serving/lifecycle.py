@@ -1,4 +1,4 @@
-"""Lifecycle: the slow thread of a model. It publishes metrics, notices that the model must end, and ends it in order.
+"""Lifecycle: the slow thread of a model, which publishes metrics and ends the model in order.
 
 Triton tells a Python model nothing about its end while requests are in flight: `finalize` comes after the last one. Worse, a
 stopping server (up to 24.10 at least) refuses the codec's step of a running stream and then neither answers nor releases that

@@ -1,6 +1,6 @@
 """The message from the talker to the codec for every chunk, and the client's answer for it.
 
-A step of a Triton ensemble sees no input of the ensemble beside an output of the step before it, so the message carries
+A step of a Triton ensemble cannot take an input of the ensemble next to an output of the step before it. So the message carries
 everything that the codec needs of a request. Both ends pack and unpack plain numpy dicts, tensor name to array, with the names
 and types of the config.pbtxt files. The message has two tensors because each further one costs a tenth of a millisecond a
 chunk, and an engine's thread may wait for that. The answer's tensors are the client's interface.
@@ -47,7 +47,7 @@ class CodesMessage(Message, frozen=True):
         """Read a message. The codes are copied: a tensor's memory is gone once its request has been answered.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the tensors are not a message.
         """
         try:
             message = _WIRE.unpack(tensors["header"].tobytes())
@@ -94,12 +94,12 @@ class AudioAnswer:
 
 
 def new_stream_key(talker: str) -> str:
-    """A key no other stream has, which says what model the stream comes from: one codec may serve several talkers."""
+    """A key that no other stream has. It names the stream's talker, because one codec may serve several talkers."""
     return f"{talker}/{secrets.token_hex(16)}"
 
 
 def talker_of(stream_key: str) -> str:
-    """The model a stream comes from."""
+    """The model that a stream comes from."""
     return stream_key.rpartition("/")[0]
 
 

@@ -1,8 +1,8 @@
-"""Metrics of one model, gathered in memory and published to Triton's /metrics now and then.
+"""Metrics of one model, gathered in memory and published to Triton's /metrics from time to time.
 
-Setting a Triton metric is a blocking call to the server process in which the Python backend keeps the GIL, so counters and
-histograms collect under a lock, gauges are read when asked, and `publish` (called by a slow thread of the model) pushes what has
-changed and nothing else.
+To set a Triton metric is a blocking call to the server process, and the Python backend keeps the GIL meanwhile. So counters and
+histograms collect under a lock, and gauges are read when they are published. `publish`, called by a slow thread of the model,
+pushes changed values only.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ QUANTILES = (0.5, 0.99)
 
 
 class Counter:
-    """A number that only grows, by label value."""
+    """Numbers that only grow, one for each label value."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._added: dict[str, float] = defaultdict(float)
 
     def add(self, amount: float, label: str = "") -> None:
-        """Count `amount` more under `label`."""
+        """Add `amount` under `label`."""
         with self._lock:
             self._added[label] += amount
 
     def take(self) -> dict[str, float]:
-        """What was added since the last call."""
+        """The amounts added since the last call."""
         with self._lock:
             added, self._added = self._added, defaultdict(float)
         return added
@@ -50,14 +50,14 @@ class Histogram:
             self._observed.append(value)
 
     def take(self) -> list[float]:
-        """What was observed since the last call."""
+        """The observations since the last call."""
         with self._lock:
             observed, self._observed = self._observed, []
         return observed
 
 
 class _Gauge:
-    """One gauge of the server; it is told only of changes."""
+    """One gauge of the server. Only changes are sent."""
 
     def __init__(self, metric: Any, read: Callable[[], float]) -> None:
         self._metric, self._read, self._published = metric, read, 0.0
@@ -76,7 +76,7 @@ class Metrics:
         """
         Args:
             family: `pb_utils.MetricFamily`; None keeps everything in this process.
-            labels: put on every metric, as model and version.
+            labels: of every metric, such as model and version.
         """
         self._family = family
         self._labels = dict(labels)
@@ -99,19 +99,19 @@ class Metrics:
         return counter
 
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A gauge whose value is `read()` at the time of publishing."""
+        """Add a gauge of `read()` at the time of publishing."""
         if (family := self._new_family(name, description, "GAUGE")) is not None:
             self._publishers.append(_Gauge(family.Metric(labels=self._labels), read).publish)
 
     def quantiles(self, name: str, description: str, durations: LatencyWindow) -> None:
-        """Gauges of the median and the 99th percentile of the latest durations, under the label `quantile`."""
+        """Add gauges of the median and the 99th percentile of the latest durations, with the label `quantile`."""
         if (family := self._new_family(name, description, "GAUGE")) is not None:
             for q in QUANTILES:
                 metric = family.Metric(labels=self._labels | {"quantile": f"{q:g}"})
                 self._publishers.append(_Gauge(metric, partial(durations.quantile, q)).publish)
 
     def total(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A counter of what `read()` has grown by from now on, read at the time of publishing."""
+        """Add a counter of the growth of `read()` from now on, read at the time of publishing."""
         if (family := self._new_family(name, description, "COUNTER")) is not None:
             metric = family.Metric(labels=self._labels)
             published = float(read())
@@ -126,7 +126,7 @@ class Metrics:
             self._publishers.append(publish)
 
     def histogram(self, name: str, description: str, buckets: Sequence[float]) -> Histogram:
-        """A histogram with the given upper bounds."""
+        """Add a histogram with the given upper bounds."""
         histogram = Histogram()
         if (family := self._new_family(name, description, "HISTOGRAM")) is not None:
             metric = family.Metric(labels=self._labels, buckets=list(buckets))
@@ -139,12 +139,12 @@ class Metrics:
         return histogram
 
     def publish(self) -> None:
-        """Push everything to the server. Blocks on it; never call this on an engine thread."""
+        """Push all changes to the server. Blocks on it; never call this on an engine thread."""
         for publish in self._publishers:
             publish()
 
     def close(self) -> None:
-        """Let go of the server's metrics: each metric before its family, as the Python backend demands."""
+        """Release the server's metrics: each metric before its family, as the Python backend demands."""
         self._publishers.clear()
         self._families.clear()
 

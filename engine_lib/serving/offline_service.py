@@ -1,8 +1,9 @@
-"""OfflineService: the whole utterance in one response, for unary gRPC and HTTP /infer, which refuse decoupled models.
+"""OfflineService: the whole utterance in one response.
 
-It is a client of its own server: it asks the ensemble over gRPC and joins the chunks. (Asking from inside, by the Python backend's own
-requests to other models, crashes a process that does so often: tried on 24.10 from one thread and from many.) One thread waits for
-each request; a client that goes away is noticed at the next chunk.
+Unary gRPC and HTTP /infer need it, because they refuse decoupled models. It is a client of its own server: it calls the ensemble
+over gRPC and joins the chunks. (The Python backend's own requests to other models, BLS, cannot be used: frequent calls crash the
+process. Tried on 24.10 from one thread and from many.) One thread waits for each request; it notices at the next chunk that a
+client has gone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.serving.server_guard import ServerGuard
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
 
-# The talker limits how many requests there are, so it must hear of every one.
+# The talker limits the number of requests, so every one must reach it.
 MAX_THREADS = 2048
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
 ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
@@ -37,7 +38,7 @@ class OfflineService:
     """One response for each request to one ensemble."""
 
     def __init__(self, backend: TritonBackend, args: Mapping[str, str]) -> None:
-        """`args`: what the Python backend passes to `initialize`; its parameters name the ensemble and the server's gRPC port."""
+        """`args`: the arguments of `initialize`; their parameters name the ensemble and the server's gRPC port."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._backend = backend
         self._ensemble: str = parameters["ensemble"]["string_value"]
@@ -47,7 +48,7 @@ class OfflineService:
         self._guard = ServerGuard(os.getppid(), backend.name)
 
     def handle(self, request: Any) -> None:
-        """Leave one request to a thread of its own."""
+        """Give one request to a thread of its own."""
         reply = self._backend.reply(request)
         try:
             message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), request.timeout())
@@ -70,7 +71,7 @@ class OfflineService:
             reply.send(answer, is_final=True)
 
     def _speech(self, reply: Reply, message: service_pb2.ModelInferRequest) -> Tensors:
-        """Have the request spoken; the outputs of this model.
+        """Have the request spoken; returns the outputs of this model.
 
         Raises:
             RelayedError: it was refused, or its stream failed.
@@ -103,7 +104,7 @@ class OfflineService:
 
 
 def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> service_pb2.ModelInferRequest:
-    """The same request, to `model`."""
+    """The same request, addressed to `model`."""
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, tensor in tensors.items():
         if tensor.dtype == np.object_:

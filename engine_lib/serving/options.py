@@ -1,4 +1,4 @@
-"""EngineConfig from what Triton hands a model at load: the `parameters` of its config.pbtxt."""
+"""EngineConfig from the `parameters` of a model's config.pbtxt, which Triton passes at load."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
 def engine_config(args: Mapping[str, str], environment: Mapping[str, str] | None = None) -> EngineConfig:
     """Options of one model.
 
-    Lower-case parameters, but for SERVED_PARAMETER, are options of EngineConfig; an empty one keeps the default. Upper-case ones
+    Lower-case parameters, except SERVED_PARAMETER, are options of EngineConfig; an empty one keeps the default. Upper-case ones
     are the Python backend's own (FORCE_CPU_ONLY_INPUT_TENSORS, EXECUTION_ENV_PATH). A model_path may begin with
     $$TRITON_MODEL_DIRECTORY.
 
     Args:
-        args: what the Python backend passes to `initialize`.
+        args: the arguments of `initialize`.
         environment: defaults to os.environ; QWEN3_TTS_<NAME> overrides a parameter.
 
     Raises:

@@ -1,8 +1,8 @@
-"""OrderedSender: sends that talk to the server, off the engine threads, in order within each stream.
+"""OrderedSender: calls to the server, off the engine threads, in order within each stream.
 
-Sending a response or asking whether a client is gone is a blocking call to the server process, 45 to 500 microseconds long.
-An engine thread only enqueues here. A stream's jobs all run on one worker, so they never overlap, and keep their order but for an
-urgent one.
+To send a response or to ask whether a client has gone is a blocking call to the server process, 45 to 500 microseconds long.
+An engine thread only enqueues here. All jobs of a stream run on one worker. So they never overlap, and they keep their order,
+except urgent ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class OrderedSender:
         Args:
             name: prefix of the threads' names.
             num_workers: threads, at least 1.
-            on_failure: called with what a job raised; the worker goes on with the next job.
+            on_failure: called with the exception of a job; the worker goes on with the next job.
         """
         self._on_failure = on_failure
         self.waits = LatencyWindow()
@@ -45,14 +45,14 @@ class OrderedSender:
         """Run `job` after all earlier jobs of `stream_key`. Never blocks.
 
         Args:
-            urgent: run it ahead of all jobs that wait and are not, those of its own stream included.
+            urgent: run it ahead of all waiting jobs that are not urgent, those of its own stream included.
         """
         worker = self._workers[hash(stream_key) % len(self._workers)]
         (worker.urgent if urgent else worker.others).append((time.perf_counter(), job))
         worker.is_due.put(True)
 
     def close(self, timeout: float) -> bool:
-        """Run what is queued, then end the threads; False if some still run after `timeout` seconds."""
+        """Run the queued jobs, then end the threads; False if some still run after `timeout` seconds."""
         for worker in self._workers:
             worker.is_due.put(False)
         deadline = time.monotonic() + timeout
@@ -71,7 +71,7 @@ class OrderedSender:
 
 
 class _Worker:
-    """What waits for one thread: its jobs, and for each of them a True; a False ends the thread."""
+    """The queue of one thread: its jobs, and in `is_due` a True for each of them; a False ends the thread."""
 
     def __init__(self) -> None:
         self.urgent: deque[tuple[float, Job]] = deque()

@@ -1,4 +1,4 @@
-"""One request as Triton hands it over -> a checked SpeechRequest. Errors name the field as the client wrote it."""
+"""RequestParser: Triton's request -> SpeechRequest. Errors name the field in the client's words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
-# Keys of sampling_parameters that are no sampling parameters.
+# Keys of sampling_parameters that do not control how codes are sampled.
 SERVING_NAMES = (*DELIVERY_NAMES, "non_streaming_mode")
 
 
@@ -30,7 +30,7 @@ class Reference:
     Attributes:
         audio: [samples] float32, mono; checked by checked_reference_audio.
         sample_rate: in Hz.
-        text: what is said in it.
+        text: the words spoken in it.
         x_vector_only: clone its timbre alone; the text is not needed.
     """
 
@@ -47,7 +47,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechRequest:
-    """What a client asked for. Text, voice, language and instruct are checked by PromptBuilder, against the checkpoint."""
+    """A client's request. PromptBuilder checks text, voice, language and instruct against the checkpoint."""
 
     text: str
     voice: str | None = None
@@ -65,9 +65,9 @@ class RequestParser:
 
     Attributes:
         kind: kind of the checkpoint: custom_voice, base or voice_design.
-        sampling, delivery: those of a request that sets none.
+        sampling, delivery: defaults of a request.
         max_text_length, max_reference_seconds: of a reference.
-        served: what the server serves beside this checkpoint.
+        served: all checkpoints of the server.
     """
 
     kind: str
@@ -81,7 +81,7 @@ class RequestParser:
         """Check one request.
 
         Args:
-            tensors: the inputs the request has; strings as objects of bytes.
+            tensors: the inputs of the request; strings as objects of bytes.
             parameters: its request parameters, a JSON object; "" for none.
 
         Raises:
@@ -138,7 +138,7 @@ class RequestParser:
             raise InvalidRequestError("reference_audio", f"is missing, and {given[0]} is given; give the recording it belongs to")
         if sample_rate is None or sample_rate < 1:
             raise InvalidRequestError("reference_sample_rate", "is missing or not above 0; give the samples a second of reference_audio")
-        if len(audio) > self.max_reference_seconds * MAX_SAMPLE_RATE:  # checked_reference_audio says the rest; this one is copied first
+        if len(audio) > self.max_reference_seconds * MAX_SAMPLE_RATE:  # checked before the copy; checked_reference_audio checks the rest
             limit = f"more than {self.max_reference_seconds:g} s at any rate; give a shorter recording"
             raise InvalidRequestError("reference_audio", f"has {len(audio)} samples, {limit}")
         text = values.string("reference_text")

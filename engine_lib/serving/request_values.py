@@ -1,7 +1,7 @@
-"""RequestValues: the fields of one request as Triton hands it over, each by name and of the type it must have.
+"""RequestValues: the fields of one request of Triton's, by name and with their types checked.
 
 Every field may come as an input tensor or as a request parameter of the same name (generate_stream and perf_analyzer can set
-only those); the tensor wins. Each error names the field as the client wrote it and says what is allowed.
+only parameters); the tensor wins. Each error names the field as the client wrote it and says what is allowed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from engine_lib.errors import InvalidRequestError
 
 
 class RequestValues:
-    """Fields of one request by name: its tensors, and its parameters where there is no tensor.
+    """Fields of one request by name: its tensors, and its parameters if there is no tensor.
 
     Attributes:
-        tensors, parameters: as they came.
+        tensors, parameters: unchecked.
     """
 
     def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> None:
@@ -29,11 +29,11 @@ class RequestValues:
         self.parameters: dict[str, Any] = json.loads(parameters) if parameters else {}
 
     def has(self, name: str) -> bool:
-        """Whether the field is there."""
+        """Whether the request has the field."""
         return name in self.tensors or name in self.parameters
 
     def string(self, name: str) -> str | None:
-        """The field as text; None where it is absent."""
+        """The field as text; None if it is absent."""
         if name not in self.tensors:
             value = self.parameters.get(name)
             if value is not None and not isinstance(value, str):
@@ -49,7 +49,7 @@ class RequestValues:
         return text
 
     def number(self, name: str) -> int | None:
-        """The field as a whole number; None where it is absent."""
+        """The field as a whole number; None if it is absent."""
         if name not in self.tensors:
             value = self.parameters.get(name)
             if value is not None and type(value) is not int:
@@ -58,7 +58,7 @@ class RequestValues:
         return int(self._one(name, np.int32))
 
     def boolean(self, name: str) -> bool | None:
-        """The field as true or false; None where it is absent."""
+        """The field as true or false; None if it is absent."""
         if name not in self.tensors:
             value = self.parameters.get(name)
             if value is not None and type(value) is not bool:
@@ -67,7 +67,7 @@ class RequestValues:
         return bool(self._one(name, np.bool_))
 
     def samples(self, name: str) -> npt.NDArray[np.float32] | None:
-        """The field as [samples] float32, in the memory of the request; None where it is absent."""
+        """The field as [samples] float32, in the memory of the request; None if it is absent."""
         tensor = self.tensors.get(name)
         if tensor is None:
             if name in self.parameters:
@@ -84,7 +84,7 @@ class RequestValues:
         return tensor[0]
 
     def json_object(self, name: str) -> dict[str, Any]:
-        """The field as a JSON object; empty where it is absent or an empty string."""
+        """The field as a JSON object; empty if it is absent or an empty string."""
         text = self.string(name)
         if not text:
             return {}

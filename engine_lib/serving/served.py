@@ -1,4 +1,4 @@
-"""Which checkpoints one server serves, as its models are told: so that each can say where to go with what it cannot do itself."""
+"""The checkpoints of one server. With this list each model can direct a client to the right one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine_lib.checkpoint_config import CheckpointConfig
 
 SERVED_PARAMETER = "served_checkpoints"
 ENSEMBLE, TALKER, CODEC = "qwen3_tts", "talker", "codec_decoder"
-GRPC_URL_VARIABLE = "QWEN3_TTS_GRPC_URL"  # HOST:PORT under which a model reaches its own server
+GRPC_URL_VARIABLE = "QWEN3_TTS_GRPC_URL"  # HOST:PORT at which a model reaches its own server
 OFFLINE_SUFFIX = "_offline"  # of an ensemble's name, for the model that answers with the whole utterance
 
 
@@ -21,7 +21,7 @@ class ServedCheckpoint:
 
     Attributes:
         kind: custom_voice, base or voice_design.
-        ensemble: the model clients call.
+        ensemble: the model that clients call.
         talker: the model that holds its talker.
         model_path: its folder.
     """
@@ -33,10 +33,10 @@ class ServedCheckpoint:
 
 
 def served_checkpoints(args: Mapping[str, str], own: CheckpointConfig, model_path: str) -> list[ServedCheckpoint]:
-    """The checkpoints of the server that runs this model, the model's first; a repository as it is in git serves one.
+    """The checkpoints of the server that runs this model, in the order `lay_out` got them; the repository in git serves one.
 
     Args:
-        args: what the Python backend passes to `initialize`; `engine_lib.server.repository` writes the parameter.
+        args: the arguments of `initialize`; `engine_lib.server.repository` writes the parameter.
         own, model_path: the checkpoint of this model.
     """
     parameters: Mapping[str, Any] = json.loads(args["model_config"]).get("parameters", {})
@@ -46,12 +46,12 @@ def served_checkpoints(args: Mapping[str, str], own: CheckpointConfig, model_pat
 
 
 def served_parameter(served: Sequence[ServedCheckpoint]) -> str:
-    """The value of the parameter `served_checkpoints` reads."""
+    """The value of the parameter that `served_checkpoints` reads."""
     return json.dumps([asdict(checkpoint) for checkpoint in served], ensure_ascii=False)
 
 
 def where_to_go(served: Sequence[ServedCheckpoint], kind: str) -> str:
-    """What a client whose request needs a checkpoint of `kind` should do."""
+    """Advice to a client that needs a checkpoint of `kind`."""
     ensembles = [checkpoint.ensemble for checkpoint in served if checkpoint.kind == kind]
     if ensembles:
         return f"call model {' or '.join(ensembles)}, which is of kind {kind}"

@@ -1,10 +1,10 @@
-"""ServerGuard: neither the server nor a model's process outlives the other's death, so that no client waits for ever.
+"""ServerGuard: neither the server nor a model's process outlives the other.
 
-The Python backend does not end the open streams of a decoupled model whose process has died, does not restart that process
-and, up to 24.10, still calls the model ready; nor does a model's process always notice that its server was killed. So a tiny
-child process, this file run as a script, watches both. If the model's process dies without a farewell, it stops the server
-(SIGTERM, then SIGKILL), and the fleet restarts that; if the server dies, it ends the model's process. What the dead then
-leave in /dev/shm it removes, by the one name that is theirs.
+Otherwise clients wait for ever: if the process of a decoupled model dies, the Python backend does not end its open streams, does
+not restart it and, up to 24.10, still calls the model ready. And a model's process does not always notice that its server was
+killed. So a tiny child process, this file run as a script, watches both. If the model's process dies without a farewell, it stops
+the server (SIGTERM, then SIGKILL), and the fleet restarts the server. If the server dies, it ends the model's process. Then it
+removes their shared memory in /dev/shm, by its exact name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Time for other models' requests to end; the streams of the dead process can only end with the server.
+# Time for other models' requests to end; the streams of the dead process end only with the server.
 TERMINATE_SECONDS = 5.0
 # Time for a model's process to notice by itself that its server is gone.
 ORPHAN_SECONDS = 2.0
@@ -29,7 +29,7 @@ class ServerGuard:
     """Ties the calling process and its server together, until released."""
 
     def __init__(self, server_pid: int, name: str) -> None:
-        """`server_pid`: process to stop; `name`: of the model, for the message."""
+        """`server_pid`: the process to stop; `name`: of the model, for the message."""
         read_end, self._write_end = os.pipe()
         try:
             self._child = subprocess.Popen(
@@ -39,14 +39,14 @@ class ServerGuard:
             os.close(read_end)
 
     def release(self) -> None:
-        """Say farewell: the process is about to end as it should."""
+        """Say farewell: the process ends in order."""
         os.write(self._write_end, FAREWELL)
         os.close(self._write_end)
         self._child.wait()
 
 
 def _guard(server_pid: int, name: str) -> None:
-    # A pid may be given to another process later; a pidfd is this process for good.
+    # A pid may later belong to another process; a pidfd never does.
     server, model = os.pidfd_open(server_pid), os.pidfd_open(os.getppid())
     region = _shared_memory_region(os.getppid())
     ready, _, _ = select.select([0, server], [], [])
@@ -70,12 +70,12 @@ def _kill_after(process: int, seconds: float) -> None:
 
 
 def _signal(process: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it went first
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
         signal.pidfd_send_signal(process, number)
 
 
 def _shared_memory_region(model_pid: int) -> Path | None:
-    """The region the model's process shares with the server, as its command line names it."""
+    """The region that the model's process shares with the server; its command line names it."""
     arguments = Path(f"/proc/{model_pid}/cmdline").read_text().split("\0")
     return next((Path("/dev/shm", name) for name in arguments if name.startswith(REGION_PREFIX) and "/" not in name), None)
 

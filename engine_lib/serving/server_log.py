@@ -1,4 +1,4 @@
-"""What the engines log goes to the server's log: engine_lib knows Python's logging alone, and the server shows nothing of that."""
+"""Hands the log of engine_lib, which uses Python's logging, to Triton's logger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOGGER = logging.getLogger("engine_lib")
 
 
 class ServerLogHandler(logging.Handler):
-    """Hands records to Triton's logger; of an exception type and place alone, for its text might quote a user."""
+    """Hands records to Triton's logger. Of an exception it logs type and place only, because its text might quote a user."""
 
     def __init__(self, server_log: Any) -> None:
         """`server_log`: pb_utils.Logger."""
@@ -34,7 +34,7 @@ class ServerLogHandler(logging.Handler):
 
 
 def log_to_server(server_log: Any) -> None:
-    """Send what engine_lib logs from INFO up to `server_log`, and nowhere else. A second call takes the place of the first."""
+    """Send the log of engine_lib, from INFO up, to `server_log` and nowhere else. A second call replaces the first."""
     for handler in [*LOGGER.handlers]:
         if isinstance(handler, ServerLogHandler):
             LOGGER.removeHandler(handler)

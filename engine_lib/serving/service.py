@@ -1,4 +1,4 @@
-"""EngineService: the common part of the talker's and the codec's services: one engine, its metrics, senders, lifecycle and guard."""
+"""EngineService: one engine with its metrics, sender, lifecycle and guard, for talker and codec."""
 
 from __future__ import annotations
 

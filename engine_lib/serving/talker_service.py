@@ -1,4 +1,4 @@
-"""TalkerService: requests in, messages for the codec out. It does the work of the talker's shell, without Triton's types.
+"""TalkerService: requests in, messages for the codec out, without Triton's types.
 
 `handle` runs on Triton's thread and returns once the request is queued or refused. Every accepted request ends with one message
 that has no frames, is final and carries FINAL.

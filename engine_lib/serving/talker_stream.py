@@ -1,4 +1,4 @@
-"""TalkerStream: one client's stream through the talker, from its checked request to its last message to the codec.
+"""TalkerStream: one client's stream through the talker, from its request to its last message.
 
 The engine calls `on_start` and `on_chunk` on a thread of its own. They only put into the sender, with one exception: the first
 codes of a lone stream are sent from that thread if no step waits for it. First chunks overtake other messages. The codes of a

@@ -1,4 +1,4 @@
-"""VoiceOrder: one order to store a voice, from its control request to its answer. It counts like a waiting request."""
+"""VoiceOrder: an order to store a voice. Until it is answered, it counts like a waiting request."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""VoicesService: list, show, add and remove the voices of a server. Everything the control model `voices` does, without Triton's types.
+"""VoicesService: list, show, add and remove the voices of a server: the work of the model `voices`.
 
-The folder of the store is shared, so listing and removing happen here. The encoders live with the talker, on its device: a voice
-to add goes to the talker of a base checkpoint as a control request, which encodes and stores it. Requests are answered one after the
-other on Triton's own thread, for several threads that ask other models crash their process (24.10). Built-in speakers are read from
-each checkpoint's config.json.
+The folder of the store is shared, so voices are listed and removed here. The encoders are beside the talker, on its device: to
+add a voice, this model sends a control request to the talker of a base checkpoint, which encodes and stores it. Requests are
+answered one after the other on Triton's own thread, because BLS calls from several threads crash the stub (24.10). Built-in
+speakers are read from each checkpoint's config.json. No type of Triton's is used here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine_lib.voices.store import VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
-# What `show` says and `list` leaves out: it is nobody's business who only looks for a name.
+# Private facts: `show` gives them; `list` leaves them out, because it serves clients that only look for a name.
 PRIVATE = ("consent", "reference_text", "sha256")
 
 Facts = dict[str, Any]
@@ -38,7 +38,7 @@ class VoicesService:
     """The voices of one server: one JSON answer for each request."""
 
     def __init__(self, backend: TritonBackend, config: EngineConfig, args: Mapping[str, str]) -> None:
-        """`args`: what the Python backend passes to `initialize`.
+        """`args`: the arguments of `initialize`.
 
         Raises:
             ConfigError, CheckpointError: the store cannot be used, or a checkpoint's config.json cannot be read.
@@ -51,7 +51,7 @@ class VoicesService:
         self._guard = ServerGuard(os.getppid(), backend.name)
 
     def handle(self, request: Any) -> None:
-        """Do what one request asks for, and answer it."""
+        """Carry out one request and answer it."""
         reply = self._backend.reply(request)
         try:
             result = self._result(RequestValues(self._backend.tensors(request), request.parameters()))
@@ -65,7 +65,7 @@ class VoicesService:
         self._guard.release()
 
     def _result(self, values: RequestValues) -> Facts:
-        """Do what a request asks for; what to tell of it.
+        """Carry out a request; returns its answer.
 
         Raises:
             InvalidRequestError, RelayedError, Qwen3TTSError: it is not allowed, or failed.
@@ -140,7 +140,7 @@ class VoicesService:
         return [{"name": name, "source": "built-in", "models": models[name]} for name in sorted(models)]
 
     def _stored(self, voice: StoredVoice) -> Facts:
-        """The facts about a stored voice, with the models that can speak with it."""
+        """The facts about a stored voice, and the models that can speak with it."""
         models = [
             ensemble
             for ensemble, config in self._configs.items()

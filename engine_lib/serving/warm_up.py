@@ -1,7 +1,8 @@
-"""Warm-up: one stream through each engine before its model is ready, so that no user's request is the first of anything.
+"""Warm-up: one stream through each engine before its model is ready.
 
-Libraries load kernels, choose algorithms and take memory at their first call; a graph is uploaded at its first launch. The stream
-takes the way of a user's, from the prompt through the engine's thread and a sender to a packed message, and frees all it held.
+Libraries load kernels, choose algorithms and take memory at their first call; a graph is uploaded at its first launch. No user's
+request pays for that. The stream takes the path of a user's stream, from the prompt through the engine's thread and a sender to a
+packed message, and frees everything it held.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
-KEY = "warm-up"
+STREAM_KEY = "warm-up"
 TEXT = "Hello."
 DELIVERY = Delivery((1,))
-TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one whose batch is that of the step before
-TIMEOUT_SECONDS = 300.0  # a large checkpoint on a slow CPU; what hangs must not keep a server loading for ever
+TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one with the batch of the step before
+TIMEOUT_SECONDS = 300.0  # enough for a large checkpoint on a slow CPU; a server that hangs must not load for ever
 
 
 def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender: OrderedSender) -> None:
@@ -39,14 +40,13 @@ def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender
         Qwen3TTSError: the talker cannot.
     """
     answers = _Answers("talker", sender)
-
     sampling = replace(engine.checkpoint.sampling_defaults(), seed=0, max_frames=TALKER_FRAMES)
-    engine.submit(Request(KEY, _prompt(prompts), sampling, DELIVERY), _CodesListener(answers))
+    engine.submit(Request(STREAM_KEY, _prompt(prompts), sampling, DELIVERY), _CodesListener(answers))
     answers.wait_for_the_end()
 
 
 def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
-    """Decode a chunk of each size that is decoded in one step.
+    """Decode one chunk of each size that takes one step.
 
     Raises:
         Qwen3TTSError: the codec cannot.
@@ -67,7 +67,7 @@ def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
 
     for index, frames in enumerate((*FRAME_BUCKETS, 0)):
         codes = np.zeros((frames, engine.num_quantizers), np.int16)
-        engine.submit(CodecRequest(KEY, index, codes, frames == 0, on_audio))
+        engine.submit(CodecRequest(STREAM_KEY, index, codes, frames == 0, on_audio))
     answers.wait_for_the_end()
 
 
@@ -83,20 +83,20 @@ class _CodesListener(RequestListener):
 
 
 class _Answers:
-    """The answers of one stream, which take the way through a sender."""
+    """The answers of one stream, which go through a sender."""
 
     def __init__(self, engine: str, sender: OrderedSender) -> None:
         self._engine, self._sender = engine, sender
         self._received: SimpleQueue[tuple[str, bool]] = SimpleQueue()
 
     def put(self, pack: Callable[[], Tensors], error: str, is_final: bool) -> None:
-        """On the engine's thread: have an answer packed."""
+        """On the engine's thread: leave the packing of an answer to the sender."""
 
         def send() -> None:
             pack()
             self._received.put((error, is_final))
 
-        self._sender.put(KEY, send)
+        self._sender.put(STREAM_KEY, send)
 
     def wait_for_the_end(self) -> None:
         """Wait for the last answer; raise the first error."""

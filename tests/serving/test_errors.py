@@ -1,4 +1,4 @@
-"""Every error becomes a status code, and its message begins with it; what was not meant for a client is not told."""
+"""Every error becomes a status code that begins its message; no private text reaches a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine logs reach the server's log once, at the right level, without what an exception says."""
+"""Engine logs reach the server's log once, at the right level, without the text of exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine_lib.serving.server_log import LOGGER, log_to_server
 
 
 class ServerLog:
-    """Stands for the logger of a server that is not there."""
+    """Stands for the server's logger."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -31,7 +31,7 @@ class ServerLog:
 
 @pytest.fixture
 def server_log() -> Iterator[ServerLog]:
-    """Send the engines' log to a stand-in, then put it back as it was."""
+    """Send the engines' log to a stand-in, then restore it."""
     handlers, level, propagate = [*LOGGER.handlers], LOGGER.level, LOGGER.propagate
     log = ServerLog()
     log_to_server(ServerLog())

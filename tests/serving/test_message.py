@@ -1,4 +1,4 @@
-"""The talker's message and the client's answer survive the trip through tensors, and the tensors are those of config.pbtxt."""
+"""Messages and answers survive the trip through tensors, which are those of config.pbtxt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics collect without the server and push only what changed. The fake family stands for a server that is not there."""
+"""Metrics collect without the server and push only changes. A fake family stands for the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine_lib.serving.metrics import Metrics
 
 
 class Series:
-    """One metric of the server, as the Python backend offers it."""
+    """One metric, with the methods of the Python backend's."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self.labels, self.value, self.observed = labels, 0.0, list[float]()
@@ -68,7 +68,7 @@ def test_totals_and_gauges_are_read_when_published() -> None:
     metrics.publish()
     now[0] = 5.0
     metrics.publish()
-    assert Family.series["qwen3_tts_all_total"][0].value == 2, "what came before, as the warm-up, does not count"
+    assert Family.series["qwen3_tts_all_total"][0].value == 2, "earlier work, such as the warm-up, does not count"
     assert Family.series["qwen3_tts_now"][0].value == 5
 
 

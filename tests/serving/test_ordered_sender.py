@@ -1,4 +1,4 @@
-"""OrderedSender keeps each stream's jobs in order, whatever the streams beside it do."""
+"""OrderedSender keeps each stream's jobs in order, whatever other streams do."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def test_jobs_of_a_stream_run_in_order_and_never_overlap() -> None:
     print(f"seed = {seed}")
     keys = random.Random(seed).choices("abcdefgh", k=2000)
     done: dict[str, list[int]] = defaultdict(list)
-    running: dict[str, threading.Lock] = {key: threading.Lock() for key in "abcdefgh"}
+    running = {stream_key: threading.Lock() for stream_key in "abcdefgh"}
 
-    def job(key: str, number: int) -> None:
-        assert running[key].acquire(blocking=False)
-        done[key].append(number)
-        running[key].release()
+    def job(stream_key: str, number: int) -> None:
+        assert running[stream_key].acquire(blocking=False)
+        done[stream_key].append(number)
+        running[stream_key].release()
 
     sender = OrderedSender("test", 4, ignore)
-    for number, key in enumerate(keys):
-        sender.put(key, partial(job, key, number))
+    for number, stream_key in enumerate(keys):
+        sender.put(stream_key, partial(job, stream_key, number))
     assert sender.close(timeout=30)
     assert {key: [number for number, other in enumerate(keys) if other == key] for key in set(keys)} == done
 
@@ -45,10 +45,10 @@ def test_an_urgent_job_goes_ahead_of_what_waits_and_the_rest_keeps_its_order() -
     sender = OrderedSender("test", 1, ignore)
     sender.put("a", hold_up)
     assert busy.wait(timeout=30)
-    for key in ("a1", "b1", "a2"):
-        sender.put(key[0], partial(done.append, key))
-    for key in ("c1", "d1"):
-        sender.put(key[0], partial(done.append, key), urgent=True)
+    for name in ("a1", "b1", "a2"):
+        sender.put(name[0], partial(done.append, name))
+    for name in ("c1", "d1"):
+        sender.put(name[0], partial(done.append, name), urgent=True)
     go_on.set()
     assert sender.close(timeout=30)
     assert done == ["c1", "d1", "a1", "b1", "a2"]

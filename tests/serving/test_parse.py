@@ -1,4 +1,4 @@
-"""Requests as Triton hands them over become SpeechRequests, or errors that name the field and what is allowed."""
+"""Requests of Triton's become SpeechRequests, or errors that name the field and what is allowed."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_parameter_of_the_wrong_type_is_refused() -> None:
 
 
 def reference(**changes: np.ndarray | str | None) -> dict[str, Any]:
-    """The tensors of a reference, with some changed or, where None, left out."""
+    """The tensors of a reference, with changes; None leaves one out."""
     tensors: dict[str, Any] = {
         "reference_audio": np.linspace(-1, 1, 100, dtype=np.float32),
         "reference_sample_rate": np.array([16_000], np.int32),

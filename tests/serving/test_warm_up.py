@@ -1,4 +1,4 @@
-"""Warm-up takes every engine through a whole stream, holds nothing afterwards, and reports what cannot serve."""
+"""Warm-up takes every engine through a whole stream and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class TritonPythonModel:
     """One instance; a request in, the whole utterance out."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model; what this raises is the reason the server reports."""
+        """Load the model; the server reports an exception raised here as its reason."""
         self._service = OfflineService(TritonBackend(pb_utils, args), args)
 
     def execute(self, requests: list[Any]) -> None:

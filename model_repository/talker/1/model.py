@@ -15,7 +15,7 @@ class TritonPythonModel:
     """One instance; requests in, messages for the codec out."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model; what this raises is the reason the server reports."""
+        """Load the model; the server reports an exception raised here as its reason."""
         self._service = TalkerService(TritonBackend(pb_utils, args), engine_config(args), args)
 
     def execute(self, requests: list[Any]) -> None:
@@ -24,7 +24,7 @@ class TritonPythonModel:
             self._service.handle(request)
 
     def is_ready(self) -> bool:
-        """Whether the engine lives. Asked by Triton releases that know of it."""
+        """Whether a new request would be served. Newer Triton releases ask this."""
         return self._service.is_ready
 
     def finalize(self) -> None:

@@ -15,7 +15,7 @@ class TritonPythonModel:
     """One instance; one JSON answer for each request."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model; what this raises is the reason the server reports."""
+        """Load the model; the server reports an exception raised here as its reason."""
         self._service = VoicesService(TritonBackend(pb_utils, args), engine_config(args), args)
 
     def execute(self, requests: list[Any]) -> None:
