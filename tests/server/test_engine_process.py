@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine_lib.server.process import TritonServer
+from engine_lib.talker.isolation.remote_engine import CHILD_MODULE
 from server.conftest import new_server
 from server.streams import PATIENCE, Stream, audio_of, eventually, in_process_audio, inputs, model_process
 from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
@@ -21,7 +22,7 @@ GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 def engine_process(server: TritonServer) -> int:
     """The process that the talker's model has started."""
     talker = model_process(server, MODELS[0]).pid
-    command = ["pgrep", "-P", str(talker), "-f", "engine_child"]
+    command = ["pgrep", "-P", str(talker), "-f", CHILD_MODULE]
     [pid] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return int(pid)
 

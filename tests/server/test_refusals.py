@@ -99,9 +99,11 @@ def test_http_clients_read_the_same_message(server: TritonServer) -> None:
 def full_server(small_server: TritonServer) -> Iterator[list[Stream]]:
     """Two endless streams that run and one that waits: there is no room for more."""
     with ExitStack() as streams:
-        running = [streams.enter_context(Stream(small_server, inputs(sampling={"max_frames": 1900}))) for _ in range(3)]
+        opened = [streams.enter_context(Stream(small_server, inputs(sampling={"max_frames": 1900}))) for _ in range(2)]
+        eventually(lambda: metric(small_server, "running_requests") == 2, "two streams run")  # so that the third one waits
+        opened.append(streams.enter_context(Stream(small_server, inputs(sampling={"max_frames": 1900}))))
         eventually(lambda: metric(small_server, "waiting_requests") == 1, "one stream waits")
-        yield running
+        yield opened
     eventually_free(small_server)
 
 
