@@ -1,6 +1,6 @@
 """A checkpoint folder in the published layout: its configs, its safetensors weights, its tokenizer.
 
-Weights are taken one by one with the shape the model expects, so a missing or mis-shaped one is named at load.
+Weights are taken one by one with the shape the model expects, so a missing or misshaped one is named at load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine_lib.sampling import SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A word ends where a capital follows a small letter, contractions are not split off, slashes stay with line ends.
+# A word ends before a capital that follows a small letter; contractions are not split off; slashes stay with line ends.
 CASE_SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -38,7 +38,7 @@ class Checkpoint:
 
     Attributes:
         path: the folder.
-        config: what its JSON files say.
+        config: the content of its JSON files.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -53,7 +53,7 @@ class Checkpoint:
         self.config = CheckpointConfig.read(self.path)
 
     def weights(self) -> Weights:
-        """Weights of the talker, the code predictor and, for `base`, the speaker encoder."""
+        """Weights of the talker, the code predictor and, if the kind is `base`, the speaker encoder."""
         return Weights(self.path)
 
     def speech_tokenizer_weights(self) -> Weights:
@@ -61,7 +61,7 @@ class Checkpoint:
         return Weights(self.path / "speech_tokenizer")
 
     def sampling_defaults(self) -> SamplingParams:
-        """The sampling of a request that says nothing: generation_config.json over the defaults of qwen-tts."""
+        """Sampling of a request without parameters: generation_config.json over the defaults of qwen-tts."""
         names = {field.name for field in fields(SamplingParams)}
         return SamplingParams().updated({k: v for k, v in self.config.generation_defaults.items() if k in names})
 
@@ -69,7 +69,7 @@ class Checkpoint:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The byte-level BPE tokenizer of the folder (vocab.json, merges.txt, tokenizer_config.json).
 
-        Its ids are those of qwen-tts 0.1.1, that is of transformers 4.57.3 with `fix_mistral_regex`.
+        Its ids are those of qwen-tts 0.1.1: transformers 4.57.3 with `fix_mistral_regex`.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
@@ -79,7 +79,7 @@ class Checkpoint:
         try:
             tokenizer = Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True, fix_mistral_regex=True)
             if _splits_by_case(tokenizer.vocab_size, json.loads((self.path / "config.json").read_text(encoding="utf-8"))):
-                # transformers 5 leaves these folders alone; the pattern must not depend on the release that is installed.
+                # transformers 5 does not patch these folders; the pattern must not depend on the installed release.
                 tokenizer.backend_tokenizer.pre_tokenizer[0] = Split(Regex(CASE_SPLIT), "isolated")
         except Exception as error:
             raise CheckpointError(f"{self.path}: the tokenizer does not load: {error}") from error
@@ -87,7 +87,7 @@ class Checkpoint:
 
 
 def _splits_by_case(vocab_size: int, config: Mapping[str, Any]) -> bool:
-    """Whether transformers 4.57.3 puts CASE_SPLIT in place of the pattern of Qwen2: so for published checkpoints."""
+    """Whether transformers 4.57.3 replaces the pattern of Qwen2 by CASE_SPLIT; it does for published checkpoints."""
     written_by = config.get("transformers_version")
     return vocab_size > 100_000 and (written_by is None or Version("4.57.2") < Version(written_by) < Version("5.0.0"))
 
@@ -100,7 +100,7 @@ class Shard:
     count: int
 
     def of(self, size: int) -> slice:
-        """The part of `size` rows or columns, which `count` divides."""
+        """The part of `size` rows or columns; `count` divides `size`."""
         part = size // self.count
         return slice(self.index * part, (self.index + 1) * part)
 
@@ -109,7 +109,7 @@ WHOLE = Shard(0, 1)
 
 
 class Weights:
-    """The tensors of `model.safetensors`, or of the shards `model.safetensors.index.json` lists, in one folder."""
+    """The tensors of `model.safetensors` in one folder, or of the shards that `model.safetensors.index.json` lists."""
 
     def __init__(self, folder: Path) -> None:
         single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -136,7 +136,7 @@ class Weights:
         return sorted(self._files)
 
     def stored(self, name: str) -> torch.Tensor:
-        """Tensor `name` as the file has it.
+        """Tensor `name` as stored.
 
         Raises:
             CheckpointError: the weight is missing.
@@ -157,7 +157,7 @@ class Weights:
     def take_shard(
         self, name: str, shape: Iterable[int], shard: Shard, *, dim: int, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        """As `take`, but of a weight of `shape` only a shard along `dim` (0 or 1); no more is read than that."""
+        """Like `take`, but returns and reads only a shard along `dim` (0 or 1) of a weight of `shape`."""
         if shard == WHOLE:
             return self.take(name, shape, dtype=dtype, device=device)
         stored = self._file_of(name).get_slice(name)

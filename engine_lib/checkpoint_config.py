@@ -1,7 +1,7 @@
-"""CheckpointConfig: the sizes, ids and defaults a checkpoint folder states, parsed from its JSON files.
+"""CheckpointConfig: sizes, ids and defaults of a checkpoint folder, parsed from its JSON files.
 
-Field meanings are those of qwen-tts 0.1.1 (configuration_qwen3_tts.py, configuration_qwen3_tts_tokenizer_v2.py). What this
-engine does not implement (biases in attention, sliding windows in the talker, scaled RoPE) is refused here, by name.
+Field meanings are those of qwen-tts 0.1.1 (configuration_qwen3_tts.py, configuration_qwen3_tts_tokenizer_v2.py). Settings that
+this engine does not implement (biases in attention, sliding windows in the talker, scaled RoPE) are refused here, by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DecoderShape:
     rope_theta: float
 
     def sharded(self, count: int) -> DecoderShape:
-        """The shape of one of `count` equal shards: each has its own heads, and its own part of the feed-forward layers."""
+        """The shape of one of `count` equal shards: each has its own heads and its own part of the feed-forward layers."""
         return replace(
             self,
             intermediate_size=self.intermediate_size // count,
@@ -95,7 +95,7 @@ class CodecDecoderConfig:
 
 @dataclass(frozen=True)
 class SpeakerEncoderConfig:
-    """The ECAPA-TDNN of `base` checkpoints: log-mel frames to an x-vector. Widths, kernels and dilations are one a block."""
+    """The ECAPA-TDNN of `base` checkpoints: log-mel frames to an x-vector. Each block has one width, kernel and dilation."""
 
     mel_dim: int
     enc_dim: int
@@ -112,9 +112,9 @@ class ReferenceEncoderConfig:
     """The Mimi encoder of `speech_tokenizer/`: audio to codes.
 
     Attributes:
-        num_quantizers: how many of its codebooks, from the first, make up a frame.
+        num_quantizers: codebooks of a frame; the encoder's first ones.
         samples_per_frame: audio samples of one frame.
-        mimi: fields of transformers' MimiConfig, as transformers 4 and 5 both take them.
+        mimi: fields of transformers' MimiConfig, in a form that transformers 4 and 5 both take.
     """
 
     num_quantizers: int
@@ -124,13 +124,13 @@ class ReferenceEncoderConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Everything the JSON files of one checkpoint folder say that this engine uses."""
+    """The settings that this engine uses from the JSON files of one checkpoint folder."""
 
     kind: str
     size: str
     talker: TalkerConfig
     codec: CodecDecoderConfig
-    speaker_encoder: SpeakerEncoderConfig | None  # this one and the next: None unless kind is base
+    speaker_encoder: SpeakerEncoderConfig | None  # this field and the next: None unless kind is base
     reference_encoder: ReferenceEncoderConfig | None
     tts_bos_token_id: int
     tts_eos_token_id: int
@@ -219,15 +219,13 @@ def _codec_config(tokenizer: _Fields) -> CodecDecoderConfig:
 
 
 def _speaker_encoder_config(model: _Fields, talker: _Fields) -> SpeakerEncoderConfig:
-    """What a published config.json leaves out has the default of the official Qwen3TTSSpeakerEncoderConfig."""
+    """Fields missing in a published config.json have the defaults of the official Qwen3TTSSpeakerEncoderConfig."""
     encoder = model.nested("speaker_encoder_config")
     encoder.must_be("sample_rate", 24000)
     encoder.must_be("enc_dim", talker.get("hidden_size", int))  # an x-vector is a row of the talker's input
     channels = encoder.get_integers("enc_channels", (512, 512, 512, 512, 1536))
-    kernel_sizes, dilations = (
-        encoder.get_integers("enc_kernel_sizes", (5, 3, 3, 3, 1)),
-        encoder.get_integers("enc_dilations", (1, 2, 3, 4, 1)),
-    )
+    kernel_sizes = encoder.get_integers("enc_kernel_sizes", (5, 3, 3, 3, 1))
+    dilations = encoder.get_integers("enc_dilations", (1, 2, 3, 4, 1))
     if not 3 <= len(channels) == len(kernel_sizes) == len(dilations):
         raise CheckpointError(f"{encoder.where}: enc_channels, enc_kernel_sizes and enc_dilations need one length, at least 3")
     return SpeakerEncoderConfig(
@@ -275,7 +273,7 @@ def _decoder_shape(section: _Fields) -> DecoderShape:
 
 
 class _Fields:
-    """One JSON object whose missing or mistyped fields are reported with the file they belong to."""
+    """One JSON object; a missing or mistyped field is reported with its file."""
 
     def __init__(self, file: Path, values: dict[str, Any] | None = None, prefix: str = "") -> None:
         self.file, self.prefix = file, prefix

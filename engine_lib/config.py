@@ -1,7 +1,7 @@
 """EngineConfig: every option of the talker and the codec, typed and checked, from one place.
 
-A value comes from `config.pbtxt` parameters or keyword arguments and is overridden by the environment variable
-`QWEN3_TTS_<NAME>`. A bad value or an unknown name raises ConfigError with the name, the value and what is allowed.
+A value comes from `config.pbtxt` parameters or keyword arguments; the environment variable `QWEN3_TTS_<NAME>` overrides it.
+A bad value or an unknown name raises ConfigError with the name, the value and the allowed values.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ class EngineConfig:
     dtype: str = option("auto", "Weights of the talker; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
     enforce_eager: bool = option(False, "Launch every kernel from Python instead of replaying captured CUDA graphs.")
     tensor_parallel_size: int = option(
-        1, "GPUs that share one talker, from `device` on; it must divide the checkpoint's KV heads.", choices=TENSOR_PARALLEL_SIZES
+        1, "GPUs that share one talker, from `device` on; must divide the checkpoint's KV heads.", choices=TENSOR_PARALLEL_SIZES
     )
     tensor_parallel_backend: str = option(
         "auto",
-        "How ranks sum; auto: nccl on GPUs, gloo on CPU. gloo goes through the host, without graphs, and lets ranks share a GPU.",
+        "Backend of the ranks' all_reduce; auto: nccl on GPUs, gloo on CPU. gloo goes through the host, without graphs, and lets ranks "
+        "share a GPU.",
         choices=("auto", "nccl", "gloo"),
     )
     talker_isolation: str = option(
         "auto",
-        "Where a served talker's engine runs: in a process of its own, where no other Python thread holds it up, or in a thread of the "
-        "model's; auto: a process on GPU, a thread on CPU.",
+        "Where the engine of a served talker runs: process, without other Python threads that delay it, or thread, in the model's process; "
+        "auto: process on GPU, thread on CPU.",
         choices=("auto", "process", "thread"),
     )
     num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
@@ -67,7 +68,7 @@ class EngineConfig:
         0, "Blocks in the KV cache; 0: from gpu_memory_utilization, or max_num_seqs x max_model_len on CPU.", minimum=0
     )
     enable_prefix_caching: bool = option(
-        True, "Share the KV blocks of prompts that begin alike (instruct, voice); off, each prompt is computed as if it were the first."
+        True, "Share the KV blocks of prompts with the same beginning (instruct, voice); if off, every prompt is computed in full."
     )
     gpu_memory_utilization: float = option(
         0.6, "Share of the GPU's memory the talker may use, weights included.", minimum=0.05, maximum=0.98
@@ -81,7 +82,7 @@ class EngineConfig:
         0, "CUDA priority of the talker's kernels: 0, or a negative number for a higher one.", minimum=-5, maximum=0
     )
 
-    max_waiting_requests: int = option(256, "Requests that may wait for a place; one more is refused.", minimum=0, group="Requests")
+    max_waiting_requests: int = option(256, "Requests that may wait to start; one more is refused.", minimum=0, group="Requests")
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
 
     chunk_frames: tuple[int, ...] = option(
@@ -89,7 +90,7 @@ class EngineConfig:
     )
     chunk_policy: str = option(
         "fixed",
-        "After chunk_frames: fixed repeats its last entry; adaptive goes by how much audio the client has left.",
+        "Chunk sizes after chunk_frames: fixed repeats its last entry; adaptive depends on the audio the client has left.",
         choices=("fixed", "adaptive"),
     )
     adaptive_chunk_frames: int = option(32, "Largest chunk of the adaptive policy.", minimum=1, maximum=64)
@@ -101,32 +102,32 @@ class EngineConfig:
     reference_max_seconds: float = option(30.0, "Longest recording of a voice to clone.", minimum=1, maximum=120)
     voice_cache_size: int = option(256, "Cloned voices kept in memory, so that a recording used again is not encoded again.", minimum=0)
     voice_store: str = option(
-        "", "Folder of stored voices, shared by all servers that name it; made if missing. Empty: no voices are stored."
+        "", "Folder of stored voices, shared by all servers that name it; created if missing. Empty: no voices are stored."
     )
     voice_store_max_voices: int = option(1000, "Voices the folder may hold; one more is refused.", minimum=1)
     voice_store_max_bytes: int = option(1 << 20, "Size of each of a stored voice's two files; a larger one is refused.", minimum=1024)
 
-    codec_device: str = option("", "Device of the codec, as `device`; empty: that of `device`.", group="Codec")
+    codec_device: str = option("", "Device of the codec; empty: the same as `device`.", group="Codec")
     codec_dtype: str = option(
         "auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16")
     )
     codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
-    codec_max_batch_size: int = option(32, "Streams in one cohort of the codec.", minimum=1, maximum=256)
+    codec_max_batch_size: int = option(32, "Streams in one batch of the codec.", minimum=1, maximum=256)
     codec_stream_priority: int = option(
-        -1, "CUDA priority of the codec's kernels: a first chunk is short, and its listener waits for it.", minimum=-5, maximum=0
+        -1, "CUDA priority of the codec's kernels; high, because a listener waits for each first chunk.", minimum=-5, maximum=0
     )
     codec_gpu_share: int = option(
         50,
-        "Percent of its GPU's multiprocessors that the codec takes where MPS lets it compute beside the talker, whose many short kernels "
-        "then need not wait for the codec's; 100: all.",
+        "Percent of its GPU's multiprocessors that the codec uses if MPS lets it compute beside the talker. The talker's many short "
+        "kernels then need not wait for the codec's; 100: all.",
         minimum=1,
         maximum=100,
     )
     codec_max_wait_ms: float = option(
-        10.0, "Longest a chunk whose listener has audio left waits for others to be decoded with it.", minimum=0, maximum=50
+        10.0, "Longest wait of a chunk for others to be decoded with it, if its listener has audio left.", minimum=0, maximum=50
     )
     codec_reference_cache: int = option(
-        64, "References of clones whose decoded state the codec keeps on its device, so that a voice used again starts sooner.", minimum=0
+        64, "Decoded clone references that the codec keeps on its device, so that a voice used again starts sooner.", minimum=0
     )
     codec_idle_timeout: float = option(30.0, "Seconds without a message after which a stream's codec slot is freed.", minimum=0.1)
 
@@ -152,7 +153,7 @@ class EngineConfig:
             environment: defaults to os.environ.
 
         Raises:
-            ConfigError: unknown name, or a value outside what is allowed.
+            ConfigError: an unknown name, or a value that is not allowed.
         """
         environment = os.environ if environment is None else environment
         names = [spec.name for spec in fields(cls)]

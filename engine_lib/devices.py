@@ -1,4 +1,4 @@
-"""Which device and dtype an engine runs on."""
+"""The device, dtype and stream of an engine, and its share of a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def resolve_device(name: str, option: str = "device") -> torch.device:
     """`auto` is the first GPU, else the CPU.
 
     Raises:
-        ConfigError: `name`, the value of `option`, is no device of this machine.
+        ConfigError: `name`, the value of `option`, is not a device of this machine.
     """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -42,13 +42,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def check_products(device: torch.device, dtype: torch.dtype) -> None:
-    """Try torch's matrix products on `device`.
+    """Check that torch's matrix products on `device` are complete.
 
-    Where MPS limits a process to some numbers of multiprocessors (seen with 52, 79, 92 and 99 of an H100's 132, CUDA 13.0), cuBLAS
-    leaves parts of its results unwritten, and says nothing.
+    If MPS limits a process to certain numbers of multiprocessors (seen with 52, 79, 92 and 99 of an H100's 132, CUDA 13.0), cuBLAS
+    leaves parts of its results unwritten, without an error.
 
     Raises:
-        ConfigError: it does so in this process.
+        ConfigError: they are incomplete in this process.
     """
     for rows, outputs, inputs in itertools.product(PROBED_ROWS, *PROBED_SIZES):
         x, weight = torch.zeros(rows, inputs, dtype=dtype, device=device), torch.zeros(outputs, inputs, dtype=dtype, device=device)
@@ -61,18 +61,18 @@ def check_products(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def limit_gpu_share(percent: int) -> None:
-    """Let this process use `percent` of its GPU's multiprocessors, if it is a client of MPS; before its first call of CUDA.
+    """Limit this process to `percent` of its GPU's multiprocessors if it is a client of MPS. Call it before CUDA's first use.
 
-    A share that its environment names already stays.
+    A share that is already set in the environment stays.
     """
     os.environ.setdefault(MPS_SHARE, str(percent))
 
 
 def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream | None:
-    """A stream for one engine, after what was launched so far; None on the CPU.
+    """A stream for one engine, ordered after all work launched so far; None on the CPU.
 
-    Kernels of a higher priority (a lower number) start first where both wait for room. A graph must be captured and replayed on
-    streams of one priority: which of the two counts depends on how torch instantiates it.
+    If kernels wait for room, those of a higher priority (a lower number) start first. A graph must be captured and replayed on
+    streams of one priority, because it depends on how torch instantiates the graph which of the two counts.
     """
     if device.type != "cuda":
         return None
@@ -82,10 +82,10 @@ def own_stream(device: torch.device, priority: int) -> torch.cuda.Stream | None:
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Launch on `stream`; None is the CPU."""
+    """Launch on `stream`; None: the CPU."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` the current one of this thread: streams, events, graphs and Triton kernels go to the current GPU."""
+    """Make `device` current in this thread, because streams, events, graphs and Triton kernels go to the current GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

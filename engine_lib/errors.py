@@ -1,6 +1,6 @@
 """The errors this library raises on purpose, one class for each thing a caller can do about it.
 
-Every message names the field, the value and what is allowed or what to do next; none holds a user's text or audio.
+Every message names the field, the value and the allowed values or the next step; none contains a user's text or audio.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class InvalidRequestError(Qwen3TTSError, ValueError):
 
 
 class OverloadedError(Qwen3TTSError):
-    """The engine has as many waiting requests as it may hold; try again later or on another server."""
+    """The engine's queue of waiting requests is full; try again later or on another server."""
 
 
 class EngineDeadError(Qwen3TTSError):
@@ -47,6 +47,6 @@ def place_of(error: BaseException) -> str:
 
 
 def text_of(record: logging.LogRecord) -> str:
-    """A log record's message, and of an exception its `place_of`."""
+    """A log record's message, followed by `place_of` its exception if it has one."""
     error = record.exc_info[1] if record.exc_info else None
     return record.getMessage() if error is None else f"{record.getMessage()}: {place_of(error)}"

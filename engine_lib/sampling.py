@@ -1,4 +1,4 @@
-"""SamplingParams: how the codes of one request are drawn. Names and defaults are those of qwen-tts."""
+"""SamplingParams: how the codes of one request are sampled. Names and defaults are those of qwen-tts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SamplingParams:
     Attributes:
         temperature: logits are divided by it; > 0.
         top_k: keep the k likeliest ids; 0 keeps all.
-        top_p: keep the smallest set of ids whose probability reaches it; in (0, 1].
-        repetition_penalty: codebook-0 ids this request has used are made less likely; > 0, 1 is off.
-        do_sample: draw; False takes the likeliest id.
-        seed: the same seed gives the same random numbers, whatever the batch; None draws a fresh one.
-        max_frames: frames after which the request ends with finish reason `length`; None: a budget from the text.
+        top_p: keep the smallest set of ids with at least this total probability; in (0, 1].
+        repetition_penalty: makes codebook-0 ids that this request has used less likely; > 0, 1 is off.
+        do_sample: sample; False takes the likeliest id.
+        seed: the same seed gives the same random numbers in any batch; None: a fresh one.
+        max_frames: frames after which the request ends with finish reason `length`; None: a limit from the length of the text.
     """
 
     temperature: float = 0.9
@@ -58,10 +58,10 @@ class SamplingParams:
             raise InvalidRequestError("max_frames", f"{self.max_frames} is not allowed; give a whole number from 1")
 
     def updated(self, values: Mapping[str, Any]) -> SamplingParams:
-        """These with `values` (name to number, bool or None) put in.
+        """A copy with `values` (name to number, bool or None); None keeps the present value.
 
         Raises:
-            InvalidRequestError: an unknown name, a value of the wrong type or outside its range.
+            InvalidRequestError: an unknown name, or a value of the wrong type or outside its range.
         """
         types = _field_types()
         changes: dict[str, Any] = {}
@@ -74,13 +74,13 @@ class SamplingParams:
         return replace(self, **changes) if changes else self
 
 
-@cache  # evaluating the annotations takes longer than the rest of a request's parsing
+@cache  # because evaluating the annotations takes longer than the rest of a request's parsing
 def _field_types() -> dict[str, Any]:
     return get_type_hints(SamplingParams)
 
 
 def _converted(name: str, kind: Any, value: Any) -> Any:
-    """JSON numbers may arrive as int for float or as whole floats for int; anything else is refused."""
+    """Accepts an int for a float, and a whole float for an int, because JSON does not tell them apart; refuses all else."""
     if kind is bool:
         if isinstance(value, bool):
             return value

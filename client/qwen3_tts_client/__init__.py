@@ -1,7 +1,7 @@
 """Client of the Qwen3-TTS Triton server: `Client`, `AsyncClient`, and the command line `qwen3-tts`.
 
-Needs numpy and tritonclient, never the engine, torch or transformers. Names are loaded on first use, so that the command line
-answers --help without waiting for gRPC.
+It needs numpy and tritonclient, never the engine, torch or transformers. Names are loaded on first use, so that the command
+line answers --help without loading gRPC.
 """
 
 from __future__ import annotations

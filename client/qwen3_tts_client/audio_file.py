@@ -1,7 +1,7 @@
-"""Audio written while it arrives: to a file in the format of its name, or as a WAV stream to a pipe.
+"""Writes audio while it arrives: to a file in the format of its name, or as a WAV stream to a pipe.
 
-Samples are stored as 16-bit integers where the format has them (WAV, FLAC, AIFF, ...), so they differ from the float32 of the
-stream by at most one step, 1/32768. What was written before an error stays and can be played.
+If the format has 16-bit integers (WAV, FLAC, AIFF, ...), samples are stored as such: they differ from the float32 of the
+stream by at most one step, 1/32768. Audio written before an error stays and can be played.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SUBTYPE = "PCM_16"
-# Length of a WAV stream that nobody knows yet; players read to the end.
+# Length field of a WAV stream while its length is not known; players then read to the end.
 UNKNOWN_LENGTH = 0xFFFFFFFF
 
 
@@ -35,7 +35,7 @@ class AudioWriter(Protocol):
 
 
 class AudioFile:
-    """A file made by the first chunk, so that a request that is refused leaves an older file alone.
+    """A file that the first chunk creates: a refused request leaves an older file of this name alone.
 
     Args:
         path: its suffix gives the format.
@@ -80,7 +80,7 @@ class WavPipe:
     """A 16-bit WAV on a stream that cannot seek, such as standard output.
 
     Args:
-        stream: gets a header with the first chunk, then the samples of each chunk at once.
+        stream: gets a header before the first chunk, and the samples of each chunk as soon as it arrives.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -91,7 +91,7 @@ class WavPipe:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing to close: the stream is the caller's."""
+        """Close nothing: the stream belongs to the caller."""
 
     def write(self, audio: npt.NDArray[np.float32], sample_rate: int) -> None:
         """Append float32 [samples], -1 to 1."""
@@ -105,7 +105,7 @@ class WavPipe:
 
 
 def _wav_header(sample_rate: int) -> bytes:
-    """RIFF header of mono 16-bit samples of unknown number."""
+    """RIFF header of an unknown number of mono 16-bit samples."""
     sample_format = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
     return (
         struct.pack("<4sI4s4sI", b"RIFF", UNKNOWN_LENGTH, b"WAVE", b"fmt ", len(sample_format))

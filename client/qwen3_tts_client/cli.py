@@ -1,4 +1,7 @@
-"""The command line `qwen3-tts`. What is slow to load (gRPC, numpy, rich) is loaded by the command that needs it."""
+"""The command line `qwen3-tts`.
+
+A command loads slow packages (gRPC, numpy, rich) itself, when it needs them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ Examples:
   # play while it is made
   qwen3-tts say "Good morning." --voice vivian -o - | aplay
 \b
-  # read a text file, with the same result every time
+  # speak a text file, with the same result every time
   qwen3-tts say - -o chapter.flac --voice ryan --seed 7 < chapter.txt
 \b
   # in the voice of a recording, with a Base checkpoint
@@ -39,24 +42,24 @@ Examples:
   # the first audio as early as possible, then larger chunks
   qwen3-tts say "Good morning." --voice vivian --chunk-frames 1,1,2,4,8
 
-Words: a frame is 80 ms of audio. The time to first audio counts from the sending of the request. The real-time factor is the
+Terms: a frame is 80 ms of audio. The time to first audio starts when the request is sent. The real-time factor is the
 time taken divided by the seconds of audio; below 1 is faster than playback.
 
 \b
 Exit codes:
   0    spoken
-  1    the stream broke; what had arrived is in the file
+  1    the stream broke; the audio that had arrived is in the file
   2    an option or the request is not allowed, or the file cannot be written
   3    no server answers, or its model is not ready
   4    the server is overloaded
-  5    the timeout passed; what had arrived is in the file
+  5    the timeout passed; the audio that had arrived is in the file
   130  interrupted
 """
 
 app = typer.Typer(
     name="qwen3-tts",
     no_args_is_help=True,
-    rich_markup_mode=None,  # its panels are too narrow for an 80-column terminal: they cut option names off
+    rich_markup_mode=None,  # rich's panels cut option names off on a terminal of 80 columns
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -83,9 +86,9 @@ def say(
         ),
     ] = "speech.wav",
     voice: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A speaker built in, or a stored voice for a Base checkpoint; see: voices list.")
+        str | None, typer.Option(metavar="NAME", help="A built-in speaker, or a stored voice for a Base checkpoint; see: voices list.")
     ] = None,
-    language: Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: found from the text]")] = None,
+    language: Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: detected from the text]")] = None,
     instruct: Annotated[
         str | None, typer.Option(metavar="TEXT", help="How to speak, in words; for VoiceDesign checkpoints a description of the voice.")
     ] = None,
@@ -93,9 +96,9 @@ def say(
     reference_text: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")
     ] = None,
-    x_vector_only: Annotated[bool, typer.Option("--x-vector-only", help="Clone the timbre of the recording alone.")] = False,
+    x_vector_only: Annotated[bool, typer.Option("--x-vector-only", help="Clone only the timbre of the recording.")] = False,
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="Model of a server that has several: qwen3_tts_base, qwen3_tts_design, ..")
+        str, typer.Option(metavar="NAME", help="Model to use if the server has several: qwen3_tts_base, qwen3_tts_design, ..")
     ] = DEFAULT_MODEL,
     url: Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")] = DEFAULT_URL,
     timeout: Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")] = None,
@@ -108,19 +111,19 @@ def say(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech.")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the likeliest K codes only; 0 is all.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Draw from the likeliest codes that make up this probability.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1 repeats less.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest code, nothing drawn.")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest code, without sampling.")] = False,
     max_frames: Annotated[int | None, typer.Option(metavar="N", help="Cut the speech after this many frames of 80 ms.")] = None,
     non_streaming: Annotated[
         bool | None,
         typer.Option(
-            "--non-streaming/--streaming-text", help="Give the model all of the text before the first audio, or feed it while speaking."
+            "--non-streaming/--streaming-text", help="Give the model the whole text before the first audio, or feed it while speaking."
         ),
     ] = None,
 ) -> None:
-    """Speak a text, writing the audio while it arrives."""
+    """Speak a text and write the audio while it arrives."""
     from rich.console import Console
 
     from qwen3_tts_client.client import Client
@@ -159,7 +162,7 @@ def say(
     except Qwen3TTSClientError as error:
         raise failed(exit_code(error), error.message, error.hint) from None
     except BrokenPipeError:
-        sys.stdout = None  # or the interpreter complains when it flushes it
+        sys.stdout = None  # otherwise the interpreter fails to flush it at exit
         raise failed(EXIT_STREAM_FAILED, "whoever read standard output has gone; the server was told to stop") from None
     except OSError as error:
         raise failed(EXIT_INVALID, f"{_name(output)}: {error.strerror or error}") from None
@@ -186,7 +189,7 @@ def _text(argument: str) -> str:
 
 
 def _chunk_frames(argument: str | None) -> list[int] | None:
-    """Frames of the first, second, ... chunk from "1,2,4,8"."""
+    """Parse "1,2,4,8": frames of the first, second, ... chunk."""
     if argument is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""How the command line ends when something goes wrong: the exit codes, and one line with a hint on standard error."""
+"""Errors of the command line: exit codes, and one line with a hint on standard error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 
 def exit_code(error: Qwen3TTSClientError) -> int:
-    """What the command ends with for `error`."""
+    """Exit code of the command for `error`."""
     from qwen3_tts_client import errors
 
     codes = {
@@ -31,6 +31,6 @@ def exit_code(error: Qwen3TTSClientError) -> int:
 
 
 def failed(code: int, message: str, hint: str = "") -> typer.Exit:
-    """Say what went wrong, in a line and a hint on standard error; return what ends the command with `code`."""
+    """Print an error line and a hint on standard error; return the exception that ends the command with `code`."""
     typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     return typer.Exit(code)

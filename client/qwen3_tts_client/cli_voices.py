@@ -36,8 +36,8 @@ Examples:
   # names only, for a script
   qwen3-tts voices list --json | jq -r '.voices[].name'
 
-The server keeps what its model needs of a voice (not the recording), the text and the consent, in the folder of its option
-voice_store. Get the consent of the person whose voice it is.
+The server keeps the voice's features (not the recording), the text and the consent in the folder of its option voice_store.
+Ask the speaker for consent first.
 
 \b
 Exit codes:
@@ -50,7 +50,7 @@ Exit codes:
 
 app = typer.Typer(
     name="voices",
-    help="Voices of the server: those built in, and those it stores. Stored ones need a Base checkpoint.",
+    help="Built-in and stored voices of the server. Stored ones need a Base checkpoint.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -86,7 +86,7 @@ def list_voices(url: Url = DEFAULT_URL, timeout: Timeout = None, as_json: AsJson
 
 @app.command()
 def show(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None, as_json: AsJson = False) -> None:
-    """Show all that is known of one voice, consent and text included."""
+    """Show all facts about one voice, consent and text included."""
     with _server(url) as client:
         voice = client.voices.show(name, timeout=timeout)
     _show(voice, as_json)
@@ -96,10 +96,10 @@ def show(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None, as_json: A
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters a-z, digits, - _ and dots; 64 at most.")],
     recording: Annotated[Path, typer.Argument(metavar="FILE", help="Recording of the voice: WAV, FLAC, MP3, OGG, .. at any rate.")],
-    consent: Annotated[str, typer.Option(metavar="TEXT", help="Who agreed that this voice is cloned; kept with the voice.")],
+    consent: Annotated[str, typer.Option(metavar="TEXT", help="Person who agreed that this voice is cloned; kept with the voice.")],
     text: Annotated[str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")] = None,
     x_vector_only: Annotated[
-        bool, typer.Option("--x-vector-only", help="Clone the timbre alone: needs no text, is less like the speaker.")
+        bool, typer.Option("--x-vector-only", help="Clone only the timbre: needs no text, is less like the speaker.")
     ] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Model it is for. [default: the first Base one]")] = None,
     url: Url = DEFAULT_URL,
@@ -129,7 +129,7 @@ def add(
 
 @app.command()
 def remove(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None) -> None:
-    """Delete a stored voice. There is no way back."""
+    """Delete a stored voice. This cannot be undone."""
     with _server(url) as client:
         client.voices.remove(name, timeout=timeout)
     typer.echo(f"removed {_plain(name.lower())}")
@@ -137,7 +137,7 @@ def remove(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None) -> None:
 
 @contextmanager
 def _server(url: str) -> Iterator[Client]:
-    """A client whose errors end the command."""
+    """A client; its errors end the command."""
     from qwen3_tts_client.client import Client
     from qwen3_tts_client.errors import Qwen3TTSClientError
 
@@ -178,7 +178,7 @@ def _print(table: Table) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text of a server, without what could steer the terminal."""
+    """Text of a server, without characters that could control the terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

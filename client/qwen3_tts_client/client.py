@@ -1,13 +1,13 @@
 """Client and AsyncClient: stream speech from the ensemble `qwen3_tts` of a Triton server, over gRPC.
 
-Each stream is one gRPC call of its own on the client's one channel, rather than one of a tritonclient InferenceServerClient: that
-has one bidirectional stream at a time, so that concurrent streams would each need a client, with a connection (7 ms to the first
-response against 2.5 ms on a shared channel, both measured on 2 CPU cores) and a thread for its callback; and when it cancels a
-stream it leaves the thread that feeds its requests waiting for ever. Calls of several threads share a channel safely.
+Each stream is a gRPC call of its own on the client's one channel; threads share a channel safely. tritonclient's
+InferenceServerClient is not used, because it has one bidirectional stream at a time. Concurrent streams would each need a client
+with a connection (7 ms to the first response; 2.5 ms on a shared channel, both measured on 2 CPU cores) and a thread for its
+callback. And when it cancels a stream, the thread that feeds its requests waits for ever.
 
-What ends a stream (its last chunk, which has no samples, or an error) is handed over when the call has ended, not when the message
-arrives: a caller who stops there must not cancel a call whose final response is already on its way. In Triton 24.10 that leaks
-the ensemble's request, and the server then stops only at its exit timeout.
+The end of a stream (its last chunk, which has no samples, or an error) is handed over when the call has ended, not when the
+message arrives. A caller who stops there would otherwise cancel a call while its final response is on its way. In Triton 24.10
+that leaks the ensemble's request, and the server then stops only at its exit timeout.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Speech from one server; any number of streams at a time, from any threads. `voices` lists and stores voices.
+    """Speech from one server: any number of streams at a time, from any thread. `voices` lists and stores voices.
 
         with Client("localhost:8001") as client:
             for chunk in client.stream("Hello.", voice="vivian"):
                 play(chunk.audio)
 
     Args:
-        url: HOST:PORT of the server's gRPC port. The connection is made by the first stream and made again when it breaks.
+        url: HOST:PORT of the server's gRPC port. The first stream connects; a broken connection is made again.
         model: name of the ensemble; a server of several checkpoints has one for each.
     """
 
@@ -62,14 +62,14 @@ class Client:
         self._channel.close()
 
     def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Generator[AudioChunk, None, None]:
-        """Speak `text`, chunk by chunk as the server makes them.
+        """Speak `text`; yields each chunk when the server has made it.
 
         The request is sent when the first chunk is asked for. Leaving the loop early cancels it on the server; so does `close()`
-        on the iterator, which a caller who keeps a reference to it must call.
+        on the iterator, which a caller that keeps a reference to it must call.
 
         Args:
             text: what to say.
-            timeout: seconds until the whole stream must have ended, counted from the first chunk asked for; None: no limit.
+            timeout: seconds from the request to the end of the whole stream; None: no limit.
             options: see RequestOptions.
 
         Yields:
@@ -159,7 +159,7 @@ class AsyncClient:
 
 
 class _Reader:
-    """What one call brought, for both clients. What ends the stream, its last chunk or an error, waits here until the call has ended."""
+    """The responses of one call, for both clients. The end of the stream (last chunk or error) waits here until the call has ended."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -167,7 +167,7 @@ class _Reader:
         self._end: AudioChunk | Qwen3TTSClientError | None = None
 
     def read(self, response: service_pb2.ModelStreamInferResponse) -> AudioChunk | None:
-        """The chunk of this response; None for what ends the stream."""
+        """The chunk of this response; None if it ends the stream."""
         try:
             chunk = parse_response(response, self._chunks_received)
         except Qwen3TTSClientError as error:
@@ -180,11 +180,11 @@ class _Reader:
         return None
 
     def call_failed(self, error: grpc.RpcError) -> None:
-        """The call ended with a status other than OK; of no matter where the stream was complete already."""
+        """The call ended with a status other than OK; this is ignored if the stream was complete already."""
         self._end = self._end or error_from_rpc(error, self._url, self._chunks_received)
 
     def last(self) -> AudioChunk:
-        """The last chunk of a stream whose call has ended.
+        """The last chunk of the stream, once the call has ended.
 
         Raises:
             Qwen3TTSClientError: the error that ended it.

@@ -1,11 +1,11 @@
-"""What can go wrong for a caller of the client, one class for each thing the caller can do about it.
+"""Errors of the client, one class for each thing the caller can do about it.
 
-On a stream Triton sends the error of a model as text and no status code: "in ensemble 'qwen3_tts', " and the model's message,
-which this server begins with the name of the code ("INVALID_ARG: voice: 'bob' is unknown; ..."). So the class is read from that
-text. The header `triton_grpc_error` would bring real status codes, but a 24.10 server that answers a few hundred errors this way
-dies of a segmentation fault: it is never sent.
+On a stream Triton sends a model's error as text without a status code: "in ensemble 'qwen3_tts', " and the model's message.
+This server begins that message with the name of the code ("INVALID_ARG: voice: 'bob' is unknown; ..."), so the class is read from
+the text. The header `triton_grpc_error` would bring real status codes. It is never sent, because a 24.10 server that answers a
+few hundred errors this way dies of a segmentation fault.
 
-On a stream, gRPC's own status codes are therefore those of the connection (and of a proxy between): none comes from the model.
+So on a stream, gRPC's own status codes are those of the connection (or of a proxy in between); none comes from the model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import re
 import grpc  # type: ignore[import-untyped]
 
 MODEL_ERROR = re.compile(r"^(?:in ensemble '[^']*', )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
-# What the server's own codes become where one response is asked for; gRPC itself does not begin its details with a code.
+# The server's own codes on a call with one response; gRPC itself does not begin its details with a code.
 MODEL_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 FIELD = re.compile(r"^([a-z][a-z0-9_]*): ")
-# How Triton itself, not a model, says that the model cannot be asked.
+# Triton's own messages if a model cannot be called.
 MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
 
 CANNOT_CONNECT_HINT = "start a server (python scripts/serve.py --model CHECKPOINT) or give the HOST:PORT of a running one's gRPC port"
@@ -32,7 +32,7 @@ class Qwen3TTSClientError(Exception):
 
     Attributes:
         message: what happened.
-        hint: what to do next; "" where there is no more to say.
+        hint: what to do next; "" if there is none.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -45,7 +45,7 @@ class InvalidRequest(Qwen3TTSClientError, ValueError):
     """The request has a value that is not allowed. Nothing was queued.
 
     Attributes:
-        field: name of the offending field; None where the server named none.
+        field: name of the offending field; None if the server named none.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -58,14 +58,14 @@ class ServerUnavailable(Qwen3TTSClientError):
 
 
 class ServerOverloaded(Qwen3TTSClientError):
-    """The server takes no more requests: as many wait as it accepts, or it is about to stop."""
+    """The server takes no more requests: its queue is full, or it is about to stop."""
 
 
 class StreamFailed(Qwen3TTSClientError):
     """The stream ended with an error, or without its last chunk.
 
     Attributes:
-        chunks_received: chunks that arrived before; their audio is good.
+        chunks_received: chunks that arrived before; their audio is valid.
     """
 
     def __init__(self, message: str, *, chunks_received: int = 0, hint: str = "") -> None:
@@ -77,7 +77,7 @@ class RequestTimeout(Qwen3TTSClientError, TimeoutError):
     """The stream had not ended when the caller's timeout passed; the server was told to stop.
 
     Attributes:
-        chunks_received: chunks that arrived in time; their audio is good.
+        chunks_received: chunks that arrived in time; their audio is valid.
     """
 
     def __init__(self, message: str, *, chunks_received: int = 0) -> None:
@@ -86,7 +86,7 @@ class RequestTimeout(Qwen3TTSClientError, TimeoutError):
 
 
 def error_from_message(message: str, chunks_received: int) -> Qwen3TTSClientError:
-    """The typed error for an error message that came on the stream instead of a response."""
+    """The typed error for a message that came on the stream instead of a response."""
     if MODEL_NOT_READY.match(message):
         return ServerUnavailable(message, hint=NOT_READY_HINT)
     parts = MODEL_ERROR.match(message)

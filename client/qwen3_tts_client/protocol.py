@@ -1,7 +1,7 @@
-"""One spoken text as Triton's wire messages: a request from its options, an AudioChunk from each response.
+"""Triton's wire messages of one stream: a request from its options, an AudioChunk from each response.
 
 The names are those of the ensemble's inputs and outputs (model_repository/qwen3_tts/config.pbtxt). Both clients build and parse
-here and nowhere else. The messages are written directly, from the protobuf classes that tritonclient ships.
+messages here and nowhere else, directly with the protobuf classes that tritonclient ships.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MICROSECONDS = 1_000_000  # in a second
-DEADLINE_CODE = "DEADLINE_EXCEEDED: "  # how the server begins the error of a request whose timeout has passed
+DEADLINE_CODE = "DEADLINE_EXCEEDED: "  # the server's error begins so if the request's timeout has passed
 
 
 class RequestOptions(TypedDict, total=False):
-    """Options of one request; every one may be left out or None. The server checks the values against its checkpoint.
+    """Options of one request; each may be left out or None. The server checks the values against its checkpoint.
 
     Attributes:
-        voice: a speaker of a CustomVoice checkpoint, such as "vivian", or for Base checkpoints a voice the server stores.
-        language: such as "english"; left out, the server finds it from the text.
+        voice: a speaker of a CustomVoice checkpoint, such as "vivian"; for Base checkpoints a stored voice of the server.
+        language: such as "english"; if left out, the model infers it from the text.
         instruct: how to speak, in words; for VoiceDesign checkpoints a description of the voice.
         sampling: any of temperature, top_k, top_p, repetition_penalty, do_sample, subtalker_temperature, subtalker_top_k,
             subtalker_top_p, subtalker_dosample, seed, max_frames, non_streaming_mode, chunk_policy.
         chunk_frames: frames (80 ms each) in the first, second, ... chunk; the last number repeats.
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
-        reference_text: what `reference_audio` says.
-        x_vector_only: take only the timbre of the reference, and no `reference_text`.
+        reference_text: the words of `reference_audio`.
+        x_vector_only: clone only the timbre of the reference; needs no `reference_text`.
         request_id: name of the request in the server's log and metrics; need not be unique.
     """
 
@@ -106,10 +106,10 @@ class Speech:
 
 
 def build_request(model: str, text: str, timeout: float | None = None, **options: Unpack[RequestOptions]) -> service_pb2.ModelInferRequest:
-    """The wire message that asks `model` to speak `text`; after `timeout` seconds the server gives it up, waiting or speaking.
+    """The wire message that asks `model` to speak `text`; after `timeout` seconds the server ends it, waiting or speaking.
 
     Raises:
-        InvalidRequest: a value that cannot be put on the wire.
+        InvalidRequest: a value cannot be encoded.
         TypeError: an unknown option.
     """
     unknown = sorted(set(options) - set(RequestOptions.__annotations__))
@@ -142,10 +142,10 @@ def build_request(model: str, text: str, timeout: float | None = None, **options
 
 
 def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_received: int) -> AudioChunk:
-    """The chunk in one response; `chunks_received` came before it.
+    """The chunk in one response; `chunks_received` chunks came before it.
 
     Raises:
-        Qwen3TTSClientError: the response is an error, by one of the classes of qwen3_tts_client.errors.
+        Qwen3TTSClientError: the response is an error; one of the classes of qwen3_tts_client.errors.
     """
     if response.error_message:
         raise error_from_message(response.error_message, chunks_received)
@@ -158,7 +158,7 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
                 raise RequestTimeout(f"the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
             raise StreamFailed(error or "the server ended the stream with an error and no reason", chunks_received=chunks_received)
         return AudioChunk(
-            # frombuffer gives a read-only view of the message; callers may want to write, and the copy is some 60 kB
+            # A copy of some 60 kB, because frombuffer gives a read-only view of the message and callers may want to write.
             audio=np.frombuffer(raw["audio"], "<f4").astype(np.float32),
             sample_rate=int(np.frombuffer(raw["sample_rate"], "<i4")[0]),
             index=int(np.frombuffer(raw["chunk_index"], "<i4")[0]),

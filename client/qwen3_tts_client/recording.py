@@ -1,4 +1,4 @@
-"""A recording read from a file, as a reference goes to the server: mono floats at the file's own rate."""
+"""Reads a recording from a file as the server takes a reference: mono floats at the file's own rate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Recording:
         """Read any format libsndfile knows; channels are averaged.
 
         Raises:
-            OSError: there is no such file, or it holds no audio that can be read.
+            OSError: the file does not exist, or holds no readable audio.
         """
         try:
             with open(path, "rb") as file:

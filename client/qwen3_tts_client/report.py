@@ -1,6 +1,6 @@
-"""What the command line shows of one stream: its timings, a live line on a terminal, a line per chunk, and the summary.
+"""The command line's report on one stream: a live line on a terminal, a line per chunk, and a summary.
 
-Away from a terminal the text is plain: no colours, no control characters, one fact to a line however long.
+If the output is no terminal, the text is plain: no colours, no control characters, one fact to a line however long.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class StreamReport:
-    """Timings of one stream, counted from the making of this object, shown as its chunks arrive.
+    """Timings of one stream, counted from the creation of this object, shown as its chunks arrive.
 
     Args:
-        console: where to write; the live line appears only if it is a terminal.
+        console: output; the live line appears only if it is a terminal.
         each_chunk: print a line for every chunk.
 
     Attributes:
@@ -65,7 +65,7 @@ class StreamReport:
             self._status.update(self._progress())
 
     def summary(self) -> str:
-        """All that has arrived and how it ended, in a line."""
+        """One line: the audio that has arrived, and how the stream ended."""
         return f"{self._progress()}, {f'finished: {self._finish_reason}' if self._finish_reason else 'not finished'}"
 
     def _progress(self) -> str:
@@ -77,5 +77,5 @@ class StreamReport:
         )
 
     def line(self, text: str) -> None:
-        """Print one line as it is, above the live one."""
+        """Print one line without markup, above the live one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

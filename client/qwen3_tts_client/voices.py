@@ -1,4 +1,4 @@
-"""Voices of a server: those built into its checkpoints and those it stores, through its control model `voices`."""
+"""Built-in and stored voices of a server, through its control model `voices`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MODEL = "voices"
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """One voice. What a built-in speaker has not is None; what only `show` tells is None in a list.
+    """One voice. A field is None if a built-in speaker does not have it, or if only `show` returns it.
 
     Attributes:
-        name: what `voice` of a request calls it.
+        name: value of `voice` in a request.
         source: "built-in" or "stored".
         models: ensembles that speak with it.
         created: date and time, UTC, ISO 8601.
         made_by: the checkpoint that encoded it.
-        x_vector_only: only its timbre is cloned; else its reference is continued, in context.
+        x_vector_only: True: only its timbre is cloned; False: its reference is continued, in context.
         reference_seconds, reference_sample_rate: of the recording it was made from.
         reference_text, consent: as they were given; only from `show`.
     """
@@ -49,7 +49,7 @@ class Voice:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Voice:
-        """The voice the server describes; fields this client does not know are left out."""
+        """The voice that the server describes; fields unknown to this client are ignored."""
         known = {spec.name: values[spec.name] for spec in fields(cls) if spec.name in values}
         return cls(**known | {"models": tuple(values["models"])})
 
@@ -80,11 +80,11 @@ class Voices:
         self._stub, self._url = stub, url
 
     def list(self, *, timeout: float | None = None) -> VoiceList:
-        """Every voice, without consent and texts."""
+        """All voices, without consents and texts."""
         return _voice_list(self._ask(_request("list"), timeout))
 
     def show(self, name: str, *, timeout: float | None = None) -> Voice:
-        """All that is known of one voice."""
+        """All facts about one voice."""
         return Voice.from_json(self._ask(_request("show", name), timeout))
 
     def add(
@@ -102,12 +102,12 @@ class Voices:
         """Store the voice of a recording; the recording itself is not kept.
 
         Args:
-            name: letters a-z, digits, -, _ and dots, 64 at most; upper case is made lower.
+            name: letters a-z, digits, -, _ and dots, 64 at most; upper case becomes lower case.
             audio: float [samples], mono, -1 to 1.
             sample_rate: in Hz.
-            consent: who agreed that this voice is cloned; kept with it.
-            text: what is said in the recording; needed unless `x_vector_only`.
-            x_vector_only: clone the timbre alone.
+            consent: the person who agreed that this voice is cloned; kept with it.
+            text: the words of the recording; needed unless `x_vector_only`.
+            x_vector_only: clone only the timbre.
             model: the ensemble it is for; None: the first of a base checkpoint.
         """
         request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)

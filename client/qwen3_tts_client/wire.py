@@ -1,4 +1,4 @@
-"""Tensors in Triton's protobuf messages, written and read directly with the classes tritonclient ships."""
+"""Tensors in Triton's protobuf messages, written and read with the classes that tritonclient ships."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_string(request: service_pb2.ModelInferRequest, name: str, value: str) ->
     """Append a BYTES input of shape [1]: on the wire, 4 bytes of length and the UTF-8 text.
 
     Raises:
-        InvalidRequest: it is no text that UTF-8 can hold.
+        InvalidRequest: the value cannot be encoded as UTF-8.
     """
     if not isinstance(value, str):
         raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)
@@ -40,10 +40,10 @@ def add_reference(
     text: str | None,
     x_vector_only: bool | None,
 ) -> None:
-    """Append what is given of a voice to clone; see RequestOptions.
+    """Append the given inputs of a voice to clone; see RequestOptions.
 
     Raises:
-        InvalidRequest: a value that cannot be put on the wire.
+        InvalidRequest: a value cannot be encoded.
     """
     if text is not None:
         add_string(request, "reference_text", text)
