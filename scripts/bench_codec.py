@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benching.arguments import add_checkpoints
 from benching.measuring import command, machine, random_checkpoint, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.runner import CodecRunner
@@ -58,9 +59,7 @@ def main() -> None:
         "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs are alike"
     )
     parser.add_argument("--model", type=Path, help="measure this checkpoint folder instead")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where random checkpoints are written and found again"
-    )
+    add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])

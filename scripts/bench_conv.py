@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 import triton
-from bench_kernels import seconds_per_launch
 
+from benching.launch_timing import seconds_per_launch
 from benching.step_kernels import weight
 from engine_lib.kernels.causal_conv import Snake, causal_conv, causal_conv_torch
 from engine_lib.kernels.conv_tiles import ConvTile, conv_tile_for

@@ -16,7 +16,6 @@ the host works. first codes: from the call to the first chunk.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import queue
 import sys
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 
 from benching import fake_device
+from benching.arguments import add_checkpoints, require_matplotlib
 from benching.fake_device import FakeConfig, FakeEngine
 from benching.measuring import command, machine, random_checkpoint, random_prompt, write_results
 from benching.speech_load import LONGEST, speech_frames
@@ -97,16 +97,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20, help="measured at each point")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds of the same load before")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and lengths")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where the random checkpoint is written and found again"
-    )
+    add_checkpoints(parser)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw the step intervals into this file; needs matplotlib (the extra `bench`)")
     arguments = parser.parse_args()
     if any(streams <= 0 for streams in arguments.streams):
         parser.error(f"--streams: {arguments.streams} is not allowed; give numbers above 0")
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib")
+    require_matplotlib(parser, arguments)
     return arguments
 
 

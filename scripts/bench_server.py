@@ -19,7 +19,6 @@ it decodes; codec queue: chunks the codec has not answered.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -36,11 +35,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
+from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
 from benching.gpu_utilization import GpuUtilization
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.round_trip import round_trips
-from benching.server import benchmark_server
-from benching.server_internals import inside_line, internals
+from benching.server import running_server
+from benching.server_metrics import metric_figures, metrics_line
 from benching.server_peers import comparisons, peers_of
 from benching.speech_load import Load, drive, summary
 
@@ -99,12 +99,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random checkpoint to serve")
     parser.add_argument("--model", type=Path, help="serve this checkpoint folder instead")
     parser.add_argument("--url", help="measure the server whose gRPC port is HOST:PORT instead of starting one")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where random checkpoints are written and found again"
-    )
+    add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
     parser.add_argument("--mps", action="store_true", help="serve with a private MPS daemon, as serve.py --mps")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as of serve.py")
+    add_engine_options(parser)
     parser.add_argument("--voice", default="vivian", help='speaker of a CustomVoice checkpoint; "" names none')
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64, 128], help="closed loops: streams at a time")
     parser.add_argument("--rates", type=float, nargs="*", default=[1, 10, 20, 40, 60], help="open loops: requests a second")
@@ -125,10 +123,7 @@ def _arguments() -> argparse.Namespace:
     for name in ("streams", "rates"):
         if any(value <= 0 for value in getattr(arguments, name)):
             parser.error(f"--{name}: {getattr(arguments, name)} is not allowed; give numbers above 0")
-    if any("=" not in option for option in arguments.option):
-        parser.error(f"--option: {arguments.option} is not allowed; give NAME=VALUE")
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib; or draw it later from --output with server_plot.py")
+    require_matplotlib(parser, arguments, "; or draw it later from --output with server_plot.py")
     if arguments.output and not arguments.log_file:
         arguments.log_file = arguments.output.with_suffix(".log")
     return arguments
@@ -167,8 +162,8 @@ def _server(arguments: argparse.Namespace) -> Iterator[_Server]:
     size = json.loads((folder / "config.json").read_text()).get("tts_model_size")
     slots = str(max([MIN_SLOTS, *arguments.streams]))
     options = {"device": arguments.device, "max_num_seqs": slots, "codec_slots": slots}
-    options |= dict(option.split("=", 1) for option in arguments.option)
-    with benchmark_server(folder, options, mps=arguments.mps, log_file=arguments.log_file) as (server, ready):
+    options |= dict(arguments.option)
+    with running_server(folder, options, mps=arguments.mps, log_file=arguments.log_file) as (server, ready):
         start = {"checkpoint": folder.name, "size": size, "ready_s": ready, "options": options, "mps": arguments.mps}
         yield _Server(f"127.0.0.1:{server.grpc_port}", start, server.metrics)
 
@@ -218,7 +213,7 @@ def _measure(
             readings.append((time.monotonic(), server.metrics()))
         driving.wait(min(READ_SECONDS, max(end - time.monotonic(), 0.0)))
     reports = driving.get(arguments.patience + 30)
-    return {**summary(reports, begin, end), "seconds": seconds, "gpu_utilization": gpu.mean(begin, end), **internals(readings)}
+    return {**summary(reports, begin, end), "seconds": seconds, "gpu_utilization": gpu.mean(begin, end), **metric_figures(readings)}
 
 
 def _row(point: dict[str, object]) -> str:
@@ -235,7 +230,7 @@ def _row(point: dict[str, object]) -> str:
         f"{number('gap_p99_ms'):>10} {underruns:>10} {number('audio_seconds_per_second'):>9} {point['done']:>5} {point['refused']:>7} "
         f"{point['failed']:>6} {point['unfinished']:>4} {number('gpu_utilization', 0):>5} {number('client_cpu', 0, 100):>5}"
     )
-    if inside := inside_line(point):
+    if inside := metrics_line(point):
         row += f"\n{'':>12} {inside}"
     if point["first_error"]:
         row += f"\n{'':>12} the first failure: {point['first_error']}"

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import numpy.typing as npt
 
+from benching.arguments import add_checkpoints, add_engine_options
 from benching.measuring import command, machine, random_checkpoint, write_results
-from benching.server import benchmark_server
+from benching.server import running_server
 from qwen3_tts_client import Client
 
 SAMPLE_RATE = 24000
@@ -114,8 +115,8 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
     """The gRPC address of a server with a store of its own."""
     folder = (arguments.model or random_checkpoint(arguments.checkpoints, arguments.size, "base")).resolve()
     with tempfile.TemporaryDirectory(prefix="qwen3-tts-voices-") as store:
-        options = {"device": arguments.device, "voice_store": store} | dict(option.split("=", 1) for option in arguments.option)
-        with benchmark_server(folder, options, mps=arguments.mps, log_file=arguments.log_file) as (server, _ready):
+        options = {"device": arguments.device, "voice_store": store} | dict(arguments.option)
+        with running_server(folder, options, mps=arguments.mps, log_file=arguments.log_file) as (server, _ready):
             yield f"127.0.0.1:{server.grpc_port}"
 
 
@@ -123,21 +124,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random base checkpoint to serve")
     parser.add_argument("--model", type=Path, help="serve this base checkpoint folder instead")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where random checkpoints are written and found again"
-    )
+    add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as of serve.py")
+    add_engine_options(parser)
     parser.add_argument("--mps", action="store_true", help="share the GPU through a private MPS daemon")
     parser.add_argument("--seconds", type=float, nargs="+", default=[3, 10], help="lengths of the reference recordings")
     parser.add_argument("--repeats", type=int, default=20, help="requests of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the recordings")
     parser.add_argument("--log-file", type=Path, help="where the server's output goes (default: a temporary file)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    if any("=" not in option for option in arguments.option):
-        parser.error(f"--option: {arguments.option} is not allowed; give NAME=VALUE")
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from random_checkpoint.shapes import KINDS, SIZES, Config, build_configs, first_special_id
+from random_checkpoint.configs import KINDS, SIZES, Config, build_configs
 from random_checkpoint.tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
 from random_checkpoint.tokenizer import BPE_VOCAB, write_tokenizer
+from random_checkpoint.vocabulary import first_special_id
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEATURE_EXTRACTOR = {
@@ -64,11 +65,7 @@ def make_checkpoint(
     out = Path(out)
     configs = build_configs(size, kind, overrides, bpe_vocab=BPE_VOCAB)
     config = configs["config"]
-    (out / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", config)
-    _write_json(out / "generation_config.json", configs["generation_config"])
-    _write_json(out / "speech_tokenizer" / "config.json", configs["speech_tokenizer"])
-    _write_json(out / "speech_tokenizer" / "preprocessor_config.json", FEATURE_EXTRACTOR)
+    write_configs(out, configs)
     write_tokenizer(out, first_special_id(config["talker_config"]["text_vocab_size"], BPE_VOCAB))
 
     _write_model(out, list(talker_tensors(config)), seed, DTYPES[dtype], shards, eos_gain)
@@ -77,6 +74,15 @@ def make_checkpoint(
     save_file(codec, codec_file, metadata={"format": "pt"})
     codec_file.chmod(0o644)
     return out
+
+
+def write_configs(folder: Path, configs: Mapping[str, Config]) -> None:
+    """Write the JSON files of a checkpoint, except those of its tokenizer."""
+    (folder / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", configs["config"])
+    _write_json(folder / "generation_config.json", configs["generation_config"])
+    _write_json(folder / "speech_tokenizer" / "config.json", configs["speech_tokenizer"])
+    _write_json(folder / "speech_tokenizer" / "preprocessor_config.json", FEATURE_EXTRACTOR)
 
 
 def _write_json(path: Path, value: Config) -> None:

@@ -15,7 +15,7 @@ START_SECONDS = 300.0  # until it must be ready
 
 
 @contextmanager
-def benchmark_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_file: Path | None) -> Iterator[tuple[TritonServer, float]]:
+def running_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_file: Path | None) -> Iterator[tuple[TritonServer, float]]:
     """A server on the checkpoint `folder`, ready, and the seconds that took; it is stopped at the end, its log shown after a failure.
 
     Args:

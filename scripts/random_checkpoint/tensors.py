@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from random_checkpoint.shapes import Config
+from random_checkpoint.configs import Config
 
 LOGIT_STD = 3.5
 AUDIO_GAIN = 0.15

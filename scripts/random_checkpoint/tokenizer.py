@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from random_checkpoint.shapes import SPECIAL_TOKENS
+from random_checkpoint.vocabulary import SPECIAL_TOKENS
 
 BPE_VOCAB = 640  # 256 bytes and 384 merges
 

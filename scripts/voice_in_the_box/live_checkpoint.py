@@ -7,7 +7,6 @@ disagree with the one that serves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from engine_lib.checkpoint import Checkpoint, Weights
-from make_checkpoint import FEATURE_EXTRACTOR
-from random_checkpoint.shapes import Config
+from make_checkpoint import write_configs
+from random_checkpoint.configs import Config
 from random_checkpoint.tokenizer import write_tokenizer
 from voice_in_the_box.sentences import Sentences
 from voice_in_the_box.shapes import BPE_VOCAB
@@ -59,13 +58,9 @@ class LiveCheckpoint(Checkpoint):
         return self._codec
 
 
-def write_configs(folder: Path, configs: Mapping[str, Config]) -> None:
-    """Write everything of the checkpoint but its weights."""
-    (folder / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", configs["config"])
-    _write_json(folder / "generation_config.json", configs["generation_config"])
-    _write_json(folder / "speech_tokenizer" / "config.json", configs["speech_tokenizer"])
-    _write_json(folder / "speech_tokenizer" / "preprocessor_config.json", FEATURE_EXTRACTOR)
+def write_all_but_weights(folder: Path, configs: Mapping[str, Config]) -> None:
+    """Write the checkpoint's configs and its tokenizer."""
+    write_configs(folder, configs)
     sentences = iter(Sentences(TOKENIZER_SEED))
     write_tokenizer(folder, BPE_VOCAB, [next(sentences) for _ in range(TOKENIZER_SENTENCES)], BPE_VOCAB)
 
@@ -85,7 +80,3 @@ def write_weights(folder: Path, talker: Tensors, codec: Tensors) -> None:
             raise ValueError(f"not finite in float16: {', '.join(broken)}")
         save_file(halves, file, metadata={"format": "pt"})
         file.chmod(0o644)
-
-
-def _write_json(path: Path, value: Config) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

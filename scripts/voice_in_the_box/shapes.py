@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from random_checkpoint.shapes import Config, build_configs
+from random_checkpoint.configs import Config, build_configs
 from random_checkpoint.tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
 from voice_in_the_box.speech import SPEAKERS
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine_lib.checkpoint_config import CheckpointConfig
 from voice_in_the_box import corpus, shapes, talker_training
 from voice_in_the_box.codec_training import CodecTrainer
-from voice_in_the_box.live_checkpoint import LiveCheckpoint, write_configs, write_weights
+from voice_in_the_box.live_checkpoint import LiveCheckpoint, write_all_but_weights, write_weights
 from voice_in_the_box.progress import Progress, plot
 
 SMOKE = {"hours": 0.02, "codec_steps": 12, "decoder_steps": 3, "talker_steps": 15, "codec_batch": 2, "rows": 1024, "predicted_frames": 128}
@@ -51,7 +51,7 @@ class Run:
         self._checkpoint, self._state = self._folder / "checkpoint", self._folder / "state"
         self._state.mkdir(parents=True, exist_ok=True)
         self._configs = shapes.configs(smoke=arguments.smoke)
-        write_configs(self._checkpoint, self._configs)
+        write_all_but_weights(self._checkpoint, self._configs)
         self._config = CheckpointConfig.read(self._checkpoint)
 
     def train(self) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import oracle
 from make_checkpoint import _fill, make_checkpoint
-from random_checkpoint.shapes import build_configs
+from random_checkpoint.configs import build_configs
 from random_checkpoint.tensors import speech_tokenizer_tensors
 from random_checkpoint.tokenizer import BPE_VOCAB
 

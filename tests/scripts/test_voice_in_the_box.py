@@ -29,7 +29,7 @@ from voice_in_the_box.codec_model import Quantiser, decode
 from voice_in_the_box.corpus import LAYOUTS, Corpus, input_rows
 from voice_in_the_box.digits import errors
 from voice_in_the_box.evaluate import main
-from voice_in_the_box.live_checkpoint import LiveCheckpoint, write_configs, write_weights
+from voice_in_the_box.live_checkpoint import LiveCheckpoint, write_all_but_weights, write_weights
 from voice_in_the_box.retrieval import distances
 from voice_in_the_box.sentences import Sentences, is_held_out
 from voice_in_the_box.speech import SAMPLES_PER_FRAME, SPEAKERS, Espeak
@@ -48,7 +48,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the recipe whose weights are those training starts from, but loud enough that every logit counts."""
     folder = tmp_path_factory.mktemp("voice") / "checkpoint"
     configs = shapes.configs()
-    write_configs(folder, configs)
+    write_all_but_weights(folder, configs)
     talker = shapes.initial_weights(shapes.talker_specs(configs), 3, CPU)
     codec = shapes.initial_weights(shapes.codec_specs(configs), 4, CPU)
     for name in talker:

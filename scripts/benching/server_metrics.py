@@ -25,7 +25,7 @@ LEVELS = {
 TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second"}
 
 
-def internals(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
+def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
     """Figures by name from readings of /metrics under load, each with its time in seconds, oldest first.
 
     LatencyWindow are those of the latest thousand as the last reading has them, in milliseconds (step_p99_ms); levels are means of all
@@ -59,7 +59,7 @@ def _samples(metrics: str) -> dict[tuple[str, str, str], float]:
     return samples
 
 
-def inside_line(point: dict[str, object]) -> str:
+def metrics_line(point: dict[str, object]) -> str:
     """The figures of one point on one line, or "" where there are none."""
     parts = [
         f"{series.replace('_', ' ')} {point[f'{series}_p50_ms']:.2f} / {point[f'{series}_p99_ms']:.2f}"

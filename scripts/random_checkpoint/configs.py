@@ -9,76 +9,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from random_checkpoint.vocabulary import DIALECTS, LANGUAGES, PUBLISHED_TEXT_VOCAB, SPEAKERS, SPECIAL_TOKENS, first_special_id
+
 Config = dict[str, Any]
 
 SIZES = ("tiny", "0.6b", "1.7b")
 KINDS = ("custom_voice", "base", "voice_design")
-
-LANGUAGES = {
-    "chinese": 2055,
-    "english": 2050,
-    "german": 2053,
-    "italian": 2070,
-    "portuguese": 2071,
-    "spanish": 2054,
-    "japanese": 2058,
-    "korean": 2064,
-    "french": 2061,
-    "russian": 2069,
-    "beijing_dialect": 2074,
-    "sichuan_dialect": 2062,
-}
-SPEAKERS = {
-    "serena": 3066,
-    "vivian": 3065,
-    "uncle_fu": 3010,
-    "ryan": 3061,
-    "aiden": 2861,
-    "ono_anna": 2873,
-    "sohee": 2864,
-    "eric": 2875,
-    "dylan": 2878,
-}
-DIALECTS = {"eric": "sichuan_dialect", "dylan": "beijing_dialect"}
-
-# Text specials in the order of their ids; the published ids start at 151643.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-    "<|audio_start|>",
-    "<|audio_end|>",
-    "<tts_pad>",
-    "<tts_text_bos>",
-    "<tts_text_eod>",
-    "<tts_text_bos_single>",
-    "<|audio_pad|>",
-)
-PUBLISHED_FIRST_SPECIAL_ID = 151643
-PUBLISHED_TEXT_VOCAB = 151936
 
 # hidden, FFN, layers, heads, KV heads, head_dim of the talker, then of its code predictor
 _TALKER = {
@@ -307,8 +243,3 @@ def build_configs(size: str, kind: str, overrides: Config | None = None, *, bpe_
         "tts_eos_token_id": ids["<tts_text_eod>"],
     }
     return configs
-
-
-def first_special_id(text_vocab_size: int, bpe_vocab: int) -> int:
-    """Return the id of <|endoftext|>: the published one where the text table is large enough, else the first free id."""
-    return PUBLISHED_FIRST_SPECIAL_ID if text_vocab_size >= PUBLISHED_TEXT_VOCAB else bpe_vocab

@@ -1,0 +1,32 @@
+"""Command-line arguments that several benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+
+def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """Add --checkpoints, the folder of random checkpoints."""
+    help = "folder in which random checkpoints are written and found again"
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help=help)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add --option NAME=VALUE, which may be repeated; it parses to (name, value) pairs."""
+    help = "an engine option, as in serve.py"
+    parser.add_argument("--option", type=_engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
+
+
+def _engine_option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give NAME=VALUE")
+    return name, value
+
+
+def require_matplotlib(parser: argparse.ArgumentParser, arguments: argparse.Namespace, advice: str = "") -> None:
+    """End with an error if --plot is given and matplotlib is not installed."""
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error(f"--plot needs matplotlib: pip install matplotlib{advice}")
