@@ -1,15 +1,16 @@
-"""Measure the codec on one GPU: milliseconds per cohort by streams and frames, as CUDA graphs and eager, and bfloat16's error.
+"""Measure the codec on one GPU: ms per cohort by streams and frames, and the error of bfloat16.
 
     python scripts/bench_codec.py --eager --output bench_codec.json
 
 Weights are random (written once into --checkpoints), because speed does not depend on them; --model takes a real checkpoint.
-Every time stands beside its floor: the larger of the arithmetic at --bf16-flops or --fp32-flops (one H200: 790 TFLOP/s of
-matrix products measured, 60 TFLOP/s of float32) and of the bytes of the weights and of the streams' state at --bandwidth. With
-the published sizes one frame is 4.95 GFLOP over 0.21 GB of bfloat16 weights, so a cohort below some 8 frames cannot be faster
-than the weights come, 0.05 ms, and 8 frames of 32 streams need 1.6 ms of arithmetic.
+Steps run as CUDA graphs; --eager also times the same kernels launched one by one. Every time is shown with its floor, the larger
+of two: arithmetic at --bf16-flops or --fp32-flops (one H200: 790 TFLOP/s of matrix products measured, 60 TFLOP/s of float32), and
+the bytes of the weights and of the streams' state at --bandwidth. With the published sizes one frame is 4.95 GFLOP over 0.21 GB of
+bfloat16 weights. So a cohort of fewer than about 8 frames takes at least 0.05 ms to read the weights, and 8 frames of 32 streams
+need 1.6 ms of arithmetic.
 
 ms: device time of one cohort among cohorts launched back to back. alone ms: from a call on an idle device until the audio is on
-the host. host us: what launching takes of the host. Eager is the same step with the same kernels, launched one by one.
+the host. host us: host time to launch one cohort.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from engine_lib.devices import resolve_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 STEPS = 8  # cohorts in a row
-STRETCH = 300  # frames; an error that grows along a stream shows from one to the next
+STRETCH = 300  # frames; an error that grows along a stream grows from one stretch to the next
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs are alike"
+        "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs have one shape"
     )
     parser.add_argument("--model", type=Path, help="measure this checkpoint folder instead")
     add_checkpoints(parser)
@@ -64,9 +65,9 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--long", type=int, default=1500, help="frames of the stream whose bfloat16 error is measured")
+    parser.add_argument("--long", type=int, default=1500, help="frames of the stream that measures the error of bfloat16")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
-    parser.add_argument("--profile", action="store_true", help="also print which kernels the time goes to")
+    parser.add_argument("--profile", action="store_true", help="also print the device time of each kernel")
     parser.add_argument("--bf16-flops", type=float, default=790e12, help="bfloat16 operations a second (default: one H200, measured)")
     parser.add_argument(
         "--fp32-flops", type=float, default=60e12, help="float32 operations a second (default: one H200, by its data sheet)"
@@ -143,7 +144,7 @@ def _codes(checkpoint: Checkpoint, streams: int, frames: int) -> npt.NDArray[np.
 
 
 def _time(runner: CodecRunner, codes: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """Milliseconds of a cohort in a row of them and alone, and microseconds of the host to launch one; medians."""
+    """Medians: milliseconds of a cohort in a row and of a single one, and microseconds of host time to launch one."""
     slots = list(range(len(codes)))
 
     def row() -> None:
@@ -164,7 +165,7 @@ def _time(runner: CodecRunner, codes: npt.NDArray[np.int64]) -> tuple[float, flo
 
 
 def _flops(meta: CodecRunner, streams: int, frames: int) -> int:
-    """Operations of the matrix products and convolutions of one step; two to a multiplication and its addition."""
+    """Operations of the matrix products and convolutions of one step; a multiplication and its addition count as two."""
     slots = torch.empty(streams, dtype=torch.int64, device="meta")
     codes = torch.empty(streams, frames, meta.num_quantizers, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -173,14 +174,14 @@ def _flops(meta: CodecRunner, streams: int, frames: int) -> int:
 
 
 def _num_bytes(runner: CodecRunner, streams: int) -> int:
-    """Bytes a step must read: every weight once (but of the codebooks next to nothing) and the past of its streams."""
+    """Bytes a step must read: the past of its streams and every weight once, without the codebooks: it reads few of their rows."""
     weights = sum(weight.numel() * weight.element_size() for weight in runner.decoder.buffers())
     codebooks = runner.decoder.codebooks.table
     return weights - codebooks.numel() * codebooks.element_size() + streams * runner.arena.bytes_per_slot
 
 
 def _long_stream(runner: CodecRunner, checkpoint: Checkpoint, frames: int) -> npt.NDArray[np.float32]:
-    """Audio of one stream, decoded in the pieces a server would make of it."""
+    """Audio of one stream, decoded in the pieces that a server would cut."""
     codes, audio, done = _codes(checkpoint, 1, frames), [], 0
     runner.reset(0)
     while done < frames:
@@ -191,12 +192,12 @@ def _long_stream(runner: CodecRunner, checkpoint: Checkpoint, frames: int) -> np
 
 
 def _signal_to_noise(exact: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    """In dB."""
+    """Signal-to-noise ratio in dB."""
     return float(10 * np.log10(np.square(exact).mean(dtype=np.float64) / np.square(exact - other).mean(dtype=np.float64)))
 
 
 def _profile(runner: CodecRunner, checkpoint: Checkpoint, streams: int, frames: int) -> None:
-    """Print where the device's time goes, by operator with the shapes of its inputs and by kernel."""
+    """Print the device time by operator, with the shapes of its inputs, and by kernel."""
     codes = _codes(checkpoint, streams, frames)
     slots = list(range(streams))
     runner.step(slots, codes).wait()

@@ -1,9 +1,9 @@
-"""Time tiles for each product of the codec's fused step on one GPU, at the sizes of the published models.
+"""Time tiles for each product of the codec's fused step on one GPU, at the published sizes.
 
-    python scripts/bench_conv.py --output bench_conv.json     # check and time: a few minutes; the file says on which GPU
+    python scripts/bench_conv.py --output bench_conv.json     # check and time: a few minutes; the file names the GPU
 
-Every time is of one launch in a captured chain, over weights that together exceed the L2 cache. Beside it stands the floor: the
-larger of the arithmetic and of the bytes read and written, the tile that engine_lib/kernels/conv_tiles.py takes, and the best.
+Every time is of one launch in a captured chain, over weights that together exceed the L2 cache. It is shown with its floor (the
+larger of the arithmetic and of the bytes read and written), the tile that engine_lib/kernels/conv_tiles.py takes, and the best.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benching.step_kernels import weight
 from engine_lib.kernels.causal_conv import Snake, causal_conv, causal_conv_torch
 from engine_lib.kernels.conv_tiles import ConvTile, conv_tile_for
 
-FRAMES = (1, 8, 32, 256)  # of a cohort: streams times frames
+FRAMES = (1, 8, 32, 256)  # of a cohort, counted over all its streams
 CHAIN_BYTES = 120e6  # weights of one chain: more than the L2 cache
 SHARED_MEMORY = 200e3
 ERROR = 1e-2
@@ -72,7 +72,7 @@ class Conv:
         ]
 
     def floor(self, frames: int) -> float:
-        """Seconds: arithmetic at 790 TFLOP/s or bytes at 4.2 TB/s."""
+        """Seconds: the larger of arithmetic at 790 TFLOP/s and bytes at 4.2 TB/s."""
         rows = frames * self.rate
         size = self.channels * self.taps * self.inner + rows * (self.inner + self.channels * (self.residual + self.out + bool(self.snake)))
         return max(2 * rows * self.channels * self.taps * self.inner / 790e12, 2 * size / 4.2e12)
@@ -127,7 +127,7 @@ def candidates(conv: Conv, rows: int) -> list[ConvTile]:
 
 
 def compile_and_check(job: tuple[Conv, ConvTile]) -> tuple[Conv, ConvTile, float]:
-    """Run one tile once in a worker: that fills the compiler's cache, and shows the error (NaN when it does not run)."""
+    """Run one tile once in a worker, which fills the compiler's cache; returns its error, NaN if it does not run."""
     conv, tile = job
     try:
         [inputs] = conv.inputs(max(1, 300 // conv.rate), 1)

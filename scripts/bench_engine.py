@@ -1,9 +1,10 @@
-"""Measure the talker on one GPU: milliseconds per frame by batch, eager and as CUDA graphs, prefill, first codes, host time.
+"""Measure the talker on one GPU: ms per frame by batch, prefill, first codes, host time.
 
     python scripts/bench_engine.py --eager --peers --output bench_engine.json --plot docs/talker.png
 
-Weights are random (written once into --checkpoints), because speed does not depend on them; --model takes a real checkpoint.
-Every figure stands beside its floor: the bytes of weights and cache one frame must read, at --bandwidth.
+Steps run as CUDA graphs; --eager also times them kernel by kernel. Weights are random (written once into --checkpoints), because
+speed does not depend on them; --model takes a real checkpoint. Every figure is shown with its floor: the bytes of weights and
+cache that one frame must read, at --bandwidth.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ def main() -> None:
     )
     parser.add_argument("--model", help="measure this checkpoint folder instead")
     parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where random checkpoints are written and found again"
+        "--checkpoints", type=Path, default=Path("checkpoints"), help="folder in which random checkpoints are written and found again"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 32, 64])
-    parser.add_argument("--prompts", type=int, nargs="+", default=[16, 64, 256], help="prompt rows whose prefill is timed")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[16, 64, 256], help="prompt rows of the timed prefills")
     parser.add_argument("--frames", type=int, default=60, help="timed frames of each batch")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as of serve.py")
-    parser.add_argument("--peers", action="store_true", help="also time faster-qwen3-tts and qwen-tts, where they are installed")
-    parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter whose environment has the peers")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as in serve.py")
+    parser.add_argument("--peers", action="store_true", help="also time faster-qwen3-tts and qwen-tts if they are installed")
+    parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw the frame times into this file; needs matplotlib (the extra `bench`)")
     arguments = parser.parse_args()
@@ -133,7 +134,7 @@ def _sequence(engine: TalkerEngine, number: int, rows: int) -> Sequence:
 
 
 def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Sequence]:
-    """Sequences whose prompts are in and whose first frame is sampled."""
+    """Sequences with their prompts prefilled and their first frame launched."""
     sequences = [_sequence(engine, number, rows) for number in range(batch)]
     for sequence in sequences:
         engine.scheduler.add(sequence)
@@ -143,7 +144,7 @@ def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Sequence]:
 
 
 def launch(engine: TalkerEngine) -> None:
-    """One step of the engine thread, whose results nobody reads: so no stream ends. What is launched next comes after it."""
+    """One step of the engine thread. Its results are not read, so no stream ends; the next launch comes after it."""
     for frames in engine.launch(engine.scheduler.schedule()):
         if frames.result.copied is not None:
             frames.result.copied.wait()
@@ -155,7 +156,7 @@ def _release(engine: TalkerEngine, sequences: list[Sequence]) -> None:
 
 
 def _time_decode(engine: TalkerEngine, batch: int, frames: int) -> tuple[float, float]:
-    """Milliseconds of GPU time a frame, and microseconds of host time to launch one; both medians."""
+    """Medians: milliseconds of GPU time per frame, and microseconds of host time to launch one."""
     sequences = _admit(engine, batch, CONTEXT_ROWS)
     for _ in range(5):
         launch(engine)
@@ -176,9 +177,9 @@ def _time_first_codes(engine: TalkerEngine, rows: int) -> float:
 
 
 def _time_prefill(engine: TalkerEngine, rows: int) -> float:
-    """Milliseconds of a prompt's way through the talker's layers alone, launched as the engine launches its steps.
+    """Milliseconds of a prompt's pass through the talker's layers alone, launched as the engine launches its steps.
 
-    NaN with tensor parallelism: no plan tells the other ranks to do half a step.
+    NaN with tensor parallelism, because no plan makes the other ranks do half a step.
     """
     worker = engine.worker
     if worker.ranks.all_reduce is not None:
@@ -206,7 +207,7 @@ def _time_prefill(engine: TalkerEngine, rows: int) -> float:
 
 
 def _frame_bytes(engine: TalkerEngine, batch: int) -> int:
-    """Bytes one frame must read: talker and head once, the predictor's layers 15 times and each of its heads once, the cache."""
+    """Bytes that one frame must read: talker, head and cache once, the predictor's layers 15 times and each of its heads once."""
     model, cache = engine.worker.model, engine.worker.kv_cache
     predictor = model.code_predictor
     row = cache.shape[0] * 2 * cache.shape[4] * cache.shape[5] * cache.element_size()

@@ -1,13 +1,14 @@
-"""Measure how regularly the talker's engine steps, whatever its device does: a timer stands in for that (scripts/benching/fake_device.py).
+"""Measure how regularly the talker's engine steps on a fake device.
 
     python scripts/bench_jitter.py --senders 4 --thread --output bench_jitter.json --plot bench_jitter.png
 
-A step on a GPU that the codec shares is irregular by itself. Here a step takes --step-ms; what comes on top is the host's: the engine
-in its process, the pipe, and the reader at its other end, all as served. Left out is what CUDA's launches take.
+A step on a GPU that the codec shares is irregular by itself. Here a timer is the device (scripts/benching/fake_device.py): a step
+takes --step-ms, and all time above that is the host's: the engine in its process, the pipe, and the reader at its other end, all
+as served. CUDA's launches are not included.
 
-Closed loops: each stream asks again when it has been answered, for speech of random length (speech_load.py). --senders adds the
-threads of a service that send each chunk, which need Python's interpreter lock. --thread also measures the engine on a thread beside
-them, where it shares that lock.
+Closed loops: each stream makes its next request when it has been answered, for speech of random length (speech_load.py).
+--senders adds the threads of a service that send each chunk; they need Python's interpreter lock. --thread also measures the
+engine on a thread beside them, which shares that lock.
 
 interval: from one decode step to the next, both without prefill; its floor is the fake step. host: the part of a step in which
 the host works. first codes: from the call to the first chunk.
@@ -45,8 +46,8 @@ from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
-KEPT = 1_000_000  # durations of a point: all
-PATIENCE = 60.0  # seconds until a cancelled stream that has not ended counts as hanging
+KEPT = 1_000_000  # durations of a point; more than any run has
+PATIENCE = 60.0  # seconds after which a cancelled stream that has not ended counts as hanging
 FRAMES_PER_TEXT_ROW, OTHER_ROWS = 4, 10  # of a prompt
 
 COLUMNS = (
@@ -89,14 +90,14 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], help="streams at a time")
-    parser.add_argument("--step-ms", type=float, default=6.0, help="what the device takes for a step")
-    parser.add_argument("--prefill-ms", type=float, default=2.0, help="what the device takes for new prompts, beside a step")
-    parser.add_argument("--senders", type=int, default=0, help="threads that send what arrives, in the process that reads it")
-    parser.add_argument("--send-ms", type=float, default=0.15, help="of Python, to send a chunk")
-    parser.add_argument("--thread", action="store_true", help="also measure the engine on a thread of that process")
-    parser.add_argument("--seconds", type=float, default=20, help="measured at each point")
-    parser.add_argument("--warm-up", type=float, default=2, help="seconds of the same load before")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and lengths")
+    parser.add_argument("--step-ms", type=float, default=6.0, help="time of a step on the device")
+    parser.add_argument("--prefill-ms", type=float, default=2.0, help="time of new prompts on the device, beside a step")
+    parser.add_argument("--senders", type=int, default=0, help="threads that send the chunks, in the process that reads them")
+    parser.add_argument("--send-ms", type=float, default=0.15, help="time in Python to send a chunk")
+    parser.add_argument("--thread", action="store_true", help="also measure the engine on a thread of the reading process")
+    parser.add_argument("--seconds", type=float, default=20, help="measured time of each point")
+    parser.add_argument("--warm-up", type=float, default=2, help="seconds of the same load before the measured time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of prompts and lengths")
     add_checkpoints(parser)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw the step intervals into this file; needs matplotlib (the extra `bench`)")
@@ -114,7 +115,7 @@ def _running_engine(checkpoint: Checkpoint, config: FakeConfig) -> Iterator[Base
         engine = RemoteTalkerEngine(checkpoint, config, child_module=fake_device.__name__)
     else:
         engine = FakeEngine(checkpoint, config)
-    freeze_loaded()  # as a service does
+    freeze_loaded()  # as in a service
     engine.start()
     try:
         yield engine
@@ -150,14 +151,14 @@ def _measure(engine: BaseTalkerEngine, streams: int, arguments: argparse.Namespa
 
 
 class ClosedLoops:
-    """Streams that ask again when they have been answered.
+    """Streams that make their next request when they have been answered.
 
     Attributes:
         first_codes: seconds from each call to its first chunk.
     """
 
     def __init__(self, engine: BaseTalkerEngine, streams: int, sender: OrderedSender | None, send_seconds: float, seed: int) -> None:
-        """`sender`: None sends nothing."""
+        """Start `streams` loops; with `sender` None no chunk is sent."""
         self.first_codes = LatencyWindow()
         self._engine, self._sender, self._send_seconds = engine, sender, send_seconds
         self._generator = np.random.default_rng([seed, streams])
@@ -168,7 +169,7 @@ class ClosedLoops:
             self._ask()
 
     def run(self, seconds: float) -> None:
-        """Go on for so long."""
+        """Keep all loops running for `seconds`."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with suppress(queue.Empty):
@@ -176,7 +177,7 @@ class ClosedLoops:
                 self._ask()
 
     def stop(self) -> None:
-        """Cancel what is open and wait for its end."""
+        """Cancel all open streams and wait for their ends."""
         for stream_key in self._open:
             self._engine.cancel(stream_key)
         while self._open:
@@ -192,7 +193,7 @@ class ClosedLoops:
         self._engine.submit(Request(stream_key, prompt, sampling, Delivery.default(self._engine.config)), _Listener(self, asked))
 
     def receive(self, asked: float, chunk: CodesChunk) -> None:
-        """On a thread of the engine."""
+        """Called on a thread of the engine."""
         if chunk.index == 0 and not chunk.is_final:
             self.first_codes.add(time.perf_counter() - asked)
         if self._sender is not None:
@@ -201,7 +202,7 @@ class ClosedLoops:
             self._ended.put(chunk.stream_key)
 
     def _send(self) -> None:
-        """Hold the interpreter lock for what a send takes."""
+        """Hold the interpreter lock for the time of a send."""
         end = time.thread_time() + self._send_seconds
         while time.thread_time() < end:
             pass

@@ -1,13 +1,13 @@
-"""Check and time the products of a few rows on one GPU, at the sizes of the published models, and find each weight's best tile.
+"""Check and time the products of a few rows on one GPU, and find the best tile of each weight.
 
-    python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: a few minutes; says which GPU it ran on
+    python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: a few minutes; the file names the GPU
     python scripts/bench_kernels.py --check                         # correctness alone
 
-Every time is of one launch in a captured chain of many, over weights that together exceed the L2 cache several times. Tiles are
-tried where the product stands, in a chain of whole layers, one product after the other. Beside a product's time stand the share of
-the memory's bandwidth that its weight takes, and the same through cuBLAS: where the two cross is FEW_ROWS of
-engine_lib/layers/fused.py. Then come whole layers and the step's other kernels (step_kernels.py). Whole frames are timed by
-bench_engine.py.
+Sizes are those of the published models. Every time is of one launch in a captured chain of many, over weights that together exceed
+the L2 cache several times. Tiles are tried in place: in a chain of whole layers, one product after the other. A product's time is
+shown with the share of the memory's bandwidth that its weight takes, and with the same through cuBLAS: the batch at which cuBLAS
+becomes faster is FEW_ROWS of engine_lib/layers/fused.py. Whole layers and the step's other kernels (step_kernels.py) follow. Whole
+frames are timed by bench_engine.py.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from engine_lib.kernels.linear_small import Norm
 from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, tile_for
 
 BATCHES = (1, 2, 4, 8, 12, 16, 32, 64)
-TUNED_BATCHES = {8: (1, 8), 16: (12, 16)}  # rows of x in a program -> batches whose times count, relative to the best of each
+TUNED_BATCHES = {8: (1, 8), 16: (12, 16)}  # rows of x in a program -> timed batches; times count relative to the batch's best
 CHAIN_BYTES = 200e6  # weights of one chain: several times the L2 cache
 BF16_ERROR, F32_ERROR = 1e-2, 1e-5
 
 
 def compile_and_check(job: tuple[Product, int, LinearTile]) -> tuple[Product, int, LinearTile, float]:
-    """Run one tile once in a worker: that fills the compiler's cache, and shows the error (NaN when it does not run)."""
+    """Run one tile once in a worker, which fills the compiler's cache; returns its error, NaN if it does not run."""
     product, batch, tile = job
     try:
         return product, batch, tile, product.error(batch, torch.bfloat16, tile)
@@ -50,7 +50,7 @@ def compile_and_check(job: tuple[Product, int, LinearTile]) -> tuple[Product, in
 
 
 class Timer:
-    """Times products over one chain of weights each."""
+    """Times each product over a chain of weights."""
 
     def __init__(self, bandwidth: float) -> None:
         self.bandwidth = bandwidth
@@ -77,7 +77,7 @@ class Timer:
 
 
 class LayerTimer:
-    """Times whole layers, with whatever tiles MEASURED_TILES has."""
+    """Times whole layers, with the present tiles of MEASURED_TILES."""
 
     def __init__(self, sizes: tuple[int, int]) -> None:
         hidden, ffn = sizes
@@ -87,14 +87,14 @@ class LayerTimer:
         self.kernels: dict[int, StepKernels] = {}
 
     def microseconds(self, batch: int) -> float:
-        """Of one layer."""
+        """Time of one layer."""
         kernels = self.kernels.setdefault(batch, StepKernels(batch))
         forward = self.layers.forward(kernels, of_predictor=self.of_predictor)
         return 1e6 * seconds_per_launch([forward]) / len(self.layers.layers)
 
 
 def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> list[dict[str, Any]]:
-    """Time every tile that runs; put the best of the best split into MEASURED_TILES; return all times."""
+    """Time every tile that runs, put the best tiles of the best split into MEASURED_TILES, and return all times."""
     rows = []
     layer_timers = {sizes: LayerTimer(sizes) for sizes in (PREDICTOR, TALKER)}
     for product in PRODUCTS:
@@ -115,7 +115,7 @@ def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> 
                 relative = sum(one / of_best for one, of_best in zip(us, best, strict=True))
                 by_rows = chosen.setdefault(tile.split_k, {})
                 by_rows[block_rows] = min(by_rows.get(block_rows, (math.inf, tile)), (relative, tile), key=lambda pair: pair[0])
-        # A row must not change with the batch, so one split serves all.
+        # One split serves all batches, because a row's result must not depend on the batch.
         complete = [by_rows for by_rows in chosen.values() if len(by_rows) == len(TUNED_BATCHES)]
         if complete:
             best_split = min(complete, key=lambda by_rows: sum(relative for relative, _ in by_rows.values()))
@@ -124,7 +124,7 @@ def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> 
 
 
 class Bench:
-    """The passes of one run, and their figures."""
+    """The passes of one run and their figures."""
 
     def __init__(self, arguments: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         self.arguments, self.pool = arguments, pool
@@ -133,13 +133,13 @@ class Bench:
         self.errors: dict[tuple[Product, int, LinearTile], float] = {}
 
     def passed(self, what: str) -> None:
-        """Say what is done, and save the figures so far."""
+        """Print the pass that has ended, and save the figures so far."""
         print(f"[{time.monotonic() - self.began:5.1f} s] {what}", flush=True)
         if self.arguments.output:
             self.arguments.output.write_text(json.dumps(self.results, indent=1, default=str))
 
     def check(self) -> bool:
-        """Check every product with every tile that will be timed; whether all are right."""
+        """Check every product with every tile that will be timed; return whether all are correct."""
         jobs = []
         for product in PRODUCTS:
             for rows in TUNED_BATCHES:
@@ -158,7 +158,7 @@ class Bench:
         return not bad and wide < F32_ERROR
 
     def products(self) -> None:
-        """Time each product, with every tile if asked, and print the best."""
+        """Time each product, with every tile if tuning, and print the best."""
         timer = Timer(self.arguments.bandwidth)
         if self.arguments.tune:
             self.results["tiles"] = tune(timer, self.errors)
@@ -203,7 +203,7 @@ class Bench:
 def main() -> None:
     """Check, tune and time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="check the products of every size and leave; the tests check the rest")
+    parser.add_argument("--check", action="store_true", help="only check the products of every size; the tests check the rest")
     parser.add_argument("--no-tune", dest="tune", action="store_false", help="time only the tiles in the repository")
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")

@@ -1,19 +1,20 @@
-"""Measure the real server through the real client: first audio, gaps, underruns and throughput against streams and against rate.
+"""Measure the real server through the real client: first audio, gaps, underruns, throughput.
 
     python scripts/bench_server.py --mps --output bench_server.json --plot bench_server.png
     python scripts/bench_server.py --size tiny --device cpu --streams 1 2 --rates 1 --seconds 3
 
-A server is started on a checkpoint of random weights (written once into --checkpoints; speed does not depend on them) or on --model;
---url measures one that runs, and the machine named is then the client's. The load is described in speech_load.py. The server decodes
-as many streams together as the largest load has, and at least 64, so that no stream of a closed loop waits for a place; to see them
-wait, set max_num_seqs and codec_slots with --option. --output is written anew after every point, the server's log stands beside it.
+Points are numbers of streams (closed loops) and rates of requests (open loops); speech_load.py describes the load. The server is
+started on a checkpoint of random weights (written once into --checkpoints; speed does not depend on them) or on --model. --url
+measures a running server; the machine named is then the client's. The server decodes as many streams together as the largest load
+has, and at least 64, so that no stream of a closed loop waits to start; to see them wait, set max_num_seqs and codec_slots with
+--option. --output is written again after every point; the server's log lies beside it.
 
 first audio: from the call until the first chunk with samples is at the client, over the streams that got any. gap: between
 two chunks of a stream. underruns: streams with a chunk that came after the audio before it was played out, and all such chunks.
-audio-s/s: seconds of audio that arrived a second. cpu %: of one core, needed by the busiest client process.
-inside: step: from one decode step of the talker to the next; host: the part of it in which the host works; send: handing one response
-to the server; send wait: until its sender has time for it; open: streams whose last message the talker has not sent; running: those
-it decodes; codec queue: chunks the codec has not answered.
+audio-s/s: seconds of audio that arrived per second. cpu %: share of one core that the busiest client process needed.
+inside: step: from one decode step of the talker to the next; host: the part of it in which the host works; send: handing one
+response to the server; send wait: until its sender has time for it; open: streams with their last message not yet sent by the
+talker; running: streams that the talker decodes; codec queue: chunks that the codec has not answered.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from benching.server_peers import comparisons, peers_of
 from benching.speech_load import Load, drive, summary
 
 LEAD_SECONDS = 0.2  # from handing a load to the client processes until it begins
-BUSY_CLIENT = 0.7  # of a core; above it the client's own time is in the figures
+BUSY_CLIENT = 0.7  # of a core; above it the figures include the client's own time
 MIN_SLOTS = 64
-READ_SECONDS = 0.4  # from one reading of /metrics to the next
+READ_SECONDS = 0.4  # between two readings of /metrics
 LONGEST_SECONDS = 40.0  # of an open loop that waits for --fewest-requests
 
 COLUMNS = (
@@ -59,7 +60,7 @@ COLUMNS = (
 def main() -> None:
     """Run the benchmark and print its table."""
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM stops the server, too
     points = _points(arguments)
     shortest = sum(LEAD_SECONDS + arguments.warm_up + seconds for _, _, seconds in points)
     print(f"command: {command()}\n{machine()}")
@@ -77,7 +78,7 @@ def main() -> None:
         add(start)
         print(f"{server.url}, {start['checkpoint']}" + (f"; ready in {start['ready_s']:.1f} s" if start["ready_s"] else ""))
         print(
-            f"a call that computes nothing: {start['round_trip_ms']:.2f} ms, after a pause {start['idle_round_trip_ms']:.2f} ms (p50): "
+            f"an empty call: {start['round_trip_ms']:.2f} ms, after a pause {start['idle_round_trip_ms']:.2f} ms (p50): "
             "the floor of first audio"
         )
         print(COLUMNS, flush=True)
@@ -98,25 +99,25 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random checkpoint to serve")
     parser.add_argument("--model", type=Path, help="serve this checkpoint folder instead")
-    parser.add_argument("--url", help="measure the server whose gRPC port is HOST:PORT instead of starting one")
+    parser.add_argument("--url", help="measure a running server instead: HOST:PORT of its gRPC port")
     add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
-    parser.add_argument("--mps", action="store_true", help="serve with a private MPS daemon, as serve.py --mps")
+    parser.add_argument("--mps", action="store_true", help="serve with a private MPS daemon, like serve.py --mps")
     add_engine_options(parser)
     parser.add_argument("--voice", default="vivian", help='speaker of a CustomVoice checkpoint; "" names none')
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64, 128], help="closed loops: streams at a time")
     parser.add_argument("--rates", type=float, nargs="*", default=[1, 10, 20, 40, 60], help="open loops: requests a second")
-    parser.add_argument("--seconds", type=float, default=15, help="measured at each point")
+    parser.add_argument("--seconds", type=float, default=15, help="measured time of each point")
     parser.add_argument(
-        "--fewest-requests", type=int, default=40, help=f"open loops of low rates are measured for so many, {LONGEST_SECONDS:g} s at most"
+        "--fewest-requests", type=int, default=40, help=f"requests that an open loop measures at least, for {LONGEST_SECONDS:g} s at most"
     )
-    parser.add_argument("--warm-up", type=float, default=4, help="seconds of the same load before")
-    parser.add_argument("--patience", type=float, default=10, help="seconds after which streams that still run are cut")
+    parser.add_argument("--warm-up", type=float, default=4, help="seconds of the same load before the measured time")
+    parser.add_argument("--patience", type=float, default=10, help="seconds after the measured time until running streams are cut")
     parser.add_argument("--chunk-frames", type=int, nargs="+", help="frames in the first, second, ... chunk (default: the server's)")
     default_processes = max(1, min(4, (os.cpu_count() or 1) // 4))
     parser.add_argument("--client-processes", type=int, default=default_processes, help="processes that share the load")
-    parser.add_argument("--seed", type=int, default=0, help="of texts, lengths, draws and arrivals")
-    parser.add_argument("--log-file", type=Path, help="where the server's output goes (default: beside --output)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of texts, lengths, sampling and arrivals")
+    parser.add_argument("--log-file", type=Path, help="file for the server's output (default: beside --output)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw the figures into this file; needs matplotlib (the extra `bench`)")
     arguments = parser.parse_args()
@@ -142,8 +143,8 @@ class _Server:
 
     Attributes:
         url: HOST:PORT of its gRPC port.
-        start: what is known of its start.
-        metrics: reads /metrics; "" where that is not known.
+        start: facts about its start.
+        metrics: reads /metrics; "" if its port is not known.
     """
 
     url: str
@@ -153,7 +154,7 @@ class _Server:
 
 @contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[_Server]:
-    """The server to measure; one that was started is stopped."""
+    """The server to measure; it is stopped at the end if it was started here."""
     if arguments.url:
         start: dict[str, object] = {"checkpoint": "a running server", "size": None, "ready_s": None, "options": None}
         yield _Server(arguments.url, start, lambda: "")
@@ -170,7 +171,7 @@ def _server(arguments: argparse.Namespace) -> Iterator[_Server]:
 
 @contextmanager
 def _clients(processes: int) -> Iterator[Pool]:
-    """Client processes that have started; those that still run at the end are ended."""
+    """Client processes that have started; at the end they are terminated."""
     context = multiprocessing.get_context("spawn")
     started = context.Barrier(processes + 1)
     with context.Pool(processes, initializer=_wait_for_all, initargs=(started,)) as pool:
@@ -217,7 +218,7 @@ def _measure(
 
 
 def _row(point: dict[str, object]) -> str:
-    """One line of the table, and below it what makes it doubtful."""
+    """One line of the table, and below it the server's metrics, the first failure and a warning if the client was busy."""
 
     def number(name: str, decimals: int = 1, scale: float = 1.0) -> str:
         value = point[name]

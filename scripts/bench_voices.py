@@ -1,14 +1,14 @@
-"""Measure how soon a cloned voice is heard: a recording never heard before, the same one again, and a stored voice.
+"""Measure the time to first audio of a cloned voice: a new recording, the same again, a stored voice.
 
     python scripts/bench_voices.py --size 1.7b --mps --output bench_voices.json
     python scripts/bench_voices.py --size tiny --device cpu --repeats 3
 
 A server is started on a base checkpoint of random weights (written once into --checkpoints; speed does not depend on them) or on
---model, and asked through the real client, one request at a time. First audio is from the call until the first chunk with samples
-is at the client. The recordings are noise, each its own, so none is found in a cache by accident.
+--model. The real client makes one request at a time. First audio is from the call until the first chunk with samples is at the
+client. Each recording is other noise, so that none is in a cache by accident.
 
 new: the recording is sent and encoded. again: it is sent, and found by content. stored: the request names a voice of the store.
-in context: the reference's codes and text go before the new speech; x-vector: only its timbre is taken.
+in context: the reference's codes and text go before the new speech; x-vector: only its timbre is cloned.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _measure(client: Client, rng: np.random.Generator, seconds: float, x_vector_
     name = f"bench-{'x' if x_vector_only else 'c'}-{seconds:.0f}"
     client.voices.add(name, _recording(rng, seconds), SAMPLE_RATE, consent="a benchmark's noise", text=text, x_vector_only=x_vector_only)
     known = _recording(rng, seconds)
-    for audio in (known, _recording(rng, seconds)):  # the first of its length chooses algorithms, as any server's first request
+    for audio in (known, _recording(rng, seconds)):  # untimed: the first of its length chooses algorithms, as in any server
         cloned(audio)
     stored = partial(_first_audio, partial(client.stream, TEXT, voice=name, sampling={"max_frames": MAX_FRAMES}))
     stored()
@@ -94,7 +94,7 @@ def _measure(client: Client, rng: np.random.Generator, seconds: float, x_vector_
 
 
 def _first_audio(stream: Callable[[], Iterator[Any]]) -> float:
-    """Seconds until the first samples; the rest of the stream is waited for."""
+    """Seconds until the first samples; returns after the end of the stream."""
     begin, first = time.perf_counter(), None
     for chunk in stream():
         if first is None and len(chunk.audio):
@@ -104,7 +104,7 @@ def _first_audio(stream: Callable[[], Iterator[Any]]) -> float:
 
 
 def _recording(rng: np.random.Generator, seconds: float) -> Audio:
-    """Noise with the loudness of syllables."""
+    """Noise that is as loud and soft as syllables."""
     samples = int(seconds * SAMPLE_RATE)
     loudness = 0.5 + 0.5 * np.sin(2 * np.pi * 4 * np.arange(samples) / SAMPLE_RATE)
     return (0.1 * loudness * rng.standard_normal(samples)).astype(np.float32)
@@ -130,8 +130,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mps", action="store_true", help="share the GPU through a private MPS daemon")
     parser.add_argument("--seconds", type=float, nargs="+", default=[3, 10], help="lengths of the reference recordings")
     parser.add_argument("--repeats", type=int, default=20, help="requests of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the recordings")
-    parser.add_argument("--log-file", type=Path, help="where the server's output goes (default: a temporary file)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the recordings")
+    parser.add_argument("--log-file", type=Path, help="file for the server's output (default: a temporary file)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     return parser.parse_args()
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Build flash-attn's attention over a paged cache, and nothing else of it: forward, bfloat16, head_dim 128, one architecture.
+# Build only flash-attn's attention over a paged cache: forward, bfloat16, head_dim 128, one architecture.
 #
 #     scripts/build_flash_attn.sh TARGET [flash_attn-2.8.3.tar.gz]
 #     PYTHONPATH=TARGET python scripts/serve.py --model PATH --option attention_backend=flash-attn --option kv_block_size=256
 #
-# flash-attn has no wheels for recent versions of CUDA and torch; these are five of its 73 source files. TARGET is the folder
-# that takes the packages flash_attn and flash_attn_2_cuda. Without an archive the published one is downloaded.
+# flash-attn has no wheels for recent versions of CUDA and torch. This builds five of its 73 source files. The packages flash_attn
+# and flash_attn_2_cuda are written into the folder TARGET. Without an archive the published one is downloaded.
 # Needs nvcc of torch's CUDA version, ninja, and in Python torch, setuptools, wheel, packaging and psutil.
-# ARCH is the compute capability to build for, 90 (Hopper) unless set; MAX_JOBS the compilers that run at a time.
+# ARCH: compute capability to build for (default: 90, Hopper). MAX_JOBS: number of compilers at a time.
 set -euo pipefail
 
 target=$(realpath -m "${1:?usage: build_flash_attn.sh TARGET [SDIST.tar.gz]}")
@@ -17,7 +17,7 @@ version=2.8.3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# torch takes nvcc's folder for the toolkit's, which a wrapper on PATH is not in; its wheels bring the libraries' headers
+# torch assumes that nvcc lies in the toolkit's folder, which is wrong for a wrapper on PATH. Its wheels bring the libraries' headers.
 [[ -n ${CUDA_HOME:-} || ! -d /usr/local/cuda ]] || export CUDA_HOME=/usr/local/cuda
 nvidia='import glob, os, torch; print(*glob.glob(os.path.dirname(torch.__path__[0]) + "/nvidia/*/include"))'
 for headers in $("$python" -c "$nvidia"); do
@@ -46,7 +46,7 @@ def edit(path, pattern, replacement, count=1):
     file.write_text(text)
 
 
-# sources: four of the 72 kernels' files, and what they leave out
+# sources: four of the 72 kernel files, and the features that they leave out
 edit("setup.py", r' *"csrc/flash_attn/src/flash_(?!fwd_(split_)?hdim128_bf16_)\w+\.cu",\n', "", count=68)
 left_out = [f'"-DFLASHATTENTION_DISABLE_{name}"' for name in ("BACKWARD", "DROPOUT", "ALIBI", "SOFTCAP", "LOCAL", "UNEVEN_K")]
 edit("setup.py", r'nvcc_flags = \[\n    "-O3",', "nvcc_flags = [*left_out, " + '"-O3",')

@@ -4,8 +4,8 @@
 #   scripts/demo.sh                                                    the small voice of this repository, on the CPU
 #   MODEL=/models/Qwen3-TTS-12Hz-1.7B-CustomVoice scripts/demo.sh      real weights, on the first GPU (else the CPU)
 #
-# TEXT    what to say            VOICE   speaker of a CustomVoice checkpoint (default: its first)
-# DEVICE  as in serve.py         VENV    virtual environment (default: .venv); see install.sh for what else can be set
+# TEXT    text to speak          VOICE   speaker of a CustomVoice checkpoint (default: its first)
+# DEVICE  as in serve.py         VENV    virtual environment (default: .venv); for other variables see install.sh
 set -euo pipefail
 if [[ -n ${MODEL:-} ]]; then
     [[ -f $MODEL/config.json ]] || { echo "demo.sh: MODEL=$MODEL is not a checkpoint folder: it has no config.json" >&2; exit 2; }
@@ -54,7 +54,7 @@ elif [[ -f $voice/model.safetensors ]]; then
     device=${DEVICE:-cpu}
     echo "NOTE: this is the voice in the box, a small checkpoint trained on synthetic speech; MODEL=/path/to/checkpoint speaks with another"
 else
-    # Named by the scripts that write it, so that editing them makes a new one.
+    # Its name contains a hash of the scripts that write it, so that an edit of them makes a new one.
     model=$work/checkpoint-$(cat scripts/make_checkpoint.py scripts/random_checkpoint/*.py | sha256sum | cut -c1-12)
     if [[ ! -d $model ]]; then
         rm -rf "$model.part"
@@ -65,7 +65,7 @@ else
     echo "NOTE: this checkpoint has random weights, so the audio is noise; set MODEL=/path/to/checkpoint to hear speech"
 fi
 
-# Emptied here: the server's own redirection comes too late to keep the loop below from reading the ports of an earlier run.
+# Emptied here, because the redirection below happens in the background: the loop could read the ports of an earlier run first.
 : >"$server_log"
 : >"$server_output"
 python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port 0 --metrics-port 0 --log-file "$server_log" \

@@ -1,8 +1,8 @@
 """Write a random-weight Qwen3-TTS checkpoint in the published folder layout.
 
-Tests and benchmarks use it where the real weights are not at hand: shapes, names, ids and file formats are the published
-ones, the sound is noise. The same arguments give the same bytes; every tensor has a generator of its own, seeded by its
-name, so neither the order of writing nor the number of shards matters.
+Tests and benchmarks use it in place of the real weights: shapes, names, ids and file formats are the published ones, the sound is
+noise. The same arguments give the same bytes. Every tensor has a generator of its own, seeded by its name, so the order of writing
+and the number of shards change nothing.
 
     python scripts/make_checkpoint.py checkpoints/tiny
     python scripts/make_checkpoint.py checkpoints/base-1.7b --size 1.7b --kind base --dtype bfloat16 --shards 2
@@ -47,14 +47,14 @@ def make_checkpoint(
     overrides: Config | None = None,
     eos_gain: float | None = None,
 ) -> Path:
-    """Write the checkpoint into `out` (made if missing, its files replaced) and return that path.
+    """Write the checkpoint into `out` (created if missing, its files replaced) and return that path.
 
     `dtype` and `shards` are those of the talker's model.safetensors; the speech tokenizer is one float32 file, as published.
     `overrides` maps dotted config keys to values: `{"talker_config.num_hidden_layers": 3, "tts_model_size": "1b7"}`; a key may
-    start with `generation_config.` or `speech_tokenizer.` to reach those files. Raises KeyError for a key that is not there.
-    `eos_gain` scales the end-of-speech row of codec_head. At tiny's default sampled speech ends after some tens of frames (how
-    many depends on the seed and the shapes); at 0, the default of the large sizes, it practically never ends, so that benchmarks
-    control its length.
+    start with `generation_config.` or `speech_tokenizer.` to reach those files. An unknown key raises KeyError.
+    `eos_gain` scales the end-of-speech row of codec_head. With tiny's default, 1.5, sampled speech ends after some tens of frames
+    (their number depends on the seed and the shapes). With 0, the default of the large sizes, it practically never ends, so that
+    benchmarks control its length.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: must be one of {sorted(DTYPES)}")
@@ -95,9 +95,9 @@ def _write_model(out: Path, specs: list[TensorSpec], seed: int, dtype: torch.dty
     names = ["model.safetensors"] if shards == 1 else [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
     weight_map: dict[str, str] = {}
     for name, part in zip(names, _split(specs, shards), strict=True):
-        # one shard in memory at a time
+        # Only one shard is in memory at a time.
         save_file({spec.name: _fill(spec, seed, eos_gain).to(dtype) for spec in part}, out / name, metadata={"format": "pt"})
-        (out / name).chmod(0o644)  # safetensors makes it private; a server may run as another user
+        (out / name).chmod(0o644)  # because safetensors makes it private, and a server may run as another user
         weight_map |= {spec.name: name for spec in part}
     if shards > 1:
         total = sum(spec.numel for spec in specs) * dtype.itemsize
@@ -106,7 +106,7 @@ def _write_model(out: Path, specs: list[TensorSpec], seed: int, dtype: torch.dty
 
 
 def _split(specs: list[TensorSpec], shards: int) -> Iterable[list[TensorSpec]]:
-    """Cut the list into `shards` runs of about equal size."""
+    """Cut the list into `shards` parts of about equal size."""
     total, seen = sum(spec.numel for spec in specs), 0
     parts: list[list[TensorSpec]] = [[] for _ in range(shards)]
     for spec in specs:
@@ -122,7 +122,7 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def _usage(name: str, size: int, seed: int) -> torch.Tensor:
-    """Cluster usage: positive, with a few unused entries, for which readers must clamp the divisor."""
+    """Cluster usage: positive, but a few entries are unused (0), so that readers must clamp the divisor."""
     usage = _random(name, (size,), seed).abs() + 0.5
     usage[::97] = 0.0
     return usage
@@ -135,7 +135,7 @@ def _fill(spec: TensorSpec, seed: int, eos_gain: float = 1.0) -> torch.Tensor:
         return _usage(spec.name, spec.shape[0], seed)
     values = _random(spec.name, spec.shape, seed).mul_(spec.scale)
     if spec.fill == "codebook":
-        # The stored sum is the entry times its (clamped) usage, as an exponential moving average leaves it.
+        # The stored sum is the entry times its (clamped) usage, as after an exponential moving average.
         usage = _usage(spec.name.rpartition(".")[0] + ".cluster_usage", spec.shape[0], seed)
         return values * usage.clamp(min=1e-5)[:, None]
     if spec.fill == "zero_sum":
@@ -148,7 +148,7 @@ def _fill(spec: TensorSpec, seed: int, eos_gain: float = 1.0) -> torch.Tensor:
 def main() -> None:
     """Read the command line and write one checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; made if missing")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; created if missing")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="tiny runs on two CPU cores; the others have the published shapes")
     parser.add_argument(
         "--kind",
@@ -166,7 +166,7 @@ def main() -> None:
         type=float,
         default=None,
         metavar="G",
-        help="how readily speech ends: 0 never, 1.5 after some tens of frames (tiny's default)",
+        help="likelihood that speech ends: 0 never, 1.5 after some tens of frames (tiny's default)",
     )
     args = parser.parse_args()
     path = make_checkpoint(args.out, args.size, args.kind, args.seed, args.dtype, args.shards, eos_gain=args.eos_gain)

@@ -1,15 +1,15 @@
-r"""Serve Qwen3-TTS checkpoints with Triton: find tritonserver, start it, wait until every model is ready, print the ports.
+r"""Serve Qwen3-TTS checkpoints with Triton: start a server, wait until it is ready, print its ports.
 
     python scripts/serve.py --model /models/Qwen3-TTS-12Hz-1.7B-CustomVoice
     python scripts/serve.py --model ./checkpoints/tiny --device cpu --option max_num_seqs=8
     python scripts/serve.py --model /models/Qwen3-TTS-12Hz-1.7B-CustomVoice --model /models/Qwen3-TTS-12Hz-1.7B-Base \
         --option voice_store=/var/lib/voices --option talker_base.max_num_seqs=32
 
-The first checkpoint is the model qwen3_tts; further ones get their kind as suffix: qwen3_tts_custom, qwen3_tts_base, qwen3_tts_design
-(talker_base, .. likewise). They share one codec, which must be the same in all of them.
+The first checkpoint is the model qwen3_tts; each further one has its kind as suffix: qwen3_tts_custom, qwen3_tts_base,
+qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be the same in all of them.
 
-tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT are passed on; running
-streams get a few seconds to end. The exit code is the server's.
+tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT are passed on to it; running
+streams then get a few seconds to end. The exit code is the server's.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def main() -> int:
     except Qwen3TTSError as error:
         return _failed(error)
     except _StopRequested:
-        return 0  # before there was a server
+        return 0  # the signal came before the server was started
 
 
 def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
-    """Serve until the server ends or a signal comes; the exit code."""
+    """Serve until the server ends or a signal comes; return the exit code."""
     try:
         server.start()
         print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log is {server.log_file}", flush=True)
@@ -87,7 +87,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
 
 def _stop(_number: int, _frame: object) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # once is enough; the server is being stopped in order
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the orderly stop
     raise _StopRequested
 
 
@@ -99,7 +99,7 @@ def _model_paths(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    """The engine options of the command line: NAME for every model, MODEL.NAME for one."""
+    """Engine options of the command line: NAME is for every model, MODEL.NAME for one."""
     devices = {"device": arguments.device, "codec_device": arguments.codec_device}
     every: dict[str, str] = {name: device for name, device in devices.items() if device}
     of_model: dict[str, dict[str, str]] = {}
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"checkpoint folder; repeat it to serve several (default: {ENVIRONMENT_PREFIX}MODEL_PATH)",
     )
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto, the first GPU, else the CPU)")
-    parser.add_argument("--codec-device", metavar="DEVICE", help="of the codec alone, as cuda:1 beside a talker on cuda:0")
+    parser.add_argument("--codec-device", metavar="DEVICE", help="of the codec only: for example cuda:1 beside a talker on cuda:0")
     parser.add_argument(
         "--mps", action="store_true", help="let talker and codec use the GPU at the same time, through a private daemon of NVIDIA MPS"
     )
@@ -146,16 +146,16 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[MODEL.]NAME=VALUE",
-        help=f"an engine option, listed below, of every model, or as MODEL.NAME=VALUE of one (talker_base.max_num_seqs=8); may be "
-        f"repeated; wins over {ENVIRONMENT_PREFIX}<NAME> and config.pbtxt",
+        help=f"an engine option (listed below) of every model, or with MODEL. of one model (talker_base.max_num_seqs=8); may be "
+        f"repeated; overrides {ENVIRONMENT_PREFIX}<NAME> and config.pbtxt",
     )
-    parser.add_argument("--log-file", type=Path, metavar="FILE", help="where the server's output goes (default: a temporary file)")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="file for the server's output (default: a temporary file)")
     parser.add_argument(
         "--triton-argument",
         action="append",
         default=[],
         metavar="ARGUMENT",
-        help="passed to tritonserver as it is, as --triton-argument=--log-verbose=1; may be repeated",
+        help="passed to tritonserver unchanged, for example --triton-argument=--log-verbose=1; may be repeated",
     )
     return parser
 

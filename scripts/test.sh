@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, type-check and test from a clean clone; makes its own environment (see install.sh for what can be set).
-# Arguments go to pytest: scripts/test.sh -k prompt; scripts/test.sh -m gpu -n 0 on a machine with one.
+# Lint, type-check and test from a clean clone, in its own environment (see install.sh for its variables).
+# Arguments go to pytest: scripts/test.sh -k prompt, or scripts/test.sh -m gpu -n 0 on a machine with a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
@@ -14,5 +14,5 @@ ruff check .
 ruff format --check .
 mypy
 PYTHONPATH=.:client lint-imports --no-cache
-# Two at a time: most tests compute on one core or wait for a server. A file stays on one worker, which starts its servers once.
+# Two workers, because most tests compute on one core or wait for a server. A file stays on one worker, which starts its servers once.
 pytest -q -m "not gpu" -n 2 --dist loadfile "$@"

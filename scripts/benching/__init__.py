@@ -1,1 +1,1 @@
-"""What the bench_*.py commands share."""
+"""Modules of the bench_*.py commands."""

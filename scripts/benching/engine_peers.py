@@ -1,8 +1,8 @@
-"""The other implementations of this model that run where ours does, timed by their public API. For bench_engine.py --peers.
+"""Times other implementations of this model by their public API. For bench_engine.py --peers.
 
-Each peer runs in a process of its own, on the same checkpoint: what it installs and allocates is its own affair. Its codec is
-left out, as it is of our figures. A peer's frame is the difference between a long and a short utterance, so that neither the
-prompt nor the start of its graphs is counted.
+Each peer runs on the same machine and checkpoint, in a process with its own packages and memory. Its codec is left out, as in our
+figures. A peer's frame is the difference between a long and a short utterance, so that neither the prompt nor the start of its
+graphs is counted.
 
     python scripts/benching/engine_peers.py qwen-tts --model checkpoints/0.6b-custom_voice --batches 1 12
 """
@@ -30,7 +30,7 @@ VOICE, LANGUAGE = "vivian", "english"
 SHORT_FRAMES = 8
 REPEATS = 3
 TIME_LIMIT = 400.0  # seconds for one peer on one checkpoint
-RESULT = "figures: "  # begins the line of the output that holds them
+RESULT = "figures: "  # begins each output line with figures
 
 Speak = Callable[[list[str], int], object]  # (texts, frames of each)
 
@@ -40,10 +40,10 @@ class Peer:
     """One implementation.
 
     Attributes:
-        distributions: names on PyPI, of which one is installed.
-        install: how to get it.
+        distributions: names on PyPI; one of them is installed.
+        install: command that installs it.
         takes_batches: whether it speaks several texts at a time.
-        load: (checkpoint folder, device) -> the function to time, and the object whose `decode` is its codec.
+        load: (checkpoint folder, device) -> the function to time, and the object with its codec's `decode`.
     """
 
     distributions: tuple[str, ...]
@@ -55,7 +55,7 @@ class Peer:
 def _load_qwen_tts(path: str, device: str) -> tuple[Speak, Any]:
     import transformers
 
-    transformers.MimiConfig.rope_theta = 10000.0  # transformers 5 moved it, and the package reads it on the class
+    transformers.MimiConfig.rope_theta = 10000.0  # transformers 5 moved it, but the package reads it from the class
     from qwen_tts import Qwen3TTSModel
 
     model = Qwen3TTSModel.from_pretrained(path, device_map=device, dtype=torch.bfloat16, attn_implementation="sdpa")
@@ -90,14 +90,14 @@ PEERS = {
 
 
 def measure_peers(folder: Path, batches: Sequence[int], frames: int, *, device: str, python: str) -> list[dict[str, object]]:
-    """Figures of every peer that runs here, printed as they come; why one does not is printed too.
+    """Figures of every peer that runs here, printed as they come; if a peer fails, its reason is printed.
 
     Args:
         folder: checkpoint.
-        batches: of ours; a peer is timed at the smallest and the largest it takes.
-        frames: by which the long utterance is longer than the short one.
+        batches: our batches; a peer is timed at the smallest and the largest that it takes.
+        frames: difference in length of the long and the short utterance.
         device: cpu or cuda:N.
-        python: interpreter whose environment has the peers.
+        python: interpreter of an environment with the peers.
     """
     results = []
     for name in PEERS:
@@ -125,7 +125,7 @@ def measure_peers(folder: Path, batches: Sequence[int], frames: int, *, device: 
 
 
 def comparisons(results: Sequence[dict[str, object]]) -> list[str]:
-    """Lines of a table: each peer's frame beside our fastest on the same checkpoint at the same batch."""
+    """Lines of a table: each peer's frame, and our fastest on the same checkpoint at the same batch."""
     lines = []
     for point in (point for point in results if "peer" in point):
         where = {"checkpoint": point["checkpoint"], "batch": point["batch"]}
@@ -144,7 +144,7 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
-# in the peer's own process
+# The peer's own process
 
 
 def main() -> None:
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
-    parser.add_argument("--frames", type=int, default=30, help="by which the long utterance is longer than the short one")
+    parser.add_argument("--frames", type=int, default=30, help="difference in length of the long and the short utterance")
     parser.add_argument("--device", default="cuda:0")
     arguments = parser.parse_args()
     peer = PEERS[arguments.peer]
@@ -162,9 +162,9 @@ def main() -> None:
         sys.exit(f"{arguments.peer} is not installed; {peer.install}")
     torch.manual_seed(0)
     speak, codec = peer.load(arguments.model, arguments.device)
-    drawn = _leave_out(codec)
+    lengths = _leave_out(codec)
     for batch in arguments.batches if peer.takes_batches else [1]:
-        seconds, first = _frame_and_first_codes(speak, drawn, [TEXT] * batch, arguments.frames)
+        seconds, first = _frame_and_first_codes(speak, lengths, [TEXT] * batch, arguments.frames)
         figures = {"peer": f"{arguments.peer} {version}", "batch": batch, "ms": seconds * 1e3, "first_codes_ms": first * 1e3}
         print(RESULT + json.dumps(figures), flush=True)
 
@@ -179,20 +179,20 @@ def _version(peer: Peer) -> str | None:
 
 
 def _leave_out(codec: Any) -> list[int]:
-    """Let `codec` decode nothing; the list takes the number of frames of each utterance it is given."""
-    drawn: list[int] = []
+    """Make `codec` decode nothing; each call appends the frames of its longest utterance to the returned list."""
+    lengths: list[int] = []
 
     def decode(encoded: Any) -> tuple[list[np.ndarray], int]:
         utterances = encoded if isinstance(encoded, list) else [encoded]
-        drawn.append(max(utterance["audio_codes"].shape[-2] for utterance in utterances))
+        lengths.append(max(utterance["audio_codes"].shape[-2] for utterance in utterances))
         return [np.zeros(1, np.float32)] * len(utterances), 24000
 
     codec.decode = decode
-    return drawn
+    return lengths
 
 
-def _frame_and_first_codes(speak: Speak, drawn: list[int], texts: list[str], frames: int) -> tuple[float, float]:
-    """Seconds for one more frame of all texts, and seconds until the first frame's codes."""
+def _frame_and_first_codes(speak: Speak, lengths: list[int], texts: list[str], frames: int) -> tuple[float, float]:
+    """Seconds of one more frame of all texts, and seconds until the first frame's codes."""
 
     def timed(length: int) -> float:
         started = time.perf_counter()
@@ -201,13 +201,13 @@ def _frame_and_first_codes(speak: Speak, drawn: list[int], texts: list[str], fra
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    timed(SHORT_FRAMES)  # captures, compiles, allocates
+    timed(SHORT_FRAMES)  # untimed, because it captures, compiles and allocates
     short = statistics.median(timed(SHORT_FRAMES) for _ in range(REPEATS))
-    num_short = drawn[-1]
+    num_short = lengths[-1]
     long = statistics.median(timed(SHORT_FRAMES + frames) for _ in range(REPEATS))
-    num_long = drawn[-1]
+    num_long = lengths[-1]
     if num_long <= num_short:
-        sys.exit(f"speech ended by itself after {num_long} frames; take a checkpoint that does not end, as make_checkpoint's large ones")
+        sys.exit(f"speech ended by itself after {num_long} frames; use a checkpoint that does not end, like make_checkpoint's large ones")
     frame = (long - short) / (num_long - num_short)
     return frame, max(short - (num_short - 1) * frame, 0.0)
 

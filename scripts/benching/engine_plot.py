@@ -1,4 +1,4 @@
-"""The plot of bench_engine.py: milliseconds per frame over the batch, for each checkpoint, with the memory's floor and the peers."""
+"""The plot of bench_engine.py: ms per frame over the batch, with the memory's floor and the peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def plot(results: Sequence[Mapping[str, object]], title: str, path: Path) -> None:
-    """Draw all frame times into `path`, its format from the suffix."""
+    """Draw all frame times, one panel per checkpoint, into `path`; its suffix gives the format."""
     checkpoints = list(dict.fromkeys(point["checkpoint"] for point in results))
     figure = Figure(figsize=(6.5 * len(checkpoints), 4.5), layout="constrained")
     for axes, checkpoint in zip(figure.subplots(1, len(checkpoints), sharey=True, squeeze=False)[0], checkpoints, strict=True):
@@ -28,7 +28,7 @@ def plot(results: Sequence[Mapping[str, object]], title: str, path: Path) -> Non
 
 
 def _draw(axes: Axes, frames: Sequence[Mapping[str, object]]) -> None:
-    """Ours as lines, the floor dashed, peers as marks."""
+    """Draw ours as lines, the floor dashed, peers as marks."""
     for mode in dict.fromkeys(point["mode"] for point in frames if "mode" in point):
         ours = [point for point in frames if point.get("mode") == mode]
         axes.plot(_numbers(ours, "batch"), _numbers(ours, "ms"), marker="o", label=f"ours, {mode}")

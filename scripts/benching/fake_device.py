@@ -1,6 +1,7 @@
-"""An engine whose device is a timer: each result is there a fixed time after the one before it. For bench_jitter.py.
+"""A talker's engine on a fake device: a timer delays each result. For bench_jitter.py.
 
-All else is the talker's engine as it is. Run as a module it is the engine's process (engine_lib/talker/isolation/child.py).
+Each result is ready a fixed time after the one before it. All else is the real talker's engine. Run as a module, it is the
+engine's process (engine_lib/talker/isolation/child.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from engine_lib.talker.isolation.child import PipedTalkerEngine, serve
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig(EngineConfig):
-    """An engine's options, and its device's."""
+    """Options of an engine and of its fake device."""
 
     step_ms: float = option(6.0, "Milliseconds of a decode step.", minimum=0)
     prefill_ms: float = option(2.0, "Milliseconds of a prefill step.", minimum=0)
@@ -54,7 +55,7 @@ class NoForward:
 
 
 class TimedResult(FrameResult):
-    """Frames that are there from `ready_at` on, a time.perf_counter()."""
+    """Frames that are ready at `ready_at`, in seconds of time.perf_counter()."""
 
     def __init__(self, result: FrameResult, ready_at: float) -> None:
         self._result, self._ready_at = result, ready_at
@@ -66,7 +67,7 @@ class TimedResult(FrameResult):
 
 
 class FakeWorker(TalkerWorker):
-    """A step begins behind the step before it and all prefill; prefill runs beside steps, as on a GPU."""
+    """A step begins after the step before it and all prefill; prefill runs beside steps, as on a GPU."""
 
     def __init__(self, checkpoint: Checkpoint, config: FakeConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, config, device=device, dtype=dtype)
@@ -89,17 +90,17 @@ class FakeWorker(TalkerWorker):
 
 
 class FakeEngine(TalkerEngine):
-    """An engine on such a device."""
+    """A talker's engine on a FakeWorker."""
 
     def __init__(self, checkpoint: Checkpoint, config: FakeConfig, *pipe: Any) -> None:
-        """`pipe`: what a PipedTalkerEngine takes besides."""
+        """`pipe`: the further arguments of a PipedTalkerEngine."""
         super().__init__(checkpoint, config, *pipe)
         self.worker = FakeWorker(checkpoint, config, device=self.worker.device, dtype=self.worker.dtype)
         self._pipelined = True  # as on a GPU
 
 
 class PipedFakeEngine(FakeEngine, PipedTalkerEngine):
-    """The same at the other end of a pipe."""
+    """A FakeEngine at the other end of a pipe."""
 
 
 if __name__ == "__main__":

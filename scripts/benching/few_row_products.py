@@ -19,14 +19,14 @@ PREDICTOR, TALKER = (1024, 3072), (2048, 6144)  # hidden and ffn of the predicto
 
 @dataclass(frozen=True)
 class Product:
-    """One weight of the model: `out` counts gate and up once."""
+    """One weight of the model; `out` counts gate and up once."""
 
     name: str
     out: int
     inner: int
     gated: bool = False
     norm: bool = False
-    layers: tuple[int, int] | None = None  # those it stands in; a head stands alone
+    layers: tuple[int, int] | None = None  # sizes of the layers that contain it; None: a head
 
     @property
     def key(self) -> tuple[int, int, bool]:
@@ -42,14 +42,14 @@ class Product:
         return linear_small(x, w, norm=norm, residual=None if self.norm else residual, tile=tile)
 
     def run_cublas(self, x: torch.Tensor, w: torch.Tensor, norm: Norm | None, residual: torch.Tensor) -> torch.Tensor:
-        """The same by cuBLAS, as layers/fused.py has it for more rows."""
+        """The same by cuBLAS, as layers/fused.py computes it for more rows."""
         if norm is not None:
             y = F.linear(rms_norm_rows(x, norm.weight, norm.eps), w)
             return silu_and_mul(y) if self.gated else y
         return cublas_product(x, w, residual)
 
     def error(self, batch: int, dtype: torch.dtype, tile: LinearTile | None) -> float:
-        """Relative error against the twin in float32 on upcast inputs."""
+        """Relative error against the torch twin in float32 on upcast inputs."""
         x, w, residual = (
             t.to(dtype) for t in (weight(batch, self.inner) * 30, weight(self.weight_rows, self.inner), weight(batch, self.out))
         )
@@ -79,7 +79,7 @@ PRODUCTS = (
 
 
 def candidates(product: Product, block_rows: int) -> list[LinearTile]:
-    """Tiles worth trying: 24 to 80 KB of weight under way in a program at a time, and registers that hold them but not many more."""
+    """Tiles worth trying: a program loads 24 to 80 KB of weight at a time, and has registers for them but not many more."""
     tiles = {tile_for(product.out, product.inner, block_rows, gated=product.gated)}
     chunk = chunk_for(torch.bfloat16)
     for split in (4, 8, 16):

@@ -1,4 +1,4 @@
-"""How busy the first GPU is, as nvidia-smi says: the share of time in which any kernel ran."""
+"""Utilization of the first GPU by nvidia-smi: the share of time in which any kernel ran."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INTERVAL_MS = 250
 
 
 class GpuUtilization:
-    """Reads nvidia-smi in a thread while the context is open; where there is none, there are no samples."""
+    """Reads nvidia-smi in a thread while the context is open; without nvidia-smi there are no samples."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float]] = []  # time.monotonic(), percent
@@ -30,11 +30,11 @@ class GpuUtilization:
             self._process.wait()
 
     def mean(self, begin: float, end: float) -> float | None:
-        """Percent, from `begin` to `end` of time.monotonic(); None without samples."""
+        """Mean in percent from `begin` to `end` of time.monotonic(); None without samples."""
         samples = [percent for moment, percent in list(self._samples) if begin <= moment < end]
         return sum(samples) / len(samples) if samples else None
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
-            if line.strip().isdigit():  # "[N/A]" where the driver does not say
+            if line.strip().isdigit():  # "[N/A]" if the driver does not know
                 self._samples.append((time.monotonic(), float(line)))

@@ -1,4 +1,4 @@
-"""The plot of bench_jitter.py: how often each step interval came, for each number of streams, beside the floor."""
+"""The plot of bench_jitter.py: a histogram of step intervals for each number of streams, and the floor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BINS = 80
-SHOWN = 0.999  # of all intervals; the longest would leave no room for the others
+SHOWN = 0.999  # share of all intervals; the longest would leave no room for the others
 
 
 def plot(results: Sequence[Mapping[str, object]], title: str, path: Path) -> None:
-    """Draw the intervals of all points into `path`, its format from the suffix."""
+    """Draw the intervals of all points into `path`; its suffix gives the format."""
     counts = list(dict.fromkeys(point["streams"] for point in results))
     figure = Figure(figsize=(5 * len(counts), 4), layout="constrained")
     for axes, streams in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True):

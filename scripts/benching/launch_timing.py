@@ -8,7 +8,7 @@ import torch
 
 
 def seconds_per_launch(launches: list[Callable[[], object]], repeats: int = 20) -> float:
-    """Median time of one launch in a captured chain of `launches`."""
+    """Median seconds of one launch in a captured chain of `launches`."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for one in launches[:2]:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, timing on device and host, random checkpoints and prompts, results as JSON."""
+"""Shared by the benchmarks: the machine's name, timing, random checkpoints and prompts, results as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from make_checkpoint import make_checkpoint
 
 
 def machine() -> str:
-    """The GPU, or the processor."""
+    """Name of the GPU, or of the processor."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return f"{properties.name}, {properties.multi_processor_count} SMs, torch {torch.__version__}"
@@ -31,13 +31,13 @@ def command() -> str:
 
 
 def random_checkpoint(folder: Path, size: str, kind: str = "custom_voice") -> Path:
-    """A checkpoint of random weights of the published `size`, written into `folder` unless it is there already."""
+    """A checkpoint of random weights of the published `size`; it is written into `folder` unless it exists."""
     path = folder / f"{size}-{kind}"
     return path if (path / "config.json").exists() else make_checkpoint(path, size=size, kind=kind, dtype="bfloat16")
 
 
 def random_prompt(checkpoint: Checkpoint, rows: int, generator: np.random.Generator) -> Prompt:
-    """`rows` rows of text."""
+    """A prompt of `rows` rows of random text."""
     talker = checkpoint.config.talker
     codes = np.full((rows, talker.num_code_groups), NO_ID, np.int32)
     codes[:, 0] = talker.codec_pad_id
@@ -45,12 +45,12 @@ def random_prompt(checkpoint: Checkpoint, rows: int, generator: np.random.Genera
 
 
 def write_results(path: Path, results: list[dict[str, object]]) -> None:
-    """Write figures with the machine and the command they come from."""
+    """Write figures with their machine and command."""
     path.write_text(json.dumps({"machine": machine(), "command": command(), "results": results}, indent=1))
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """(device milliseconds, host milliseconds) of one call that launches on the current stream; the device is idle before it."""
+    """(device ms, host ms) of one call that launches on the current stream; waits first until the device is idle."""
     wait()
     if not torch.cuda.is_available():
         started = time.perf_counter()
@@ -68,6 +68,6 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def wait() -> None:
-    """Until the device is idle."""
+    """Wait until the device is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

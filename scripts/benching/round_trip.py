@@ -1,6 +1,6 @@
-"""How long a call takes that computes nothing: gRPC, Triton, the model's process and the client alone. For bench_server.py.
+"""Times an empty call: gRPC, Triton, the model's process and the client alone. For bench_server.py.
 
-It asks the talker to cancel a stream that does not exist. After a pause the same call takes longer: processors have gone to sleep.
+The call makes the talker cancel a stream that does not exist. After a pause it takes longer, because processors sleep meanwhile.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from tritonclient.grpc import service_pb2
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
 from qwen3_tts_client.wire import add_string
 
-CALLS, UNTIMED = 60, 10  # the latter are the first calls of a channel
+CALLS, UNTIMED = 60, 10  # UNTIMED: the first calls of a channel
 IDLE_SECONDS, IDLE_CALLS = 0.2, 15
 
 
 def round_trips(url: str) -> dict[str, float]:
-    """Medians in milliseconds: of one call after the other, and of calls with a pause before each."""
+    """Medians in milliseconds: of calls back to back, and of calls with a pause before each."""
     return asyncio.run(_round_trips(url))
 
 
 async def _round_trips(url: str) -> dict[str, float]:
     async with grpc.aio.insecure_channel(url, CHANNEL_OPTIONS) as channel:
         call = stream_call(channel)
-        times = [await _timed(call) for _ in range(UNTIMED + CALLS)][UNTIMED:]
+        times = [await _seconds(call) for _ in range(UNTIMED + CALLS)][UNTIMED:]
         idle_times = []
         for _ in range(IDLE_CALLS):
             await asyncio.sleep(IDLE_SECONDS)
-            idle_times.append(await _timed(call))
+            idle_times.append(await _seconds(call))
     return {"round_trip_ms": statistics.median(times) * 1e3, "idle_round_trip_ms": statistics.median(idle_times) * 1e3}
 
 
-async def _timed(call: grpc.aio.UnaryStreamMultiCallable) -> float:
+async def _seconds(call: grpc.aio.UnaryStreamMultiCallable) -> float:
     """Seconds from a call to its answer."""
     begin = time.perf_counter()
-    answers = call(_nothing())
+    answers = call(_empty_call())
     await answers.read()
     end = time.perf_counter()
     await answers.read()  # the call's end
     return end - begin
 
 
-def _nothing() -> service_pb2.ModelInferRequest:
+def _empty_call() -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name="talker")
     add_string(request, "cancel", "")
-    request.parameters["triton_enable_empty_final_response"].bool_param = True  # the answer is that alone
+    request.parameters["triton_enable_empty_final_response"].bool_param = True  # it is the only answer
     return request

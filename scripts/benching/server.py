@@ -1,4 +1,4 @@
-"""A real server on a checkpoint for a benchmark that asks it through the real client."""
+"""Starts and stops the real server of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ START_SECONDS = 300.0  # until it must be ready
 
 @contextmanager
 def running_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_file: Path | None) -> Iterator[tuple[TritonServer, float]]:
-    """A server on the checkpoint `folder`, ready, and the seconds that took; it is stopped at the end, its log shown after a failure.
+    """A ready server on the checkpoint `folder`, and the seconds of its start. It is stopped at the end; a failure prints its log.
 
     Args:
-        options: engine options, besides `model_path`.
+        folder: checkpoint.
+        options: engine options except `model_path`.
         mps: share the GPU through a private MPS daemon.
-        log_file: where its output goes; None: a temporary file.
+        log_file: file for its output; None: a temporary file.
     """
     with MpsDaemon() if mps else nullcontext() as daemon:
         server = TritonServer(

@@ -1,4 +1,4 @@
-"""What a server says of its own inside while it is under load: the talker's rhythm, the host's work, the sends. For bench_server.py."""
+"""A server's own metrics under load: the talker's steps, the host's work, the sends. For bench_server.py."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second"}
 
 
 def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
-    """Figures by name from readings of /metrics under load, each with its time in seconds, oldest first.
+    """Figures by name from readings of /metrics under load: (time in seconds, text), oldest first.
 
-    LatencyWindow are those of the latest thousand as the last reading has them, in milliseconds (step_p99_ms); levels are means of all
-    readings (mean_running); totals are rates between the first and the last.
+    Percentiles are in milliseconds (step_p99_ms), over the latest thousand values in the last reading. Levels are means of all
+    readings (mean_running). Totals become rates between the first and the last reading.
     """
     samples = [(seconds, _samples(text)) for seconds, text in readings]
     if not samples:
@@ -60,7 +60,7 @@ def _samples(metrics: str) -> dict[tuple[str, str, str], float]:
 
 
 def metrics_line(point: dict[str, object]) -> str:
-    """The figures of one point on one line, or "" where there are none."""
+    """The figures of one point on one line; "" if there are none."""
     parts = [
         f"{series.replace('_', ' ')} {point[f'{series}_p50_ms']:.2f} / {point[f'{series}_p99_ms']:.2f}"
         for series in SERIES.values()

@@ -1,6 +1,7 @@
-"""What other servers of this model reach, with the hardware and the source of each figure, beside ours. For bench_server.py.
+"""Figures of other servers of this model, with hardware and source. For bench_server.py.
 
-Where a range was measured, the better end stands here. Published figures are other machines' and other texts': orders of magnitude.
+If a range was measured, the better end is listed. Published figures come from other machines and other texts: they are orders of
+magnitude.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ class Peer:
     """One figure of a peer, Qwen3-TTS 1.7B.
 
     Attributes:
-        name, hardware, source: whose figure, on what, from where.
-        streams, rate: the load: a closed loop of so many streams, or, streams being 0, requests a second.
-        figure: the name of ours to hold beside it.
-        value: in the unit of ours.
+        name: the peer.
+        hardware, source: of the figure.
+        streams, rate: the load: a closed loop of `streams` streams, or if that is 0, `rate` requests per second.
+        figure: name of our figure to compare with.
+        value: in the unit of our figure.
     """
 
     name: str
@@ -51,12 +53,12 @@ PEERS = (
 
 
 def peers_of(size: object) -> tuple[Peer, ...]:
-    """The peers a checkpoint of this `tts_model_size` may be held beside; None, an unknown one, leaves that to the reader."""
+    """Peers to compare with a checkpoint of this `tts_model_size`; if it is None (unknown), all peers."""
     return PEERS if size in ("1b7", None) else ()
 
 
 def comparisons(results: Sequence[Mapping[str, object]], peers: Sequence[Peer]) -> Iterator[str]:
-    """Lines of a table: our figure, the peer's and their ratio, for each peer's figure at a load that was measured."""
+    """Lines of a table: our figure, the peer's and their ratio, for each figure of a peer at a load that was measured."""
     lines = []
     for peer in peers:
         for point in results:

@@ -1,4 +1,4 @@
-"""Plot what bench_server.py wrote: first audio and throughput against streams, first audio against rate, with the peers as marks.
+"""Plot the figures of bench_server.py against streams and rate, with the peers as marks.
 
 python scripts/benching/server_plot.py bench_server.json docs/server.png
 """
@@ -27,7 +27,7 @@ LABELS = {P50: "p50", P95: "p95", THROUGHPUT: "audio"}
 
 
 def plot(results: Sequence[Mapping[str, object]], peers: Sequence[Peer], title: str, path: Path) -> None:
-    """Draw the figures of all points into `path`, its format from the suffix."""
+    """Draw the figures of all points into `path`; its suffix gives the format."""
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     for axes, (load, figures, x_label, y_label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for name in figures:
@@ -41,21 +41,21 @@ def plot(results: Sequence[Mapping[str, object]], peers: Sequence[Peer], title: 
 
 
 def _draw(axes: Axes, results: Sequence[Mapping[str, object]], peers: Sequence[Peer], load: str, name: str) -> None:
-    """Ours as a line, each peer's as marks."""
+    """Draw ours as a line, each peer's as marks."""
     ours = sorted((float(str(point[load])), float(str(point[name]))) for point in results if point.get(load) and point[name] is not None)
     if ours:
         axes.plot(*zip(*ours, strict=True), marker="o", label=f"ours, {LABELS[name]}")
     chosen = [peer for peer in peers if peer.figure == name and getattr(peer, load)]
-    for who in dict.fromkeys(f"{peer.name} 1.7B, {peer.hardware}" for peer in chosen):
-        marks = [(getattr(peer, load), peer.value) for peer in chosen if f"{peer.name} 1.7B, {peer.hardware}" == who]
-        axes.plot(*zip(*marks, strict=True), linestyle="", marker="x", label=f"{who}, {LABELS[name]}")
+    for label in dict.fromkeys(f"{peer.name} 1.7B, {peer.hardware}" for peer in chosen):
+        marks = [(getattr(peer, load), peer.value) for peer in chosen if f"{peer.name} 1.7B, {peer.hardware}" == label]
+        axes.plot(*zip(*marks, strict=True), linestyle="", marker="x", label=f"{label}, {LABELS[name]}")
 
 
 def main() -> None:
-    """Draw the figures that bench_server.py has written."""
+    """Read the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", type=Path, help="the JSON file that bench_server.py --output has written")
-    parser.add_argument("plot", type=Path, help="where to draw; the suffix says in what format")
+    parser.add_argument("figures", type=Path, help="JSON file of bench_server.py --output")
+    parser.add_argument("plot", type=Path, help="image to write; its suffix gives the format")
     arguments = parser.parse_args()
     written = json.loads(arguments.figures.read_text())
     plot(written["results"], peers_of(written["results"][0]["size"]), written["machine"], arguments.plot)

@@ -1,12 +1,12 @@
-"""Speech-like load on a server through the real client, and what each request saw of it. For bench_server.py.
+"""Speech-like load on a server through the real client, and the timings of each request. For bench_server.py.
 
-Requests come from a seed: lengths as of spoken turns (log-normal, mean 71 frames = 5.7 s of audio, cut to 8 to 250), texts with as many
-words as speech of that length has (3 to 60). Two kinds of load: a closed loop, in which each stream asks again when it has been
-answered, and an open loop, in which requests arrive at random and do not wait for each other: a Poisson process whose number of
-arrivals is fixed to the expected one (they are then uniform), so that short runs at low rates can be compared.
+A seed gives the requests: lengths of spoken turns (log-normal, mean 71 frames = 5.7 s of audio, cut to 8 to 250), and texts with as
+many words as speech of that length has (3 to 60). There are two kinds of load. In a closed loop each stream makes its next request
+when it has been answered. In an open loop requests arrive at random and do not wait for each other: a Poisson process with exactly
+the expected number of arrivals (they are then uniform), so that short runs at low rates can be compared.
 
 Times are time.monotonic(), which all processes of a machine share, so that several client processes have one window. A stream is
-measured if it began within the window; audio counts by the window in which it arrived.
+measured if it began within the window; audio counts if it arrived within the window.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ VOCABULARY = (
     "time could people water little only find number over know place years light thing great where through because evening question "
     "morning together station weather remember afternoon tomorrow important between children mountain different"
 )
-RETRY_SECONDS = 0.1  # a closed loop whose request failed does not spin
+RETRY_SECONDS = 0.1  # pause of a closed loop after a failed request, so that it does not spin
 
 DONE, REFUSED, FAILED, UNFINISHED = "done", "refused", "failed", "unfinished"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one client process does at one point of a benchmark.
+    """The work of one client process at one point of a benchmark.
 
     Attributes:
         url: HOST:PORT of the server's gRPC port.
-        voice: None where the checkpoint needs none.
-        chunk_frames: the ramp to ask for; None: the server's.
-        streams: closed loop of so many streams; 0: open loop.
-        rate: open loop: requests a second.
+        voice: None if the checkpoint needs none.
+        chunk_frames: frames in the first, second, ... chunk; None: the server's.
+        streams: number of streams of a closed loop; 0: open loop.
+        rate: requests per second of an open loop.
         index, processes: this process makes every `processes`th stream or request, from `index` on.
         begin, end: the window; the load begins `warm_up` seconds earlier and starts no request after the window.
-        patience: seconds after the window until what still runs is cancelled and counted as unfinished.
+        patience: seconds after the window until running streams are cancelled and counted as unfinished.
         seed: of lengths, texts, sampling and arrivals.
     """
 
@@ -71,7 +71,7 @@ class Load:
 
 @dataclass
 class Spoken:
-    """One request: when it was sent, its outcome, and of each chunk with samples the arrival and the seconds of audio."""
+    """One request: its time of sending, its outcome, and the arrival and seconds of audio of each chunk with samples."""
 
     sent: float
     outcome: str = UNFINISHED
@@ -90,21 +90,21 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Report:
-    """What one client process saw: its requests, and the share of one core it needed within the window."""
+    """The report of one client process: its requests, and the share of one core that it needed within the window."""
 
     requests: list[Spoken]
     client_cpu: float
 
 
 def speech_frames(generator: np.random.Generator) -> int:
-    """Frames of a spoken turn."""
+    """A random number of frames of a spoken turn."""
     return int(np.clip(generator.lognormal(np.log(MEAN_FRAMES) - SIGMA**2 / 2, SIGMA), SHORTEST, LONGEST))
 
 
 def drive(load: Load) -> Report:
     """Put `load` on the server; returns at most `patience` seconds after the window."""
     gc.collect()
-    gc.freeze()  # a collection of all that was imported would be measured as the server's latency
+    gc.freeze()  # because a collection of all imported objects would be measured as the server's latency
     return asyncio.run(_drive(load))
 
 
@@ -122,7 +122,7 @@ async def _drive(load: Load) -> Report:
 
 
 async def _closed_loop(client: AsyncClient, load: Load, index: int, requests: list[Spoken]) -> None:
-    """One stream after the other. The loops begin spread over the warm-up, as they are spread once they run."""
+    """Run one stream after the other. The loops begin spread over the warm-up, as they are later."""
     texts = _texts(np.random.default_rng([load.seed, index]))
     await _until(load.begin - load.warm_up * (1 - index / load.streams))
     while time.monotonic() < load.end:
@@ -143,7 +143,7 @@ async def _open_loop(client: AsyncClient, load: Load, requests: list[Spoken]) ->
 
 
 async def _speak(client: AsyncClient, load: Load, text: str, sampling: dict[str, int], requests: list[Spoken]) -> Spoken:
-    """One request. It is in `requests` from its start, so that one that is cancelled counts too."""
+    """Make one request. It is in `requests` from its start, so that a cancelled one counts too."""
     spoken = Spoken(time.monotonic())
     requests.append(spoken)
     try:
@@ -171,7 +171,7 @@ async def _until(moment: float) -> None:
 
 
 def _texts(generator: np.random.Generator) -> Iterator[tuple[str, dict[str, int]]]:
-    """Texts, each with the sampling parameters that fix its length and its draws."""
+    """Texts, each with the sampling parameters that fix its length and its seed."""
     while True:
         frames = speech_frames(generator)
         count = int(np.clip(round(frames / FRAMES_PER_SECOND * WORDS_PER_SECOND), FEWEST_WORDS, MOST_WORDS))
@@ -180,7 +180,7 @@ def _texts(generator: np.random.Generator) -> Iterator[tuple[str, dict[str, int]
 
 
 def summary(reports: list[Report], begin: float, end: float) -> dict[str, object]:
-    """Figures of one point from what its client processes saw. Percentiles are None where nothing was measured."""
+    """Figures of one point from the reports of its client processes. A percentile is None if nothing was measured."""
     requests = [spoken for report in reports for spoken in report.requests]
     measured = [spoken for spoken in requests if begin <= spoken.sent < end]
     first = [spoken.arrivals[0] - spoken.sent for spoken in measured if spoken.arrivals]
@@ -206,5 +206,5 @@ def summary(reports: list[Report], begin: float, end: float) -> dict[str, object
 
 
 def _percentile(seconds: list[float], percent: float) -> float | None:
-    """In milliseconds."""
+    """Percentile of `seconds`, in milliseconds."""
     return float(np.percentile(seconds, percent)) * 1e3 if seconds else None

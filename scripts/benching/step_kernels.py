@@ -1,7 +1,4 @@
-"""What bench_kernels.py times besides single products: whole layers, and one launch of every other kernel of a step.
-
-Sizes are the published ones.
-"""
+"""Whole layers, and one launch of every other kernel of a step, at the published sizes. For bench_kernels.py."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
 GROUPS, TALKER_VOCAB, CODE_VOCAB, EOS = 16, 3072, 2048, 2150
 HIDDEN, FFN, EPS = 2048, 6144, 1e-6  # of 1.7B
 BLOCK_SIZE, MAX_LEN, CACHED = 16, 4096, (50, 500)  # rows; CACHED: of the first and the last stream
-LAYERS = 8  # caches that take turns, so that none is found in L2
+LAYERS = 8  # caches used in turn, so that none is in L2
 PROMPT_ROWS = 64
 
 
 def weight(*shape: int) -> torch.Tensor:
-    """A random bfloat16 matrix that keeps the size of what passes through it."""
+    """A random bfloat16 matrix, scaled so that a product keeps the magnitude of its input."""
     return (torch.randn(shape, device="cuda") / shape[-1] ** 0.5).to(torch.bfloat16)
 
 
@@ -49,9 +46,9 @@ class Layer:
 
 
 class Layers:
-    """Some layers of one transformer, their weights together larger than the L2 cache: the place where products are tuned.
+    """Some layers of one transformer, with weights that together exceed the L2 cache. Products are tuned inside them.
 
-    A kernel asks for its weights while the one before it ends, so what a product takes depends on its neighbours.
+    The time of a product depends on its neighbours, because a kernel loads its weights while the one before it ends.
     """
 
     eps = EPS
@@ -78,7 +75,7 @@ class Layers:
 
 
 class StepKernels:
-    """Inputs of one batch, and its launches."""
+    """Inputs and launches of one batch."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -111,13 +108,13 @@ class StepKernels:
         self.rules = FirstCodebookRules(suppressed, EOS, 2)
 
     def launches(self) -> dict[str, list[Callable[[], object]]]:
-        """Kernel -> a chain of its launches; decode attention is two kernels."""
+        """Kernel name -> a chain of its launches; decode attention is two kernels."""
         return {
             "embed": [self._embed()] * LAYERS,
             "decode attention": [partial(self.decode_attention(i), self._qkv(self.batch)) for i in range(LAYERS)],
             "predictor attention": [partial(self.predictor_attention(), self._qkv(self.batch))] * LAYERS,
-            "draw codebook 0": [self._draw(0)] * LAYERS,
-            "draw codebook 5": [self._draw(5)] * LAYERS,
+            "sample codebook 0": [self._sample(0)] * LAYERS,
+            "sample codebook 5": [self._sample(5)] * LAYERS,
             "rms_norm 1.7B": [partial(rms_norm_rows, weight(self.batch, HIDDEN), weight(HIDDEN), EPS)] * LAYERS,
             "silu_and_mul 1.7B": [partial(silu_and_mul, weight(self.batch, 2 * FFN))] * LAYERS,
             f"store {PROMPT_ROWS} rows each": self._store(),
@@ -144,8 +141,8 @@ class StepKernels:
         norms = self.rotation.q_norm, self.rotation.k_norm
         return lambda qkv: predictor_attention(qkv, *norms, EPS, cos, sin, cache, GROUPS // 2)
 
-    def _draw(self, codebook: int) -> Callable[[], object]:
-        """Without `advance`, so that every launch finds the same state."""
+    def _sample(self, codebook: int) -> Callable[[], object]:
+        """Sampling without `advance`, so that every launch finds the same state."""
         vocab = CODE_VOCAB if codebook else TALKER_VOCAB
         codes = torch.zeros(self.batch, GROUPS, dtype=torch.int64, device="cuda")
         embedding = Embedding(weight(vocab, 1024), weight(self.batch, 1024))

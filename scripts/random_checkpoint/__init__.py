@@ -1,1 +1,1 @@
-"""Shapes, tensors and tokenizer of the checkpoints that make_checkpoint.py writes."""
+"""Configs, tensors and tokenizer of the checkpoints that make_checkpoint.py writes."""

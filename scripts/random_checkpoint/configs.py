@@ -1,7 +1,7 @@
-"""The configs of random-weight Qwen3-TTS checkpoints: three sizes, three kinds, in the published layout.
+"""The configs of random-weight checkpoints: three sizes, three kinds, in the published layout.
 
-`build_configs` gives the JSON of the files; make_checkpoint.py derives every tensor from them, so a test that
-overrides a value here (another head_dim, another layer count) gets a checkpoint that is consistent throughout.
+`build_configs` returns the JSON of the files. make_checkpoint.py derives every tensor from them, so a test that overrides a value
+here (another head_dim, another layer count) gets a consistent checkpoint.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _speech_tokenizer_config(size: str) -> Config:
 
 
 def _apply(configs: dict[str, Config], key: str, value: Any) -> None:
-    """Set one dotted key; the first part may name a file, config.json being meant otherwise."""
+    """Set one dotted key; its first part may name a file, else the key is of config.json."""
     first, _, rest = key.partition(".")
     node, path = (configs[first], rest) if first in configs and rest else (configs["config"], key)
     *parents, leaf = path.split(".")
@@ -203,10 +203,10 @@ def _apply(configs: dict[str, Config], key: str, value: Any) -> None:
 
 
 def build_configs(size: str, kind: str, overrides: Config | None = None, *, bpe_vocab: int) -> dict[str, Config]:
-    """Return `config`, `generation_config` and `speech_tokenizer`, with overrides applied and dependent values made to fit.
+    """Return `config`, `generation_config` and `speech_tokenizer` with overrides applied and dependent values adjusted.
 
-    `bpe_vocab` is the number of ordinary text tokens; a small checkpoint's special tokens come right after them,
-    while a text vocabulary of the published size keeps the published ids.
+    `bpe_vocab` is the number of ordinary text tokens. A small checkpoint's special tokens come right after them; a text vocabulary of
+    the published size keeps the published ids.
     """
     if size not in SIZES or kind not in KINDS:
         raise ValueError(f"size={size!r}, kind={kind!r}: size must be one of {SIZES} and kind one of {KINDS}")

@@ -1,8 +1,8 @@
 """Names, shapes and scales of every tensor of a checkpoint, derived from its configs.
 
-The scales keep random weights useful: audio neither clips nor vanishes, logits are spread so that an argmax has no near
-ties, and every module contributes enough (LayerScale and ConvNeXt gammas far above their training init) that leaving
-one out or misplacing it cannot hide below a test's tolerance.
+The scales keep random weights useful. Audio neither clips nor vanishes. Logits are spread, so that an argmax has no near ties.
+Every module contributes so much (LayerScale and ConvNeXt gammas far above their training init) that an omitted or misplaced one
+exceeds a test's tolerance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIMI_BOOK_SCALE = 0.25
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: `fill` says how random values become weights, `scale` and `mean` in which range."""
+    """One tensor: `fill` is the rule that makes weights of random values, `scale` and `mean` give their range."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ def _norm(name: str, width: int, bias: bool = False) -> Iterator[TensorSpec]:
 def _attention(name: str, c: Config, qk_norm: bool) -> Iterator[TensorSpec]:
     hidden, width, kv_width = c["hidden_size"], c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
     bias = bool(c["attention_bias"])
-    # Without a norm on queries and keys, a gain keeps attention from being flat.
+    # Without a norm on queries and keys, a gain prevents flat attention.
     gain = 1.0 if qk_norm else 1.3
     yield from _linear(f"{name}.q_proj", width, hidden, gain, bias=bias)
     yield from _linear(f"{name}.k_proj", kv_width, hidden, gain, bias=bias)
@@ -120,7 +120,7 @@ def _speaker_encoder(c: Config) -> Iterator[TensorSpec]:
     scale = c.get("enc_res2net_scale", 8)
     relu = math.sqrt(2.0)
     name = "speaker_encoder"
-    # log-mel values lie around -5, so the first layer gets a small gain
+    # Log-mel values lie around -5, so the first layer gets a small gain.
     yield from _conv(f"{name}.blocks.0.conv", channels[0], c.get("mel_dim", 128), kernels[0], 0.3)
     for i in range(1, len(channels) - 1):
         block, width = f"{name}.blocks.{i}", channels[i]
@@ -152,7 +152,7 @@ def _codec_decoder(c: Config) -> Iterator[TensorSpec]:
     dim, latent, books = c["codebook_dim"] // 2, c["latent_dim"], c["num_quantizers"]
     for part, count in (("rvq_first", 1), ("rvq_rest", books - 1)):
         name = f"decoder.quantizer.{part}"
-        # never used by decoding, but published and expected by the official package
+        # Never used in decoding, but published, and expected by the official package.
         yield from _conv(f"{name}.input_proj", dim, c["codebook_dim"], 1, bias=False)
         yield from _conv(f"{name}.output_proj", c["codebook_dim"], dim, 1, bias=False)
         for i in range(count):

@@ -1,8 +1,8 @@
-"""A byte-level BPE tokenizer for a checkpoint of ours, in the files Qwen2TokenizerFast reads.
+"""A byte-level BPE tokenizer for our checkpoints, in the files that Qwen2TokenizerFast reads.
 
-It is trained on the text below, or on text it is given, so it needs no download. Two properties are relied on elsewhere:
-"assistant", "user" and a newline are one token each (the prompt code cuts the role and the tail by token count), and no token
-joins a newline with anything else, so a text that starts with newlines cannot change those counts.
+It is trained on the text below or on given text, so it needs no download. Other code relies on two properties: "assistant", "user"
+and a newline are one token each, because the prompt code cuts the role and the tail by token count. And no token joins a newline
+with other characters, so a text that starts with newlines cannot change those counts.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def write_tokenizer(folder: Path, first_special: int, texts: Sequence[str] = (),
     """Write vocab.json, merges.txt and tokenizer_config.json.
 
     Args:
-        folder: where to.
+        folder: folder to write into.
         first_special: the id of <|endoftext|>.
-        texts: what to train on instead of the text of this file.
+        texts: texts to train on instead of the text in this file.
         vocab_size: ordinary tokens, the 256 bytes included.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -54,8 +54,8 @@ def write_tokenizer(folder: Path, first_special: int, texts: Sequence[str] = (),
         ]
     )
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    # Many times, so that each becomes one token without a leading space. The last one tells apart the two patterns that
-    # transformers may split with (fix_mistral_regex): only Qwen2's own keeps a capital inside a word together.
+    # Repeated, so that each becomes one token without a leading space. "iPhone" distinguishes the two patterns with which
+    # transformers may split (fix_mistral_regex): only Qwen2's own does not split before a capital inside a word.
     lines = list(texts) or _TRAINING_TEXT.splitlines()
     tokenizer.train_from_iterator(["assistant", "user", "iPhone"] * max(50, len(lines)) + lines, trainer)
 
@@ -63,7 +63,7 @@ def write_tokenizer(folder: Path, first_special: int, texts: Sequence[str] = (),
     if len(vocab) != vocab_size:
         raise RuntimeError(f"the training text gave {len(vocab)} tokens, {vocab_size} are wanted")
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    # A fast tokenizer numbers added tokens by counting, so published ids need a vocabulary without gaps below them.
+    # A fast tokenizer numbers added tokens consecutively, so published ids need a vocabulary without gaps below them.
     vocab |= {f"<|unused_{i}|>": i for i in range(vocab_size, first_special)}
 
     ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))

@@ -70,5 +70,5 @@ PUBLISHED_TEXT_VOCAB = 151936
 
 
 def first_special_id(text_vocab_size: int, bpe_vocab: int) -> int:
-    """Return the id of <|endoftext|>: the published one where the text table is large enough, else the first free id."""
+    """Return the id of <|endoftext|>: the published one if the text table is large enough, else the first free id."""
     return PUBLISHED_FIRST_SPECIAL_ID if text_vocab_size >= PUBLISHED_TEXT_VOCAB else bpe_vocab

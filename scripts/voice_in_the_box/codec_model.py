@@ -1,7 +1,7 @@
-"""The codec in training: an encoder that is not shipped, residual vector quantisation, and the engine's decoder.
+"""The codec in training: an encoder that is not shipped, residual vector quantisation, the engine's decoder.
 
-log-mel -> convolutions down to 12.5 frames a second -> book 0, then books 1..15 on what book 0 left -> CodecDecoder. Codebooks
-are moving averages of what they stand for (van den Oord et al. 2017, appendix A.1), which is how the checkpoint stores them.
+log-mel -> convolutions down to 12.5 frames a second -> book 0, then books 1..15 on the residual of book 0 -> CodecDecoder.
+Codebook entries are moving averages of their latents (van den Oord et al. 2017, appendix A.1); the checkpoint stores them so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from voice_in_the_box.speech import SAMPLE_RATE, SAMPLES_PER_FRAME
 MEL_HOP, MEL_WINDOW, NUM_MELS = 240, 1024, 80
 ENCODER_WIDTH = 256
 USAGE_DECAY = 0.98
-DEAD_USAGE = 0.03  # of the mean usage; an entry below it is moved to where the data is
+DEAD_USAGE = 0.03  # share of the mean usage; an entry below it is replaced by a random latent
 
 
 class LogMel(nn.Module):
@@ -46,7 +46,7 @@ class LogMel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Audio to one latent a frame; it sees some frames to either side."""
+    """Audio to one latent per frame; it sees some frames before and after."""
 
     def __init__(self, dim: int, width: int = ENCODER_WIDTH) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class _Residual(nn.Module):
 
 @dataclass(frozen=True)
 class Quantised:
-    """What quantising gave.
+    """Quantised latents.
 
     Attributes:
         codes: [batch, frames, books] int64.
-        latents: [batch, frames, codebook_dim], what the decoder reads; gradients pass as if nothing had been rounded.
+        latents: [batch, frames, codebook_dim], the decoder's input; gradients pass as if nothing had been rounded.
         commitment: mean squared distance of the encoder's output from the chosen entries.
     """
 
@@ -90,7 +90,7 @@ class Quantised:
 
 
 class Quantiser:
-    """The books of `weights` under their published names; they learn by moving averages, not by gradients."""
+    """The books in `weights`, by their published names; they learn by moving averages, not by gradients."""
 
     def __init__(self, weights: Tensors, config: CodecDecoderConfig) -> None:
         self._books = []
@@ -108,7 +108,7 @@ class Quantiser:
         Args:
             latents: [batch, frames, codebook_dim] from the encoder.
             learn: move the books towards the data.
-            dropout: share of the batch that keeps only its first books, a random number of them, so that these carry the most.
+            dropout: share of the batch that keeps only a random number of its first books, so that these carry the most.
         """
         (in_first, out_first), (in_rest, out_rest) = ((a[:, :, 0], b[:, :, 0]) for a, b in self._projections)
         num_books = len(self._books)
@@ -151,7 +151,7 @@ class Quantiser:
 
 
 class WholeSequence:
-    """The StreamState of sequences decoded in one piece: every past is zeros, and none is kept."""
+    """The StreamState of sequences decoded in one piece: every past is zeros; none is stored."""
 
     def __init__(self, batch: int, device: torch.device) -> None:
         self.positions = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -162,6 +162,6 @@ class WholeSequence:
 
 
 def decode(weights: Tensors, config: CodecDecoderConfig, latents: torch.Tensor) -> torch.Tensor:
-    """Samples [batch, frames * SAMPLES_PER_FRAME] of latents [batch, frames, codebook_dim], by the engine's decoder."""
+    """Decode latents [batch, frames, codebook_dim] to samples [batch, frames * SAMPLES_PER_FRAME] by the engine's decoder."""
     decoder = CodecDecoder(LiveWeights(weights), config, dtype=torch.float32, device=latents.device)
     return decoder.synthesise(latents, WholeSequence(len(latents), latents.device))

@@ -1,6 +1,7 @@
-"""Training the codec: first encoder, books and decoder on spectral distances, then the decoder alone against a discriminator.
+"""Trains the codec in two phases.
 
-The second phase leaves encoder and books alone, so codes stay what they are, and the talker may be trained before or after it.
+First encoder, books and decoder learn together on spectral distances. Then the decoder alone learns against a discriminator. The
+second phase changes neither encoder nor books, so codes stay the same, and the talker may be trained before or after it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ENCODE_FRAMES = 40_000  # a batch of utterances to encode, padding included
 
 
 class CodecTrainer:
-    """The codec's weights and what they are trained with.
+    """The codec's weights, and the networks that train them.
 
     Attributes:
         weights: of the decoder and the books, by their published names.
@@ -39,7 +40,7 @@ class CodecTrainer:
         self._spectral = SpectralLoss().to(device)
 
     def train_codec(self, corpus: Corpus, progress: Progress, batch: int) -> None:
-        """Encoder, books and decoder together."""
+        """Train encoder, books and decoder together."""
         learned = [tensor.requires_grad_() for name, tensor in self.weights.items() if "_codebook" not in name]
         learned += list(self.encoder.parameters())
         optimizer = torch.optim.AdamW(learned, lr=CODEC_RATE, betas=(0.8, 0.99), weight_decay=0.0, fused=self.device.type == "cuda")
@@ -51,7 +52,7 @@ class CodecTrainer:
             progress.log(spectral=spectral, commitment=quantised.commitment)
 
     def train_decoder(self, corpus: Corpus, progress: Progress, batch: int) -> None:
-        """The decoder against the discriminator; encoder and books stay."""
+        """Train the decoder against the discriminator; encoder and books stay."""
         learned = [tensor.requires_grad_() for name, tensor in self.weights.items() if "quantizer" not in name]
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(learned, lr=DECODER_RATE, betas=(0.8, 0.99), weight_decay=0.0, fused=fused)
@@ -73,7 +74,7 @@ class CodecTrainer:
 
     @torch.no_grad()
     def encode(self, corpus: Corpus) -> torch.Tensor:
-        """Codes [frames, books] uint8 of the whole corpus, utterance by utterance."""
+        """Codes [frames, books] uint8 of the whole corpus, one utterance after the other."""
         codes = torch.empty(int(corpus.frames.sum()), self.config.num_quantizers, dtype=torch.uint8, device=self.device)
         starts = corpus.frame_starts
         order = np.argsort(corpus.frames)
@@ -91,7 +92,7 @@ class CodecTrainer:
         return codes
 
     def _segments(self, corpus: Corpus, batch: int) -> torch.Tensor:
-        """Audio [batch, samples] from anywhere; a segment may span two utterances."""
+        """Audio [batch, samples] from random places; a segment may span two utterances."""
         length = SEGMENT_FRAMES * SAMPLES_PER_FRAME
         starts = torch.randint(len(corpus.audio) - length, (batch, 1), device=self.device)
         return corpus.audio[starts + torch.arange(length, device=self.device)].float() / 32767

@@ -1,6 +1,7 @@
-"""What is trained on: sentences, their prompts in both layouts, and their sound, made by every core of the machine at once.
+"""The training corpus: sentences, their prompts in both layouts, and their sound.
 
-Each worker process renders its own seeds into one file of flat arrays; `load` puts all of them on the training device.
+All cores of the machine render it. Each worker process renders its own seeds into one file of flat arrays; `load` puts all of them
+on the training device.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ Ints = npt.NDArray[np.int64]
 
 SHARD_SECONDS = 1200.0
 LAYOUTS = (True, False)  # non_streaming_mode
-ENGLISH_SHARE = 0.7  # of the prompts; the others say auto
+ENGLISH_SHARE = 0.7  # of the prompts name English; the others say auto
 MAX_SECONDS = 14.0
 
 
 @dataclass
 class Corpus:
-    """Utterances one after the other; each has a prompt in every layout. All tensors are on one device, lengths are on the host too.
+    """Utterances one after the other; each has a prompt in every layout. All tensors are on one device; lengths are on the host.
 
     Attributes:
         audio: [samples] int16.
         frames: [utterances] frames of each.
         prompt_rows: [utterances, layouts] rows of each prompt.
-        row_text, row_code: [rows] int16: text id and codebook-0 id (NO_ID for none) of each input row: for every utterance and
-            layout its prompt, then one row a frame, whose code is not known before the codec is trained.
+        row_text, row_code: [rows] int16: text id and codebook-0 id (NO_ID if none) of each input row: for every utterance and
+            layout its prompt, then one row per frame; a frame's code is not known before the codec is trained.
     """
 
     audio: torch.Tensor
@@ -65,7 +66,7 @@ class Corpus:
 
 
 def render(folder: Path, checkpoint: Path, hours: float, seed: int, processes: int) -> None:
-    """Render at least `hours` of speech into shards in `folder`. Call it before CUDA starts: the workers are forked."""
+    """Render at least `hours` of speech into shards in `folder`. Call it before CUDA starts, because the workers are forked."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = PromptBuilder(Checkpoint(checkpoint), max_text_length=MAX_CHARACTERS)
     count = max(processes, round(hours * 3600 / SHARD_SECONDS))
@@ -110,7 +111,7 @@ def _render_shard(job: tuple[Path, PromptBuilder, int, float]) -> None:
 
 
 def input_rows(prompt: Prompt, frames: int, pad: int) -> tuple[Ints, Ints]:
-    """Text ids and codebook-0 ids of the prompt's rows and of the rows its `frames` frames are fed back in, [rows] int16 each."""
+    """Text ids and codebook-0 ids of the prompt's rows and of the rows that feed its `frames` frames back, [rows] int16 each."""
     trailing = np.full(frames, pad)
     trailing[: len(prompt.trailing_text_ids)] = prompt.trailing_text_ids[:frames]
     texts = np.concatenate([prompt.text_ids, trailing]).astype(np.int16)
@@ -119,7 +120,7 @@ def input_rows(prompt: Prompt, frames: int, pad: int) -> tuple[Ints, Ints]:
 
 
 def load(folder: Path, device: torch.device) -> Corpus:
-    """All shards of `folder`, which are deleted as they are read: they are large, and rendering them again takes seconds."""
+    """Read all shards of `folder` and delete them, because they are large and can be rendered again in seconds."""
     parts: list[dict[str, Ints]] = []
     audio = []
     for file in sorted(folder.glob("*.npz")):

@@ -1,4 +1,4 @@
-"""What digits does a recogniser hear? pocketsphinx with a grammar of digit strings and its own acoustic model of English."""
+"""Recognises spoken digits: pocketsphinx with its English acoustic model and a grammar of digit strings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _GRAMMAR = f"#JSGF V1.0; grammar digits; public <digits> = ( {' | '.join(DIGITS)
 
 
 class DigitRecogniser:
-    """Hears nothing but digits."""
+    """A speech recogniser that knows only digits."""
 
     def __init__(self) -> None:
-        from pocketsphinx import Decoder  # brings its model, 30 MB; the rest of the evaluation does without
+        from pocketsphinx import Decoder  # with a model of 30 MB; the rest of the evaluation does not need it
 
         self._decoder = Decoder(lm=None, loglevel="FATAL")
         self._decoder.add_jsgf_string("digits", _GRAMMAR)
@@ -27,7 +27,7 @@ class DigitRecogniser:
     def hear(self, audio: Audio) -> list[int]:
         """The digits in `audio` at SAMPLE_RATE."""
         samples = soxr.resample(audio, SAMPLE_RATE, _RATE)
-        silence = np.zeros(_RATE // 5, np.float32)  # it wants some before and after
+        silence = np.zeros(_RATE // 5, np.float32)  # the recogniser needs some before and after
         pcm = (np.concatenate([silence, samples, silence]).clip(-1, 1) * 32767).astype(np.int16)
         self._decoder.start_utt()
         self._decoder.process_raw(pcm.tobytes(), full_utt=True)

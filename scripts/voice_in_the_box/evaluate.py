@@ -1,12 +1,13 @@
-"""Check what a checkpoint of the voice in the box says, through a real Triton server, against espeak-ng saying the same.
+"""Check the speech of the voice in the box, through a real Triton server, against espeak-ng.
 
     python scripts/voice_in_the_box/evaluate.py CHECKPOINT                      on the CPU, every mode
     python scripts/voice_in_the_box/evaluate.py CHECKPOINT --device cuda        on the GPU, bfloat16
     python scripts/voice_in_the_box/evaluate.py CHECKPOINT --codec-only RUN     the codec alone, on its own codes
 
-For sentences that training never saw: is the right one of all references the nearest to the audio; did the audio end by itself
-within 1.5 times the reference's length; and for strings of digits, how many does a recogniser get wrong, beside its errors on
-espeak-ng's own audio. A mode is a text layout, how ids are drawn, and whether audio comes in chunks or in one piece.
+All texts are new to the model; espeak-ng's audio of a text is its reference. Three questions: Is the right one of all references
+the nearest to the audio? Did the audio end by itself within 1.5 times the reference's length? In strings of digits, how many does
+a recogniser get wrong, compared with espeak-ng's own audio? A mode is a text layout, greedy or sampled ids, and audio in chunks or
+in one piece.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ DIGITS_LENGTH = 5
 LONGEST = 1.5  # times the reference
 STREAMS = 8  # at a time
 LIMITS = {"retrieved": 0.95, "ended": 0.99, "digit_excess": 0.10}
-CODEC_LIMIT = 0.99  # of sentences retrieved after coding and decoding alone
+CODEC_LIMIT = 0.99  # of sentences retrieved after the codec alone
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for people to read."""
         parts = ("whole text" if self.non_streaming_mode else "text a frame", "sampled" if self.do_sample else "greedy")
         return ", ".join((*parts, "streamed" if self.streamed else "offline"))
 
     def sampling_parameters(self, max_frames: int, seed: int) -> dict[str, Any]:
-        """Of the request."""
+        """Sampling parameters of the request."""
         return {
             "non_streaming_mode": self.non_streaming_mode,
             "do_sample": self.do_sample,
@@ -73,10 +74,10 @@ QUICK_MODES = [Mode(True, True, True), Mode(False, True, False), Mode(True, Fals
 
 @dataclass
 class Utterance:
-    """One text with its reference, and what was made of it.
+    """One text with its reference and its spoken audio.
 
     Attributes:
-        ended: by EOS rather than by the limit of frames.
+        ended: by EOS, not by the limit of frames.
     """
 
     text: str
@@ -87,24 +88,25 @@ class Utterance:
 
     @property
     def max_frames(self) -> int:
-        """Frames a request may have: a little more than what counts as ended in time."""
+        """Frames that a request may have: a few more than count as ended in time."""
         return int(LONGEST * len(self.reference) / SAMPLES_PER_FRAME) + 8
 
     @property
     def ended_in_time(self) -> bool:
-        """By EOS, within LONGEST times the reference."""
+        """Whether it ended by EOS within LONGEST times the reference."""
         return self.ended and len(self.audio) <= LONGEST * len(self.reference)
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one mode reached; shares of 1.
+    """Results of one mode; shares are of 1.
 
     Attributes:
-        retrieved: sentences nearest to the right reference.
-        ended: sentences and digit strings that ended in time.
-        digit_error, reference_digit_error: of the recogniser, a digit, on our audio and on espeak-ng's.
-        real_time_factor: seconds of work for a second of audio, STREAMS at a time.
+        retrieved: share of sentences nearest to the right reference.
+        ended: share of sentences and digit strings that ended in time.
+        digit_error, reference_digit_error: the recogniser's errors per digit, on our audio and on espeak-ng's.
+        real_time_factor: seconds of work per second of audio, STREAMS at a time.
+        wrong: sentences that were not retrieved.
     """
 
     mode: str
@@ -139,7 +141,7 @@ Say = Callable[[str, str, dict[str, Any]], tuple[Audio, str]]
 
 
 def evaluate(say: Say, modes: Sequence[Mode], num_sentences: int, num_digits: int, out: Path | None = None) -> list[Score]:
-    """Score each mode; `out` is a folder for the audio of the first sentences."""
+    """Score each mode. `out`: folder for the audio of the first sentences."""
     espeak = Espeak()
     sentences = _utterances(espeak, Sentences(SENTENCES_SEED).held_out(num_sentences))
     digits = _utterances(espeak, Sentences(DIGITS_SEED).held_out_digits(num_digits, DIGITS_LENGTH))
@@ -214,7 +216,7 @@ def server_say(checkpoint: Path, options: dict[str, str]) -> Iterator[Say]:
 
 @contextmanager
 def in_process_say(checkpoint: Path, options: dict[str, str]) -> Iterator[Say]:
-    """Speech from the engine in this process, where there is no Triton."""
+    """Speech from the engine in this process, for machines without Triton."""
     from engine_lib.api.qwen3_tts import Qwen3TTS
     from engine_lib.checkpoint import Checkpoint
     from engine_lib.config import EngineConfig
@@ -240,7 +242,7 @@ def _retrieved(sentences: Sequence[Utterance]) -> list[bool]:
 
 
 def _digit_error(recogniser: DigitRecogniser | None, digits: Sequence[Utterance], audio: Sequence[Audio]) -> float:
-    """Wrong digits for each said."""
+    """Wrong digits per digit said."""
     if recogniser is None:
         return 0.0
     said = [[int(digit) for digit in utterance.text.split()] for utterance in digits]
@@ -259,19 +261,19 @@ def _write_audio(folder: Path, mode: Mode, utterances: Sequence[Utterance]) -> N
 
 
 def main() -> int:
-    """Read the command line, evaluate, and return 1 where a limit is missed."""
+    """Read the command line, evaluate, and return 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--device", default="cpu", help="as in serve.py (default: cpu)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="another engine option, as in serve.py")
-    parser.add_argument("--quick", action="store_true", help="four modes that cover both of everything, instead of all eight")
+    parser.add_argument("--quick", action="store_true", help="four modes that cover both values of each setting, instead of all eight")
     parser.add_argument("--sentences", type=int, default=100)
-    parser.add_argument("--digits", type=int, default=50, help=f"strings of {DIGITS_LENGTH}")
-    parser.add_argument("--in-process", action="store_true", help="the engine without Triton, where there is none")
-    parser.add_argument("--codec-only", type=Path, metavar="RUN", help="the folder given to train.py, for its encoder")
-    parser.add_argument("--report-only", action="store_true", help="succeed whatever the scores")
-    parser.add_argument("--json", type=Path, help="write the scores here, too")
-    parser.add_argument("--audio", type=Path, metavar="FOLDER", help="write some of the audio here, too")
+    parser.add_argument("--digits", type=int, default=50, help=f"number of strings of {DIGITS_LENGTH} digits")
+    parser.add_argument("--in-process", action="store_true", help="use the engine in this process, for machines without Triton")
+    parser.add_argument("--codec-only", type=Path, metavar="RUN", help="check only the codec, with the encoder in train.py's folder RUN")
+    parser.add_argument("--report-only", action="store_true", help="exit with 0 for any scores")
+    parser.add_argument("--json", type=Path, help="also write the scores to this file")
+    parser.add_argument("--audio", type=Path, metavar="FOLDER", help="also write some of the audio into this folder")
     arguments = parser.parse_args()
     if arguments.sentences < 1:
         parser.error(f"--sentences: {arguments.sentences} is not allowed; give 1 or more")
@@ -282,8 +284,8 @@ def main() -> int:
         print(f"codec alone: retrieved {share:.1%}")
         return 0 if arguments.report_only or share >= CODEC_LIMIT else 1
     options = {"device": arguments.device, **dict(option.split("=", 1) for option in arguments.option)}
-    way = in_process_say if arguments.in_process else server_say
-    with way(arguments.checkpoint, options) as say:
+    open_say = in_process_say if arguments.in_process else server_say
+    with open_say(arguments.checkpoint, options) as say:
         modes = QUICK_MODES if arguments.quick else MODES
         scores = evaluate(say, modes, arguments.sentences, arguments.digits, arguments.audio)
     if arguments.json:

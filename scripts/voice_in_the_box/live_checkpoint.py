@@ -1,8 +1,8 @@
-"""A checkpoint whose weights are being trained: the engine's own modules read it, and gradients flow back to it.
+"""A checkpoint in training: the engine's own modules read its weights, and gradients flow back to them.
 
-The engine folds constants at load (codebooks with their projections, LayerScale, packed qkv), in plain differentiable torch. So
-training builds the engine's modules anew in each step from the live weights, and there is no second implementation that could
-disagree with the one that serves.
+The engine folds constants at load (codebooks with their projections, LayerScale, packed qkv) in plain differentiable torch. So
+training builds the engine's modules anew from the live weights in each step. There is no second implementation that could
+differ from the one that serves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class LiveWeights(Weights):
-    """Weights in memory instead of in a file; what is taken shares their gradient."""
+    """Weights in memory instead of in a file; gradients of the tensors taken flow back to them."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -36,7 +36,7 @@ class LiveWeights(Weights):
         return sorted(self._tensors)
 
     def take(self, name: str, shape: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """See Weights; a wrong shape is a mistake in the recipe."""
+        """See Weights; a wrong shape is a bug in the recipe."""
         tensor = self._tensors[name]
         assert tuple(tensor.shape) == tuple(shape), (name, tuple(tensor.shape), tuple(shape))
         return tensor.to(device=device, dtype=dtype)
@@ -66,10 +66,10 @@ def write_all_but_weights(folder: Path, configs: Mapping[str, Config]) -> None:
 
 
 def write_weights(folder: Path, talker: Tensors, codec: Tensors) -> None:
-    """Write both weight files in float16, which holds these small numbers to three digits and a half."""
+    """Write both weight files in float16, which stores these small numbers to about three and a half digits."""
     codec = dict(codec)
     for name in [name for name in codec if name.endswith("cluster_usage")]:
-        # The sums grow with the batch; the entries themselves, each used once, fit a half.
+        # The sums grow with the batch. The entries themselves, with a usage of 1 each, fit float16.
         total = name.replace("cluster_usage", "embedding_sum")
         codec[total] = codec[total] / codec[name].clamp(min=1e-5)[:, None]
         codec[name] = torch.ones_like(codec[name])

@@ -1,7 +1,7 @@
-"""What makes two waveforms sound alike: spectral distances at several resolutions, and a discriminator of spectrograms.
+"""Losses of the codec: spectral distances at several resolutions, and a discriminator of spectrograms.
 
-Spectral distances leave the phase free, as the ear does (Yamamoto et al. 2020, Parallel WaveGAN); the discriminator removes the
-buzz they leave behind (Defossez et al. 2022, EnCodec).
+Spectral distances ignore the phase, as the ear does (Yamamoto et al. 2020, Parallel WaveGAN). The discriminator removes the
+buzz that they leave (Defossez et al. 2022, EnCodec).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from voice_in_the_box.codec_model import LogMel
 
 RESOLUTIONS = (2048, 1024, 512, 256, 128)
 MELS = ((2048, 128), (1024, 80), (512, 40), (256, 20))
-MAGNITUDE_FLOOR = 1e-3  # about 60 dB below a full-scale sine: quieter than that all is silence
+MAGNITUDE_FLOOR = 1e-3  # about 60 dB below a full-scale sine; anything quieter counts as silence
 DISCRIMINATOR_WINDOWS = (1024, 512, 256)
 
 
@@ -38,7 +38,7 @@ class SpectralLoss(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells real spectrograms from decoded ones, patch by patch, at several resolutions."""
+    """Distinguishes real spectrograms from decoded ones, patch by patch, at several resolutions."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, audio: torch.Tensor) -> list[list[torch.Tensor]]:
-        """Activations of each layer of each stack for [batch, samples]; the last of a stack are the verdicts."""
+        """Activations of each layer of each stack for [batch, samples]; the last ones of a stack are its verdicts."""
         return [self._stack(layers, spectrum(audio, window)) for layers, window in zip(self.stacks, DISCRIMINATOR_WINDOWS, strict=True)]
 
     def _stack(self, layers: nn.Module, complex_spectrum: torch.Tensor) -> list[torch.Tensor]:
@@ -78,7 +78,7 @@ def discriminator_loss(real: list[list[torch.Tensor]], decoded: list[list[torch.
 
 
 def adversarial_loss(real: list[list[torch.Tensor]], decoded: list[list[torch.Tensor]]) -> torch.Tensor:
-    """What the decoder minimises: verdicts towards 1, and activations like those of the real audio."""
+    """The decoder's loss: verdicts towards 1, and activations like those of the real audio."""
     verdicts = torch.stack([(1 - stack[-1]).square().mean() for stack in decoded]).mean()
     pairs = [(ours, theirs) for d, r in zip(decoded, real, strict=True) for ours, theirs in zip(d[:-1], r[:-1], strict=True)]
     features = torch.stack([F.l1_loss(ours, theirs.detach()) / theirs.detach().abs().mean().clamp(min=1e-3) for ours, theirs in pairs])
@@ -86,7 +86,7 @@ def adversarial_loss(real: list[list[torch.Tensor]], decoded: list[list[torch.Te
 
 
 def spectrum(audio: torch.Tensor, window: int) -> torch.Tensor:
-    """Complex spectrogram [batch, bins, time], scaled so that a full-scale sine is about 1 at any window."""
+    """Complex spectrogram [batch, bins, time], scaled so that a full-scale sine is about 1 with any window."""
     shape = torch.hann_window(window, device=audio.device)
     return torch.stft(audio, window, window // 4, window=shape, return_complex=True) / (window / 4)
 

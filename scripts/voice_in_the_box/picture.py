@@ -1,9 +1,9 @@
-"""Speak one sentence with a checkpoint of the voice in the box, and draw it above espeak-ng, its teacher, saying the same.
+"""Speak a sentence with the voice in the box, and draw it above the same from its teacher, espeak-ng.
 
     python scripts/voice_in_the_box/picture.py CHECKPOINT docs/voice_in_the_box.png docs/voice_in_the_box.wav
 
-Each has its waveform and its log-mel spectrogram; both share one time axis, so that words stand where they are said. The audio file
-holds the checkpoint's speech alone. It speaks in this process, on the CPU, and the same seed draws the same picture.
+Each has its waveform and its log-mel spectrogram; all share one time axis. The audio file contains only the checkpoint's speech.
+The checkpoint speaks in this process, on the CPU; the same seed gives the same picture.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from engine_lib.api.qwen3_tts import Qwen3TTS
 from voice_in_the_box.codec_model import MEL_HOP, LogMel
 from voice_in_the_box.speech import SAMPLE_RATE, SPEAKERS, Audio, Espeak
 
-TEXT = "Good morning! There is a small penguin in the window."  # training never sees it, see sentences.is_held_out
-DECIBELS = 20 / np.log(10)  # a unit of the natural logarithm of a magnitude
+TEXT = "Good morning! There is a small penguin in the window."  # training never sees it; see sentences.is_held_out
+DECIBELS = 20 / np.log(10)  # per unit of the natural logarithm of a magnitude
 RANGE = 70  # decibels that are drawn, down from the loudest
 TICKS = {0.5: "0.5", 1: "1", 2: "2", 4: "4", 8: "8"}  # kHz
 
 
 def draw(text: str, sounds: dict[str, Audio], path: Path) -> None:
-    """Draw each of `sounds`, by its title, into `path`."""
+    """Draw `sounds`, by title, into `path`."""
     log_mel = LogMel()
     mel_of = torch.argmax(log_mel.filters, dim=0).numpy() * SAMPLE_RATE / 2000 / (len(log_mel.filters) - 1)  # kHz of each filter's peak
     seconds = max(map(len, sounds.values())) / SAMPLE_RATE
@@ -56,12 +56,12 @@ def draw(text: str, sounds: dict[str, Audio], path: Path) -> None:
 def main() -> None:
     """Read the command line, speak, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that train.py wrote, or the shipped one")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder written by train.py, or the shipped one")
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="image to write; .png, .svg or .pdf")
     parser.add_argument("audio", type=Path, metavar="AUDIO", help="sound to write, 24 kHz, 16 bits; .wav or .flac")
-    parser.add_argument("--text", default=TEXT, help=f"what to say (default: {TEXT})")
-    parser.add_argument("--speaker", choices=SPEAKERS, default="ada", help="who says it (default: ada)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draws; another one says the same a little differently (default: 1)")
+    parser.add_argument("--text", default=TEXT, help=f"text to speak (default: {TEXT})")
+    parser.add_argument("--speaker", choices=SPEAKERS, default="ada", help="speaker (default: ada)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of sampling; another one sounds a little different (default: 1)")
     arguments = parser.parse_args()
     text, speaker = arguments.text, arguments.speaker
     with Qwen3TTS.from_pretrained(arguments.checkpoint, device="cpu", max_num_seqs=1) as tts:

@@ -1,4 +1,4 @@
-"""A training loop's clock: how long it may run, how fast it learns, what it logs, the curves of it."""
+"""Progress of a training loop: its time limit, learning rate, log and curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 WARMUP_STEPS = 200
-FLAT_SHARE, LAST_RATE = 0.5, 0.03  # of the time at full rate, then down a line to this share of it
+FLAT_SHARE, LAST_RATE = 0.5, 0.03  # share of the time at full rate, then linearly down to this share of the rate
 LOG_SECONDS = 5.0
 
 
@@ -22,14 +22,14 @@ class Progress:
         Args:
             phase: its name in the log.
             minutes: how long to train.
-            log_file: JSON lines, appended to.
-            max_steps: stop after so many steps, too.
+            log_file: JSON lines are appended to it.
+            max_steps: also stop after this many steps.
         """
         self._phase, self._seconds, self._log_file, self._max_steps = phase, minutes * 60, log_file, max_steps
         self._step, self._logged_at, self._started = 0, 0.0, 0.0
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
-        """Count steps, and set the learning rate of each."""
+        """Yield step numbers, and set the learning rate of each step."""
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self._started = self._logged_at = time.monotonic()
         while True:
@@ -46,7 +46,7 @@ class Progress:
             self._step += 1
 
     def log(self, **values: torch.Tensor) -> None:
-        """Note the values of this step, every few seconds, because reading them waits for the device."""
+        """Log the values of this step, but only every few seconds, because reading them waits for the device."""
         now = time.monotonic()
         if now - self._logged_at < LOG_SECONDS and self._step > 0:
             return

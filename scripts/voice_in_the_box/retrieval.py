@@ -1,4 +1,7 @@
-"""Is it the right sentence? The reference that sounds nearest, by mel cepstra under dynamic time warping (Sakoe and Chiba 1978)."""
+"""Finds the reference that sounds nearest: mel cepstra under dynamic time warping.
+
+Time warping as in Sakoe and Chiba 1978.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ COEFFICIENTS = 13  # without the first, which is loudness
 
 
 def cepstra(audio: Audio) -> Cepstra:
-    """Mel cepstra [frames, COEFFICIENTS], 50 a second, with the utterance's mean taken off."""
+    """Mel cepstra [frames, COEFFICIENTS], 50 per second, minus the utterance's mean."""
     filled = np.pad(audio, (0, max(0, WINDOW - len(audio))))
     log_mel = LogMel(HOP, WINDOW, MELS)(torch.from_numpy(filled)[None])[0].numpy()
     k, n = np.arange(1, COEFFICIENTS + 1)[:, None], np.arange(MELS)
@@ -28,9 +31,9 @@ def cepstra(audio: Audio) -> Cepstra:
 
 
 def distances(query: Cepstra, references: Sequence[Cepstra]) -> npt.NDArray[np.float64]:
-    """Warped distance of `query` to each reference, mean cost a step, [references].
+    """Warped distance of `query` to each reference, mean cost per step, [references].
 
-    All references are warped at once, one antidiagonal of the cost matrices after the other.
+    All references are warped together, one antidiagonal of the cost matrices after the other.
     """
     n, lengths = len(query), np.array([len(reference) for reference in references])
     width = int(lengths.max())
@@ -38,7 +41,7 @@ def distances(query: Cepstra, references: Sequence[Cepstra]) -> npt.NDArray[np.f
     for i, reference in enumerate(references):
         square = (query**2).sum(1)[:, None] + (reference**2).sum(1) - 2 * query @ reference.T
         costs[i, :, : len(reference)] = np.sqrt(np.maximum(square, 0))
-    # Cell (i, j) is column i + 1 of diagonal i + j; the column before the first holds what lies outside.
+    # Cell (i, j) is column i + 1 of diagonal i + j; column 0 holds infinity, for cells outside.
     outside = np.full((len(references), n + 1), np.inf)
     previous, last = outside.copy(), outside.copy()
     totals = np.empty(len(references))

@@ -1,8 +1,8 @@
-"""Sentences to learn from: our own templates and words, without end and without a corpus.
+"""An endless supply of training sentences, from our own templates and words.
 
-They cover statements, questions, greetings, numbers, times, dates, prices, strings of digits, names, and words in any order, so
-that the model cannot guess what comes next and has to read. One sentence in a hundred, chosen by its hash, is held out: training
-never sees it, whatever its seed, and evaluate.py speaks nothing else.
+They cover statements, questions, greetings, numbers, times, dates, prices, strings of digits, names, and words in any order. So
+the model cannot guess the next word and has to read. One sentence in a hundred, chosen by its hash, is held out: training never
+sees it with any seed, and evaluate.py speaks no other.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-HELD_OUT_SHARE = 100  # one in so many
+HELD_OUT_ONE_IN = 100
 MAX_CHARACTERS = 110
-WORD_SALADS, PAIRS = 0.30, 0.08  # shares of all; the others are one template
+WORD_SALADS, PAIRS = 0.30, 0.08  # shares of all; the others are one filled template
 KINDS = {"statements": 40, "questions": 18, "greetings": 12, "numbers": 20, "digits": 10}
 
 
@@ -55,7 +55,7 @@ class Sentences:
         }
 
     def __iter__(self) -> Iterator[str]:
-        """Sentences to train on, without end."""
+        """Yield sentences to train on, without end."""
         while True:
             parts = self._parts()
             sentence = " ".join(parts)
@@ -81,11 +81,11 @@ class Sentences:
         return list(found)
 
     def _parts(self) -> list[str]:
-        """One sentence, or two to be said in one go."""
-        draw = self._random.random()
-        if draw < WORD_SALADS:
+        """One sentence, or two to be spoken together."""
+        choice = self._random.random()
+        if choice < WORD_SALADS:
             return [self._word_salad()]
-        return [self._templated() for _ in range(2 if draw < WORD_SALADS + PAIRS else 1)]
+        return [self._templated() for _ in range(2 if choice < WORD_SALADS + PAIRS else 1)]
 
     def _templated(self) -> str:
         [kind] = self._random.choices(list(KINDS), list(KINDS.values()))
@@ -99,7 +99,7 @@ class Sentences:
         return self._slots[slot]()
 
     def _word_salad(self) -> str:
-        """Words in any order, some with an ending, some with a comma: nothing but their letters says how they sound."""
+        """Words in any order, some with an ending, some with a comma: only their letters tell how they sound."""
         words = []
         for _ in range(self._random.choice((1, 1, 2, 3, 4, 5, 6, 8, 10, 12))):
             word = self._random.choice(self._all)
@@ -132,13 +132,13 @@ class Sentences:
 
 
 def is_held_out(sentence: str) -> bool:
-    """Whether training leaves `sentence` alone; letter case and punctuation make no difference."""
+    """Whether training never uses `sentence`; letter case and punctuation make no difference."""
     key = " ".join(re.findall(r"[a-z0-9]+", sentence.lower()))
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % HELD_OUT_SHARE == 0
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % HELD_OUT_ONE_IN == 0
 
 
 def read_sections(path: Path) -> dict[str, list[str]]:
-    """Lines by the section of the file they stand in."""
+    """The lines of each section of the file."""
     sections: dict[str, list[str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -149,19 +149,19 @@ def read_sections(path: Path) -> dict[str, list[str]]:
 
 
 def plural(word: str) -> str:
-    """The regular plural."""
+    """Regular plural of a noun."""
     if re.search(r"(s|x|z|ch|sh)$", word):
         return word + "es"
     return word[:-1] + "ies" if re.search(r"[^aeiou]y$", word) else word + "s"
 
 
 def ing(word: str) -> str:
-    """The regular present participle."""
+    """Regular present participle of a verb."""
     return (word[:-1] if re.search(r"[^eo]e$", word) else word) + "ing"
 
 
 def past(word: str) -> str:
-    """The regular past."""
+    """Regular past of a verb."""
     if re.search(r"[^aeiou]y$", word):
         return word[:-1] + "ied"
     return word + ("d" if word.endswith("e") else "ed")

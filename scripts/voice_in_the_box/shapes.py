@@ -1,7 +1,7 @@
-"""The checkpoint's shapes: the published architecture at a size that fits a repository, 12 MB in float16.
+"""The checkpoint's shapes: the published architecture, small enough for a repository (12 MB in float16).
 
-Names and shapes of the tensors come from random_checkpoint/tensors.py, which derives them from these configs. So training,
-export and the engine agree.
+random_checkpoint/tensors.py derives the names and shapes of the tensors from these configs, so training, export and the engine
+agree.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from random_checkpoint.configs import Config, build_configs
 from random_checkpoint.tensors import TensorSpec, speech_tokenizer_tensors, talker_tensors
 from voice_in_the_box.speech import SPEAKERS
 
-BPE_VOCAB = 448  # 256 bytes and 192 merges: a token is a letter group, so text and sound advance together
+BPE_VOCAB = 448  # 256 bytes and 192 merges: a token is a few letters, so text and sound advance together
 CODEBOOK_SIZE = 128
 
-# The codec vocabulary ends with 1024 ids that are never spoken: tags, language, speakers, EOS.
+# The codec vocabulary ends with 1024 ids without sound: tags, language, speakers, EOS.
 _FIRST_TAG = CODEBOOK_SIZE
 _TAGS = (
     "codec_pad_id",
@@ -63,12 +63,12 @@ _CODEC = {
     "latent_dim": 128,
     "decoder_dim": 192,
 }
-# For those who train on a CPU to see whether the recipe works at all.
+# For a test of the whole recipe on a CPU.
 _SMOKE = {
     "config": {"talker_config.num_hidden_layers": 2, "talker_config.code_predictor_config.num_hidden_layers": 1},
     "codec": {"decoder_dim": 64, "num_hidden_layers": 1, "latent_dim": 64},
 }
-# What generation_config.json says; the model is sure of itself, so little noise is wanted.
+# generation_config.json; low temperatures, because the model's distributions are sharp.
 _GENERATION = {"temperature": 0.7, "repetition_penalty": 1.0, "subtalker_temperature": 0.7}
 
 
@@ -97,18 +97,18 @@ def talker_specs(config: dict[str, Config]) -> list[TensorSpec]:
 
 
 def codec_specs(config: dict[str, Config]) -> list[TensorSpec]:
-    """Tensors of speech_tokenizer/model.safetensors: the decoder alone, for nothing here reads an encoder."""
+    """Tensors of speech_tokenizer/model.safetensors: only the decoder, because the recipe needs no encoder there."""
     return [spec for spec in speech_tokenizer_tensors(config["speech_tokenizer"]) if spec.name.startswith("decoder.")]
 
 
 def initial_weights(specs: list[TensorSpec], seed: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Weights to start training from, float32: norms pass, biases are zero, residual branches and logits start small."""
+    """Initial weights for training, float32: norms are 1, biases are 0, residual branches and logits start small."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for spec in specs:
         value = torch.randn(spec.shape, generator=generator) * spec.scale
         if spec.name.endswith((".bias", ".alpha", ".beta")) or "_codebook" in spec.name:
-            value.zero_()  # an unused codebook entry is moved to where the data is
+            value.zero_()  # training replaces unused codebook entries by latents
         elif len(spec.shape) == 1:
             value = torch.full(spec.shape, round(spec.mean, 1))
         elif "head" in spec.name:

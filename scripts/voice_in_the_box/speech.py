@@ -1,7 +1,7 @@
-"""espeak-ng in this process: text to samples, with the library and the data that the wheel espeakng-loader brings.
+"""espeak-ng in this process: text to samples, with the library and data of the wheel espeakng-loader.
 
-espeak-ng is the teacher of the voice in the box: it renders what the model learns to say, and what evaluate.py compares with.
-It keeps its state in globals, so a process uses one `Espeak` from one thread.
+espeak-ng is the teacher of the voice in the box: it renders the training speech, and the references of evaluate.py. It keeps its
+state in globals, so a process uses one `Espeak` from one thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Audio = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 24000
 SAMPLES_PER_FRAME = 1920
-# Silence around speech is cut to this. What comes before lets a model that is fed a text row a frame see a word ahead.
+# Silence around speech is cut to this. The lead lets a model that gets one text row per frame see a word ahead.
 LEAD_SECONDS, TAIL_SECONDS = 0.16, 0.16
 SILENCE = 0.01  # of full scale
 
@@ -53,16 +53,16 @@ class Espeak:
         if self._rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {espeakng_loader.get_data_path()}: code {self._rate}")
         self._pieces: list[npt.NDArray[np.int16]] = []
-        self._callback = _Callback(self._on_samples)  # kept alive here; C holds only a pointer
+        self._callback = _Callback(self._on_samples)  # kept alive here, because C holds only a pointer
         self._library.espeak_SetSynthCallback(self._callback)
         self._speaker: str | None = None
 
     def speak(self, text: str, speaker: str) -> Audio:
-        """Samples of `text` at SAMPLE_RATE in -1..1, the silence around them cut, filled up to whole frames."""
+        """Samples of `text` at SAMPLE_RATE in -1..1, with silence around them cut, padded to whole frames."""
         return _framed(soxr.resample(self.raw(text, speaker), self._rate, SAMPLE_RATE))
 
     def raw(self, text: str, speaker: str) -> Audio:
-        """Samples as espeak-ng gives them, at its own rate."""
+        """Samples of `text` from espeak-ng, unchanged, at its own rate."""
         if speaker != self._speaker:
             self._choose(speaker)
         self._pieces.clear()

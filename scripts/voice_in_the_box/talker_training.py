@@ -1,9 +1,9 @@
-"""Training talker and code predictor together by teacher forcing, through the engine's own modules.
+"""Trains talker and code predictor together by teacher forcing, through the engine's own modules.
 
-Every input row is what the engine would feed: the rows of the prompt, then for each frame its 16 codes with a row of text. The
-last row of the prompt predicts codebook 0 of the first frame, each frame's row that of the next, and the last one EOS; the code
-predictor learns books 1..15 on a random part of the frames. Some input codes are replaced by random ones, so that the model
-learns to recover from its own mistakes and to rely on the text.
+Every input row is as in the engine: the rows of the prompt, then for each frame its 16 codes with a row of text. The last row of
+the prompt predicts codebook 0 of the first frame, each frame's row predicts that of the next frame, and the last row EOS. The code
+predictor learns books 1..15 on a random part of the frames. Some input codes are replaced by random ones, so that the model learns
+to recover from its own mistakes and to rely on the text.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from voice_in_the_box.progress import Progress
 
 RATE, WEIGHT_DECAY = 1.5e-3, 0.01
 CORRUPTED_CODES, CORRUPTED_FRAMES = 0.03, 0.05  # shares of single codes and of whole frames
-SORTED_BATCHES = 32  # so many batches are drawn at once and sorted by length, to have little padding
-ROW_BUCKET = 16  # batches are this much longer than need be at most
+SORTED_BATCHES = 32  # batches that are sampled together and sorted by length, so that they need little padding
+ROW_BUCKET = 16  # rows of a sequence are padded to a multiple of this
 MAX_POSITIONS = 512
 
 
@@ -35,9 +35,9 @@ class Batch:
 
     Attributes:
         text_ids: [batch, rows] int64.
-        codes: [batch, rows, books] int64, NO_ID where a row has none: the inputs, some corrupted.
-        targets: [batch, rows] int64: codebook 0 of the next frame, EOS after the last; -100 where nothing is predicted.
-        frame_rows: [frames] int64, flat rows whose hidden state predicts a frame.
+        codes: [batch, rows, books] int64, NO_ID if a row has none: the inputs, some corrupted.
+        targets: [batch, rows] int64: codebook 0 of the next frame, EOS after the last; -100 if nothing is predicted.
+        frame_rows: [frames] int64, flat rows with a hidden state that predicts a frame.
         frame_codes: [frames, books] int64, that frame.
     """
 
@@ -56,11 +56,11 @@ class Batches:
     ) -> None:
         """
         Args:
-            corpus, codes: utterances and what CodecTrainer.encode made of them.
+            corpus, codes: utterances, and their codes from CodecTrainer.encode.
             eos: id that ends an utterance.
-            codebook_size: to draw random codes from.
+            codebook_size: range of random codes.
             rows: input rows of a batch, padding included.
-            predicted_frames: frames of a batch the code predictor learns from.
+            predicted_frames: frames of a batch from which the code predictor learns.
         """
         self._corpus, self._codes, self._eos, self._codebook_size = corpus, codes, eos, codebook_size
         self._rows, self._predicted_frames = rows, predicted_frames
@@ -70,17 +70,17 @@ class Batches:
         self._frame_starts, self._row_starts = corpus.frame_starts, corpus.row_starts
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches without end."""
+        """Yield batches without end."""
         examples = max(1, self._rows // int(self._lengths.mean())) * SORTED_BATCHES
         while True:
-            drawn = self._random.choice(len(self._lengths), min(examples, len(self._lengths)), replace=False)
-            drawn = drawn[np.argsort(self._lengths[drawn], kind="stable")]
+            chosen = self._random.choice(len(self._lengths), min(examples, len(self._lengths)), replace=False)
+            chosen = chosen[np.argsort(self._lengths[chosen], kind="stable")]
             groups = []
-            while len(drawn):
-                longest = -(-self._lengths[drawn] // ROW_BUCKET) * ROW_BUCKET
-                fits = max(1, int((longest * np.arange(1, len(drawn) + 1) <= self._rows).sum()))
-                groups.append(drawn[:fits])
-                drawn = drawn[fits:]
+            while len(chosen):
+                longest = -(-self._lengths[chosen] // ROW_BUCKET) * ROW_BUCKET
+                fits = max(1, int((longest * np.arange(1, len(chosen) + 1) <= self._rows).sum()))
+                groups.append(chosen[:fits])
+                chosen = chosen[fits:]
             for i in self._random.permutation(len(groups)):
                 yield self.batch(groups[i])
 
@@ -99,7 +99,7 @@ class Batches:
         position = torch.arange(width, device=device)
         row = row_start + torch.minimum(position, prompt + frames - 1)
         text_ids, prompt_codes = self._corpus.row_text[row].long(), self._corpus.row_code[row].long()
-        frame = position - prompt  # the frame whose codes are the row's input
+        frame = position - prompt  # its codes are the row's input
         has_frame = (frame >= 0) & (frame < frames)
         here = self._codes[(frame_start + frame.clamp(min=0)).clamp(max=len(self._codes) - 1)].long()
         inputs = self._corrupted(here) if corrupt else here
@@ -111,7 +111,7 @@ class Batches:
         ahead = (frame_start + following.clamp(min=0)).clamp(max=len(self._codes) - 1)
         targets = torch.where(predicts, self._codes[ahead, 0].long(), -100).masked_fill(following == frames, self._eos)
 
-        # Which rows predict a frame is worked out on the host, which need not wait for the device then.
+        # The host computes which rows predict a frame, so that it need not wait for the device.
         per_row = np.arange(width) - self._corpus.prompt_rows[utterances, layouts][:, None] + 1
         rows = np.flatnonzero((per_row >= 0) & (per_row < self._corpus.frames[utterances][:, None]))
         if len(rows) > self._predicted_frames:
@@ -128,7 +128,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Logits:
-    """What the model says to a batch.
+    """The model's output for a batch.
 
     Attributes:
         first: [batch * rows, vocab] of codebook 0.
@@ -162,7 +162,7 @@ def losses(said: Logits, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(checkpoint: LiveCheckpoint, weights: dict[str, torch.Tensor], batches: Batches, progress: Progress) -> None:
-    """Train `weights`, those of `checkpoint`, in place."""
+    """Train the `weights` of `checkpoint` in place."""
     learned = [tensor.requires_grad_() for tensor in weights.values()]
     device = learned[0].device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -178,7 +178,7 @@ def train(checkpoint: LiveCheckpoint, weights: dict[str, torch.Tensor], batches:
 
 
 def _causal(sequences: int) -> Attend:
-    """Attention of `sequences` sequences of equal length, each row to those before it; padding comes last, so nothing sees it."""
+    """Causal attention of `sequences` sequences of equal length; padding comes last, so no other row sees it."""
 
     def attend(_layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (part.unflatten(0, (sequences, -1)).transpose(1, 2) for part in (q, k, v))

@@ -1,11 +1,11 @@
-"""Train the voice in the box: speech from espeak-ng, then the codec, then talker and code predictor, then the checkpoint folder.
+"""Train the voice in the box: speech, then codec, then talker and code predictor, then the checkpoint.
 
-    python scripts/voice_in_the_box/train.py RUN                     all of it, some 20 minutes on one GPU
-    python scripts/voice_in_the_box/train.py RUN --codec-minutes 0   go on with the talker of an earlier call
+    python scripts/voice_in_the_box/train.py RUN                     all of it, about 20 minutes on one GPU
+    python scripts/voice_in_the_box/train.py RUN --codec-minutes 0   continue the talker of an earlier call
     python scripts/voice_in_the_box/train.py RUN --smoke             the whole chain at toy size, on a CPU
 
-RUN is a folder: `state/` holds what the next call goes on from, `checkpoint/` what is shipped, `log.jsonl` and `curves.png` how it
-went. Each call renders speech of its own, so a later one never repeats what an earlier one trained on.
+espeak-ng renders the speech. RUN is a folder: the next call continues from `state/`, `checkpoint/` is shipped, `log.jsonl` and
+`curves.png` show the training. Each call renders new speech, so no speech is trained on twice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 class Run:
-    """One call: everything from the state of the last one to the checkpoint."""
+    """One call, from the state of the last call to the checkpoint."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
@@ -55,7 +55,7 @@ class Run:
         self._config = CheckpointConfig.read(self._checkpoint)
 
     def train(self) -> None:
-        """Render, train what has time, export."""
+        """Render, train each part for its time, export."""
         arguments = self._arguments
         piece = len(list(self._state.glob("piece-*")))
         with tempfile.TemporaryDirectory(prefix="voice-", dir=arguments.scratch) as scratch:
@@ -68,7 +68,7 @@ class Run:
         print(f"{speech.hours:.2f} hours, {len(speech.frames)} utterances, after {time.monotonic() - started:.0f} s", flush=True)
         torch.manual_seed(arguments.seed + piece)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True  # segments have one shape
+        torch.backends.cudnn.benchmark = True  # because segments have one shape
 
         codec = CodecTrainer(self._weights("codec", device), self._config.codec, device)
         for name, network in (("encoder", codec.encoder), ("discriminator", codec.discriminator)):
@@ -80,7 +80,7 @@ class Run:
         self._save("encoder", codec.encoder.state_dict())
         self._save("discriminator", codec.discriminator.state_dict())
 
-        torch.backends.cudnn.benchmark = False  # utterances have many
+        torch.backends.cudnn.benchmark = False  # because utterances have many
         talker = self._weights("talker", device)
         batches = talker_training.Batches(
             speech,
@@ -104,7 +104,7 @@ class Run:
         print(f"{self._checkpoint}: {size / 1e6:.2f} MB")
 
     def _weights(self, name: str, device: torch.device) -> dict[str, torch.Tensor]:
-        """Those of the last call, or new ones."""
+        """The weights of the last call, or initial ones."""
         file = self._state / f"{name}.safetensors"
         if file.is_file():
             return load_file(file, device=str(device))
@@ -121,9 +121,9 @@ class Run:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder; made if missing")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder; created if missing")
     parser.add_argument("--smoke", action="store_true", help="the whole chain at toy size; the minutes become limits")
-    parser.add_argument("--hours", type=float, default=120.0, help="of speech to render (default: 120)")
+    parser.add_argument("--hours", type=float, default=120.0, help="hours of speech to render (default: 120)")
     parser.add_argument("--codec-minutes", type=float, default=5.0, help="encoder, books and decoder (default: 5)")
     parser.add_argument("--decoder-minutes", type=float, default=4.0, help="the decoder against a discriminator (default: 4)")
     parser.add_argument("--talker-minutes", type=float, default=10.0, help="talker and code predictor (default: 10)")
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--predicted-frames", type=int, default=6_000, help="frames of a batch for the code predictor (default: 6000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="to render with (default: every core)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that render (default: one per core)")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the rendered speech (default: the system's)")
     return parser
 
