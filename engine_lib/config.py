@@ -75,7 +75,7 @@ class EngineConfig:
     )
     attention_backend: str = option(
         "auto",
-        "Attention kernels of the talker; auto: triton where they run, else torch. flash-attn needs kv_block_size 256 and bfloat16.",
+        "Attention kernels of the talker; auto: triton if available, else torch. flash-attn needs kv_block_size 256 and bfloat16.",
         choices=("auto", "torch", "triton", "flash-attn"),
     )
     talker_stream_priority: int = option(

@@ -1,4 +1,4 @@
-"""Checkpoints every test may use, written once a session, and the skipping of tests whose hardware is missing."""
+"""Checkpoints for all tests, written once per session; skips tests if their hardware is missing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from make_checkpoint import make_checkpoint
 
-# Tensors here are so small that a second thread gains nothing, and on a busy machine the two wait for each other.
+# Tensors here are so small that a second thread does not help, and on a busy machine the two wait for each other.
 torch.set_num_threads(1)
 
-# Unlike the tiny default in every way the published sizes differ from each other, and then some: heads that do not divide
-# evenly into powers of two, more than two queries to a KV head, widths of q and of the hidden state that differ, a
-# predictor narrower than the talker (so small_to_mtp_projection exists) with its own head_dim and layer count.
+# Differs from the tiny default in every way in which the published sizes differ from each other, and in more: numbers of heads that
+# are no powers of two, more than two queries per KV head, different widths of q and of the hidden state, a predictor narrower than
+# the talker (so small_to_mtp_projection exists) with its own head_dim and layer count.
 SHAPES_1B7 = {
     "tts_model_size": "1b7",
     "talker_config.hidden_size": 96,
@@ -37,7 +37,7 @@ SHAPES_1B7 = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where CUDA is missing."""
+    """Skip tests marked gpu if CUDA is missing."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -76,14 +76,14 @@ def tiny_base_1b7(checkpoints: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_voice_design(checkpoints: Path) -> Path:
-    """Return a voice_design checkpoint; it is of the 1.7B type, as the published one is."""
+    """Return a voice_design checkpoint of the 1.7B type, like the published one."""
     return make_checkpoint(checkpoints / "voice_design", kind="voice_design", seed=3, overrides={"tts_model_size": "1b7"})
 
 
 @pytest.fixture(scope="session")
 def tiny_published_ids(checkpoints: Path) -> Path:
-    """Return a tiny custom_voice checkpoint whose text vocabulary has the published size and ids.
+    """Return a tiny custom_voice checkpoint with a text vocabulary of the published size and ids.
 
-    Above 100,000 tokens transformers 4.57.3 splits text by another pattern (fix_mistral_regex), as for the real weights.
+    Above 100,000 tokens transformers 4.57.3 splits text by another pattern (fix_mistral_regex), as with the real weights.
     """
     return make_checkpoint(checkpoints / "published_ids", overrides={"talker_config.text_vocab_size": 151936})

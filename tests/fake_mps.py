@@ -1,4 +1,4 @@
-"""A stand-in for nvidia-cuda-mps-control where there is no GPU: its life and death only, nothing of what MPS does."""
+"""A fake nvidia-cuda-mps-control for machines without a GPU: it only starts and stops, without MPS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ esac
 
 
 def install(folder: Path) -> str:
-    """Put the fake into `folder`; the PATH on which it comes first."""
+    """Put the fake into `folder`; return a PATH that begins with it."""
     script = folder / "nvidia-cuda-mps-control"
     script.write_text(SCRIPT)
     script.chmod(0o755)
@@ -31,5 +31,5 @@ def install(folder: Path) -> str:
 
 
 def started(folder: Path) -> list[list[Path]]:
-    """Pipe and log directory of each daemon that was started."""
+    """Pipe and log directories of each daemon that was started."""
     return [[Path(part) for part in line.split()] for line in (folder / "started").read_text().splitlines()]

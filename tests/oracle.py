@@ -1,8 +1,8 @@
-"""The official qwen-tts package as a test oracle: what it computes is what the engine must compute.
+"""The official qwen-tts package as a test oracle: the engine must compute the same.
 
-The package is installed without its dependencies (`pip install --no-deps qwen-tts==0.1.1`). What it imports but the
-12 Hz models never call (its 25 Hz tokenizer, demo and command line) is replaced by empty stand-ins, unless installed.
-librosa is a real test dependency, because resampling and the mel filters are part of the answer.
+The package is installed without its dependencies (`pip install --no-deps qwen-tts==0.1.1`). Modules that it imports but the
+12 Hz models never call (for its 25 Hz tokenizer, demo and command line) are replaced by empty stand-ins, unless installed.
+librosa is a real test dependency, because resampling and the mel filters are part of the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNUSED = ("torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi",
 
 
 class _Standin(ModuleType):
-    """A module whose every attribute exists and fails when called."""
+    """A module in which every attribute exists and fails when called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -43,7 +43,7 @@ def import_official() -> ModuleType:
         if isinstance(sys.modules.get(top), _Standin) or (top not in sys.modules and importlib.util.find_spec(top) is None):
             module = _Standin(name)
             module.__path__ = []  # so that submodules can be imported from it
-            # transformers asks find_spec whether optional packages exist; without a spec that call raises
+            # transformers calls find_spec for optional packages; without a spec that call raises
             module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
             sys.modules[name] = module
             parent, _, child = name.rpartition(".")
@@ -55,7 +55,7 @@ def import_official() -> ModuleType:
         import transformers
 
     for name in [n for n in _UNUSED if isinstance(sys.modules.get(n), _Standin)]:
-        # Left in place they would make other libraries believe that the packages are installed.
+        # Removed again, because other libraries would believe that the packages are installed.
         del sys.modules[name]
     transformers.logging.set_verbosity_error()
     return qwen_tts
@@ -63,7 +63,7 @@ def import_official() -> ModuleType:
 
 @contextlib.contextmanager
 def _no_output() -> Iterator[None]:
-    """Swallow prints (the package greets with an installation hint for flash-attn)."""
+    """Hide prints (the package prints an installation hint for flash-attn)."""
     import io
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -80,7 +80,7 @@ def load_official(path: str | Path) -> Any:
 
 
 def official_decoder(path: str | Path) -> torch.nn.Module:
-    """Return the official codec decoder; calling it with codes [B, 16, T] decodes un-chunked, as streaming must equal."""
+    """Return the official codec decoder; a call with codes [B, 16, T] decodes them in one piece, which streaming must equal."""
     decoder: torch.nn.Module = load_official(path).model.speech_tokenizer.model.decoder
     return decoder
 
@@ -97,9 +97,9 @@ def official_codes(
 ) -> tuple[list[torch.Tensor], list[npt.NDArray[np.float32]]]:
     """Run one of the official `generate_*` methods and return (codes, wavs).
 
-    `model` is what `load_official` gives, or a checkpoint path; `kwargs` go to the method unchanged. Codes are int64
-    [frames, 16] for each text, taken from what is handed to the codec: for a voice clone in context they therefore
-    start with the reference codes, which the wavs do not contain. Without `decode`, which takes most of the time, the wavs are empty.
+    `model` is a result of `load_official`, or a checkpoint path; `kwargs` go to the method unchanged. Codes are int64 [frames, 16] for
+    each text, taken from the codec's input: for a voice clone in context they start with the reference codes, which the wavs do
+    not contain. Without `decode`, which takes most of the time, the wavs are empty.
     """
     if isinstance(model, (str, Path)):
         model = load_official(model)

@@ -1,4 +1,4 @@
-"""Voices to clone for tests: random x-vectors and codes, so that no voice is like another, and recordings for the encoders."""
+"""Voices to clone for tests: different random x-vectors and codes, and recordings for the encoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 
 def random_voice(config: CheckpointConfig, seed: int, frames: int | None = None, text: str = "What is said.") -> VoiceClonePromptItem:
-    """A voice of its own for each seed: in context of a reference of `frames` frames, or None for its x-vector only."""
+    """A different voice for each seed: in context of a reference of `frames` frames; None: x-vector only."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(config.talker.shape.hidden_size, generator=generator)
     if frames is None:
@@ -21,7 +21,7 @@ def random_voice(config: CheckpointConfig, seed: int, frames: int | None = None,
 
 
 def recording(seconds: float, rate: int, channels: int = 1) -> npt.NDArray[np.float32]:
-    """Noise of changing loudness, [samples] or [samples, channels], neither silent nor clipped: another for other arguments."""
+    """Noise of changing loudness, [samples] or [samples, channels], neither silent nor clipped; it depends on all arguments."""
     rng = np.random.default_rng([int(seconds * 10), rate, channels])
     loudness = 0.1 * (1.2 + np.sin(np.arange(int(seconds * rate)) * (9 / rate)))
     noise: npt.NDArray[np.float32] = (rng.normal(size=(channels, len(loudness))) * 0.4 * loudness).T.astype(np.float32)

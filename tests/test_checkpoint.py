@@ -1,4 +1,4 @@
-"""A folder that is not a usable checkpoint is refused at load, and the message names the file, field or weight."""
+"""An unusable checkpoint folder is refused at load; the message names the file, field or weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine_lib.talker.device.model import TalkerModel
 from make_checkpoint import make_checkpoint
 
 CPU = torch.device("cpu")
-# A weight of each part of the talker, to be removed or mis-shaped.
+# A weight of each part of the talker, to be removed or misshaped.
 TALKER_WEIGHTS = [
     "talker.model.text_embedding.weight",
     "talker.model.codec_embedding.weight",
@@ -35,7 +35,7 @@ TALKER_WEIGHTS = [
 
 @pytest.fixture
 def folder(tiny_custom_voice_1b7: Path, tmp_path: Path) -> Path:
-    """Return a copy that a test may spoil."""
+    """Return a copy that a test may damage."""
     return Path(shutil.copytree(tiny_custom_voice_1b7, tmp_path / "checkpoint"))
 
 
@@ -56,7 +56,7 @@ def load_talker(folder: Path) -> TalkerModel:
     return TalkerModel(Checkpoint(folder), dtype=torch.float32, device=CPU, max_positions=8)
 
 
-# files
+# Files
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path):
@@ -94,7 +94,7 @@ def test_a_missing_or_broken_weight_file_is_named(folder: Path, file: str):
         Weights(part)
 
 
-# fields
+# Fields
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_sampling_starts_from_what_the_checkpoint_says(folder: Path):
     assert (sampling.temperature, sampling.subtalker_top_k, sampling.repetition_penalty) == (0.5, 50, 1.05)
 
 
-# weights
+# Weights
 
 
 @pytest.mark.parametrize("name", TALKER_WEIGHTS)

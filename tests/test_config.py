@@ -1,4 +1,4 @@
-"""Options: typed, checked, overridden by the environment; a bad one is named with its value and what is allowed."""
+"""Options: typed, checked, overridden by the environment; errors name option, value, allowed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device must be able to do before weights are loaded."""
+"""Checks of a device before weights are loaded."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class _Fed(Exception):
 
 
 def fresh_rng() -> np.random.Generator:
-    """Return a generator of its own for each run; pytest prints its seed when the test fails."""
+    """Return a new generator for each run; pytest prints its seed if the test fails."""
     rng_seed = secrets.randbits(32)
     print(f"rng_seed = {rng_seed}")
     return np.random.default_rng(rng_seed)
@@ -130,11 +130,11 @@ def builder(tiny_custom_voice: Path) -> PromptBuilder:
 
 @pytest.fixture(scope="module")
 def instructed(tiny_custom_voice_1b7: Path) -> PromptBuilder:
-    """Return a builder that heeds instructions."""
+    """Return a builder of a checkpoint that follows instructions."""
     return PromptBuilder(Checkpoint(tiny_custom_voice_1b7), max_text_length=100)
 
 
-# rows
+# Rows
 
 
 @pytest.mark.parametrize("non_streaming_mode", [True, False])
@@ -234,7 +234,7 @@ def test_prompts_are_built_on_any_number_of_threads(builder: PromptBuilder):
     assert all(same(prompt, builder.build(text=text)) for prompt, text in zip(together, texts, strict=True))
 
 
-# refusals
+# Refusals
 
 
 @contextmanager

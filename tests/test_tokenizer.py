@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder gives the ids of the official processor, whichever pattern splits the text."""
+"""A checkpoint's tokenizer gives the ids of the official processor, with both split patterns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = [
     "trailing \n \n",
     "\r\nWindows\r\n",
     "non-breaking\u00a0space, zero\u200bwidth, \ufeffbyte order mark",
-    # what the two patterns split differently: capitals inside words, contractions, slashes after newlines, marks
+    # The two patterns split these differently: capitals inside words, contractions, slashes after newlines, marks.
     "iPhone's OLED, McDonald's, eBay's and NASAs",
     "I'm, you're, he'll, WE'VE, don'T, they'D, o'clock, ’s and 's",
     "and/or\n//comment\n/path/to\n/\n",
@@ -68,7 +68,7 @@ TEXTS = [
     "a" * 300,
     "long " * 200,
 ]
-# Where the two patterns, NFC and byte fallback have something to decide.
+# Characters that the two patterns, NFC or byte fallback treat in special ways.
 ALPHABETS = [
     "abcXYZ '",
     "aA'sStTrReEvVmMlLdD ",
@@ -83,7 +83,7 @@ ALPHABETS = [
 
 
 def random_text(rng: random.Random) -> str:
-    """Up to 60 characters of one alphabet, of all of them, or of all of Unicode but the surrogates."""
+    """Up to 60 characters of one alphabet, of all alphabets, or of all of Unicode except surrogates."""
     length = rng.randint(1, 60)
     kind = rng.randrange(len(ALPHABETS) + 2)
     if kind < len(ALPHABETS):
@@ -120,7 +120,7 @@ def test_random_texts_get_the_official_ids(fixture: str, request: pytest.Fixture
 
 
 def test_the_two_checkpoints_are_split_by_different_patterns(tiny_custom_voice: Path, tiny_published_ids: Path):
-    """Or else the tests above would show the same thing twice."""
+    """Without this, the tests above could test one pattern twice."""
     own, other = (Checkpoint(path).tokenizer for path in (tiny_custom_voice, tiny_published_ids))
     assert own.tokenize("iPhone") == ["iPhone"]
     assert other.tokenize("iPhone") != ["iPhone"]

@@ -1,4 +1,4 @@
-"""What the shipped voice says: where weights are random, tests compare numbers; here they listen for the right sentence."""
+"""The shipped voice says the right sentence. Other tests have random weights and compare only numbers."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ def say() -> Iterator[Say]:
 
 @pytest.fixture(scope="module")
 def references() -> list[Cepstra]:
-    """What EVERYTHING sounds like when espeak-ng says it."""
+    """The sound of EVERYTHING by espeak-ng."""
     espeak = Espeak()
     return [cepstra(espeak.speak(text, speaker)) for text, speaker in EVERYTHING]
 
 
 @pytest.fixture(scope="module")
 def offline(tts: Qwen3TTS) -> list[Audio]:
-    """FEW, each alone and in one piece."""
+    """The audio of FEW, each alone and in one piece."""
     return [tts.generate_custom_voice(*asked, **numbered(i))[0][0] for i, asked in enumerate(FEW)]
 
 
 @pytest.fixture(scope="module")
 def another_seed(tts: Qwen3TTS, offline: list[Audio]) -> float:
-    """The least that other seeds change how one of FEW sounds, though each is still heard as the same sentence."""
+    """The smallest change of one of FEW by another seed; each still sounds like the same sentence."""
     texts, speakers = map(list, zip(*FEW, strict=True))
     others, _ = tts.generate_custom_voice(texts, speakers, "english", seed=100)
     return float(own_distances(others, offline).min())
 
 
 def own_distances(spoken: Sequence[Audio], originals: Sequence[Audio]) -> np.ndarray:
-    """Warped distance of each to its original, which must be the nearest."""
+    """Warped distance of each audio to its original, which must be the nearest."""
     sounds = [cepstra(original) for original in originals]
     table = np.stack([distances(cepstra(audio), sounds) for audio in spoken])
     assert table.argmin(1).tolist() == list(range(len(originals)))
@@ -83,12 +83,12 @@ def own_distances(spoken: Sequence[Audio], originals: Sequence[Audio]) -> np.nda
 
 
 def heard(audio: Audio, references: Sequence[Cepstra]) -> Asked:
-    """Which of EVERYTHING the audio sounds most like."""
+    """The one of EVERYTHING that sounds most like the audio."""
     return EVERYTHING[distances(cepstra(audio), references).argmin()]
 
 
 def numbered(i: int) -> dict[str, Any]:
-    """Arguments of number `i` of those asked: a seed of its own, and a layout that changes every two."""
+    """Arguments of request `i`: its own seed, and a layout that changes every two requests."""
     return {"language": "english", "seed": i, "non_streaming_mode": i % 4 < 2}
 
 
@@ -105,11 +105,11 @@ def speak_together(tts: Qwen3TTS, asked: Sequence[Asked]) -> list[Audio]:
 
 
 def speak_alone(tts: Qwen3TTS, asked: Sequence[Asked]) -> list[Audio]:
-    """As `speak_together`, one after the other."""
+    """Like `speak_together`, but one after the other."""
     return [joined(tts.stream_custom_voice(text, speaker, **numbered(i))) for i, (text, speaker) in enumerate(asked)]
 
 
-# What is said
+# The right sentence
 
 
 @pytest.mark.parametrize("mode", QUICK_MODES, ids=lambda mode: mode.name)
@@ -145,7 +145,7 @@ def test_a_recogniser_hears_the_digits_it_was_given(tts: Qwen3TTS) -> None:
     assert error(ours) <= error(theirs) + 0.3
 
 
-# Whatever the engine does meanwhile
+# Any work of the engine meanwhile
 
 
 def test_streamed_speech_is_the_offline_speech(tts: Qwen3TTS, offline: list[Audio], another_seed: float) -> None:
@@ -189,7 +189,7 @@ def test_a_server_streams_the_sentence_it_was_sent(tmp_path: Path, references: l
             assert heard(np.concatenate([chunk.audio for chunk in chunks]), references) == (text, speaker)
 
 
-# What is shipped
+# The shipped folder
 
 
 def test_the_shipped_folder_is_small_and_complete() -> None:

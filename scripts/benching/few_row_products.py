@@ -1,4 +1,4 @@
-"""The products of a few rows in the published models, and the tiles worth trying for each. For bench_kernels.py."""
+"""Products of a few rows in the published models, and tiles worth trying. For bench_kernels.py."""
 
 from __future__ import annotations
 

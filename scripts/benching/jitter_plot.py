@@ -1,4 +1,4 @@
-"""The plot of bench_jitter.py: a histogram of step intervals for each number of streams, and the floor."""
+"""The plot of bench_jitter.py: histograms of step intervals for each number of streams, and the floor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: the machine's name, timing, random checkpoints and prompts, results as JSON."""
+"""Shared by the benchmarks: machine, command, timing, random checkpoints and prompts, results as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's own metrics under load: the talker's steps, the host's work, the sends. For bench_server.py."""
+"""A server's own metrics under load: the talker's steps, host work, sends. For bench_server.py."""
 
 from __future__ import annotations
 

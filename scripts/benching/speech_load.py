@@ -1,4 +1,4 @@
-"""Speech-like load on a server through the real client, and the timings of each request. For bench_server.py.
+"""Speech-like load on a server through the real client, with timings. For bench_server.py.
 
 A seed gives the requests: lengths of spoken turns (log-normal, mean 71 frames = 5.7 s of audio, cut to 8 to 250), and texts with as
 many words as speech of that length has (3 to 60). There are two kinds of load. In a closed loop each stream makes its next request

@@ -1,4 +1,4 @@
-"""Whole layers, and one launch of every other kernel of a step, at the published sizes. For bench_kernels.py."""
+"""Whole layers, and launches of a step's other kernels, at the published sizes. For bench_kernels.py."""
 
 from __future__ import annotations
 

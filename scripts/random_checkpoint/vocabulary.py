@@ -1,4 +1,4 @@
-"""Names and ids of random-weight checkpoints: languages, speakers and special text tokens, as published."""
+"""Published names and ids of random-weight checkpoints: languages, speakers, special text tokens."""
 
 from __future__ import annotations
 

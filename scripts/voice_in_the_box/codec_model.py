@@ -1,7 +1,7 @@
-"""The codec in training: an encoder that is not shipped, residual vector quantisation, the engine's decoder.
+"""The codec in training: an unshipped encoder, residual vector quantisation, the engine's decoder.
 
 log-mel -> convolutions down to 12.5 frames a second -> book 0, then books 1..15 on the residual of book 0 -> CodecDecoder.
-Codebook entries are moving averages of their latents (van den Oord et al. 2017, appendix A.1); the checkpoint stores them so.
+Codebook entries are moving averages of their latents (van den Oord et al. 2017, appendix A.1), also in the checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recognises spoken digits: pocketsphinx with its English acoustic model and a grammar of digit strings."""
+"""Recognises spoken digits: pocketsphinx with its English acoustic model and a grammar of digits."""
 
 from __future__ import annotations
 

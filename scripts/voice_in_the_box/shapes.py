@@ -1,4 +1,4 @@
-"""The checkpoint's shapes: the published architecture, small enough for a repository (12 MB in float16).
+"""The checkpoint's shapes: the published architecture at a size for a repository (12 MB in float16).
 
 random_checkpoint/tensors.py derives the names and shapes of the tensors from these configs, so training, export and the engine
 agree.

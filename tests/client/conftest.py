@@ -1,4 +1,4 @@
-"""The one real server of the client's tests: room for eight endless streams, and one that waits."""
+"""One real server for the client's tests: room for eight endless streams, and one that waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNNING = 8
 
 @pytest.fixture(scope="session")
 def endless_checkpoint(checkpoints: Path) -> Path:
-    """A checkpoint whose streams end at max_frames only, so that a test decides how long they are."""
+    """A checkpoint with streams that end only at max_frames, so that a test controls their length."""
     if not CAN_SERVE:
         pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
     return make_checkpoint(checkpoints / "endless_client", eos_gain=0.0)
@@ -25,7 +25,7 @@ def endless_checkpoint(checkpoints: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_server(endless_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """The server of all tests that do not harm it."""
+    """The server of all tests that leave it intact."""
     log_file = tmp_path_factory.mktemp("client_server") / "log"
     with new_server(endless_checkpoint, log_file, max_num_seqs=str(RUNNING), max_waiting_requests="1") as running:
         yield running
@@ -33,7 +33,7 @@ def shared_server(endless_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def server(shared_server: TritonServer) -> Iterator[TritonServer]:
-    """The server, free of other tests' streams; at the end the test's own must be gone, too."""
+    """The server without streams of other tests; at the end the test's own must have ended, too."""
     eventually_free(shared_server)
     yield shared_server
     eventually_free(shared_server)

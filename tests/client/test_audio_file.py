@@ -1,4 +1,4 @@
-"""What is on disk, or in the pipe, after the chunks of a stream."""
+"""The file, or the content of the pipe, after the chunks of a stream."""
 
 from __future__ import annotations
 

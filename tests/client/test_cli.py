@@ -186,7 +186,7 @@ def test_an_interrupt_cancels_the_stream_and_exits_with_130(url: str, tmp_path: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests may run in the background, where it is ignored
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # because it is ignored if tests run in the background
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -211,12 +211,12 @@ def test_a_player_that_goes_away_ends_the_command(url: str) -> None:
 
 
 def environment(url: str = "localhost:8001") -> dict[str, str]:
-    """The environment of a command of its own, where the package need not be installed."""
+    """The environment of a separate command; the package need not be installed."""
     return os.environ | {"QWEN3_TTS_URL": url, "PYTHONPATH": str(Path(__file__).parents[2] / "client")}
 
 
 def in_terminal(arguments: list[str], folder: Path, code: int = 0) -> str:
-    """What a command that must exit with `code` shows on a terminal of its own."""
+    """The output of a command on a terminal of its own; the command must exit with `code`."""
     leader, follower = pty.openpty()
     with closing(os.fdopen(leader, "rb", buffering=0)) as screen:
         terminal = environment() | {"TERM": "xterm", "COLUMNS": "80"}
@@ -229,6 +229,6 @@ def in_terminal(arguments: list[str], folder: Path, code: int = 0) -> str:
                 while data := screen.read(4096):
                     shown += data
             except OSError:
-                pass  # how Linux says that the last writer has closed the terminal
+                pass  # Linux raises this after the last writer has closed the terminal
         assert process.returncode == code, shown
     return shown.decode()

@@ -136,7 +136,7 @@ def test_threads_share_a_client(url: str) -> None:
     with Client(url) as client, ThreadPoolExecutor(RUNNING) as pool:
         together = list(pool.map(speak, range(RUNNING)))
         alone = speak(3)
-    # the same codes; the codec's float32 sums round differently in a larger batch
+    # The codes are the same; the codec's float32 sums round differently in a larger batch.
     np.testing.assert_allclose(together[3], alone, atol=1e-5)
     for index in range(1, RUNNING):
         assert not np.array_equal(together[0], together[index])
@@ -191,7 +191,7 @@ def test_one_request_too_many_is_told_so_and_harms_no_other(server: TritonServer
 
 async def test_a_timeout_ends_the_stream_and_says_how_much_had_arrived(server: TritonServer, url: str) -> None:
     def ended() -> float:
-        """Whichever notices first: the client, which cancels, or the server, which was told the timeout."""
+        """Streams ended by the client, which cancels, or by the server, which knows the timeout; either may be first."""
         return cancelled_streams(server) + metric(server, "finished_requests_total", reason="error")
 
     before = ended()

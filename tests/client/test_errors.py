@@ -1,4 +1,4 @@
-"""Which typed error a message of a server becomes. The messages are those a 24.10 server sends."""
+"""Typed errors from a server's messages, which are those of a 24.10 server."""
 
 from __future__ import annotations
 

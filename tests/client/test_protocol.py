@@ -1,4 +1,4 @@
-"""Requests as they go on the wire, and chunks as they come from it."""
+"""Requests as encoded for the wire, and chunks as decoded from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inputs_of(request: service_pb2.ModelInferRequest) -> dict[str, Any]:
 
 
 def response(**changes: bytes) -> service_pb2.ModelStreamInferResponse:
-    """A response of the ensemble, with raw outputs in an order of their own, as Triton sends them."""
+    """A response of the ensemble; its raw outputs come in another order than in the config, as from Triton."""
     outputs = {
         "finish_reason": string(""),
         "is_final": b"\0",

@@ -1,4 +1,4 @@
-"""The benchmark of the talker, run as its users run it. What it measures here says nothing; that it measures is what is tested."""
+"""The benchmark of the talker runs and writes its figures; their values are not tested."""
 
 from __future__ import annotations
 

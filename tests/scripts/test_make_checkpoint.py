@@ -1,4 +1,4 @@
-"""Random-weight checkpoints load in the official package, are reproducible, and behave enough like speech to test with."""
+"""Random-weight checkpoints load in the official package, are reproducible, and resemble speech."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of the voice in the box: what it trains is what the engine and the official package compute, and its chain runs."""
+"""The recipe of the voice in the box: it computes like the engine and the official package, and runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the recipe whose weights are those training starts from, but loud enough that every logit counts."""
+    """A checkpoint of the recipe with initial weights, scaled up so that every logit matters."""
     folder = tmp_path_factory.mktemp("voice") / "checkpoint"
     configs = shapes.configs()
     write_all_but_weights(folder, configs)

@@ -1,4 +1,4 @@
-"""Real servers on the tiny checkpoints. Starting one takes seconds, so tests that do not harm theirs share it."""
+"""Real servers on tiny checkpoints. A start takes seconds: tests that leave a server intact share it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytri
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark this folder's tests, and skip them where there is no tritonserver."""
+    """Mark this folder's tests, and skip them if there is no tritonserver."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.server)
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def new_server(model_path: Path, log_file: Path, *, repository: Path | None = None, **options: str) -> TritonServer:
-    """A server on free ports that is not started; its models have one thread each."""
+    """A server on free ports, not yet started; its models have one thread each."""
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
     defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
     return TritonServer(options=defaults | options, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file, **chosen)
@@ -35,7 +35,7 @@ def new_server(model_path: Path, log_file: Path, *, repository: Path | None = No
 
 @pytest.fixture(scope="session")
 def server(tiny_custom_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server whose streams end by themselves after some tens of frames."""
+    """A server with streams that end by themselves after some tens of frames."""
     with new_server(tiny_custom_voice, tmp_path_factory.mktemp("server") / "log", max_num_seqs="16") as running:
         yield running
 
@@ -65,7 +65,7 @@ def three_models(checkpoints: Path) -> dict[str, Path]:
 
 
 def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonServer:
-    """A server on free ports that is not started, of several checkpoints and with a voice store."""
+    """A server of several checkpoints with a voice store, on free ports, not yet started."""
     options = Options(every=MODEL_OPTIONS | {"voice_store": str(store), "reference_max_seconds": "5"})
     lay_out(MODEL_REPOSITORY, folder / "repository", list(models.values()), options)
     ports: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
@@ -74,7 +74,7 @@ def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonS
 
 @pytest.fixture(scope="session")
 def voice_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server of three checkpoints stores voices."""
+    """The voice store of the server of three checkpoints."""
     return tmp_path_factory.mktemp("store") / "voices"
 
 

@@ -1,4 +1,4 @@
-"""What the server tests share: streams of the official gRPC client, in-process audio to compare with, metrics, processes."""
+"""Shared by server tests: streams of the official gRPC client, in-process audio, metrics, processes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Stream:
     """One stream over a connection of its own, read with the official synchronous client."""
 
     def __init__(self, server: TritonServer, tensors: list[Any], *, model: str = "qwen3_tts", **arguments: Any) -> None:
-        """`arguments`: request_id, parameters, timeout (in microseconds) of tritonclient."""
+        """`arguments`: tritonclient's request_id, parameters, timeout (in microseconds)."""
         self._received: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         self._has_ended = self._is_closed = False
         self._client = triton.InferenceServerClient(f"localhost:{server.grpc_port}")
@@ -106,7 +106,7 @@ class Stream:
         return chunk
 
     def all(self, first: int = 0) -> list[Chunk]:
-        """Wait for the stream's end; its chunks, from index `first` on, must be well formed."""
+        """Wait for the stream's end; return its chunks, which must be well formed, with indices from `first` on."""
         chunks = [self.next()]
         while not chunks[-1].has_final_flag:
             chunks.append(self.next())
@@ -118,10 +118,17 @@ class Stream:
         assert chunks[-1].finish_reason != ""
         return chunks
 
+    def last(self) -> Chunk:
+        """Wait for the stream's end; return its last chunk."""
+        chunk = self.next()
+        while not chunk.has_final_flag:
+            chunk = self.next()
+        return chunk
+
     def cancel(self) -> None:
         """Drop the stream and its connection.
 
-        A stream that has ended must not be cancelled: 24.10 then keeps the ensemble for ever and stops at its exit timeout.
+        A stream that has ended must not be cancelled, because 24.10 then keeps the ensemble for ever and stops at its exit timeout.
         """
         if not self._is_closed:
             self._is_closed = True
@@ -135,7 +142,7 @@ def audio_of(chunks: list[Chunk]) -> npt.NDArray[np.float32]:
 
 
 def in_process_audio(model_path: Path, sampling: Mapping[str, Any], chunk_frames: tuple[int, ...]) -> list[npt.NDArray[np.float32]]:
-    """What the engines give for TEXT without a server: the samples of each chunk, the empty last one included."""
+    """Audio of TEXT from the engines without a server: the samples of each chunk, the empty last one included."""
     checkpoint = Checkpoint(model_path)
     config = EngineConfig(device="cpu", max_num_seqs=16, max_model_len=2048)
     talker, codec = TalkerEngine(checkpoint, config), CodecEngine(checkpoint, config)
@@ -166,7 +173,7 @@ def metric(server: TritonServer, name: str, **labels: str) -> float:
 
 
 def value(metrics: str, name: str, **labels: str) -> float:
-    """The same of a text that a server's metrics were: what is read from one text was published together."""
+    """Value of a metric in the text of a server's metrics; all values of one text were published together."""
     for line in metrics.splitlines():
         found = re.fullmatch(r"qwen3_tts_(\w+)\{(.*)\} (\S+)", line)
         if found and found[1] == name and all(f'{label}="{value}"' in found[2] for label, value in labels.items()):
@@ -183,7 +190,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 def eventually_free(server: TritonServer, talker: str = "talker") -> None:
-    """Wait until no stream of `talker` holds anything."""
+    """Wait until no stream of `talker` holds a resource."""
     eventually(
         lambda: (
             metric(server, "active_streams", model=talker) == 0
@@ -197,7 +204,7 @@ def eventually_free(server: TritonServer, talker: str = "talker") -> None:
 
 @dataclass(frozen=True)
 class ModelProcess:
-    """The process of one Python model, and the shared memory its command line names."""
+    """The process of one Python model, and the shared memory named on its command line."""
 
     pid: int
     region: Path

@@ -1,4 +1,4 @@
-"""A codec that is slower than the talker: requests wait where waiting is counted, and every stream is whole."""
+"""A codec slower than the talker: requests wait in the talker's queue; every stream is complete."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ NUM_STREAMS, NUM_FRAMES = 24, 12
 
 @pytest.fixture(scope="module")
 def slow_codec_server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A tiny talker with a codec some hundred times as large as the tiny one."""
+    """A tiny talker with a codec about a hundred times as large as the tiny one."""
     wide = {"speech_tokenizer.decoder_config.decoder_dim": 1024}
     path = make_checkpoint(checkpoints / "slow_codec", overrides=wide, eos_gain=0.0)
     with new_server(path, tmp_path_factory.mktemp("slow_codec") / "log", max_num_seqs="2", codec_slots="2") as running:
         yield running
 
 
-def talker_rests(metrics: str) -> bool:
-    """Whether requests are held, with nothing running."""
+def talker_pauses(metrics: str) -> bool:
+    """Whether requests are held back while none runs."""
     return value(metrics, "requests_held") == 1 and value(metrics, "running_requests") == 0 < value(metrics, "waiting_requests")
 
 
@@ -38,7 +38,7 @@ def test_requests_wait_for_a_codec_that_lags_behind(slow_codec_server: TritonSer
     with ExitStack() as stack:
         options = [{"max_frames": NUM_FRAMES, "seed": seed} for seed in range(NUM_STREAMS)]
         streams = [stack.enter_context(Stream(server, inputs(sampling=sampling))) for sampling in options]
-        eventually(lambda: talker_rests(server.metrics()), "the talker rests while requests wait")
+        eventually(lambda: talker_pauses(server.metrics()), "the talker pauses while requests wait")
         for stream in streams:
             chunks = stream.all()
             assert chunks[-1].finish_reason == "length"

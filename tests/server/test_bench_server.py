@@ -1,4 +1,4 @@
-"""The benchmark of the server, run as its users run it. What it measures here says nothing; that it measures is what is tested."""
+"""The benchmark of the server runs and writes its figures; their values are not tested."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp
 
 
 def test_a_chunk_is_late_only_when_what_came_before_it_was_played_out() -> None:
-    # Frames of 80 ms: the second comes in time, the third 20 ms late, the fourth in time only because playback waited for the third.
+    # Frames of 80 ms: the second is in time, the third 20 ms late, the fourth in time only because playback waited for the third.
     stream = Spoken(sent=0.0, arrivals=[1.0, 1.05, 1.18, 1.25], seconds=[0.08, 0.08, 0.08, 0.08])
     assert stream.late_chunks() == 1
 

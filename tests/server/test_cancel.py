@@ -1,4 +1,4 @@
-"""A client that leaves stops the work for it, and everything its stream held is free again."""
+"""A client that leaves stops its work on the server, and its stream's resources are free again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def test_a_cancelled_stream_stops_within_a_chunk(small_server: TritonServer) -> 
             stream.next()
     eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "the stream is cancelled")
     eventually_free(small_server)
-    # The chunk that is being generated when the client leaves is the one on which the codec sees it; one more covers the
-    # time the client's word takes.
+    # The codec notices on the chunk that is generated when the client leaves; one more covers the delay of the client's message.
     assert metric(small_server, "frames_total") - frames <= (3 + 2) * 8
 
 

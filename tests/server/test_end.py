@@ -1,4 +1,7 @@
-"""How servers end: in order, by an engine's or a process's death, or before they began. No client waits for ever, nothing is left."""
+"""Ends of servers: in order, by the death of an engine or process, or before they began.
+
+No client waits for ever, and no process or shared memory remains.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
 
 @contextmanager
 def streams_in_flight(server: TritonServer) -> Iterator[list[Stream]]:
-    """Three endless streams, each of which has begun."""
+    """Three endless streams; each has begun."""
     with ExitStack() as stack:
         streams = [Stream(server, inputs(sampling=ENDLESS)) for _ in range(3)]
         for stream in streams:
@@ -37,10 +40,8 @@ def streams_in_flight(server: TritonServer) -> Iterator[list[Stream]]:
 
 
 def last_chunk(stream: Stream) -> Chunk:
-    """Read a stream to its end and close its connection: a client that leaves it open holds a stopping server up."""
-    chunk = stream.next()
-    while not chunk.has_final_flag:
-        chunk = stream.next()
+    """Read a stream to its end and close its connection, because an open connection delays a stopping server."""
+    chunk = stream.last()
     stream.cancel()
     return chunk
 
@@ -55,7 +56,7 @@ def nothing_is_left_of(processes: list[ModelProcess]) -> None:
 
 
 def repository_with(folder: Path, model: str, prelude: str) -> Path:
-    """A copy of the model repository in which `model` runs `prelude` before its shell."""
+    """A copy of the model repository in which `model` runs `prelude` before its model.py."""
     repository = Path(shutil.copytree(MODEL_REPOSITORY, folder / "repository"))
     shell = repository / model / "1" / "model.py"
     future, rest = shell.read_text().split("from __future__ import annotations\n", 1)

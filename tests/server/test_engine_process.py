@@ -1,4 +1,4 @@
-"""A server whose talker's engine has a process of its own: the audio of one without, and an end that leaves nothing, whoever dies."""
+"""A server with the talker's engine in its own process: same audio; no process remains after a death."""
 
 from __future__ import annotations
 

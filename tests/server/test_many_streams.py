@@ -1,4 +1,4 @@
-"""A hundred and twenty-eight streams at once on a GPU, through MPS where there is one: each is whole, in order and its own."""
+"""128 streams at once on a GPU, through MPS if available: each is complete, in order and correct."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GREEDY = {"do_sample": False, "subtalker_dosample": False, "chunk_policy": "adap
 
 
 async def speak(client: AsyncClient, text: str, num_frames: int) -> npt.NDArray[np.float32]:
-    """The audio of one stream, whose chunks must be numbered as they come."""
+    """The audio of one stream; its chunks must be numbered in order."""
     chunks = [chunk async for chunk in client.stream(text, sampling={**GREEDY, "max_frames": num_frames})]
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     return np.concatenate([chunk.audio for chunk in chunks])

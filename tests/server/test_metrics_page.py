@@ -19,7 +19,7 @@ def listed(text: str) -> dict[str, tuple[str, str]]:
 
 
 def served(text: str) -> dict[str, tuple[str, str]]:
-    """The same of a server's /metrics."""
+    """Name -> (type, description) of a server's /metrics."""
     descriptions = dict(re.findall(r"^# HELP (qwen3_tts_\w+) (.+)$", text, re.MULTILINE))
     return {name: (kind, descriptions[name]) for name, kind in re.findall(r"^# TYPE (qwen3_tts_\w+) (\w+)$", text, re.MULTILINE)}
 

@@ -1,4 +1,4 @@
-"""The private MPS daemon: with a fake one what its life depends on, on a GPU the real one."""
+"""The private MPS daemon: its start and stop with a fake one, and on a GPU the real one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine_lib.server.mps import CONTROL, PID_FILE, MpsDaemon
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a fake control program on PATH; its folder."""
+    """Put a fake control program on PATH; return its folder."""
     monkeypatch.setenv("PATH", fake_mps.install(tmp_path))
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""qwen3_tts_offline gives the whole of what qwen3_tts streams, to clients that want one response."""
+"""qwen3_tts_offline returns in one response all that qwen3_tts streams."""
 
 from __future__ import annotations
 
@@ -80,16 +80,13 @@ ENDLESS = {"max_frames": 1900}
 
 
 def test_a_timeout_ends_running_and_waiting_streams_with_an_error(small_server: TritonServer) -> None:
-    """Two streams run and the third waits for a place in vain."""
+    """Two streams run; the third waits and never starts."""
     eventually_free(small_server)
     streams = [Stream(small_server, inputs(sampling=ENDLESS), timeout=timeout) for timeout in (900_000, 900_000, 500_000)]
     ends = []
     for stream in streams:
         with stream:
-            chunk = stream.next()
-            while not chunk.has_final_flag:
-                chunk = stream.next()
-            ends.append(chunk)
+            ends.append(stream.last())
     assert [end.finish_reason for end in ends] == ["error"] * 3
     assert all(end.error.startswith("DEADLINE_EXCEEDED: timeout: ") for end in ends)
     assert [end.index == 0 for end in ends] == [False, False, True]

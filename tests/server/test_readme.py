@@ -1,4 +1,4 @@
-"""The examples of README.md run as they stand, but for the server's address and the checkpoint's path."""
+"""The examples of README.md run; only the server's address and the checkpoint's path are replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before anything is queued: each with its code, the field and what is allowed, and nobody else disturbed."""
+"""Requests refused before they are queued: with code, field and allowed values; other streams go on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reference_audio() -> list[Any]:
 
 
 def refusal(server: TritonServer, tensors: list[Any]) -> str:
-    """The message a request is refused with, without the prefix Triton's core puts in front."""
+    """The message of a refusal, without the prefix of Triton's core."""
     with Stream(server, tensors) as stream, pytest.raises(InferenceServerException) as error:
         stream.next()
     return error.value.message().removeprefix("in ensemble 'qwen3_tts', ")
@@ -83,7 +83,7 @@ def test_refusals_leave_nothing_behind(server: TritonServer) -> None:
 
 
 def http_refusal(server: TritonServer, body: dict[str, Any]) -> str:
-    """The message of a refusal over HTTP. Its status is 400 whatever the code in a 24.10 server, so the text has to say it."""
+    """The message of a refusal over HTTP. It contains the code, because a 24.10 server has status 400 for every code."""
     url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts/generate_stream"
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=30)
@@ -97,7 +97,7 @@ def test_http_clients_read_the_same_message(server: TritonServer) -> None:
 
 @pytest.fixture
 def full_server(small_server: TritonServer) -> Iterator[list[Stream]]:
-    """Two endless streams that run and one that waits: there is no room for more."""
+    """Two endless streams that run, and one that waits: the server is full."""
     with ExitStack() as streams:
         opened = [streams.enter_context(Stream(small_server, inputs(sampling={"max_frames": 1900}))) for _ in range(2)]
         eventually(lambda: metric(small_server, "running_requests") == 2, "two streams run")  # so that the third one waits

@@ -1,4 +1,4 @@
-"""A repository for several checkpoints: names by kind, options of each model, one codec that must be the same in all."""
+"""A repository for several checkpoints: names by kind, options of each model, one codec for all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from make_checkpoint import make_checkpoint
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_custom_voice: Path) -> dict[str, Path]:
-    """A checkpoint of each kind; the codec is the same, for it depends on the seed alone."""
+    """A checkpoint of each kind; the codec is the same, because it depends only on the seed."""
     folder = tmp_path_factory.mktemp("kinds")
     made = {kind: make_checkpoint(folder / kind, kind=kind) for kind in ("base", "voice_design")}
     return {"custom_voice": tiny_custom_voice, **made}
@@ -34,7 +34,7 @@ def config_of(repository: Path, model: str) -> Any:
 
 
 def arguments(repository: Path, model: str) -> dict[str, str]:
-    """What the Python backend passes to `initialize`."""
+    """The arguments of `initialize` from the Python backend."""
     parameters = {key: {"string_value": value.string_value} for key, value in config_of(repository, model).parameters.items()}
     return {"model_config": json.dumps({"parameters": parameters}), "model_repository": str(repository / model)}
 

@@ -1,4 +1,4 @@
-"""serve.py --mps with a fake MPS: the server gets its environment, and the daemon never outlives the server."""
+"""serve.py --mps with a fake MPS: the server gets its environment; the daemon ends with the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a well-behaved client gets: whole, ordered streams of the audio that the engines compute without a server."""
+"""A client gets complete, ordered streams with the same audio as the engines without a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from server.streams import SAMPLES_PER_FRAME, TEXT, Chunk, Stream, audio_of, eve
 def test_a_stream_is_the_audio_the_engines_compute_in_process(server: TritonServer, tiny_custom_voice: Path) -> None:
     sampling = {"seed": 20}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the server's processes: sums over other numbers of threads round differently
+    torch.set_num_threads(1)  # as in the server's processes, because the number of threads changes the rounding of sums
     try:
         expected = in_process_audio(tiny_custom_voice, sampling, (1, 2, 4, 8))
     finally:

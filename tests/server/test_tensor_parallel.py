@@ -1,4 +1,4 @@
-"""A server whose talker has two ranks: the codes of one, and an end that leaves no process, whichever of them dies."""
+"""A server with a talker of two ranks: the codes of one rank; no process remains after a death."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine_lib.talker.parallel.rank_zero import RANK_MODULE
 from server.conftest import new_server
 from server.streams import PATIENCE, Stream, audio_of, eventually, in_process_audio, inputs, model_process
 from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
@@ -20,7 +21,7 @@ def test_a_talker_of_two_ranks_serves_and_ends_with_any_of_them(endless_voice: P
     with new_server(endless_voice, tmp_path / "log", tensor_parallel_size="2") as server:
         processes = processes_of(server)
         talker = model_process(server, MODELS[0]).pid
-        [rank] = subprocess.run(["pgrep", "-P", str(talker), "-f", "tensor_parallel_rank"], capture_output=True, text=True).stdout.split()
+        [rank] = subprocess.run(["pgrep", "-P", str(talker), "-f", RANK_MODULE], capture_output=True, text=True).stdout.split()
         with Stream(server, inputs(sampling=GREEDY | {"chunk_frames": [4]})) as stream:
             audio = audio_of(stream.all())
         expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (4,)))

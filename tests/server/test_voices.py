@@ -1,4 +1,4 @@
-"""One server of three checkpoints: every kind gives what it gives in process, and voices are kept, used and refused."""
+"""A server of three checkpoints: each kind speaks as in process; voices are stored, used and refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONSENT = "The reader agreed, in writing."
 
 
 def recording(seed: int = 0, seconds: float = 1.5) -> npt.NDArray[np.float32]:
-    """Something loud at RATE."""
+    """Loud noise at RATE."""
     samples = np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE))
     return samples.astype(np.float32)
 
@@ -40,7 +40,7 @@ def tensor(name: str, values: npt.NDArray[Any], datatype: str) -> Any:
 def reference(
     audio: npt.NDArray[np.float32], *, text: str | None = WORDS, rate: int = RATE, x_vector_only: bool | None = None
 ) -> list[Any]:
-    """The inputs that carry a reference."""
+    """The inputs of a reference."""
     tensors = [tensor("reference_audio", audio, "FP32"), tensor("reference_sample_rate", np.array([rate], np.int32), "INT32")]
     if text is not None:
         tensors.append(tensor("reference_text", np.array([text.encode()], np.object_), "BYTES"))
@@ -80,7 +80,7 @@ def refusal(server: TritonServer, model: str, tensors: list[Any]) -> str:
 
 @pytest.fixture(scope="module")
 def expected(three_models: dict[str, Path]) -> dict[str, npt.NDArray[np.float32]]:
-    """The audio of each way to speak, in process."""
+    """The audio of each kind of voice, in process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     audio = {}
@@ -139,9 +139,7 @@ def test_a_stored_voice_speaks_as_its_reference_and_survives_a_restart(
         with Stream(restarted, inputs(sampling={"max_frames": 1500}, voice="timbre")) as stream:
             stream.next()
             restarted.terminate()
-            chunk = stream.next()
-            while not chunk.has_final_flag:
-                chunk = stream.next()
+            chunk = stream.last()
         assert (chunk.finish_reason, chunk.error) == ("error", "the server is shutting down")
         assert restarted.wait(30) == 0
     assert "'anna.2' is not a stored voice; stored: timbre" in refusal(three, "qwen3_tts_base", inputs(voice="anna.2"))
@@ -249,7 +247,7 @@ def test_a_bad_request_with_a_reference_is_refused_before_and_after_it_is_encode
 
 
 def test_many_clones_at_a_time_each_keep_their_own_voice(three: TritonServer) -> None:
-    """Twice as many as run together; every voice alone gives what it gives in the crowd."""
+    """Twice as many as can run together; every voice sounds the same alone and among the others."""
     tensors = [[*inputs(sampling=GREEDY | {"max_frames": 5}), *reference(recording(seed), text=f"Words {seed}.")] for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda one: speak(three, "qwen3_tts_base", one), tensors))

@@ -1,4 +1,4 @@
-"""Voices through the client and the command line, against the server of three checkpoints."""
+"""Voices through the client and the command line, on the server of three checkpoints."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "voices.md").read_text(encoding="ut
 
 
 def test_the_commands_of_the_docs_run(runner: CliRunner, recording: Path) -> None:
-    """With a recording named anna.wav, and with the base checkpoint where another server has it under the plain name."""
+    """With a recording named anna.wav, and with this server's name of the base checkpoint instead of the plain one."""
     soundfile.write("anna.wav", *soundfile.read(recording))
     commands = [shlex.split(line) for line in DOCS.splitlines() if line.startswith("qwen3-tts ")]
     assert len(commands) > 5
