@@ -1,7 +1,7 @@
 """A checkpoint in training: the engine's own modules read its weights; gradients flow back to them.
 
 The engine folds constants at load (codebooks with their projections, LayerScale, packed qkv) in plain differentiable torch. So
-training builds the engine's modules anew from the live weights in each step. There is no second implementation that could
+training rebuilds the engine's modules from the live weights in each step. There is no second implementation that could
 differ from the one that serves.
 """
 
