@@ -19,7 +19,7 @@ MAX_CHUNK_STEPS = 64
 
 
 class ChunkPolicy(str, Enum):
-    """How chunks go on after `chunk_frames`."""
+    """The sizes of chunks after those of `chunk_frames`."""
 
     FIXED = "fixed"
     ADAPTIVE = "adaptive"
@@ -38,8 +38,8 @@ class Delivery:
 
     Attributes:
         chunk_frames: frames in the first, second, .. chunk, 1 to 64 each.
-        chunk_policy: FIXED repeats the last entry; ADAPTIVE goes by the audio that the client has left (talker/chunking.py).
-        audio_format: how the samples travel.
+        chunk_policy: FIXED repeats the last entry; ADAPTIVE depends on the audio that the client has left (talker/chunking.py).
+        audio_format: how the client gets its samples.
     """
 
     chunk_frames: tuple[int, ...]
@@ -83,7 +83,7 @@ def _choice(name: str, kind: type[Enum], value: Any) -> Enum:
         raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
 
 
-# A client's value -> the checked value. It is checked once, here: not again when a message carries it.
+# From a client's value to the checked one. A message that carries a delivery does not check it again.
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "chunk_frames": _checked_chunk_frames,
     "chunk_policy": partial(_choice, "chunk_policy", ChunkPolicy),

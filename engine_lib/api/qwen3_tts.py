@@ -1,4 +1,4 @@
-"""Qwen3TTS: the model inside a Python process, a drop-in for `qwen_tts.Qwen3TTSModel` that also streams.
+"""Qwen3TTS: the model inside a Python process; replaces `qwen_tts.Qwen3TTSModel` and streams too.
 
 Every text of every call joins one continuous batch; calls may come from any number of threads.
 
@@ -43,7 +43,7 @@ __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 Audio = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
-WHOLE_UTTERANCE_CHUNK = (16,)  # the audio is heard after the end, so chunks may be large, which is cheaper
+WHOLE_UTTERANCE_CHUNK = (16,)  # the caller gets all audio at the end, so chunks are large, which is cheaper
 OFFICIAL_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -51,7 +51,7 @@ class Qwen3TTS:
     """One checkpoint, loaded. Use it as a context manager, or call `close`."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
-        """Load everything the kind of checkpoint needs and start its threads. `from_pretrained` is the usual way in."""
+        """Load everything the kind of checkpoint needs and start its threads. Most callers use `from_pretrained`."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
@@ -83,9 +83,9 @@ class Qwen3TTS:
             dtype: float32 or bfloat16 (or the torch.dtype); auto is bfloat16 on GPU, float32 on CPU.
             enforce_eager: launch kernels one by one instead of replaying CUDA graphs.
             tensor_parallel_size: GPUs that share the talker.
-            device_map: what transformers calls `device`.
-            attn_implementation: one of transformers' names, for scripts that give one. All compute the same, so it changes nothing;
-                the engine's own choice is the option `attention_backend`.
+            device_map: transformers' name for `device`.
+            attn_implementation: one of transformers' names, for scripts that give one. It changes nothing, because all compute the
+                same; the engine's own option is `attention_backend`.
             engine_options: any other option of EngineConfig.
 
         Raises:
@@ -106,7 +106,7 @@ class Qwen3TTS:
 
     @property
     def sample_rate(self) -> int:
-        """Samples a second of all audio."""
+        """Samples per second of all audio."""
         return self._codec.sample_rate
 
     def get_supported_speakers(self) -> list[str]:
@@ -131,10 +131,10 @@ class Qwen3TTS:
         """Speak each text with a built-in voice; lists go through the batch together.
 
         Args:
-            text, speaker, language, instruct: one value, or one a text. As in the official package, an empty speaker is
+            text, speaker, language, instruct: one value, or one for each text. As in the official package, an empty speaker is
                 no speaker, and 0.6B checkpoints ignore `instruct`.
             non_streaming_mode: put the whole text into the prompt instead of feeding it while audio comes out.
-            generation: the sampling arguments of SamplingParams and `max_new_tokens`; what is left out or None comes
+            generation: the sampling arguments of SamplingParams and `max_new_tokens`; one that is left out or None comes
                 from generation_config.json. `max_new_tokens=N` gives at most N - 1 frames.
 
         Returns:
@@ -142,7 +142,7 @@ class Qwen3TTS:
 
         Raises:
             InvalidRequestError (a ValueError): an argument is not allowed, list lengths differ, or the checkpoint is of another kind.
-            OverloadedError: more texts than the engine may hold.
+            OverloadedError: more texts than the engine accepts at a time.
         """
         return self._speak(self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation))
 
@@ -175,9 +175,9 @@ class Qwen3TTS:
         """Speak each text with a voice cloned from reference audio. The audio starts where the reference ends.
 
         Args:
-            ref_audio, ref_text, x_vector_only_mode: as in `create_voice_clone_prompt`; one reference for all texts, or one a text.
-            voice_clone_prompt: what `create_voice_clone_prompt` gave, in place of these three.
-            voice: the name of a voice in the folder of the option `voice_store`, in place of all these; one, or one a text.
+            ref_audio, ref_text, x_vector_only_mode: as in `create_voice_clone_prompt`; one reference for all texts, or one for each.
+            voice_clone_prompt: from `create_voice_clone_prompt`, instead of these three.
+            voice: the name of a voice in the folder of the option `voice_store`, instead of all these; one, or one for each text.
             others: as in `generate_custom_voice`; but the text is fed while audio comes out unless `non_streaming_mode` is True.
 
         Returns, raises:
@@ -192,12 +192,12 @@ class Qwen3TTS:
         ref_text: str | list[str | None] | None = None,
         x_vector_only_mode: bool | list[bool] = False,
     ) -> list[VoiceClonePromptItem]:
-        """Make prompts of voices, to be used for any number of texts.
+        """Make voice prompts, which can be used for any number of texts.
 
         Args:
             ref_audio: one reference or a list. Each is the path of an audio file, (samples [n] or [n, channels], sample rate), or
                 the bytes of an audio file in base64; `reference_min_seconds` to `reference_max_seconds` long.
-            ref_text: what each reference says; one for all, or a list. Needed unless `x_vector_only_mode`.
+            ref_text: the words of each reference; one for all, or a list. Needed unless `x_vector_only_mode`.
             x_vector_only_mode: clone the timbre alone instead of continuing the reference; one for all, or a list.
 
         Returns:
@@ -205,7 +205,7 @@ class Qwen3TTS:
 
         Raises:
             InvalidRequestError (a ValueError): a reference or its text cannot be used, or the checkpoint is not of kind base.
-            OverloadedError: more references wait than the engine may hold.
+            OverloadedError: too many references are waiting.
         """
         return self._utterances.references.prompts(ref_audio, ref_text, x_vector_only_mode)
 
@@ -221,15 +221,15 @@ class Qwen3TTS:
         chunk_frames: Sequence[int] | None = None,
         **generation: Any,
     ) -> SpeechStream:
-        """Speak one text, chunk by chunk as it is computed; leaving the loop cancels the rest.
+        """Speak one text; each chunk comes when it is computed. Leaving the loop cancels the rest.
 
         Args:
             chunk_frames: frames (80 ms each) in the first, second, .. chunk, 1 to 64, the last repeats; None is the engine's option.
             others: as in `generate_custom_voice`.
 
         Raises:
-            InvalidRequestError, OverloadedError: as there, at the call.
-            Qwen3TTSError: from the iterator, when the stream fails.
+            InvalidRequestError, OverloadedError: as there, when it is called.
+            Qwen3TTSError: from the iterator, if the stream fails.
         """
         delivery = self._stream_delivery(text, chunk_frames)
         [utterance] = self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation)
@@ -268,10 +268,10 @@ class Qwen3TTS:
         [utterance] = self._utterances.voice_clone(text, language, *prompt, non_streaming_mode, voice, **generation)
         return self._start(utterance, delivery)
 
-    # the halves
+    # talker or codec alone
 
     def generate_codes(self, *arguments: Any, **keywords: Any) -> list[Codes]:
-        """The talker's half: codec frames [frames, num_code_groups] int16 of each text.
+        """Run the talker alone: codec frames [frames, num_code_groups] int16 of each text.
 
         Takes the arguments of the `generate_` method for this kind of checkpoint.
         """
@@ -281,11 +281,11 @@ class Qwen3TTS:
             return [codes.result() for codes in pending]
 
     def decode(self, codes: Codes | list[Codes], voice_clone_prompt: VoiceClonePrompt | None = None) -> tuple[list[Audio], int]:
-        """The codec's half: waveforms of codec frames [frames, num_code_groups], and the sample rate.
+        """Run the codec alone: waveforms of codec frames [frames, num_code_groups], and the sample rate.
 
         Args:
-            voice_clone_prompt: the voices the codes were generated with, one or one each: speech cloned in context continues
-                its reference, and sounds at its start as it should only behind it.
+            voice_clone_prompt: the voices the codes were generated with, one for all or one each. Speech cloned in context
+                continues its reference, so its start sounds right only if the codec has decoded the reference before it.
         """
         pieces = codes if isinstance(codes, list) else [codes]
         references: list[Codes | None] = [None] * len(pieces)
@@ -308,9 +308,9 @@ class Qwen3TTS:
         self.close()
 
     def _speak(self, utterances: list[Utterance]) -> tuple[list[Audio], int]:
-        """Queue all, and wait for the audio of each."""
+        """Queue all utterances, and wait for the audio of each."""
         delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
-        with ExitStack() as stack:  # when one fails or is refused, the others are for nobody
+        with ExitStack() as stack:  # if one fails or is refused, the others are cancelled
             streams = [stack.enter_context(closing(self._start(utterance, delivery))) for utterance in utterances]
             return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
 
@@ -321,15 +321,15 @@ class Qwen3TTS:
         return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames)})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
-        """Queue one; its audio comes out of the stream."""
+        """Queue one utterance; the stream gives its audio."""
         return SpeechStream.start(self._talker, self._codec, utterance.prompt, utterance.sampling, delivery)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[Codes]:
-        """Queue one and gather its codes; leaving `stack` cancels it."""
+        """Queue one utterance and gather its codes; leaving `stack` cancels it."""
         listener = _CodesListener()
         request = Request(uuid.uuid4().hex, utterance.prompt, utterance.sampling, Delivery(WHOLE_UTTERANCE_CHUNK))
         self._talker.submit(request, listener)
-        stack.callback(self._talker.cancel, request.stream_key)  # one that has ended is left alone
+        stack.callback(self._talker.cancel, request.stream_key)  # no effect if the request has ended
         return listener.codes
 
 
@@ -353,7 +353,7 @@ def _device_of(device_map: str | torch.device | Mapping[str, Any]) -> str:
     """The one device of a device map.
 
     Raises:
-        ConfigError: it spreads the model over several.
+        ConfigError: the map spreads the model over several devices.
     """
     if not isinstance(device_map, Mapping):
         return str(device_map)

@@ -1,4 +1,4 @@
-"""SpeechStream: one request on its way through both engines of a process, seen as an iterator over its audio."""
+"""SpeechStream: one request to the talker and the codec of a process, as an iterator over its audio."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class SpeechChunk:
 
 
 class SpeechStream(Iterator[SpeechChunk]):
-    """The chunks of one request, each once. Closing it, or letting go of it, cancels what is left."""
+    """The chunks of one request, each once. Closing or dropping the stream cancels the rest."""
 
     def __init__(self, chunks: queue.SimpleQueue[SpeechChunk | Qwen3TTSError], cancel: Callable[[], None]) -> None:
-        """`start` is the way in."""
+        """Use `start` instead."""
         self._chunks, self._cancel = chunks, cancel
         self._has_ended = False
 
@@ -82,9 +82,9 @@ class SpeechStream(Iterator[SpeechChunk]):
 
 
 class _Pipe(RequestListener):
-    """Hands the codes of a request to the codec, and the codec's audio to the reader of `chunks`.
+    """Passes the codes of a request to the codec, and the codec's audio to the reader of `chunks`.
 
-    The engines hold it while the request runs, so it must not hold the SpeechStream: that one lives as long as its caller wants.
+    The engines refer to it while the request runs. It must not refer to the SpeechStream: then a dropped one would never be freed.
     """
 
     def __init__(self, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt) -> None:
@@ -104,7 +104,7 @@ class _Pipe(RequestListener):
             """On the codec's thread."""
             error = audio.error or chunk.error
             if error:
-                self._talker.cancel(self.stream_key)  # one that has ended is left alone
+                self._talker.cancel(self.stream_key)  # no effect if the request has ended
                 self.chunks.put(Qwen3TTSError(error))
             else:
                 self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason))

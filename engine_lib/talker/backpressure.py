@@ -1,4 +1,4 @@
-"""AdmissionPause: a pause in which the engine begins no further stream, because the codec has to catch up."""
+"""AdmissionPause: while it lasts, the engine begins no new stream, because the codec must catch up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class AdmissionPause:
     """A pause that ends by itself.
 
     Attributes:
-        until: of time.monotonic(), when it ends.
+        until: time.monotonic() at which it ends.
     """
 
     def __init__(self) -> None:
@@ -17,5 +17,5 @@ class AdmissionPause:
 
     @property
     def is_on(self) -> bool:
-        """Whether the pause lasts."""
+        """Whether the pause has not ended yet."""
         return time.monotonic() < self.until

@@ -1,6 +1,6 @@
 """BaseTalkerEngine: the callers' view of a talker's engine: admission, and the streams that are open.
 
-Two engines implement it: engine.TalkerEngine steps on a thread of this process, isolation/remote_engine.py in a process of its own.
+Two engines implement it: engine.TalkerEngine steps on a thread of this process, isolation/remote_engine.py in another process.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class TalkerStats:
     """A snapshot for metrics and tests. Counters count since the start.
 
     Attributes:
-        free_blocks: those that keep a prefix nobody uses now included.
-        num_prefix_hits: requests, preempted ones each time they come back, that found their first rows in the prefix cache.
-        num_cached_rows: rows they found.
+        free_blocks: blocks that no request uses, also if they keep a prefix.
+        num_prefix_hits: requests that found their first rows in the prefix cache; a preempted one counts each time it comes back.
+        num_cached_rows: rows that they found.
     """
 
     running: int
@@ -51,9 +51,9 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
     """Accepts requests. Every accepted one gets exactly one final chunk, also after a failure.
 
     Attributes:
-        checkpoint, config: what the engine runs.
+        checkpoint, config: of the engine.
         step_times: of the latest steps.
-        hands_out_beside_steps: whether chunks are handed out by a thread that no step waits for.
+        hands_out_beside_steps: whether listeners are called on a thread that no step waits for.
     """
 
     hands_out_beside_steps: ClassVar[bool]
@@ -63,7 +63,7 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         self.step_times = StepTimes()
         self._changed = threading.Condition()
         self._open: dict[str, OpenStream] = {}
-        self._reserved: set[str] = set()  # keys of requests to come
+        self._reserved: set[str] = set()  # stream keys of requests to come
         self._alive = False
         self._backpressure = AdmissionPause()
 
@@ -74,7 +74,7 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
 
     @property
     def has_backpressure(self) -> bool:
-        """Whether `apply_backpressure` keeps requests waiting that have not begun."""
+        """Whether `apply_backpressure` keeps new requests waiting."""
         return self._backpressure.is_on
 
     @abstractmethod
@@ -87,28 +87,28 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
 
     @abstractmethod
     def stats(self) -> TalkerStats:
-        """What the engine holds; safe to call from any thread, taken without stopping it."""
+        """A snapshot, taken without stopping the engine; safe to call from any thread."""
 
     @abstractmethod
     def _accept(self, request: Request, listener: RequestListener) -> OpenStream:
-        """Pass on a request that has been checked; return what is kept while it is open. The lock is held."""
+        """Pass on a checked request; return its entry in `_open`. The lock is held."""
 
     @abstractmethod
     def _accept_cancel(self, stream_key: str) -> None:
-        """Pass on that an open stream is to end. The lock is held."""
+        """Pass on that an open stream must end. The lock is held."""
 
     @abstractmethod
     def _accept_backpressure(self) -> None:
         """Pass on that `_backpressure` has changed. The lock is held."""
 
     def apply_backpressure(self, until: float) -> None:
-        """Let no further request begin before `until`, of time.monotonic(); what is in the past lifts it. They wait as for a place."""
+        """Let no new request begin before time.monotonic() is `until`; a time in the past lifts this. They wait as for a slot."""
         with self._changed:
             self._backpressure.until = until
             self._accept_backpressure()
 
     def reserve(self, stream_key: str) -> None:
-        """Hold a place for a request whose prompt is still being made; `submit` takes it, `release` gives it up.
+        """Reserve a place for a request while its prompt is made; `submit` takes it, `release` gives it up.
 
         Raises:
             OverloadedError, EngineDeadError: as in `submit`.
@@ -118,7 +118,7 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
             self._reserved.add(stream_key)
 
     def release(self, stream_key: str) -> None:
-        """Give up a place held by `reserve`; one that `submit` has taken is left alone."""
+        """Give up a place of `reserve`; no effect if `submit` has taken it."""
         with self._changed:
             self._reserved.discard(stream_key)
 
@@ -139,13 +139,13 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
             self._open[request.stream_key] = self._accept(request, listener)
 
     def cancel(self, stream_key: str) -> None:
-        """End a stream with finish reason `cancelled`; one that is not open is left alone."""
+        """End a stream with finish reason `cancelled`; no effect if it is not open."""
         with self._changed:
             if stream_key in self._open:
                 self._accept_cancel(stream_key)
 
     def _check_room(self) -> None:
-        """Refuse one request more than may be open, and every one once the engine has ended. The lock must be held."""
+        """Refuse a request if the engine has ended, or if as many as may be are open. The lock must be held."""
         if not self._alive:
             raise EngineDeadError("the talker engine has stopped; restart the process")
         limit, taken = self.config.max_num_seqs + self.config.max_waiting_requests, len(self._open) + len(self._reserved)
@@ -160,13 +160,13 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         return self.config.max_model_len - len(prompt) + 1  # the last frame needs no input row of its own
 
     def max_frames(self, request: Request) -> int:
-        """Frames after which `request` ends: as it asks, else a budget from its text, as far as there is room."""
+        """Frames after which `request` ends: its own limit or else a budget from its text, at most those that fit."""
         prompt = request.prompt
         wanted = request.sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * prompt.num_text_tokens
         return min(wanted, self.max_frames_behind(prompt))
 
     def _check_length(self, request: Request) -> None:
-        """Refuse a prompt that does not fit, and more frames than fit behind it."""
+        """Refuse a prompt that does not fit, or more frames than fit behind it."""
         prompt, max_frames = request.prompt, request.sampling.max_frames
         num_rows = len(prompt) + len(prompt.trailing_text_ids)
         if num_rows > self.config.max_model_len:

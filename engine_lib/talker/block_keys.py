@@ -1,4 +1,4 @@
-"""Names for KV blocks by what is in them, so that requests whose prompts begin alike can share keys and values.
+"""Keys that name the content of KV blocks, so that prompts that begin alike share keys and values.
 
 A row's keys and values depend on its own input and on all rows before it, so the key of a block is a digest over its rows and
 the key of the block before. SHA-256, because a collision would let one user speak with another's voice.
@@ -16,7 +16,7 @@ class BlockKeys:
     """Computes the keys of a sequence's blocks, each once."""
 
     def __init__(self, block_size: int, pad_text_id: int) -> None:
-        """`block_size` is in rows; `pad_text_id` joins the frames behind a sequence's own text."""
+        """`block_size` is in rows; `pad_text_id` is the text of frames after a sequence's own text."""
         self._block_size, self._pad_text_id = block_size, pad_text_id
 
     def of(self, sequence: Sequence, num_rows: int) -> list[bytes]:

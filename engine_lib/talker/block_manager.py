@@ -1,9 +1,9 @@
-"""The blocks of the paged KV cache: which are free, who holds which, and which hold rows that others may share.
+"""The blocks of the paged KV cache: which are free, which are in use, and which may be shared.
 
 Kwon et al. 2023, "PagedAttention", with prefix sharing as in vLLM: a full block is published under a key that names the content
-of its rows and of all rows before them (block_keys.py), and a request whose rows have that key takes the block as it is. A
-published block outlives its holders. It then counts as free, and is given out anew, the longest unused first, when no empty one
-is left.
+of its rows and of all rows before them (block_keys.py), and a request with rows of that key takes the block as it is. A
+published block outlives its holders: it then counts as free, and is given out again if no empty block is left, the longest unused
+first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BlockManager:
         return len(self._empty) + len(self._idle)
 
     def blocks_for(self, num_rows: int) -> int:
-        """Blocks that hold `num_rows` rows."""
+        """Blocks needed for `num_rows` rows."""
         return -(-num_rows // self.block_size)
 
     def missing(self, block_table: list[int], num_rows: int) -> int:
@@ -40,7 +40,7 @@ class BlockManager:
         return max(self.blocks_for(num_rows) - len(block_table), 0)
 
     def grow(self, block_table: list[int], num_rows: int) -> bool:
-        """Append blocks until `block_table` holds `num_rows` rows; False, with nothing changed, when too few are free."""
+        """Append blocks until `block_table` has room for `num_rows` rows; if too few are free, change nothing and return False."""
         if num_rows <= len(block_table) * self.block_size:  # nearly always: each stream asks at each step
             return True
         missing = self.missing(block_table, num_rows)
@@ -60,7 +60,7 @@ class BlockManager:
 
     def free(self, block_table: list[int]) -> None:
         """Let go of all blocks of `block_table` and empty it."""
-        for block in reversed(block_table):  # a prefix is of use without its end, but not the other way round
+        for block in reversed(block_table):  # its end is reused first: a prefix is of use without its end, but not the other way round
             self._num_holders[block] -= 1
             if not self._num_holders[block]:
                 if block in self._keys:
@@ -81,7 +81,7 @@ class BlockManager:
         return blocks
 
     def num_idle(self, blocks: Iterable[int]) -> int:
-        """How many of `blocks` count as free until somebody shares them."""
+        """How many of `blocks` have no holder, so that they count as free."""
         return sum(block in self._idle for block in blocks)
 
     def share(self, block_table: list[int], blocks: Iterable[int]) -> None:
@@ -92,15 +92,15 @@ class BlockManager:
             block_table.append(block)
 
     def publish(self, block_table: Sequence[int], keys: Sequence[bytes]) -> None:
-        """Let others share the first blocks of `block_table`, whose full content `keys` name. Their rows must not change any more."""
+        """Let others share the first blocks of `block_table`; `keys` name their content, which must not change any more."""
         for block, key in zip(block_table, keys, strict=False):
-            # Where two requests have computed the same rows, one of the two blocks is enough.
+            # If two requests have computed the same rows, one of the two blocks is enough.
             if key not in self._published and block not in self._keys and block not in self._quarantined:
                 self._published[key] = block
                 self._keys[block] = key
 
     def quarantine(self, block_table: Sequence[int]) -> None:
-        """Share the blocks of `block_table` with nobody else, and have each erased when it is given out again."""
+        """Stop sharing the blocks of `block_table`, and have each erased when it is given out again."""
         for block in block_table:
             self._unpublish(block)
             self._quarantined.add(block)

@@ -16,12 +16,12 @@ from engine_lib.delivery import ChunkPolicy, Delivery
 
 @dataclass(frozen=True)
 class ChunkGrowth:
-    """How chunks go on past the ramp when they are adaptive.
+    """Sizes of adaptive chunks after the ramp.
 
     Attributes:
         frame_seconds: audio of one frame.
         max_frames: the largest chunk.
-        min_streams: chunks grow past the ramp's last entry only where at least so many streams run.
+        min_streams: chunks grow past the ramp's last entry only if at least so many streams run.
     """
 
     frame_seconds: float
@@ -43,8 +43,8 @@ class ChunkGrowth:
     def frames(self, last: int, seconds_left: float, num_running: int) -> int:
         """Frames of the next chunk.
 
-        A quarter of `last`, the ramp's last entry, doubled up to four times: the largest of these that takes at most half of the
-        audio the client has left, so that even a stream that is generated no faster than it is heard arrives in time.
+        A quarter of `last`, the ramp's last entry, doubled up to four times while it takes at most half of the audio that the
+        client has left. So even a stream that is generated only as fast as it is heard arrives in time.
         """
         largest = min(self.max_frames, 4 * last) if num_running >= self.min_streams else last
         affordable = seconds_left / self.frame_seconds / 2
@@ -55,20 +55,20 @@ class ChunkGrowth:
 
 
 class ChunkCutter:
-    """Cuts the frames of one stream. Times are seconds on whatever clock the caller uses."""
+    """Cuts the frames of one stream. Times are seconds on the caller's clock."""
 
     def __init__(self, ramp: Sequence[int], growth: ChunkGrowth | None = None) -> None:
         """
         Args:
-            ramp: frames in the first, second, .. chunk; the last entry repeats.
-            growth: what follows instead of the last entry; None: nothing does.
+            ramp: frames in the first, second, .. chunk.
+            growth: sizes after the ramp; None repeats its last entry.
         """
         self._ramp, self._growth = ramp, growth
         self._num_chunks = self._num_sent_frames = 0
         self._first_sent = 0.0
 
     def is_due(self, frames: int, now: float, num_running: int) -> bool:
-        """Whether the `frames` frames that have gathered are a chunk, while `num_running` streams run."""
+        """Whether `frames` gathered frames make a chunk, while `num_running` streams run."""
         if self._num_chunks < len(self._ramp):
             return frames >= self._ramp[self._num_chunks]
         if self._growth is None:
@@ -77,7 +77,7 @@ class ChunkCutter:
         return frames >= self._growth.frames(self._ramp[-1], seconds_left, num_running)
 
     def sent(self, frames: int, now: float) -> None:
-        """Note that a chunk of `frames` frames has left."""
+        """Record that a chunk of `frames` frames was sent."""
         if not self._num_chunks:
             self._first_sent = now
         self._num_chunks += 1

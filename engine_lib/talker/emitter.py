@@ -1,4 +1,4 @@
-"""Emitter: hands the chunks of one stream to its listener, and keeps the listener's faults from other streams."""
+"""Emitter: passes chunks to the listener of one stream; if that fails, only its own stream ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Emitter:
     """One stream as its listener hears it.
 
     Attributes:
-        has_failed: whether the listener has raised, so that its stream is to end.
+        has_failed: whether the listener has raised, so that its stream must end.
     """
 
     def __init__(self, request: Request, listener: RequestListener) -> None:
@@ -29,22 +29,22 @@ class Emitter:
         self.has_failed = False
 
     def start(self) -> None:
-        """Announce that work begins, once: a preempted request starts again unheard."""
+        """Announce that work begins, once: not again after a preemption."""
         if self._must_announce:
             self._must_announce = False
             self._call(self._listener.on_start)
 
     def emit(self, chunk: CodesChunk) -> None:
-        """Hand on a chunk."""
+        """Pass `chunk` to the listener."""
         self._num_chunks += 1
         self._call(partial(self._listener.on_chunk, chunk))
 
     def emit_frames(self, codes: npt.NDArray[np.int16]) -> None:
-        """Hand on frames [frames, num_code_groups] as the next chunk."""
+        """Emit frames [frames, num_code_groups] as the next chunk."""
         self.emit(CodesChunk(self._stream_key, self._num_chunks, codes))
 
     def end(self, reason: FinishReason, error: str = "") -> None:
-        """Hand on the final chunk."""
+        """Emit the final chunk."""
         if self.has_failed:
             reason, error = FinishReason.CANCELLED, ""
         nothing = np.empty((0, self._num_code_groups), np.int16)

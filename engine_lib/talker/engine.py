@@ -1,8 +1,8 @@
-"""TalkerEngine: the thread that admits requests, steps the whole batch and hands out chunks of codec frames.
+"""TalkerEngine: the thread that admits requests, steps the batch and emits chunks of codec frames.
 
 Callers only touch the inbox; scheduler, worker and requests belong to the engine thread. Every accepted request gets
-exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read, but no
-sooner than it must be: a request that comes while a step runs is prefilled beside it and joins the next, if that is still to be launched.
+exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read, but as
+late as possible: a request that comes while a step runs is prefilled beside it, and joins the next step if that is not launched yet.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from engine_lib.talker.sequence import RUNNING, Sequence
 
 logger = logging.getLogger(__name__)
 
-HELD_SHARE = 0.6  # of the time a step takes at least: when the next one is launched; the rest is the host's, to launch it
+LAUNCH_SHARE = 0.6  # the next step is launched after this share of the shortest recent step; launching it takes the host the rest
 RECENT_STEPS = 8
 
 
 @dataclass(frozen=True)
 class LaunchedFrames:
-    """Frames that nobody has read: row i of `result` belongs to `sequences[i]` unless `num_preemptions[i]` has changed since."""
+    """Unread frames: row i of `result` belongs to `sequences[i]` unless `num_preemptions[i]` has changed since."""
 
     sequences: list[Sequence]
     num_preemptions: list[int]
@@ -88,13 +88,13 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._num_frames = self._num_steps = 0
         self._seconds_waited = self._now = 0.0
         self._step_began = 0.0  # when the device began with the oldest unread result
-        self._step_seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # that results took
+        self._step_seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # from one result to the next
 
         self._prefilled_ahead = False  # since the last step
         self._rank_ended = False
         self._inbox: list[Sequence] = []
         self._cancelled: set[str] = set()
-        self._deadlines: list[tuple[float, str]] = []  # a heap; of requests that have ended, too
+        self._deadlines: list[tuple[float, str]] = []  # a heap; requests that have ended stay in it
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
@@ -130,7 +130,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._ranks.close()
 
     def stats(self) -> TalkerStats:
-        """What the engine holds now; safe to call from any thread, taken without stopping it."""
+        """See BaseTalkerEngine."""
         scheduler = self.scheduler
         blocks = scheduler.block_manager
         running = len(scheduler.active)
@@ -150,7 +150,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
     # engine thread
 
     def run(self) -> None:
-        """Step until `shutdown` or a failure. `start` lets a thread of its own do this."""
+        """Step until `shutdown` or a failure. `start` runs this on a thread."""
         reason = "the server is shutting down"
         try:
             with torch.inference_mode(), on_device(self.worker.device), self.worker.on_stream():
@@ -173,10 +173,10 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self._ranks.close()
 
     def _after_step(self) -> None:
-        """The chunks of a step have been handed out, or those that end all sequences."""
+        """Called after the chunks of a step, or those that end all streams, have been emitted."""
 
     def _wait_for_news(self) -> None:
-        """Return when a caller wants something, or when a step is to be launched."""
+        """Wait until a caller wants something or a step must be launched."""
         with self._changed:
             while not self._has_news:
                 seconds = self._seconds_to_launch()
@@ -189,7 +189,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         return bool(self._stopping or self._rank_ended or self._inbox or self._cancelled)
 
     def _seconds_to_launch(self) -> float | None:
-        """Until the next step is to be launched or read; None where there is nothing to do."""
+        """Seconds until the next step must be launched or read; None if there is nothing to do."""
         if self._unread or self.scheduler.has_work:
             return self._launch_due() - time.perf_counter()
         if not self.scheduler.waiting:
@@ -197,7 +197,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         return min([self._backpressure.until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
 
     def _take_inbox(self) -> bool:
-        """Wait for something to do; take in new and cancelled sequences. False when the engine shall stop."""
+        """Wait for work; take in new, cancelled and late requests. Returns False if the engine must stop."""
         self._wait_for_news()
         with self._changed:
             if self._stopping:
@@ -224,21 +224,21 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self._changed.notify()
 
     def _launch_due(self) -> float:
-        """When the next step must be launched, so that the device need not wait for it; 0: at once."""
+        """When (time.perf_counter) the next step must be launched, so that the device does not wait for it; 0: at once."""
         if not (self._pipelined and self._unread and self._step_seconds and self.scheduler.will_decode):
             return 0.0
-        return self._step_began + HELD_SHARE * min(self._step_seconds)
+        return self._step_began + LAUNCH_SHARE * min(self._step_seconds)
 
     def _prefill_ahead(self) -> None:
-        """Launch the prompts of new sequences beside the step that runs; the coming step draws their first frames."""
+        """Launch the prompts of new sequences beside the step that runs; the next step samples their first frames."""
         schedule = self.scheduler.schedule_prefill()
         for sequence in schedule.admitted:
             sequence.emitter.start()
-        self._unread.extend(self.launch(schedule))  # nothing yet: no frame is drawn
+        self._unread.extend(self.launch(schedule))  # adds nothing: no frame is sampled yet
         self._prefilled_ahead |= bool(schedule.prefill)
 
     def _step(self) -> None:
-        """Launch one prefill and one decode step, then read what is due."""
+        """Launch one prefill and one decode step, then read the results that are due."""
         begin, self._seconds_waited = time.perf_counter(), 0.0
         if not self._unread:
             self._step_began = begin
@@ -257,7 +257,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self.step_times.add(begin, self._seconds_waited, time.perf_counter(), is_steady=is_steady)
 
     def launch(self, schedule: Schedule) -> Iterator[LaunchedFrames]:
-        """Launch the prefill step and the decode step of `schedule`; their frames come unread, as each is launched."""
+        """Launch the prefill step and the decode step of `schedule`; yield the frames of each, unread, once it is launched."""
         for plan, sequences in self.planner.plans(schedule):
             result = self.worker.execute(plan)
             if result is not None:
@@ -300,7 +300,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
                 self._close(sequence, FinishReason.LENGTH)
 
     def _close(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
-        """Free what `sequence` holds, then end its stream."""
+        """Free the slot and the blocks of `sequence`, then end its stream."""
         self.scheduler.release(sequence)
         with self._changed:
             del self._open[sequence.request.stream_key]

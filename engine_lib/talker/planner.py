@@ -1,4 +1,4 @@
-"""Planner: the scheduler's decisions as plans in numbers, in the order in which the device must have them.
+"""Planner: turns a schedule into plans of numbers, in the order in which the device must get them.
 
 Plans are made one by one, so that the host makes the next one while the device works on the last.
 """
@@ -28,7 +28,7 @@ class Planner:
         self._pad_text_id = worker.model.tts_pad_token_id
 
     def plans(self, schedule: Schedule) -> Iterator[tuple[Plan, list[Sequence]]]:
-        """The plans of `schedule`, each with the sequences it samples a frame of. To the scheduler a plan is launched once it is made."""
+        """The plans of `schedule`, each with the sequences it samples a frame of. For the scheduler a plan is launched once it is made."""
         sampled, after = [chunk.sequence for chunk in schedule.prefill if chunk.completes_prompt], schedule.prefill_after
         if schedule.erase:
             yield ErasePlan(np.array(schedule.erase, np.int64)), NONE
@@ -38,7 +38,7 @@ class Planner:
             if (embedding := sequence.prompt.speaker_embedding) is not None:
                 yield SpeakerPlan(after, sequence.slot, embedding), NONE
         if schedule.prefill:
-            # Ahead of the slots, which only sampling needs: the host writes those while the device is busy with this.
+            # Before the slots, which only sampling needs: the host writes them while the device is busy with this.
             plan = self._prefill(schedule.prefill, after)
             self._scheduler.prefilled(schedule.prefill)
             yield plan, NONE
@@ -75,7 +75,7 @@ class Planner:
         return PrefillPlan(after, layout, buffer.finish())
 
     def _slot(self, sequence: Sequence, after: int) -> SlotPlan:
-        """The sampling and the text of `sequence`, and what its kept frames (after a preemption) imply."""
+        """The sampling and the text of `sequence`, and the state that follows from its kept frames (after a preemption)."""
         frames, prompt, num_rows = sequence.frames, sequence.prompt, sequence.num_rows
         _, last_codes = sequence.rows(num_rows - 1, num_rows, self._pad_text_id)
         return SlotPlan(

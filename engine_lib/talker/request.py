@@ -48,7 +48,7 @@ class CodesChunk(Message, frozen=True):
 
 
 class Request(Message, frozen=True):
-    """A prompt to be spoken. It never changes, and it is the message to an engine in a process of its own.
+    """A prompt to be spoken. It never changes, and is also the message to an engine in another process.
 
     Attributes:
         stream_key: unique key of the stream.
@@ -68,7 +68,7 @@ class Request(Message, frozen=True):
 
 
 class RequestListener:
-    """Hears of one request, on a thread of the engine: it must only pass on what it hears. If it raises, the stream ends as cancelled."""
+    """Gets the events of one request, on a thread of the engine: it must only pass them on. If it raises, the stream ends as cancelled."""
 
     def on_start(self) -> None:
         """Called once, when the first step of the request is about to be launched, if the request says `announce_start`."""

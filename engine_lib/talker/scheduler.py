@@ -4,14 +4,14 @@ Running streams come first: each gets the block its next row needs, and prefill 
 prompt never stalls them for longer than that budget. When the pool runs dry the youngest stream gives its blocks back and
 is recomputed later from its prompt and kept codes; the oldest always makes progress.
 
-A prompt's last row gives the first frame. Where streams run, that row joins their decode step, which draws for all of them at once:
-a draw takes two thirds of a step, whether for one stream or for many. Where none runs, prefill draws, and the frame is there sooner.
+A prompt's last row gives the first frame. If streams run, that row joins their decode step, which samples for all of them at once:
+sampling takes two thirds of a step, for one stream as for many. If none runs, prefill samples, and the frame is there sooner.
 
-A sequence whose first rows are in a published block (block_manager.py) starts its prefill behind them. Blocks are published when a
-frame has been read that was drawn from them: so they are on the device, and hold no NaN, which would have reached that frame.
+If the first rows of a sequence are in published blocks (block_manager.py), its prefill starts behind them. Blocks are published when a
+frame that was sampled from them has been read: then they are on the device and free of NaN, which would have reached that frame.
 
 Prefill may run beside a decode step that was launched earlier (worker.py). A stream's end is seen one step late, so a slot or a block
-that has just come free may still be written to; the schedule says which step the prefill of its next owner must come after.
+that has just come free may still be written to; the schedule says after which step the prefill of its next owner must run.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class PrefillChunk:
 
 @dataclass
 class Schedule:
-    """One step's work. `admitted` sequences got a slot in this step, `grown` ones new blocks; `decode` runs behind `prefill`.
+    """One step's work. `admitted` sequences got a slot in this step, `grown` ones new blocks; `decode` runs after `prefill`.
 
     Attributes:
-        prefill_after: number, counted from 1, of the last decode step that may use what the admitted sequences were given; 0: none.
+        prefill_after: number, counted from 1, of the last decode step that may still use slots or blocks of `admitted`; 0: none.
         erase: blocks to be erased before anything else.
     """
 
@@ -76,7 +76,7 @@ class Scheduler:
         """
         Args:
             block_keys: None shares no blocks.
-            backpressure: while it is on no sequence begins; those that have begun and were preempted go on.
+            backpressure: while it is on, no sequence begins; preempted ones go on.
         """
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -87,9 +87,9 @@ class Scheduler:
         self.num_cached_rows = 0
         self._block_keys, self._backpressure = block_keys, backpressure or AdmissionPause()
         self._free_slots = deque(range(max_num_seqs))
-        self._num_rows_ahead = 0  # prefilled for the coming step already
+        self._num_rows_ahead = 0  # already prefilled for the next step
         self._num_decode_steps = 0
-        # of each slot and block: the last decode step that its former owner may be part of
+        # for each slot and block: the last decode step that its former owner may be part of
         self._last_steps_of_slots = [0] * max_num_seqs
         self._last_steps_of_blocks = [0] * (block_manager.num_usable_blocks + 1)
 
@@ -103,7 +103,7 @@ class Scheduler:
 
     @property
     def will_decode(self) -> bool:
-        """Whether the next step has a frame to draw for a stream that runs."""
+        """Whether the next step samples a frame of a running stream."""
         return any(map(_has_frames_to_come, self.active))
 
     @property
@@ -114,7 +114,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> Schedule:
-        """Plan one step and reserve what it needs."""
+        """Plan one step and reserve the slots and blocks it needs."""
         schedule, block_size = Schedule(), self.block_manager.block_size
 
         # decode
@@ -135,7 +135,7 @@ class Scheduler:
         return schedule
 
     def schedule_prefill(self) -> Schedule:
-        """Plan prefill alone, ahead of the next `schedule`, whose decode step draws the first frames. Only while `will_decode`."""
+        """Plan prefill alone, before the next `schedule` with its decode step, which samples the first frames. Only if `will_decode`."""
         schedule = Schedule()
         self._schedule_prefill(schedule, others_run=True)
         self._num_rows_ahead += schedule.num_prefill_rows
@@ -143,7 +143,7 @@ class Scheduler:
         return schedule
 
     def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
-        """Record that `chunks` are on the device; a sequence whose rows are all in has its next frame under way."""
+        """Record that `chunks` are launched; a prompt's last row gives a frame, which counts as launched too."""
         for chunk in chunks:
             completes_prompt, sequence = chunk.completes_prompt, chunk.sequence
             sequence.num_prefilled_rows = chunk.stop
@@ -152,7 +152,7 @@ class Scheduler:
                 sequence.status = RUNNING
 
     def decoded(self, sequences: Iterable[Sequence]) -> None:
-        """Record that a frame of each of `sequences` is on the device."""
+        """Record that a frame of each of `sequences` is launched."""
         self._num_decode_steps += 1
         for sequence in sequences:
             sequence.num_launched_frames += 1
@@ -166,7 +166,7 @@ class Scheduler:
             self._publish(sequence)
 
     def quarantine(self, sequence: Sequence) -> None:
-        """Record that `sequence` computed something that is not a number: its blocks are not to be used as they are."""
+        """Record that `sequence` computed a value that is not a number: its blocks must be erased before their next use."""
         self.block_manager.quarantine(sequence.block_table)
 
     def release(self, sequence: Sequence) -> None:
@@ -183,7 +183,7 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def _reserve_next_row(self, sequence: Sequence) -> bool:
-        """A block for the next row, from the youngest streams if need be; False when `sequence` itself was preempted."""
+        """Get a block for the next row, if need be by preempting the youngest streams. Returns False if `sequence` itself was preempted."""
         while not self.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 1):
             youngest = self.active[-1]
             self._preempt(youngest)
@@ -192,7 +192,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._publish(sequence)  # what nobody takes meanwhile need not be computed again
+        self._publish(sequence)  # blocks that are not taken meanwhile need not be computed again
         self.release(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_prefilled_rows = 0
@@ -202,11 +202,11 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Give `sequence` a slot and blocks for all rows it has, unless running streams are about to need those blocks."""
+        """Give `sequence` a slot, and blocks for all rows it has. Returns False if running streams may soon need those blocks."""
         blocks = self.block_manager
         soon_needed = len(self.active)  # every running stream may ask for one more block
         num_rows = min(sequence.num_rows + 1, sequence.max_rows)
-        # The last row is always computed: a frame is drawn from it.
+        # The last row is always computed: a frame is sampled from it.
         shared = blocks.published(self._block_keys.of(sequence, sequence.num_rows - 1)) if self._block_keys else []
         free_after = blocks.num_free_blocks - blocks.num_idle(shared) - (blocks.blocks_for(num_rows) - len(shared))
         if free_after < soon_needed:
@@ -222,8 +222,8 @@ class Scheduler:
         return True
 
     def _last_step_of(self, sequence: Sequence) -> int:
-        """The last decode step that may use the slot or a block of `sequence`, which was just admitted, for a former owner."""
-        # A shared block is only read, by the step as well.
+        """The last decode step in which a former owner may use the slot or a block of `sequence`, which was just admitted."""
+        # Without shared blocks: that step only reads them, too.
         own = sequence.block_table[sequence.num_prefilled_rows // self.block_manager.block_size :]
         return max(self._last_steps_of_slots[sequence.slot], *(self._last_steps_of_blocks[block] for block in own))
 
@@ -232,7 +232,7 @@ class Scheduler:
             self.block_manager.publish(sequence.block_table, self._block_keys.of(sequence, sequence.num_sound_rows))
 
     def _schedule_prefill(self, schedule: Schedule, *, others_run: bool) -> list[Sequence]:
-        """Plan the next prompt rows, of new sequences too; where others run, return those that then lack nothing but their last row."""
+        """Plan the next prompt rows, of new sequences too. If others run, return the sequences that then miss only their last row."""
         ready = []
         for sequence in self.active:
             if sequence.status is PREFILLING and self._plan_prefill(sequence, schedule, others_run):
@@ -247,7 +247,7 @@ class Scheduler:
         return ready
 
     def _plan_prefill(self, sequence: Sequence, schedule: Schedule, others_run: bool) -> bool:
-        """Plan as many of the next rows of `sequence` as there is room for; its last one is left where others run. Is that all it lacks?"""
+        """Plan the next rows of `sequence`, but not its last if others run. Returns True if only the last row is missing."""
         start, last = sequence.num_prefilled_rows, sequence.num_rows - 1
         stop = min(last if others_run else last + 1, start + self._room(schedule))
         if stop > start:

@@ -1,4 +1,4 @@
-"""Sequence: one request in the engine, with its slot, its KV blocks and its frames. Engine and scheduler alone know it."""
+"""Sequence: one request in the engine, with its slot, KV blocks and frames. No device module knows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SequenceStatus(Enum):
     FINISHED = "finished"
 
 
-# Every sequence is asked at every step, and looking a member up in its class takes six times as long (Python 3.11).
+# Compared for every sequence at every step: a lookup in the class takes six times as long (Python 3.11).
 PREFILLING, RUNNING = SequenceStatus.PREFILLING, SequenceStatus.RUNNING
 
 
@@ -36,16 +36,16 @@ class Sequence:
         max_frames: frames after which the stream ends.
         slot: -1 unless it has one.
         block_table: numbers of its KV blocks.
-        block_keys: keys of its first blocks, as far as they were asked for.
+        block_keys: keys of its first blocks, as far as computed.
         num_prefilled_rows: rows in the cache, or launched.
-        num_sound_rows: rows known to be in the cache and to hold numbers.
-        num_launched_frames: frames the device has been asked for, read or not.
+        num_sound_rows: rows known to be in the cache and free of NaN.
+        num_launched_frames: frames launched on the device, read or not.
         num_preemptions: a result launched before the latest preemption is void.
         frames: [num_code_groups] int16 each, as read.
     """
 
     def __init__(self, request: Request, listener: RequestListener, max_frames: int, growth: ChunkGrowth | None = None) -> None:
-        """`growth`: how chunks go on after the ramp; None repeats its last entry."""
+        """`growth`: sizes of chunks after the ramp; None repeats its last entry."""
         self.request, self.prompt = request, request.prompt
         self.emitter = Emitter(request, listener)
         self.seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
@@ -71,7 +71,7 @@ class Sequence:
 
     @property
     def num_rows_on_device(self) -> int:
-        """Input rows in the KV cache once everything launched has run, from the moment the next step samples a frame."""
+        """Input rows in the KV cache once everything launched has run, if the next step samples a frame of this sequence."""
         return self.num_prompt_rows + self.num_launched_frames - 1
 
     @property
@@ -80,7 +80,7 @@ class Sequence:
         return self.num_prompt_rows + self.max_frames - 1
 
     def rows(self, start: int, stop: int, pad_text_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Text ids [n] and codes [n, num_code_groups] of input rows start..stop, past the prompt from the kept frames."""
+        """Text ids [n] and codes [n, num_code_groups] of input rows start..stop; those behind the prompt are kept frames."""
         prompt, length = self.prompt, self.num_prompt_rows
         text_ids, codes = prompt.text_ids[start:stop], prompt.codes[start:stop]
         if stop > length:
@@ -92,7 +92,7 @@ class Sequence:
         return text_ids, codes
 
     def append_frame(self, codes: npt.NDArray[np.int16], now: float, num_running: int) -> None:
-        """Keep one frame [num_code_groups] and send a chunk when enough have gathered; for `now` and load see ChunkCutter."""
+        """Keep one frame [num_code_groups], and send a chunk if it is due; `now` and `num_running` are for ChunkCutter."""
         self.frames.append(codes)
         num_gathered = len(self.frames) - self._num_sent_frames
         if self._cutter.is_due(num_gathered, now, num_running):

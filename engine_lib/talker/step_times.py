@@ -1,7 +1,7 @@
 """StepTimes: how regularly decode steps follow each other, and how much of each step the host works.
 
 Only runs of pure decode steps count: a prefill makes its step longer by design, and an idle engine has no rhythm. The device
-computes one step while the host works on the next, so host time delays the device only where it exceeds a step.
+computes one step while the host works on the next, so host time delays the device only if it exceeds a step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class StepTimes:
 
     Attributes:
         interval: from the end of one decode step to the end of the next.
-        host: what a decode step took without its waits for the device; on the CPU that includes the computation.
+        host: time of a decode step without its waits for the device; on the CPU this includes the computation.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class StepTimes:
         self._last_end: float | None = None
 
     def add(self, begin: float, waited: float, end: float, *, is_steady: bool) -> None:
-        """Record a step from `begin` to `end` that waited `waited` seconds for the device; one that is not steady only ends the run."""
+        """Record a step from `begin` to `end` that waited `waited` seconds for the device; if not steady, it only ends the run."""
         if not is_steady:
             self._last_end = None
             return

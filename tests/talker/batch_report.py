@@ -1,4 +1,4 @@
-"""What batch mates change in a row: the same row of the same state, computed in batches of growing size."""
+"""How batch mates change a row: the same row of the same state in batches of growing size."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class RowDifference:
         batch: rows of the step.
         hidden: relative error of the talker's last layer; 0 means equal bits.
         first, rest: largest relative error of the logits of codebook 0, and of the others.
-        num_equal_books: codebooks whose logits have equal bits.
-        num_other_codes: codebooks whose draw gave another code.
+        num_equal_books: codebooks with logits of equal bits.
+        num_other_codes: codebooks in which another code was sampled.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""How far bfloat16 is from float32: the same weights, the same codes fed back, the logits of every draw compared."""
+"""How far bfloat16 is from float32: equal weights, equal codes fed back, the logits of every sample."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROWTH_BOUND = 1.5
 
 
 def check_bf16_error(path: Path, device: str, *, batch: int, num_frames: int) -> None:
-    """Hold the bounds above for codebook 0 and for the code predictor's books; print what they come to. `path` holds bfloat16 weights."""
+    """Check and print the errors of codebook 0 and of the code predictor's books against the bounds. `path` has bfloat16 weights."""
     prompts = [Utterance("Good morning!", VOICES[i % len(VOICES)]).prompt(path) for i in range(batch)]
     options: dict[str, Any] = {"device": device, "max_num_seqs": batch, "max_model_len": 256, "kv_block_size": 16, "enforce_eager": True}
     exact = run_forced(make_engine(path, dtype="float32", **options), prompts, num_frames)

@@ -22,7 +22,7 @@ def voice(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def endless_voice(checkpoints: Path) -> Path:
-    """Return a checkpoint that never says end-of-speech, so that a test decides how long a stream is."""
+    """Return a checkpoint that never says end-of-speech, so that a test decides the length of a stream."""
     return make_checkpoint(checkpoints / "endless", eos_gain=0.0)
 
 
@@ -36,7 +36,7 @@ def fresh_seed() -> int:
 
 @pytest.fixture(name="engine")
 def engine_of_the_endless_voice(endless_voice: Path) -> Iterator[TalkerEngine]:
-    """Yield a running engine that must live, and hold nothing, when the test ends."""
+    """Yield a running engine that must be alive, with nothing in use, when the test ends."""
     with running_engine(endless_voice) as engine:
         yield engine
         assert engine.is_alive

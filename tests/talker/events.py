@@ -1,4 +1,4 @@
-"""What any engine must survive, on the CPU and on a GPU: streams that come and go at random, and a KV pool that runs dry."""
+"""Events that any engine must survive: streams that come and go at random, a KV pool that runs dry."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def overflow_the_pool(path: Path, *, max_frames: int, num_kv_blocks: int, **opti
 
 
 def speak_among_mates(engine: TalkerEngine, rng: np.random.Generator, *, max_frames: int) -> list[int]:
-    """Three greedy streams get the codes each has alone, while others join and leave at random; returns the batch sizes there were."""
-    told = [
+    """Three greedy streams get the codes each has alone, while others join and leave at random; returns the batch sizes that occurred."""
+    utterances = [
         Utterance("Wir fahren morgen.", "vivian", "german", non_streaming_mode=False),
         Utterance(),
         Utterance("今天很好。", "eric", "auto"),
     ]
-    expected = [speak(engine, utterance, max_frames=max_frames) for utterance in told]
+    expected = [speak(engine, utterance, max_frames=max_frames) for utterance in utterances]
     execute, batches = engine.worker.execute, set[int]()
     mates: list[Stream] = []
 
@@ -85,7 +85,7 @@ def speak_among_mates(engine: TalkerEngine, rng: np.random.Generator, *, max_fra
 
     engine.worker.execute = counted  # type: ignore[method-assign]
     moments = dict.fromkeys(range(1, max_frames), come_and_go)
-    streams = [start(engine, utterance, max_frames=max_frames, at=moments if i == 0 else None) for i, utterance in enumerate(told)]
+    streams = [start(engine, utterance, max_frames=max_frames, at=moments if i == 0 else None) for i, utterance in enumerate(utterances)]
     for stream, codes in zip(streams, expected, strict=True):
         assert stream.end().error == ""
         np.testing.assert_array_equal(stream.codes, codes)

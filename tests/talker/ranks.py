@@ -1,4 +1,4 @@
-"""Ranks of a tensor-parallel talker as threads of the test: everything of the real ones but the processes, which take seconds to start."""
+"""Ranks of a tensor-parallel talker as threads, because processes take seconds to start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine_lib.talker.parallel import other_rank, rank_zero
 
 
 class ThreadRank:
-    """A rank as start_child gives it."""
+    """A rank that looks like a process of start_child."""
 
     pid = os.getpid()
 
@@ -37,7 +37,7 @@ class ThreadRank:
         raise AssertionError("a rank did not end when its pipe was closed")
 
     def _serve(self) -> None:
-        with self._pipe, suppress(Exception):  # rank 0 is told, and that is what tests look at
+        with self._pipe, suppress(Exception):  # rank 0 hears of it, and tests look at rank 0
             other_rank.serve(self._pipe)
             self._code = 0
 

@@ -1,4 +1,4 @@
-"""A scheduler driven as the engine drives it, over a fake device that knows what each row of the KV cache holds."""
+"""A scheduler driven as by the engine, over a fake device that knows each row of the KV cache."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NOT_A_NUMBER = -1
 
 
 def sequence_of(name: str, prompt: Prompt, sampling: SamplingParams) -> Sequence:
-    """A sequence that nobody listens to; `sampling` has `max_frames`."""
+    """A sequence without a real listener; `sampling` has `max_frames`."""
     assert sampling.max_frames is not None
     return Sequence(Request(name, prompt, sampling, Delivery((1,))), RequestListener(), sampling.max_frames)
 
 
 def make_sequence(name: str, num_rows: int, max_frames: int) -> Sequence:
-    """A sequence whose prompt is `num_rows` empty rows."""
+    """A sequence with a prompt of `num_rows` empty rows."""
     prompt = Prompt(np.zeros(num_rows, np.int32), np.full((num_rows, 16), NO_ID, np.int32), np.zeros(0, np.int32), 1)
     return sequence_of(name, prompt, SamplingParams(max_frames=max_frames, seed=0))
 
@@ -35,8 +35,8 @@ def make_sequence(name: str, num_rows: int, max_frames: int) -> Sequence:
 class Simulation:
     """Checks the scheduler's promises each step; results are read `delay` steps late.
 
-    What a sequence reads from the cache must be what its own rows have there: a row's content stands for the row and all before
-    it, as keys and values do. The device runs prefill as early as it may, ahead of the decode steps that nobody has read.
+    A sequence must read its own rows from the cache: a row's content stands for the row and all before it, as keys and values
+    do. The device runs prefill as early as it may, ahead of the decode steps that have not been read.
     """
 
     def __init__(self, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, delay: int, share: bool = False) -> None:
@@ -74,7 +74,7 @@ class Simulation:
         return schedule
 
     def prefill_ahead(self) -> Schedule:
-        """What the engine does when a sequence comes while a step runs; nothing where no step is to follow."""
+        """Do as the engine when a sequence comes while a step runs: nothing if no step is to follow."""
         if not self.scheduler.will_decode:
             return Schedule()
         schedule = self.scheduler.schedule_prefill()
@@ -99,7 +99,7 @@ class Simulation:
         self.finished.append(sequence)
 
     def fail(self, sequence: Sequence) -> None:
-        """It computed NaN, which is now wherever only it has written."""
+        """It computed NaN, which is now in all blocks that only it uses."""
         self._run_launched_steps()
         others = {block for other in self.scheduler.active if other is not sequence for block in other.block_table}
         self._cache |= {
@@ -157,13 +157,13 @@ class Simulation:
     def _check(self, schedule: Schedule, oldest: Sequence | None) -> None:
         scheduler, active, size = self.scheduler, self.scheduler.active, self.blocks.block_size
         tables = [block for sequence in active for block in sequence.block_table]
-        held = set(tables)
-        assert len(tables) == len(held) or scheduler.num_prefix_hits
+        used = set(tables)
+        assert len(tables) == len(used) or scheduler.num_prefix_hits
         assert all(len(set(sequence.block_table)) == len(sequence.block_table) for sequence in active)
-        assert NULL_BLOCK not in held
-        assert self.blocks.num_free_blocks == self.blocks.num_usable_blocks - len(held)
+        assert NULL_BLOCK not in used
+        assert self.blocks.num_free_blocks == self.blocks.num_usable_blocks - len(used)
         assert all(sequence.block_table == [] and sequence.slot == -1 for sequence in scheduler.waiting)
-        assert not any(self._cache.get((block, row)) == NOT_A_NUMBER for block in held for row in range(size))
+        assert not any(self._cache.get((block, row)) == NOT_A_NUMBER for block in used for row in range(size))
         slots = [sequence.slot for sequence in active]
         assert len(set(slots)) == len(slots) == self.max_num_seqs - scheduler.num_free_slots
         assert set(slots) <= set(range(self.max_num_seqs))
@@ -180,7 +180,7 @@ class Simulation:
         # The oldest is never set back: it decodes or is prefilled, unless all its frames are under way.
         if oldest is not None and oldest.num_launched_frames < oldest.max_frames:
             assert oldest in schedule.decode or oldest in [chunk.sequence for chunk in schedule.prefill]
-        # Who was let in leaves a block for each stream that was there, and takes no block of a stream that failed.
+        # An admitted sequence leaves a block for each stream that was there, and takes no block of a stream that failed.
         if schedule.admitted:
             assert self.blocks.num_free_blocks >= len(active) - 1
         for sequence in schedule.admitted:

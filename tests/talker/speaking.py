@@ -1,4 +1,4 @@
-"""What the talker's tests share: requests as data, streams that gather chunks, real engines, the official codes beside them."""
+"""Helpers of the talker's tests: requests as data, streams that keep chunks, engines, official codes."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ GREETING = Utterance("Good morning!")
 class Stream(RequestListener):
     """Gathers the chunks of one request; as its listener it runs on the engine thread.
 
-    `at` maps a number of frames to what shall happen there, between two steps, when that many have arrived; it is called with
-    the stream. So what a test does to a running engine happens at the same frame in every run.
+    `at` maps a number of frames to a function, which is called with the stream between two steps when that many have arrived. So
+    a test acts on a running engine at the same frame in every run.
     """
 
     def __init__(self, at: Actions | None = None) -> None:
@@ -121,7 +121,7 @@ def make_engine(path: Path, *, exact: bool = False, pipelined: bool = False, **o
     Args:
         path: checkpoint folder.
         exact: compute in float64. In float32 a matrix product of one row and of many differ in the last bit, which moves
-            about one draw in 20,000 to a neighbouring id; where a test says "the same codes", this leaves no such excuse.
+            about one sample in 20,000 to a neighbouring id; float64 does not, for tests that want the same codes.
         pipelined: read each result one step late, as a GPU does anyway.
         options: of EngineConfig, over the small defaults here.
     """
@@ -145,7 +145,7 @@ def running_engine(path: Path, *, exact: bool = False, pipelined: bool = False, 
 
 @contextmanager
 def running_process(path: Path, **options: Any) -> Iterator[RemoteTalkerEngine]:
-    """A started engine in a process of its own, of which nothing is left at the end."""
+    """A started engine in a process of its own, which must be gone at the end."""
     defaults: dict[str, Any] = {"device": "cpu", "max_num_seqs": 8, "max_model_len": 128, "kv_block_size": 4, "num_threads": 1}
     config = EngineConfig(**(defaults | options))
     engine = RemoteTalkerEngine(checkpoint(path), config)
@@ -166,7 +166,7 @@ def submit(engine: BaseTalkerEngine[Any], request: Request, stream: Stream) -> S
 
 
 def unheard(engine: TalkerEngine, name: str, prompt: Prompt, sampling: SamplingParams = GREEDY) -> Sequence:
-    """A sequence for the engine's scheduler, which nobody listens to."""
+    """A sequence for the engine's scheduler, without a real listener."""
     request = Request(name, prompt, sampling, ONE_FRAME)
     return Sequence(request, RequestListener(), engine.max_frames(request))
 

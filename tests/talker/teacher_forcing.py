@@ -1,4 +1,4 @@
-"""Logits of a talker that is fed given codes, so that two runs can be compared frame by frame whatever they would have drawn."""
+"""Logits of a talker that is fed given codes, so that two runs can be compared frame by frame."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass
 class Forcing:
-    """Keeps the logits of every draw and answers it with the teacher's code.
+    """Keeps the logits of every sample and replaces it by the teacher's code.
 
     Attributes:
-        num_code_groups: draws of a frame.
-        teacher: [frames, batch, num_code_groups] int64; None keeps what was drawn.
-        logits: [batch, vocab] of each draw.
-        codes: [batch] int64 of each draw.
+        num_code_groups: samples of a frame.
+        teacher: [frames, batch, num_code_groups] int64; None keeps the samples.
+        logits: [batch, vocab] of each sample.
+        codes: [batch] int64 of each sample.
     """
 
     num_code_groups: int
@@ -38,10 +38,10 @@ class Forcing:
     logits: list[torch.Tensor] = field(default_factory=list)
     codes: list[torch.Tensor] = field(default_factory=list)
 
-    def choose(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """The ids [batch] that the next draw shall give."""
+    def choose(self, logits: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        """The ids [batch] that take the place of the next sample."""
         frame_number, codebook = divmod(len(self.logits), self.num_code_groups)
-        chosen = drawn if self.teacher is None else self.teacher[frame_number, : len(drawn), codebook].to(drawn.device)
+        chosen = sampled if self.teacher is None else self.teacher[frame_number, : len(sampled), codebook].to(sampled.device)
         self.logits.append(logits.float().clone())
         self.codes.append(chosen.clone())
         return chosen
@@ -51,14 +51,14 @@ class Forcing:
         return torch.stack(self.codes).cpu().unflatten(0, (-1, self.num_code_groups)).transpose(1, 2)
 
     def logits_of(self, codebook: int) -> Logits:
-        """[frames, batch, vocab]; -inf where an id is not allowed."""
+        """[frames, batch, vocab]; -inf for ids that are not allowed."""
         result: Logits = torch.stack(self.logits[codebook :: self.num_code_groups]).cpu().numpy()
         return result
 
 
 @contextmanager
 def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
-    """Within, every eager draw goes through `forcing`."""
+    """Within, every eager sample goes through `forcing`."""
     with pytest.MonkeyPatch.context() as patch:
         sample = sampler.sample
 
@@ -72,7 +72,7 @@ def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
 
             sample_codes = sampler_kernel.sample_codes
 
-            def forced_draw(
+            def forced_sample_codes(
                 logits: torch.Tensor, codebook: int, slots: torch.Tensor, sampling: Any, state: Any, codes: torch.Tensor, **options: Any
             ) -> None:
                 sample_codes(logits, codebook, slots, sampling, state, codes, **options)
@@ -81,7 +81,7 @@ def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
                 if (embedding := options.get("embedding")) is not None:
                     embedding.out.copy_(embedding.table[codes[:, codebook]])
 
-            patch.setattr(fused_frame, "sample_codes", forced_draw)
+            patch.setattr(fused_frame, "sample_codes", forced_sample_codes)
         yield
 
 

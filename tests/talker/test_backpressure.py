@@ -1,4 +1,4 @@
-"""A hold keeps requests waiting that have not begun, until it is lifted or its time is over; whatever has begun goes on."""
+"""Backpressure keeps new requests waiting until it is lifted or expires; running streams go on."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Running = Callable[..., AbstractContextManager[BaseTalkerEngine[Any]]]
 
 @pytest.fixture(params=[running_engine, partial(running_engine, pipelined=True), running_process], ids=["thread", "pipelined", "process"])
 def running(request: pytest.FixtureRequest) -> Running:
-    """Return what starts an engine: on a thread, on one that reads results a step late, as on a GPU, and in a process."""
+    """Return a function that starts an engine: on a thread, on one that reads results a step late as on a GPU, and in a process."""
     function: Running = request.param
     return function
 
 
-def hold(engine: BaseTalkerEngine[Any]) -> Callable[[Any], None]:
-    """What holds `engine` for long, when it is called."""
+def backpressure(engine: BaseTalkerEngine[Any]) -> Callable[[Any], None]:
+    """A function that puts long backpressure on `engine`."""
     return lambda _stream: engine.apply_backpressure(time.monotonic() + PATIENCE)
 
 
 def test_a_held_request_begins_when_that_is_lifted(endless_voice: Path, running: Running):
     with running(endless_voice) as engine:
-        hold(engine)(None)
+        backpressure(engine)(None)
         stream = start(engine, GREETING, max_frames=3)
         time.sleep(0.3)
         assert engine.has_backpressure
@@ -54,8 +54,8 @@ def test_a_hold_that_nobody_lifts_expires(endless_voice: Path, running: Running)
 
 def test_what_has_begun_goes_on(endless_voice: Path, running: Running):
     with running(endless_voice) as engine:
-        begun = start(engine, GREETING, max_frames=20, at={2: hold(engine)})
-        eventually(lambda: engine.has_backpressure, "the hold")
+        begun = start(engine, GREETING, max_frames=20, at={2: backpressure(engine)})
+        eventually(lambda: engine.has_backpressure, "the backpressure")
         later = start(engine, GREETING, max_frames=3)
         assert begun.end().finish_reason == "length"
         assert len(begun.codes) == 20
@@ -68,7 +68,7 @@ def test_a_preempted_stream_has_begun(endless_voice: Path):
     streams: list[Stream] = []
 
     def join(_first: Stream) -> None:
-        streams.append(start(engine, GREETING, max_frames=40, at={2: hold(engine)}))
+        streams.append(start(engine, GREETING, max_frames=40, at={2: backpressure(engine)}))
 
     # Without shared blocks, two streams of 40 frames need more than there are.
     pool: dict[str, Any] = {"num_kv_blocks": 20, "max_model_len": 64, "max_num_seqs": 2, "enable_prefix_caching": False}
@@ -82,7 +82,7 @@ def test_a_preempted_stream_has_begun(endless_voice: Path):
 
 def test_a_held_request_can_be_cancelled_and_has_its_deadline(endless_voice: Path, running: Running):
     with running(endless_voice) as engine:
-        hold(engine)(None)
+        backpressure(engine)(None)
         cancelled = start(engine, GREETING)
         late = submit(engine, Request("late", GREETING.prompt(endless_voice), GREEDY, ONE_FRAME, time.monotonic() + 0.3), Stream())
         engine.cancel(cancelled.request.stream_key)
@@ -93,7 +93,7 @@ def test_a_held_request_can_be_cancelled_and_has_its_deadline(endless_voice: Pat
 
 def test_an_engine_whose_requests_are_all_held_sleeps(endless_voice: Path):
     with running_engine(endless_voice) as engine:
-        hold(engine)(None)
+        backpressure(engine)(None)
         stream = start(engine, GREETING, SamplingParams(seed=1), max_frames=2)
         time.sleep(0.2)
         steps = engine.stats().num_steps

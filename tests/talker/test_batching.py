@@ -1,4 +1,4 @@
-"""Continuous batching changes nothing: a request gets its own codes whatever shares, delays or interrupts it."""
+"""Continuous batching changes no codes, whether a request shares a batch, is delayed or interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that end before their time: cancelled, or left by a listener that raised. Others do not notice, nothing stays held."""
+"""Streams that end early: cancelled, or by a listener that raised. Others go on, nothing stays in use."""
 
 from __future__ import annotations
 

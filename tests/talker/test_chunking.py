@@ -1,4 +1,4 @@
-"""Where chunks are cut, for times and loads that the tests give."""
+"""The places at which chunks are cut, for times and loads that the tests give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RAMP = (1, 2, 4, 8)
 
 
 def chunks(cutter: ChunkCutter, num_frames: int, *, seconds_a_frame: float, num_running: int) -> list[int]:
-    """Frames of each chunk of a stream whose frames come so many seconds apart."""
+    """Frames of each chunk of a stream with frames so many seconds apart."""
     cut, gathered = [], 0
     for i in range(num_frames):
         gathered += 1

@@ -1,4 +1,4 @@
-"""A request ends when its time has passed, and a place that is held for one to come counts like a request."""
+"""A request ends at its deadline, and a place reserved for one counts like a request."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_reserved_place_counts_until_it_is_taken_or_given_up(endless_voice: Pa
 
 
 def test_the_start_of_a_request_is_told_once_before_its_first_chunk(endless_voice: Path) -> None:
-    """Also where it is preempted and starts again: the pool holds both streams at first, not at their end."""
+    """Also if it is preempted and starts again: the pool has room for both streams at first, not at their end."""
     events: list[list[str]] = [[], []]
     both_wait = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The life of a request: chunks, limits, overload, shutdown. Every accepted request gets one final chunk."""
+"""The life of a request: chunks, limits, overload, shutdown. Each accepted one gets one final chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in one row stays in that row; what ends the engine ends every stream with an error, and nothing hangs."""
+"""An error in one row stays in that row; the end of the engine ends every stream with an error."""
 
 from __future__ import annotations
 

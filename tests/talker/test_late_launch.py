@@ -1,4 +1,4 @@
-"""On a GPU a step is launched as late as may be: who comes while one runs is prefilled beside it and joins the next."""
+"""On a GPU a step is launched late: a request that comes while one runs joins the next."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine_lib.talker.device.plan import DecodePlan, Plan, PrefillPlan
 from engine_lib.talker.device.worker import FrameResult
 from talker.speaking import GREETING, PATIENCE, Utterance, assert_nothing_is_held, running_engine, start
 
-LONG = 30.0  # as HELD_SHARE: each step is held back for that many times what it takes
+LONG = 30.0  # as LAUNCH_SHARE: each step is launched after that many times the duration of one
 
 
 def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine_module, "HELD_SHARE", LONG)
+    monkeypatch.setattr(engine_module, "LAUNCH_SHARE", LONG)
     launches: list[tuple[str, int]] = []
     begun = threading.Event()
     with running_engine(voice, pipelined=True) as engine:
@@ -33,7 +33,7 @@ def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monk
         monkeypatch.setattr(engine.worker, "execute", watched)
         first = start(engine, GREETING, max_frames=8, at={2: lambda _: begun.set()})
         assert begun.wait(PATIENCE)
-        launches.clear()  # a step runs, and the next one is held back
+        launches.clear()  # a step runs, and the next one is not launched yet
         second = start(engine, Utterance(), max_frames=3)
         assert {first.end().finish_reason, second.end().finish_reason} <= {"stop", "length"}
         assert_nothing_is_held(engine)
@@ -41,7 +41,7 @@ def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monk
 
 
 def test_nothing_is_held_back_while_no_step_runs_or_none_is_to_follow(voice: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine_module, "HELD_SHARE", 1e6)
+    monkeypatch.setattr(engine_module, "LAUNCH_SHARE", 1e6)
     with running_engine(voice, pipelined=True) as engine:
         for _ in range(3):
             assert start(engine, GREETING, max_frames=1).end().error == ""

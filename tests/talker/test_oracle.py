@@ -100,16 +100,16 @@ def test_with_the_same_random_numbers_sampled_codes_equal_the_official_ones(
 
 
 class _MultinomialOfTheEngine:
-    """torch.multinomial with the engine's random numbers: generate() draws codebook after codebook, frame after frame."""
+    """torch.multinomial with the engine's random numbers: generate() samples codebook after codebook, frame after frame."""
 
     def __init__(self, sampling: SamplingParams, seed: int) -> None:
-        is_drawn = [sampling.do_sample, *[sampling.subtalker_dosample] * 15]
-        self._draws = ((frame, book) for frame in itertools.count() for book in range(16) if is_drawn[book])
+        is_sampled = [sampling.do_sample, *[sampling.subtalker_dosample] * 15]
+        self._samples = ((frame, book) for frame in itertools.count() for book in range(16) if is_sampled[book])
         self._seed = torch.tensor([seed])
 
     def __call__(self, probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
         assert num_samples == len(probabilities) == 1
-        frame, codebook = next(self._draws)
+        frame, codebook = next(self._samples)
         uniform = frame_uniforms(self._seed, torch.tensor([frame]), 16)[:, codebook]
         cumulative = probabilities.cumsum(-1)
         return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
@@ -117,5 +117,5 @@ class _MultinomialOfTheEngine:
 
 @functools.cache
 def load_official_in_float64(path: Path) -> Any:
-    """The official model in the precision of an exact engine: rounding would move a draw now and then."""
+    """The official model in the precision of an exact engine: rounding would change a sample now and then."""
     return oracle.import_official().Qwen3TTSModel.from_pretrained(str(path), dtype=torch.float64, attn_implementation="eager")

@@ -1,4 +1,4 @@
-"""Cloned and designed voices: the codes of the official package, alone, and in batches that nothing of a voice leaks through."""
+"""Cloned and designed voices: the codes of the official package, alone and in batches; no voice leaks."""
 
 from __future__ import annotations
 

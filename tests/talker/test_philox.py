@@ -39,7 +39,7 @@ def test_a_frame_draws_the_same_numbers_in_any_batch(fresh_seed: int):
 def test_seed_frame_and_codebook_each_change_the_number(fresh_seed: int):
     seeds = torch.tensor([fresh_seed, fresh_seed + 1, fresh_seed + 2**32, fresh_seed + 2**62]).repeat_interleave(100)
     uniforms = frame_uniforms(seeds, torch.arange(100).repeat(4), 16)
-    # 6,400 draws of 2**24 numbers meet by chance about once.
+    # Among 6,400 random numbers out of 2**24 about one pair is equal by chance.
     assert len(uniforms.unique()) > 6380
 
 

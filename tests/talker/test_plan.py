@@ -1,4 +1,4 @@
-"""A plan comes out of its message as it went in, whatever its numbers."""
+"""A plan comes out of its message as it went in, for all kinds of numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests whose prompts begin alike share KV blocks, and nothing else changes: not a code, and nobody reads what is not its own."""
+"""Prompts that begin alike share KV blocks. Codes stay the same, and no request reads foreign rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def continued(rng: np.random.Generator, prompt: Prompt, num_kept: int, num_rows:
 
 
 def related_prompts(rng: np.random.Generator, number: int, max_rows: int) -> list[Prompt]:
-    """Prompts that mostly begin as another does, some of them equal to another."""
+    """Prompts that mostly begin like another one; some are equal to another."""
     prompts = [random_prompt(rng, int(rng.integers(1, max_rows + 1)))]
     while len(prompts) < number:
         other, num_rows = prompts[rng.integers(len(prompts))], int(rng.integers(1, max_rows + 1))

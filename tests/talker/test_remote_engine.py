@@ -1,4 +1,4 @@
-"""An engine in a process of its own gives the codes of one on a thread, refuses at once, and never leaves a stream or a process behind."""
+"""An engine in a process gives the codes of one on a thread, and leaves no stream or process behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UTTERANCES = (WHOLE[0], FED[1], WHOLE[2], FED[3], WHOLE[1])
 
 @pytest.fixture(scope="module")
 def endless(checkpoints: Path) -> Path:
-    """Return a checkpoint whose speech never ends."""
+    """Return a checkpoint with speech that never ends."""
     return make_checkpoint(checkpoints / "endless_process", eos_gain=0.0)
 
 
@@ -188,7 +188,7 @@ def test_a_shutdown_ends_streams_under_way_and_the_process(endless: Path):
         assert not engine.is_alive
 
 
-# Without speaking.py, whose oracle takes seconds to import.
+# Without speaking.py, because its oracle takes seconds to import.
 PARENT = """
 import sys, time
 from engine_lib.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Filters and draws: what transformers' generate() would keep, and draws that follow the distribution that is left."""
+"""Filters keep the ids of transformers' generate(), and samples follow the distribution that is left."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_filters_keep_what_generate_keeps(ties: bool, fresh_seed: int):
         expected = processed_by_transformers(logits, tokens, penalty, temperature, top_k, top_p)
         probabilities, expected = kept.softmax(-1), expected.softmax(-1)
         if ties and top_p < 1:
-            # Which of several equally likely ids top-p cuts is left to an unstable sort in generate().
+            # In generate() an unstable sort decides which of several equally likely ids top-p cuts.
             probabilities, expected = probabilities.sort().values, expected.sort().values
         torch.testing.assert_close(
             probabilities, expected, rtol=0, atol=1e-6, msg=f"trial {trial}: {penalty=} {temperature=} {top_k=} {top_p=}"
@@ -113,13 +113,13 @@ def test_draws_follow_the_distribution_that_is_left(case: str, fresh_seed: int):
     params = parameters(rows, **CASES[case])
     # Row i is frame i of one request, so this also tests that the numbers of its frames are independent.
     uniforms = frame_uniforms(torch.full((rows,), fresh_seed), torch.arange(rows), 3)[:, 1]
-    drawn = np.bincount(sample(logits.expand(rows, -1), params, uniforms).numpy(), minlength=vocab)
+    sampled = np.bincount(sample(logits.expand(rows, -1), params, uniforms).numpy(), minlength=vocab)
     left = filter_logits(logits[None], parameters(1, **CASES[case]))[0].softmax(-1).double().numpy()
-    assert drawn[left == 0].sum() == 0
+    assert sampled[left == 0].sum() == 0
     expected = rows * left[left > 0] / left.sum()
     assert expected.min() > 5
     assert len(expected) > 1
-    assert stats.chisquare(drawn[left > 0], expected).pvalue > 1e-4
+    assert stats.chisquare(sampled[left > 0], expected).pvalue > 1e-4
 
 
 def test_without_sampling_the_likeliest_id_is_taken_whatever_the_filters(fresh_seed: int):

@@ -30,11 +30,11 @@ def test_every_block_is_free_or_in_one_table_and_the_null_block_in_none(fresh_se
             assert manager.grow(table, num_rows) == (missing <= free)
             assert table[: len(before)] == before
             assert len(table) - len(before) == (missing if missing <= free else 0)
-        held = [block for table in tables for block in table]
-        assert len(set(held)) == len(held)
-        assert NULL_BLOCK not in held
-        assert set(held) <= set(range(num_blocks))
-        assert manager.num_free_blocks == manager.num_usable_blocks - len(held)
+        used = [block for table in tables for block in table]
+        assert len(set(used)) == len(used)
+        assert NULL_BLOCK not in used
+        assert set(used) <= set(range(num_blocks))
+        assert manager.num_free_blocks == manager.num_usable_blocks - len(used)
     assert manager.num_usable_blocks == num_blocks - 1
     assert manager.take_unclean() == []  # none was ever quarantined
 
@@ -43,9 +43,9 @@ def test_growing_by_more_than_is_free_changes_nothing():
     manager = BlockManager(num_blocks=4, block_size=2)
     table: list[int] = []
     assert manager.grow(table, 4)
-    held = list(table)
+    before = list(table)
     assert not manager.grow(table, 8)
-    assert (table, manager.num_free_blocks) == (held, 1)
+    assert (table, manager.num_free_blocks) == (before, 1)
     assert manager.grow(table, 6)
     assert manager.take_unclean() == []
 
@@ -166,4 +166,4 @@ def test_prefill_comes_after_the_steps_that_may_still_use_what_its_request_was_g
     fresh.scheduler.add(make_sequence("first", 5, 20))
     fresh.step()
     fresh.scheduler.add(make_sequence("second", 5, 20))
-    assert fresh.step().prefill_after == 0  # nobody had its slot or its blocks
+    assert fresh.step().prefill_after == 0  # no other sequence had its slot or its blocks

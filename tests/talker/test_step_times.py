@@ -1,4 +1,4 @@
-"""Times of decode steps: only a run of them has a rhythm."""
+"""Times of decode steps: only a run of them counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measures of tests/gpu/test_bf16.py and test_batch_independence.py, on tiny checkpoints and the CPU's path."""
+"""The measures of gpu/test_bf16.py and gpu/test_batch_independence.py on tiny checkpoints and the CPU."""
 
 from __future__ import annotations
 

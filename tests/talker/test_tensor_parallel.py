@@ -1,4 +1,4 @@
-"""A talker on several ranks gives the codes of one rank, and ends as a whole: no stream hangs, no process stays."""
+"""A talker on several ranks gives the codes of one, and ends as a whole: no stream or process stays."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SAMPLINGS = [replace(SamplingParams(seed=i) if i % 2 else GREEDY, max_frames=fra
 
 @pytest.fixture(scope="session")
 def eight_heads(checkpoints: Path) -> Path:
-    """Return a checkpoint that eight ranks can share, whose speech never ends."""
+    """Return a checkpoint that eight ranks can share, with speech that never ends."""
     heads = {"talker_config.num_attention_heads": 16, "talker_config.num_key_value_heads": 8}
     return make_checkpoint(checkpoints / "eight_heads", seed=7, overrides=heads, eos_gain=0.0)
 
@@ -128,7 +128,7 @@ def test_ranks_draw_the_codes_of_one_rank_and_keep_the_same_state(
         speak_in_a_crowd(engine, expected[:count])
     assert len(others) == size - 1
     assert_same_state([engine.worker, *others])
-    assert all(runner.kv_cache.shape[4] == 8 // size for runner in (engine.worker, *others))
+    assert all(worker.kv_cache.shape[4] == 8 // size for worker in (engine.worker, *others))
 
 
 def test_ranks_share_other_shapes_and_cloned_voices(tiny_base_1b7: Path, monkeypatch: pytest.MonkeyPatch):
@@ -157,7 +157,7 @@ def test_a_row_that_goes_wrong_on_one_rank_fails_alone(eight_heads: Path, rank: 
         assert healthy.end().finish_reason == "length"
         np.testing.assert_array_equal(healthy.codes, codes)
         assert_blocks_are_given_out_clean(engine)
-    assert not any(runner.kv_cache.isnan().any() for runner in (engine.worker, *others))
+    assert not any(worker.kv_cache.isnan().any() for worker in (engine.worker, *others))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -199,7 +199,7 @@ def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_he
 
 
 def test_a_sum_that_no_rank_would_end_ends_when_another_rank_is_killed(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
-    """Rank 0 receives from rank 1, which stands still, and sends to rank 3; gloo does not tell it of rank 2."""
+    """Rank 0 receives from rank 1, which stands still, and sends to rank 3; gloo does not report the end of rank 2 to it."""
     monkeypatch.setattr(rank_zero, "END_SECONDS", 0.5)
     with running_engine(eight_heads, tensor_parallel_size=4) as engine:
         enough = threading.Event()
@@ -207,7 +207,7 @@ def test_a_sum_that_no_rank_would_end_ends_when_another_rank_is_killed(eight_hea
         assert enough.wait(PATIENCE)
         still, killed, _ = rank_processes(os.getpid())
         os.kill(still, signal.SIGSTOP)
-        time.sleep(0.5)  # by when rank 0 is in a sum
+        time.sleep(0.5)  # rank 0 is in an all_reduce then
         os.kill(killed, signal.SIGKILL)
         assert "the talker engine failed" in stream.end().error
     eventually(lambda: rank_processes(os.getpid()) == [], "the other ranks end")
@@ -232,7 +232,7 @@ def test_a_sum_fails_when_its_group_is_aborted_before_or_meanwhile(two_groups: l
     assert errors == ["the sums over ranks have been broken off"] * 2
 
 
-# Without speaking.py, whose oracle takes seconds to import.
+# Without speaking.py, because its oracle takes seconds to import.
 PARENT = """
 import sys, time
 import numpy as np
@@ -298,7 +298,7 @@ def test_a_rank_that_dies_before_rank_0_has_its_group_ends_the_load(eight_heads:
 
 
 def test_graphs_that_hold_sums_go_before_the_group_and_once():
-    """NCCL's abort waits for them without end; gloo's group stands for it here."""
+    """NCCL's abort waits for such graphs without end; gloo's group stands for NCCL's here."""
     store, _port = all_reduce.new_store()
     group = RankGroup("gloo", store, Shard(0, 1), CPU)
     group.connect()

@@ -1,4 +1,4 @@
-"""The frame step on the device: it reads nothing on the host, and padding rows may go on for ever."""
+"""The frame step on the device: it reads nothing on the host, and padding may go on for ever."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The code predictor ("sub-talker"): codebooks 1..15 of a frame from the talker's hidden state and codebook 0.
+"""The code predictor ("sub-talker"): codebooks 1..15 from the talker's hidden state and codebook 0.
 
-It reads [talker hidden state, embedding of code 0], then one position a code; head i gives codebook i + 1. Its cache is
+It reads [talker hidden state, embedding of code 0], then one position per code; head i gives codebook i + 1. Its cache is
 dense and lives for one frame. Official: Qwen3TTSTalkerCodePredictorModelForConditionalGeneration.
 """
 
@@ -17,7 +17,7 @@ from engine_lib.layers.transformer import Transformer
 from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 
 # (codebook, logits [batch, vocab] float32) -> ids [batch] int64; negative marks a failed row
-Draw = Callable[[int, torch.Tensor], torch.Tensor]
+Sample = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class CodePredictor:
@@ -50,15 +50,15 @@ class CodePredictor:
         """Memory of the weights."""
         return self.transformer.nbytes + sum(tensor.nbytes for tensor in (self.heads, *(self.projection or ()), *self.code_embeddings))
 
-    def generate(self, hidden: torch.Tensor, code0: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def generate(self, hidden: torch.Tensor, code0: torch.Tensor, sample: Sample) -> torch.Tensor:
         """
         Args:
             hidden: [batch, talker hidden], after the talker's final norm.
             code0: [batch] int64, a valid id of codebook 0.
-            draw: chooses the ids of one codebook.
+            sample: chooses the ids of one codebook.
 
         Returns:
-            [batch, num_code_groups - 1] int64, negative where `draw` failed.
+            [batch, num_code_groups - 1] int64, negative if `sample` failed.
         """
         batch, shape = len(hidden), self.transformer.shape
         cache_shape = (shape.num_hidden_layers, 2, batch, shape.num_key_value_heads, self.num_code_groups, shape.head_dim)
@@ -68,7 +68,7 @@ class CodePredictor:
         position = 0
         for codebook in range(1, self.num_code_groups):
             last = self._forward(x, position, cache)
-            codes.append(draw(codebook, F.linear(last, self.heads[codebook - 1]).float()))
+            codes.append(sample(codebook, F.linear(last, self.heads[codebook - 1]).float()))
             if codebook < self.num_code_groups - 1:
                 position += x.shape[1]
                 x = F.embedding(codes[-1].clamp(min=0), self.code_embeddings[codebook])[:, None]

@@ -1,4 +1,4 @@
-"""The talker's layers over the paged KV cache: what a step computes before it samples a frame.
+"""The talker's layers over the paged KV cache: the part of a step before it samples a frame.
 
 PlainForward is torch: the CPU's path, and the twin of fused_forward.FusedForward.
 """
@@ -19,7 +19,7 @@ from engine_lib.talker.device.state import SlotState
 
 
 class TalkerForward(Protocol):
-    """The device's part of a step. Nothing here reads a device value on the host, if `can_be_captured`.
+    """The device's part of a step. If `can_be_captured`, it reads no device value on the host.
 
     Attributes:
         name: for the log.
@@ -30,7 +30,7 @@ class TalkerForward(Protocol):
     can_be_captured: bool
 
     def decode(self, slots: torch.Tensor, width: int) -> torch.Tensor:
-        """The next input row of each slot through all layers.
+        """Run the next input row of each slot through all layers.
 
         Args:
             slots: [batch] int64.
@@ -42,17 +42,17 @@ class TalkerForward(Protocol):
         ...
 
     def prefill(self, inputs: PrefillInputs) -> torch.Tensor:
-        """Prompt rows through all layers: [rows, hidden], before the final norm."""
+        """Run prompt rows through all layers: [rows, hidden], before the final norm."""
         ...
 
     def sample(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The frames that follow `x`, as frame.sample_frame."""
+        """Sample the frames that follow `x`, as in frame.sample_frame."""
         ...
 
 
 @dataclass(frozen=True)
 class DecodeRows:
-    """Where the next input row of each slot goes, and what it attends to.
+    """The place of the next input row of each slot, and the rows it attends to.
 
     Attributes:
         positions: [batch] int64.
@@ -68,7 +68,7 @@ class DecodeRows:
 
 
 def decode_rows(state: SlotState, slots: torch.Tensor, width: int, block_size: int) -> DecodeRows:
-    """The rows of `slots` [batch] int64, whose block tables use `width` columns."""
+    """The rows of `slots` [batch] int64; their block tables use `width` columns."""
     positions = state.positions[slots]
     block_tables = state.block_tables[slots, :width]
     blocks = block_tables.gather(1, (positions // block_size)[:, None])[:, 0].long()
@@ -76,7 +76,7 @@ def decode_rows(state: SlotState, slots: torch.Tensor, width: int, block_size: i
 
 
 class PlainForward:
-    """In torch, with attention from a backend."""
+    """The talker's step in torch, with attention from a backend."""
 
     def __init__(
         self, model: TalkerModel, kv_cache: torch.Tensor, state: SlotState, rules: FirstCodebookRules, attention: AttentionBackend

@@ -1,6 +1,6 @@
-"""Drawing a frame: codebook 0 from the talker's last layer, the other codebooks from the code predictor, the state moved on.
+"""Sampling a frame: codebook 0 from the talker's last layer, the others from the code predictor.
 
-This is the plain path, in torch: the CPU's, and the twin of talker/device/fused_frame.py.
+The state of the slots moves on with it. This is the plain path, in torch: the CPU's, and the twin of fused_frame.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MIN_FRAMES = 2  # EOS is not allowed earlier, as in the official generate()
 
 @dataclass(frozen=True)
 class FirstCodebookRules:
-    """What codebook 0 may not be.
+    """Ids that are not allowed in codebook 0.
 
     Attributes:
-        suppressed: [vocab] bool, ids that are never drawn.
+        suppressed: [vocab] bool, ids that are never sampled.
         eos: id that ends the stream.
-        min_frames: frames before which it is not drawn.
+        min_frames: frames before which `eos` is not sampled.
     """
 
     suppressed: torch.Tensor
@@ -42,14 +42,14 @@ class FirstCodebookRules:
 
 
 def sample_frame(model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Draw the frame that follows `x` and move the state of `slots` on.
+    """Sample the frame that follows `x` and move the state of `slots` on.
 
     Args:
         slots: [batch] int64; the last slot of `state` is scratch and stays at its first row.
         x: [batch, hidden], the talker's last layer before its final norm, for the input row at `state.positions`.
 
     Returns:
-        [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
+        [batch, num_code_groups] int64; codebook 0 is EOS if the stream ends, BAD_CODE if its row went wrong.
     """
     hidden = model.transformer.norm(x)
     frames, seen, rest = state.frames[slots], state.seen[slots], state.rest[slots]
@@ -71,7 +71,7 @@ def sample_frame(model: TalkerModel, state: SlotState, rules: FirstCodebookRules
     state.seen[slots] = seen.scatter(1, valid_code0[:, None], True)
     state.codes[slots] = codes.clamp(min=0)
     state.frames[slots] = frames + 1
-    # Padding stays at the first row: it would attend to ever more rows of nothing, and run past the tables in the end.
+    # Padding stays at the first row. Otherwise it would attend to ever more empty rows, and in the end run past the tables.
     scratch = len(state.positions) - 1
     state.positions[slots] = torch.where(slots == scratch, 0, state.positions[slots] + 1)
     return codes

@@ -1,6 +1,6 @@
-"""The talker's step on a GPU in few launches. The twin is forward.PlainForward; only sums are rounded in another order.
+"""The talker's step on a GPU in few launches; the twin of forward.PlainForward.
 
-Importing this module needs Triton's compiler.
+The two differ only in the order in which sums are rounded. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine_lib.talker.device.state import SlotState
 
 
 class FusedForward:
-    """Six launches a talker layer and five a code predictor layer for few rows; see layers/fused.py for more."""
+    """Six launches per talker layer and five per code predictor layer, for few rows; for more rows see layers/fused.py."""
 
     can_be_captured = True
 
@@ -38,7 +38,7 @@ class FusedForward:
         """
         Args:
             kv_cache: [layers, 2, blocks, block_size, kv_heads, head_dim].
-            attention: takes the place of our attention kernels, a launch or more a layer later.
+            attention: replaces our attention kernels, and costs a launch or more per layer.
         """
         self.name = "triton" if attention is None else f"triton, attention by {attention.name}"
         self._attention = attention

@@ -1,6 +1,6 @@
-"""Drawing a frame on a GPU: head, draws and code predictor in few launches. The twin is frame.sample_frame.
+"""Sampling a frame on a GPU: head, sampling and code predictor in few launches.
 
-Importing this module needs Triton's compiler.
+The twin is frame.sample_frame. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from engine_lib.talker.device.state import SlotState
 def sample_frame_fused(
     model: TalkerModel, state: SlotState, rules: FirstCodebookRules, slots: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    """Draw the frame that follows `x` and move the state of `slots` on.
+    """Sample the frame that follows `x` and move the state of `slots` on.
 
     Args:
         slots: [batch] int64.
         x: [batch, hidden], the talker's last layer before its final norm, for the input row at `state.positions`.
 
     Returns:
-        [batch, num_code_groups] int64, BAD_CODE where a row went wrong.
+        [batch, num_code_groups] int64, BAD_CODE if a row went wrong.
     """
     predictor, batch = model.code_predictor, len(slots)
     shape, groups = predictor.transformer.shape, predictor.num_code_groups
@@ -34,7 +34,7 @@ def sample_frame_fused(
     cache = x.new_empty(shape.num_hidden_layers, 2, batch, shape.num_key_value_heads, groups, shape.head_dim)
     rows = x.new_empty(batch, 2, shape.hidden_size)  # the predictor's first two positions
 
-    # codebook 0; its kernel leaves the normed hidden state and the code's embedding where the predictor reads them
+    # codebook 0; its kernel writes the normed hidden state and the code's embedding to the rows that the predictor reads
     hidden = rows[:, 0] if predictor.projection is None else torch.empty_like(x)
     final_norm = Norm(model.transformer.final_norm, model.transformer.shape.rms_norm_eps)
     logits = linear_fused(x, model.head, final_norm, hidden)

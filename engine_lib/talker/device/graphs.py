@@ -3,7 +3,7 @@
 Graphs of one stream share a memory pool, because they never run together.
 
 A graph reads its inputs from one static buffer of integers. The host writes that buffer with one copy, and only when it has
-changed: a steady batch costs one launch a frame. Work that is smaller than its graph is padded with the scratch slot.
+changed: a steady batch costs one launch per frame. Work that is smaller than its graph is padded with the scratch slot.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class CapturedFunction:
     """One captured call of `function(inputs [size] int64) -> result`, replayed on new inputs."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, pool: Any) -> None:
-        """Capture with `inputs`, which must be harmless to run on, on the current stream, which must not be the default one."""
+        """Capture with `inputs`, which must be harmless to run, on the current stream, which must not be the default one."""
         self._inputs = inputs
         self._current: npt.NDArray[np.integer[Any]] | None = None
         for _ in range(WARMUP_RUNS):
             function(inputs)
         self._graph = torch.cuda.CUDAGraph()
-        # Thread local, because a thread of NCCL's may ask for its events meanwhile.
+        # Thread local, because an NCCL thread may query its events meanwhile.
         with torch.cuda.graph(self._graph, pool, torch.cuda.current_stream(inputs.device), capture_error_mode="thread_local"):
             self._result = function(inputs)
-        self._graph.replay()  # the first launch of a graph takes longer: it must not be a request's
+        self._graph.replay()  # the first launch of a graph takes longer, so no request must wait for it
 
     def replay(self, inputs: npt.NDArray[np.integer[Any]] | None = None) -> torch.Tensor:
-        """Launch on `inputs`, or on what stands in their place by now; the result is overwritten by the next replay."""
+        """Launch on `inputs`; None keeps those of the last replay. The next replay overwrites the result."""
         if inputs is not None and (self._current is None or not np.array_equal(inputs, self._current)):
             self._inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
             self._current = inputs
@@ -87,7 +87,7 @@ class TalkerGraphs:
         """Capture on the current stream.
 
         Args:
-            prefill_stream: where prefill is captured, and replayed beside steps; None: on the steps' stream.
+            prefill_stream: stream on which prefill is captured, and replayed beside steps; None: the steps' stream.
         """
         self._scratch_slot, device, config = steps.scratch_slot, steps.device, steps.config
         started, reserved = time.perf_counter(), torch.cuda.memory_reserved(device)
@@ -95,7 +95,7 @@ class TalkerGraphs:
         prefill_pool = pool if prefill_stream is None else torch.cuda.graph_pool_handle()
         batches = _buckets(BATCH_BUCKETS, config.max_num_seqs)
         sequence_buckets = _buckets(PREFILL_SEQUENCE_BUCKETS, min(config.max_num_seqs, MAX_PREFILL_SEQUENCES))
-        # One sequence more than those that are prefilled: the padding rows.
+        # One more sequence than are prefilled: the padding rows.
         self._layouts = [
             PrefillLayout(rows, sequences + 1, sequences, steps.table_width, steps.talker_config.num_code_groups)
             for rows in _buckets(PREFILL_ROW_BUCKETS, min(config.max_num_batched_tokens, config.max_model_len))

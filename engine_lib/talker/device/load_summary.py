@@ -1,4 +1,4 @@
-"""The line of the log that says what a loaded talker is made of, where its memory went, and what fits."""
+"""The log line of a loaded talker: its parts, their memory, and the streams that fit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The talker's weights: input rows, the transformer over the paged KV cache, the head of codebook 0, the code predictor.
+"""The talker's weights: embedding tables, transformer, head of codebook 0, code predictor.
 
-What never changes is folded at load: the text table goes through text_projection once, the code tables of all codebooks
-are one table. Official: Qwen3TTSTalkerForConditionalGeneration.
+Constants are folded at load: the text table goes through text_projection once, and the code tables of all codebooks
+become one table. Official: Qwen3TTSTalkerForConditionalGeneration.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLD_ROWS = 8192  # rows of the text table projected at a time, to bound the mem
 
 
 class TalkerModel:
-    """Weights and pure functions of the talker; the state of streams lives in the runner."""
+    """Weights and pure functions of the talker; the state of streams is in the worker."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class TalkerModel:
     ) -> None:
         """
         Args:
-            num_speaker_rows: codes behind the vocabulary of codebook 0 whose embeddings, `speaker_rows`, a caller may write.
-            shard: of the talker's layers; whoever runs less than the whole sets `transformer.all_reduce`.
+            num_speaker_rows: additional codes behind the vocabulary of codebook 0; a caller may write their embeddings, `speaker_rows`.
+            shard: part of the talker's layers; the caller sets `transformer.all_reduce` if it is not the whole.
         """
         config = self.config = checkpoint.config.talker
         weights = checkpoint.weights()
@@ -71,8 +71,8 @@ class TalkerModel:
         """Input rows.
 
         Args:
-            text_ids: [rows] int64, negative where there is no text.
-            codes: [rows, num_code_groups] int64, negative where there is no code.
+            text_ids: [rows] int64, negative for no text.
+            codes: [rows, num_code_groups] int64, negative for no code.
 
         Returns:
             [rows, hidden]: the sum of the embeddings.

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""Counter-based random numbers: Philox 4x32-10.
 
-A number depends on its key and counter alone, here (seed; codebook, frame), so a request draws the same numbers alone, in
-a batch, after a preemption, on CPU and on GPU.
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". A number depends on its key and counter alone, here
+(seed; codebook, frame), so a request gets the same random numbers alone, in a batch, after a preemption, on CPU and on GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def philox(
 
 
 def frame_uniforms(seeds: torch.Tensor, frames: torch.Tensor, num_code_groups: int) -> torch.Tensor:
-    """The uniform numbers that draw one frame.
+    """The uniform random numbers with which one frame is sampled.
 
     Args:
         seeds: [batch] int64, not negative.

@@ -1,4 +1,4 @@
-"""Plans: the device's next work in numbers alone, the same for every rank.
+"""Plans: the next work of the device as numbers alone, the same for every rank.
 
 The planner makes them from sequences; a worker executes them and knows no sequence. The kind of a plan says on which stream it
 is launched: an AheadPlan beside the decode step that runs, the others with the decode steps.
@@ -30,7 +30,7 @@ class AheadPlan(Message, frozen=True):
 
 
 class SpeakerPlan(AheadPlan, frozen=True):
-    """The voice of the sequence in `slot`: `embedding` [hidden_size], which a row of its prompt may ask for. Ahead of its PrefillPlan."""
+    """The voice of the sequence in `slot`: `embedding` [hidden_size], which a row of its prompt may use. It precedes the PrefillPlan."""
 
     slot: int
     embedding: Floats
@@ -44,7 +44,7 @@ class PrefillPlan(AheadPlan, frozen=True):
 
 
 class SlotPlan(AheadPlan, frozen=True):
-    """A sequence takes a slot. Only sampling reads a slot, so this may come behind the PrefillPlan.
+    """A sequence takes a slot. Only sampling reads a slot, so this may come after the PrefillPlan.
 
     Attributes:
         slot: its number.
@@ -87,7 +87,7 @@ class DecodePlan(Message, frozen=True):
 
 
 class ErasePlan(Message, frozen=True):
-    """Zeros into KV blocks `blocks` [n] int64: a failed sequence may have left NaN, which would outlive the masks of the next owner."""
+    """Write zeros into KV blocks `blocks` [n] int64: a failed sequence may have left NaN, which the next owner's masks do not stop."""
 
     blocks: Integers
 

@@ -1,4 +1,4 @@
-"""How many blocks the talker's KV cache has: what the options say, or what its device has room for beside the weights."""
+"""The number of KV blocks: as the options say, or as many as fit on the device beside the weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ GRAPH_BYTES = 2 * 2**30  # left for the memory of captured graphs and of prefill
 
 
 def num_kv_blocks(config: EngineConfig, shape: DecoderShape, *, dtype: torch.dtype, device: torch.device) -> int:
-    """Blocks of the KV cache of a talker of `shape`, NULL_BLOCK included. Its weights are on `device` by now.
+    """Blocks of the KV cache of a talker of `shape`, NULL_BLOCK included. Its weights must already be on `device`.
 
     Raises:
-        ConfigError: they cannot hold one request of `max_model_len`.
+        ConfigError: the blocks cannot hold one request of `max_model_len`.
     """
     longest = -(-config.max_model_len // config.kv_block_size)
     if config.num_kv_blocks:
@@ -30,10 +30,10 @@ def num_kv_blocks(config: EngineConfig, shape: DecoderShape, *, dtype: torch.dty
 
 
 def _blocks_that_fit(config: EngineConfig, shape: DecoderShape, longest: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Blocks that `gpu_memory_utilization` leaves room for beside the weights; `longest` are one request's."""
+    """Blocks that `gpu_memory_utilization` leaves room for beside the weights; one request needs up to `longest`."""
     row_bytes = shape.num_hidden_layers * 2 * shape.num_key_value_heads * shape.head_dim * dtype.itemsize
     free, total = torch.cuda.mem_get_info(device)
-    # What other processes hold is not this talker's: several may load at the same time, each with its own share.
+    # Memory of other processes does not count: several may load at the same time, each with its own share.
     own = torch.cuda.memory_reserved(device)
     room = min(config.gpu_memory_utilization * total - own, free) - GRAPH_BYTES
     blocks = int(room // (row_bytes * config.kv_block_size))

@@ -27,10 +27,10 @@ class PrefillInputs:
     """Views into the buffer of one step, all int64.
 
     Attributes:
-        text_ids: [rows], NO_ID where a row has no text.
-        codes: [rows, num_code_groups], NO_ID where a row has no code.
+        text_ids: [rows], NO_ID if a row has no text.
+        codes: [rows, num_code_groups], NO_ID if a row has no code.
         positions: [rows], of each row in its sequence.
-        cache_rows: [rows], where its keys and values go in the flattened cache.
+        cache_rows: [rows], place of its keys and values in the flattened cache.
         query_starts: [sequences + 1], first row of each sequence, and the number of rows.
         lengths: [sequences], rows of each in the cache after this step.
         block_tables: [sequences, width].
@@ -125,9 +125,9 @@ class PrefillBuffer:
         self._num_sequences += 1
 
     def finish(self) -> npt.NDArray[np.int64]:
-        """The buffer [layout.size]; rows that are left are padding."""
+        """The buffer [layout.size]; rows that were not added are padding."""
         parts, row, sequences = self._parts, self._num_rows, self._num_sequences
-        # A sequence of their own, so that no row is without one.
+        # Padding is a sequence of its own, so that each row belongs to one.
         padding = self._layout.rows - row
         parts["cache_rows"][row:] = NULL_BLOCK * self._block_size + np.arange(padding) % self._block_size
         parts["query_starts"][sequences + 1 :] = self._layout.rows
@@ -144,7 +144,7 @@ class _Part(NamedTuple):
     shape: tuple[int, ...]
 
 
-@lru_cache(maxsize=1024)  # more than there are captured layouts; working them out takes as long as filling a buffer
+@lru_cache(maxsize=1024)  # more than there are captured layouts; computing the parts takes as long as filling a buffer
 def _parts(layout: PrefillLayout) -> tuple[_Part, ...]:
     shapes: dict[str, tuple[int, ...]] = {
         "text_ids": (layout.rows,),

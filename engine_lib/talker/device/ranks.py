@@ -1,9 +1,9 @@
-"""Ranks: what one talker on several devices has in common, as each of its runners sees it.
+"""Ranks: how one worker of a talker on several devices sees the others.
 
 Every layer of the talker is cut into equal shards (Shoeybi et al. 2019, "Megatron-LM"): q, k, v and gate, up by output rows,
-the output and down products by input columns, so that a layer needs two sums over ranks and a rank caches the keys and values
-of its own heads only. Embeddings, heads and the code predictor are whole on every rank. Since draws are counter-based, every
-rank draws the same codes and keeps the same state; all it must be told is the plan of each step.
+the output and down products by input columns, so that a layer needs two all_reduces and a rank caches the keys and values of
+its own heads only. Embeddings, heads and the code predictor are whole on every rank. Because random numbers are
+counter-based, every rank samples the same codes and keeps the same state; rank 0 only broadcasts its plans.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RankError(Qwen3TTSError):
-    """A rank of the talker has ended, so that no step can."""
+    """A rank of the talker has ended, so no step can finish."""
 
 
 class Ranks:
-    """One rank that is all there is; tensor_parallel.RankZero and tensor_parallel_rank.OtherRank are ranks of several.
+    """The only rank. The subclasses rank_zero.RankZero and other_rank.OtherRank are ranks of several.
 
     Attributes:
         shard: part of the sharded weights this rank holds.
-        all_reduce: adds up a tensor over ranks, in place; None where there is one rank.
+        all_reduce: adds up a tensor over ranks, in place; None if there is only one.
         can_be_captured: whether CUDA graphs can hold `all_reduce`.
         label: for the log.
         reads_results: whether the host of this rank reads the sampled codes.
-        release_graphs: destroys the CUDA graphs that hold `all_reduce`; set by whoever captures some.
+        release_graphs: destroys the CUDA graphs that hold `all_reduce`; set after a capture.
     """
 
     shard: Shard = WHOLE
@@ -48,7 +48,7 @@ class Ranks:
         return num_blocks
 
     def broadcast(self, plan: Plan) -> None:
-        """Let the other ranks do `plan` too. Only rank 0 knows requests and has something to tell.
+        """Let the other ranks execute `plan` too. On a rank other than 0 this does nothing.
 
         Raises:
             RankError: another rank has ended.
@@ -61,12 +61,12 @@ class Ranks:
         """Wait until the device has reached `event`.
 
         Raises:
-            RankError: it will not, because another rank has ended.
+            RankError: it never will, because another rank has ended.
         """
         event.synchronize()
 
     def finish(self) -> None:
-        """Wait until the device has done what it was told on the current stream; without the others it never would.
+        """Wait until the device has finished the current stream, which it cannot do without the other ranks.
 
         Raises:
             RankError: another rank has ended before that.
@@ -80,7 +80,7 @@ class Ranks:
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Close when the body raises; what broke because another rank has ended is raised as RankError."""
+        """Close if the body raises; if the cause is the end of another rank, raise RankError."""
         try:
             yield
         except Qwen3TTSError:

@@ -1,8 +1,8 @@
-"""From logits to codes: penalty, masks, temperature, top-k, top-p, draw, for a whole batch with per-row parameters.
+"""From logits to codes: penalty, masks, temperature, top-k, top-p and sampling, for a whole batch.
 
-Order and arithmetic are those of transformers' generate() as the official package calls it, in float32. A draw is the
-inverse of the cumulative distribution in id order at one uniform number, so it needs no sorted order to be repeatable.
-A row whose logits are not finite gets BAD_CODE: its request fails, its batch mates do not notice.
+Each row has its own parameters. Order and arithmetic are those of transformers' generate() as the official package calls it,
+in float32. A sample is the inverse of the cumulative distribution in id order at one uniform random number, so it is repeatable
+without a sorted order. A row with logits that are not finite gets BAD_CODE: its request fails, its batch mates do not.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ def sample(logits: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor
     """Choose one id a row.
 
     Args:
-        logits: [batch, vocab] float32; -inf where an id is not allowed.
+        logits: [batch, vocab] float32; -inf for ids that are not allowed.
         params: of these rows.
         uniforms: [batch] float32 in [0, 1).
 
     Returns:
-        [batch] int64, BAD_CODE where the logits hold NaN or +inf, or allow nothing.
+        [batch] int64, BAD_CODE if the logits hold NaN or +inf, or allow nothing.
     """
     best, likeliest = logits.max(dim=-1)
     probabilities = torch.softmax(filter_logits(logits, params), dim=-1)
     cumulative = probabilities.cumsum(-1)
     reached = (cumulative > (uniforms * cumulative[:, -1])[:, None]) & (probabilities > 0)
-    # Rounding can leave a number just under 1 with nothing reached; the likeliest id takes that sliver.
-    drawn = torch.where(reached.any(-1), reached.to(torch.int8).argmax(-1), likeliest)
-    chosen = torch.where(params.do_sample, drawn, likeliest)
+    # A number just under 1 may reach no id because of rounding; it gets the likeliest id.
+    sampled = torch.where(reached.any(-1), reached.to(torch.int8).argmax(-1), likeliest)
+    chosen = torch.where(params.do_sample, sampled, likeliest)
     return torch.where(torch.isfinite(best), chosen, BAD_CODE)
 
 
 def filter_logits(logits: torch.Tensor, params: SamplingTensors) -> torch.Tensor:
-    """Temperature, top-k and top-p (Holtzman et al. 2020): [batch, vocab], -inf where an id is cut.
+    """Temperature, top-k and top-p (Holtzman et al. 2020): [batch, vocab], -inf for ids that are cut.
 
     Ids as likely as the k-th stay; of equally likely ones top-p cuts the smaller first.
     """

@@ -1,4 +1,4 @@
-"""What the device knows of every stream: tensors indexed by slot, allocated once."""
+"""The device's state of every stream: tensors indexed by slot, allocated once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NUM_PACKED = NUM_INTEGERS + (NUM_FLOATS + 1) // 2  # int64 numbers ahead of a sl
 
 @dataclass
 class SlotState:
-    """The first dimension of every tensor is the slot; the last slot is scratch, for rows that only fill up a batch.
+    """The first dimension of every tensor is the slot; the last slot is scratch, for rows that pad a batch.
 
     Attributes:
         positions: int64, input rows in the cache.
-        frames: int64, frames drawn so far.
+        frames: int64, frames sampled so far.
         codes: [slots, num_code_groups] int64, of the next input row: the latest frame, or the prompt's last row; negative for no code.
-        text_ids: [slots, columns] int64, the text of the next input row by `frames`: that of the prompt's last row, then what joins
-            each frame; tts_pad after its end, always in the last column.
+        text_ids: [slots, columns] int64, the text of the next input row by `frames`: that of the prompt's last row, then the text
+            that joins each frame; after its end, and always in the last column, tts_pad.
         block_tables: [slots, width] int32.
         seen: [slots, vocab] bool, codebook-0 ids this stream has used.
         seeds: int64.
@@ -47,7 +47,7 @@ class SlotState:
 
 
 class SlotTable:
-    """A SlotState allocated so that a slot is written by one copy to the device and a few on it, which a graph can hold.
+    """A SlotState in which one copy to the device and a few on it, which a graph can hold, write a slot.
 
     Fields of one dtype are rows of one tensor, a slot is a column of it; codes and text of a slot follow each other.
 
@@ -58,7 +58,7 @@ class SlotTable:
     def __init__(
         self, slots: int, *, num_code_groups: int, text_columns: int, pad_text_id: int, width: int, vocab_size: int, device: torch.device
     ) -> None:
-        """State of `slots` slots, the scratch slot included, in which no stream runs and every draw takes the likeliest id."""
+        """State of `slots` slots, the scratch slot included, in which no stream runs and every sample is the likeliest id."""
         self._pad_text_id, self._num_code_groups = pad_text_id, num_code_groups
         self._numbers = torch.zeros(3, slots, dtype=torch.int64, device=device)
         self._floats = torch.ones(NUM_FLOATS, slots, device=device)
@@ -83,7 +83,7 @@ class SlotTable:
         )
 
     def pack(self, plan: SlotPlan) -> npt.NDArray[np.int64]:
-        """What `write` needs to begin the stream of `plan`."""
+        """The numbers that `write` needs to begin the stream of `plan`."""
         sampling, packed = plan.sampling, self.pack_blank(plan.slot)
         packed[1:4] = plan.num_rows - 1, plan.num_frames, plan.seed
         packed[4:6] = [top_k if top_k > 0 else MAX_INT32 for top_k in (sampling.top_k, sampling.subtalker_top_k)]
@@ -101,7 +101,7 @@ class SlotTable:
         return packed
 
     def pack_blank(self, slot: int) -> npt.NDArray[np.int64]:
-        """What `write` needs to leave `slot` as it was at first."""
+        """The numbers that `write` needs to reset `slot`."""
         packed = np.zeros(NUM_PACKED + self._rows.shape[1], np.int64)
         packed[0], packed[4:6] = slot, 1
         packed[NUM_INTEGERS:NUM_PACKED].view(np.float32)[:] = 1

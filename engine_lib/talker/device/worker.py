@@ -1,11 +1,11 @@
-"""Worker: one rank's device state, and the plans it executes: prefill, and one frame step for the whole batch.
+"""Worker: the device state of one rank, and the execution of plans: prefill, frame steps, writes.
 
 Everything a step needs lives in tensors indexed by slot; a batch is a list of slots. `execute` reads no device value on the
 host: sampled codes come back through a FrameResult, which the engine reads when it is ready.
 
 Captured prefill has a CUDA stream of its own: it runs beside the decode step launched before it, which leaves most of the memory's
 bandwidth unused, instead of after it. A decode step waits for all prefill launched before it; prefill waits for the decode steps that
-may still use what its sequences were given (`AheadPlan.after`). Tensor-parallel ranks keep to one stream because their sums have one order.
+may still use slots or blocks of its sequences (`AheadPlan.after`). Tensor-parallel ranks keep to one stream: all_reduces need one order.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
 
 
 class FrameResult:
-    """Frames on their way to the host: the copy is started here.
+    """Frames on their way to the host; the constructor starts the copy.
 
     Attributes:
         copied: the end of the copy on a GPU.
@@ -70,7 +70,7 @@ class FrameResult:
         self._codes = codes
 
     def read(self) -> npt.NDArray[np.int16]:
-        """[sequences, num_code_groups]; waits for the device if need be. BAD_CODE marks a row that went wrong."""
+        """[sequences, num_code_groups]; waits for the device if needed. BAD_CODE marks a row that went wrong."""
         if self.copied is not None:
             self._ranks.wait_for(self.copied)
         return self._codes.numpy().astype(np.int16)
@@ -82,7 +82,7 @@ class TalkerWorker:
     Attributes:
         num_blocks: KV blocks, NULL_BLOCK included.
         table_width: columns of a block table.
-        scratch_slot: the slot of rows that only fill up a batch.
+        scratch_slot: the slot of rows that pad a batch.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TalkerWorker:
     ) -> None:
         """
         Args:
-            ranks: this rank among those that share the talker; None is a talker on one device.
+            ranks: this rank among those that share the talker; None for a talker on one device.
 
         Raises:
             CheckpointError, ConfigError: the checkpoint, an option or the device does not fit.
@@ -130,7 +130,7 @@ class TalkerWorker:
             device=device,
         )
         self.state = self.slots.state
-        # of the latest prefill: the slots whose first frames are to be sampled, and the rows they are sampled from
+        # of the latest prefill: the slots that have a first frame to sample, and the rows to sample it from
         self.first_slots = torch.full((MAX_PREFILL_SEQUENCES,), self.scratch_slot, device=device)
         self._first_rows = torch.zeros(MAX_PREFILL_SEQUENCES, shape.hidden_size, dtype=dtype, device=device)
         rules = FirstCodebookRules.of(self.talker_config, device)
@@ -138,7 +138,7 @@ class TalkerWorker:
         self.graphs: TalkerGraphs | None = None
         self.stream = own_stream(device, config.talker_stream_priority)
         self._prefill_stream: torch.cuda.Stream | None = None  # None: prefill and decode share a stream
-        self._is_ahead = False  # the prefill stream holds something that no decode step has waited for
+        self._is_ahead = False  # the prefill stream has work that no decode step has waited for
         self._waited_for = 0  # the latest decode step that the prefill stream has waited for
         self._num_decode_steps = 0
         self._latest_steps: deque[tuple[int, torch.cuda.Event]] = deque(maxlen=KEPT_STEPS)  # numbers and ends of decode steps
@@ -163,12 +163,12 @@ class TalkerWorker:
             self.graphs = TalkerGraphs(self, self._prefill_stream)
             self.ranks.release_graphs = self.graphs.release
             torch.cuda.synchronize(self.device)  # graphs share memory: from here on they may be replayed anywhere
-        # Pinned memory that steps hold at a time, of every size that torch's cache tells apart; the cache keeps it.
-        held = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]
-        del held
+        # Allocate now the pinned memory that steps use at a time, in every size class of torch's cache, which keeps it.
+        pinned = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]
+        del pinned
 
     def on_stream(self) -> AbstractContextManager[object]:
-        """The engine thread launches within this."""
+        """The context in which the engine thread launches."""
         return on_stream(self.stream)
 
     def layout_for(self, exact: PrefillLayout) -> PrefillLayout:
@@ -270,7 +270,7 @@ class TalkerWorker:
             width: columns of the block tables that these slots use.
 
         Returns:
-            [batch, num_code_groups] int64; codebook 0 is EOS where the stream ends, BAD_CODE where a row went wrong.
+            [batch, num_code_groups] int64; codebook 0 is EOS if the stream ends, BAD_CODE if its row went wrong.
         """
         return self.forward.sample(slots, self.forward.decode(slots, width))
 
@@ -294,7 +294,7 @@ class TalkerWorker:
 def _forward(
     config: EngineConfig, model: TalkerModel, kv_cache: torch.Tensor, state: SlotState, rules: FirstCodebookRules
 ) -> TalkerForward:
-    """What `attention_backend` asks for; `auto` is our kernels where they run, else torch; flash-attn takes more launches."""
+    """The forward that `attention_backend` names; `auto` is our kernels if they run here, else torch; flash-attn takes more launches."""
     backend = config.attention_backend
     if backend == "auto":
         backend = "triton" if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (8, 0) else "torch"

@@ -1,6 +1,6 @@
-"""The process of a talker's engine: one thread that reads what it is told, steps, and says what came of it. remote_engine.py starts it.
+"""The process of a talker's engine: one thread reads messages, steps and sends the results.
 
-It ends when its pipe closes, when its engine has ended, and at once when the process that started it is gone.
+remote_engine.py starts it. It ends when its pipe closes, when its engine has ended, and at once when the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from engine_lib.talker.isolation.messages import (
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
 REPORT_SECONDS = 0.1
-MOST_WAIT_SECONDS = 0.1  # for a message, until a look at whether a rank has ended
+MOST_WAIT_SECONDS = 0.1  # for a message; then it checks whether a rank has ended
 
 
 class Outbox:
-    """What this process says to the one that started it."""
+    """Sends messages to the process that started this one."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()  # a watcher of ranks may have something to log
+        self._pipe, self._lock = pipe, threading.Lock()  # a thread that watches ranks may log, too
 
     def send(self, message: Message) -> None:
-        """Say it now: the other end does nothing but listen. It is lost where that has closed, for then this process is about to end."""
+        """Send at once, because the other end only listens. If that has closed the message is lost, and this process is about to end."""
         data = FROM_ENGINE.pack(message)
         with self._lock, suppress(ConnectionError):
             self._pipe.send_bytes(data)
 
 
 class OutboxHandler(logging.Handler):
-    """Hands log records on; of an exception type and place alone, for its text might quote a user."""
+    """Sends log records; of an exception only type and place, because its text might quote a user."""
 
     def __init__(self, outbox: Outbox) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class OutboxHandler(logging.Handler):
 
 
 class PipedListener(RequestListener):
-    """Passes on what it hears of one stream: that it begins at once, its chunks with those of the same step."""
+    """Sends the events of one stream: its start at once, its chunks with those of the same step."""
 
     def __init__(self, stream_key: str, chunks: list[CodesChunk], outbox: Outbox) -> None:
         self._stream_key, self._chunks, self._outbox = stream_key, chunks, outbox
@@ -84,7 +84,7 @@ class PipedListener(RequestListener):
 
 
 class PipedTalkerEngine(TalkerEngine):
-    """An engine whose callers are at the other end of a pipe. One thread reads that pipe and steps, so nothing holds it up."""
+    """An engine with its callers at the other end of a pipe. One thread reads that pipe and steps, so it waits for no other."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, pipe: Connection, outbox: Outbox) -> None:
         super().__init__(checkpoint, config)
@@ -95,7 +95,7 @@ class PipedTalkerEngine(TalkerEngine):
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended without being told to."""
+        """Whether it has ended without a StopEngine."""
         return not self._stopping
 
     def serve(self) -> None:
@@ -105,7 +105,7 @@ class PipedTalkerEngine(TalkerEngine):
         self.run()
 
     def _wait_for_news(self) -> None:
-        """See TalkerEngine; and obey all that has come."""
+        """See TalkerEngine; this also obeys all messages that have come."""
         while self._has_message(0.0):
             self._obey_next()
         while not self._has_news:
@@ -139,7 +139,7 @@ class PipedTalkerEngine(TalkerEngine):
                 self._stopping = True
 
     def _after_step(self) -> None:
-        # Whoever gets the last chunk of all may look at once at what the engine still holds.
+        # The receiver of the last chunk of all may check at once that the engine holds nothing.
         if not self._open or time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._report()
         if self._chunks:
@@ -147,7 +147,7 @@ class PipedTalkerEngine(TalkerEngine):
             self._chunks.clear()
 
     def _report(self) -> None:
-        """Say what the engine holds, and each duration once."""
+        """Send the stats, and each duration once."""
         self._reported_at, new = time.monotonic(), []
         for i, durations in enumerate((self.step_times.interval, self.step_times.host)):
             new.append(np.array(durations.latest(durations.num_added - self._num_reported[i])))

@@ -1,4 +1,4 @@
-"""The messages to and from a talker's engine in a process of its own. A request travels as itself (talker/request.py)."""
+"""The messages to and from a talker's engine in another process, besides Request and LoadFailed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine_lib.talker.request import CodesChunk, Request
 
 
 class LoadEngine(Message, frozen=True):
-    """The first message. `config`: the fields of an EngineConfig; `log_level`: as of `logging`."""
+    """The first message. `config`: the fields of an EngineConfig; `log_level`: as in `logging`."""
 
     config: dict[str, Any]
     log_level: int
@@ -27,13 +27,13 @@ class StartEngine(Message, frozen=True):
 
 
 class CancelStream(Message, frozen=True):
-    """An open stream is to end."""
+    """An open stream must end."""
 
     stream_key: str
 
 
 class ApplyBackpressure(Message, frozen=True):
-    """No further request begins before `until`, of the monotonic clock that all processes share."""
+    """No new request begins before `until`, of the monotonic clock that all processes share."""
 
     until: float
 
@@ -52,7 +52,7 @@ class EngineLoaded(Message, frozen=True):
 
 
 class LogRecord(Message, frozen=True):
-    """A line for the log of whoever started the engine; arguments as of `logging.Logger.log`."""
+    """A line for the log of the process that started the engine; arguments as in `logging.Logger.log`."""
 
     logger: str
     level: int
@@ -72,7 +72,7 @@ class StepChunks(Message, frozen=True):
 
 
 class EngineReport(Message, frozen=True):
-    """What the engine holds, and the times of its steps since the last report: [steps] float64, seconds, as of StepTimes."""
+    """The engine's stats, and the times of its steps since the last report: [steps] float64, seconds, as in StepTimes."""
 
     stats: TalkerStats
     intervals: npt.NDArray[np.float64]

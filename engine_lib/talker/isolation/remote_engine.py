@@ -1,7 +1,7 @@
 """RemoteTalkerEngine: a talker's engine in a process of its own, as its callers see it.
 
 An engine thread works for less than a millisecond a step, in a dozen pieces between its waits for the device, and after each it needs
-Python's interpreter lock again. Where other threads parse requests and send answers in the same process they hold that lock, and
+Python's interpreter lock again. If other threads parse requests and send answers in the same process, they hold that lock, and
 the device waits for the engine. Here it has an interpreter to itself (child.py); a message each way costs some tens of
 microseconds.
 """
@@ -49,7 +49,7 @@ END_SECONDS = 5.0  # from the end of the pipe until the process is killed
 
 
 class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
-    """Continuous batching of requests on one talker, elsewhere."""
+    """Continuous batching of requests on one talker, in another process."""
 
     hands_out_beside_steps = True
 
@@ -57,10 +57,10 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
         """Start the process and wait until its engine has loaded.
 
         Args:
-            child_module: what the process runs; a benchmark has an engine of its own.
+            child_module: the module that the process runs; a benchmark has its own.
 
         Raises:
-            CheckpointError, ConfigError, Qwen3TTSError: it cannot.
+            CheckpointError, ConfigError, Qwen3TTSError: the engine could not load.
         """
         super().__init__(checkpoint, config)
         self._reader = threading.Thread(target=self._read, name="talker-process", daemon=True)
@@ -79,11 +79,11 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
     def start(self) -> None:
-        """Let the engine step, and hear of it."""
+        """Let the engine step, and read its messages."""
         self._send(StartEngine())
         self._alive = True
         self._reader.start()
@@ -99,12 +99,12 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
         self._end_process(max(deadline - time.monotonic(), 0.0))
 
     def stats(self) -> TalkerStats:
-        """What the engine held when it last said so, a fraction of a second ago; requests that wait are those of this moment."""
+        """The engine's latest report, a fraction of a second old; only `waiting` is of this moment."""
         with self._changed:
             return replace(self._stats, waiting=max(len(self._open) - self._stats.running, 0))
 
     def _accept(self, request: Request, listener: RequestListener) -> Emitter:
-        prompt = replace(request.prompt, reference_codes=None)  # they are for the codec
+        prompt = replace(request.prompt, reference_codes=None)  # only the codec needs them
         self._send(msgspec.structs.replace(request, prompt=prompt))
         return Emitter(request, listener)
 
@@ -115,7 +115,7 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
         self._send(ApplyBackpressure(self._backpressure.until))
 
     def _send(self, message: Message) -> None:
-        """A process that has gone is noticed by who reads from it, and every open request ends then."""
+        """Does nothing if the process has gone: the reader notices that, and ends every open request."""
         with suppress(OSError):
             self._pipe.send_bytes(TO_ENGINE.pack(message))
 
@@ -191,7 +191,7 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
             self._process.wait()
 
     def _end(self) -> str:
-        """How the process, whose pipe has closed, has ended."""
+        """Says how the process has ended; its pipe has closed."""
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -1,1 +1,1 @@
-"""Tensor parallelism: ranks that each hold a shard of the talker."""
+"""Tensor parallelism: several ranks, each with a shard of the talker."""

@@ -1,10 +1,11 @@
-"""Sums over the ranks of one talker, by torch.distributed, whose default process group is left to others.
+"""RankGroup: all_reduce over the ranks of one talker, by torch.distributed.
 
-NCCL sums between GPUs, on the current stream and in CUDA graphs too; gloo sums in the host's memory.
+torch's default process group is left to others. NCCL works between GPUs, on the current stream and in CUDA graphs too; gloo works
+in the host's memory.
 
-A sum by gloo may outlast a rank that has ended, until its timeout: what waits in gloo's queue to be sent as a connection breaks is not
-told of it, and a rank learns only from those next to it in the ring. Nor does torch's abort do anything for gloo (2.13). So whoever waits
-for such a sum looks up, and leaves it to itself once the group has been aborted.
+An all_reduce by gloo may outlast a rank that has ended, until its timeout: data that waits in gloo's queue as a connection breaks gets no
+error, and a rank hears only of its neighbours in the ring. torch's abort does nothing for gloo either (2.13). So the thread that waits
+for such an all_reduce regularly checks whether the group has been aborted, and then abandons it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from engine_lib.checkpoint import Shard
 
 _dist: Any = torch.distributed  # its stubs lack the classes used here
 
-HOST = "127.0.0.1"  # ranks share a machine, and nobody else shall reach them
+HOST = "127.0.0.1"  # ranks share a machine, and no other machine may reach them
 CONNECT_TIMEOUT = timedelta(seconds=30)  # of ranks that have all loaded
-# Of a sum by gloo: a prefill on a slow CPU is the longest wait for another rank there is.
-SUM_TIMEOUT = timedelta(seconds=600)
-LOOK_UP = timedelta(milliseconds=50)  # from waiting for gloo, to see whether the group has been aborted
+# Of an all_reduce by gloo: the longest wait for another rank is a prefill on a slow CPU.
+ALL_REDUCE_TIMEOUT = timedelta(seconds=600)
+ABORT_CHECK_INTERVAL = timedelta(milliseconds=50)  # of a thread that waits for gloo
 
 
 def new_store() -> tuple[Any, int]:
-    """The torch store where the ranks of one talker find each other, and its port, a free one that only this machine reaches."""
+    """The torch store through which the ranks of one talker find each other, and its port, free and reachable only from this machine."""
     listener = socket.create_server((HOST, 0))
     port = listener.getsockname()[1]
     options = {"is_master": True, "wait_for_workers": False, "timeout": CONNECT_TIMEOUT}
@@ -45,16 +46,16 @@ def open_store(port: int) -> Any:
 
 
 class RankGroup:
-    """What the ranks of one talker sum with."""
+    """The ranks of one talker, connected for `all_reduce`."""
 
     def __init__(self, backend: str, store: Any, shard: Shard, device: torch.device) -> None:
-        """The group is there once all ranks have called this, and `connect`.
+        """The group is ready once all ranks have called this, and `connect`.
 
         Args:
             backend: nccl or gloo.
-            store: shared by the ranks of this talker alone.
+            store: of the ranks of this talker alone.
             shard: of the calling rank.
-            device: where the summed tensors are.
+            device: of the tensors.
         """
         self._options = _dist.AllreduceOptions()
         self._options.asyncOp = False  # on the current stream
@@ -65,14 +66,14 @@ class RankGroup:
             options = _dist.ProcessGroupGloo._Options()
             options._devices = [_dist.ProcessGroupGloo.create_device(hostname=HOST)]
             options._timeout = CONNECT_TIMEOUT
-            self._options.timeout = SUM_TIMEOUT
+            self._options.timeout = ALL_REDUCE_TIMEOUT
             self._group = _dist.ProcessGroupGloo(store, shard.index, shard.count, options)
         self._abort_lock, self._is_aborted = threading.Lock(), False
         self._device = device
         self._through_host = backend == "gloo" and device.type == "cuda"
 
     def connect(self) -> None:
-        """Sum for the first time, which is when NCCL connects; from here on `all_reduce` can be captured."""
+        """Run the first all_reduce, in which NCCL connects; after it `all_reduce` can be captured."""
         self.all_reduce(torch.zeros(1, device=self._device))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -84,10 +85,10 @@ class RankGroup:
         return self._all_reduce(x)
 
     def abort(self, release_graphs: Callable[[], None] = lambda: None) -> None:
-        """Break off: sums under way or to come fail here. Safe to call from any thread, and again.
+        """Make all_reduces of this rank fail, those under way and later ones. Safe to call from any thread, and again.
 
         Args:
-            release_graphs: destroys the CUDA graphs that hold sums, which NCCL's abort would wait for without end.
+            release_graphs: destroys the CUDA graphs that hold all_reduces; NCCL's abort would wait for them without end.
         """
         with self._abort_lock:
             if not self._is_aborted:
@@ -103,13 +104,13 @@ class RankGroup:
         raise RuntimeError("the sums over ranks have been broken off")
 
     def _is_done(self, work: Any) -> bool:
-        """Wait for a sum, or until the group has been aborted; raises what went wrong with it."""
+        """Wait for an all_reduce: True if it is done, False if the group has been aborted. Raises the error of the all_reduce."""
         while not work.is_completed():
             if self._is_aborted:
-                # The group is never freed: its destructor would wait for the sum, and at exit so would the process.
+                # The group is never freed: its destructor would wait for the all_reduce, and at exit so would the process.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
                 return False
-            with suppress(RuntimeError):  # it takes longer; what went wrong is raised below
-                work.wait(LOOK_UP)
+            with suppress(RuntimeError):  # it takes longer; errors are raised below
+                work.wait(ABORT_CHECK_INTERVAL)
         work.wait()
         return True

@@ -12,8 +12,8 @@ class LoadRank(Message, frozen=True):
     """The first message to a rank.
 
     Attributes:
-        rank, size: its number among so many.
-        store_port: where ranks find each other.
+        rank, size: its number, and the number of ranks.
+        store_port: port of the store through which ranks find each other.
         backend: nccl or gloo.
         device, dtype: as torch names them.
         num_threads: of torch.

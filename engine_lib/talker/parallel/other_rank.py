@@ -1,7 +1,7 @@
-"""A rank other than 0 of a tensor-parallel talker: a process that loads its shard and does what rank 0 tells it.
+"""A rank other than 0: a process that loads its shard and executes the plans that rank 0 broadcasts.
 
-Started by talker/parallel/rank_zero.py, with the number of its end of the pipe. It ends when that pipe closes, and at once when
-the process that started it is gone.
+rank_zero.py starts it, with the number of its end of the pipe. It ends when that pipe closes, and at once when the process that
+started it is gone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class OtherRank(Ranks):
 
 
 def serve(pipe: Connection) -> None:
-    """Be a rank until `pipe` closes."""
+    """Load, then execute plans until `pipe` closes."""
     load = TO_RANK.unpack(pipe.recv_bytes())
     assert isinstance(load, LoadRank)
     level, name = load.log_level, f"rank {load.rank}"

@@ -1,7 +1,7 @@
-"""Rank 0 of a tensor-parallel talker: starts the other ranks as child processes, tells them each step's plan, notices their end.
+"""RankZero: starts the other ranks as processes, broadcasts each plan, and notices when one ends.
 
-A plan travels through one pipe to each rank: a few microseconds a rank, and nothing comes back, for every rank draws the same
-codes. A rank lives as long as its pipe: it ends when the pipe closes, and its own end closes the pipe here.
+A plan travels through one pipe to each rank: a few microseconds a rank, and nothing comes back, because every rank samples the
+same codes. A rank lives as long as its pipe: it ends when the pipe closes, and its own end closes the pipe here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 RANK_MODULE = "engine_lib.talker.parallel.other_rank"
 END_SECONDS = 5.0  # until ranks that should end are killed
-POLL_SECONDS = 5e-5  # between looks at an event that the device may never reach
+POLL_SECONDS = 5e-5  # between checks of an event that the device may never reach
 
 
 def start_ranks(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Ranks:
@@ -88,14 +88,14 @@ class RankZero(Ranks):
                 self._pipes.append(ours)
                 with theirs:
                     self._processes.append(start_child(RANK_MODULE, theirs))
-                with suppress(ConnectionError):  # one that has died by now is found by `agree_on`
+                with suppress(ConnectionError):  # if it has died by now, `agree_on` notices
                     ours.send_bytes(TO_RANK.pack(load))
 
     def agree_on(self, num_blocks: int) -> int:
         """See Ranks; waits until the others have loaded.
 
         Raises:
-            ConfigError, CheckpointError, RankError: one of them could not.
+            ConfigError, CheckpointError, RankError: one of them could not load.
         """
         num_blocks = min(num_blocks, *(self._answer(rank) for rank in range(1, self.shard.count)))
         for rank, process in enumerate(self._processes, 1):
@@ -103,7 +103,7 @@ class RankZero(Ranks):
             self._watchers[-1].start()
         self._send(TO_RANK.pack(AgreedBlocks(num_blocks)))
         self._group = RankGroup(self._backend, self._store, self.shard, self._device)
-        self.check()  # whoever noticed an end before there was a group had none to abort
+        self.check()  # a watcher that noticed an end before there was a group had none to abort
         self._group.connect()
         self.all_reduce = self._group.all_reduce
         pids = ", ".join(str(process.pid) for process in self._processes)
@@ -120,7 +120,7 @@ class RankZero(Ranks):
             raise self._failure
 
     def wait_for(self, event: torch.cuda.Event) -> None:
-        """See Ranks. A sum with a rank that has died may never end, so this looks up from waiting."""
+        """See Ranks. An all_reduce with a dead rank may never end, so this checks for one while it waits."""
         while not event.query():
             self.check()
             time.sleep(POLL_SECONDS)
@@ -175,7 +175,7 @@ class RankZero(Ranks):
                 raise self._end_of(rank) from None
 
     def _watch(self, rank: int, process: ChildProcess) -> None:
-        """Wait for the end of a rank, and break off what waits for it unless it was asked to end."""
+        """Wait for the end of a rank. Unless it was asked to end, abort the group and report the failure."""
         code = process.wait()
         if self._closing and code == 0:
             return
@@ -188,7 +188,7 @@ class RankZero(Ranks):
         self._on_failure()
 
     def _end_of(self, rank: int) -> RankError:
-        """How `rank`, whose pipe has closed, has ended; waits until it has."""
+        """The error that says how `rank` has ended; waits for its end. Its pipe has closed."""
         process = self._processes[rank - 1]
         return RankError(f"tensor parallel rank {rank} (process {process.pid}) ended with {end_of(process.wait())}; its output says why")
 
@@ -210,7 +210,7 @@ def _check_shape(size: int, shape: DecoderShape) -> None:
 
 
 def _devices(size: int, backend: str, first: torch.device) -> list[torch.device]:
-    """The device of each rank: as many GPUs as ranks from `first` on; by gloo through the host, ranks may share a GPU."""
+    """The device of each rank: as many GPUs as ranks from `first` on; with gloo, through the host, ranks may share a GPU."""
     if first.type == "cpu":
         if backend == "nccl":
             raise ConfigError("tensor_parallel_backend: nccl is for GPUs; use auto or gloo on the CPU")
