@@ -8,13 +8,14 @@ r"""Serve Qwen3-TTS checkpoints with Triton: start a server, wait until it is re
 The first checkpoint is the model qwen3_tts; each further one has its kind as suffix: qwen3_tts_custom, qwen3_tts_base,
 qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be the same in all of them.
 
-tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT are passed on to it; running
-streams then get a few seconds to end. The exit code is the server's.
+tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT stop it in order: running streams get
+three seconds to end, then they end with an error; then the models unload. The exit code is the server's, 137 if it had to be killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -30,9 +31,11 @@ from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import ConfigError, Qwen3TTSError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.mps import MpsDaemon
-from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
+
+KILLED = "a client has left its gRPC stream open, or --exit-timeout is too short for this machine"
 
 
 class _StopRequested(Exception):
@@ -67,6 +70,8 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
         return _failed(ServerError(f"tritonserver ended by itself with code {code}\n{server.last_log_lines()}"))
     except _StopRequested:
         code = server.stop() or 0
+        if code == -signal.SIGKILL:
+            print(f"serve.py: the server was killed; {KILLED}", file=sys.stderr)
         return 128 - code if code < 0 else code
     finally:
         server.stop()
@@ -82,6 +87,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         log_file=arguments.log_file,
         arguments=arguments.triton_argument,
         environment=NO_VARIABLES | environment,
+        exit_seconds=arguments.exit_timeout,
     )
 
 
@@ -116,6 +122,13 @@ def _option(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; give seconds above 0")
+    return seconds
+
+
 def _failed(error: Qwen3TTSError) -> int:
     print(f"serve.py: {error}", file=sys.stderr)
     return 1
@@ -148,6 +161,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[MODEL.]NAME=VALUE",
         help=f"an engine option (listed below) of every model, or with MODEL. of one model (talker_base.max_num_seqs=8); may be "
         f"repeated; overrides {ENVIRONMENT_PREFIX}<NAME> and config.pbtxt",
+    )
+    parser.add_argument(
+        "--exit-timeout",
+        type=_seconds,
+        default=EXIT_SECONDS,
+        metavar="SECONDS",
+        help=f"the most that stopping may take, then the server is killed (default {EXIT_SECONDS:g}). Give a slow machine more, and the "
+        "container a grace period that is longer (terminationGracePeriodSeconds, docker stop --time)",
     )
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="file for the server's output (default: a temporary file)")
     parser.add_argument(

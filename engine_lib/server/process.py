@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -22,11 +24,11 @@ from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1
-DRAIN_SECONDS = 8.0
-# By then streams have been drained. Two things can still keep a 24.10 server from ending, and neither goes away: an ensemble
-# request leaked because a client cancelled just after the end, and a gRPC stream that its client leaves open after its end.
-EXIT_SECONDS = 4
-KILL_SECONDS = 2.0  # after those
+ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
+EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
+# A server whose models' processes have all ended gets this long to end itself. What still keeps a 24.10 server from ending then will not
+# go away: an ensemble request that it leaked when a client cancelled just after the end, or a gRPC stream that its client leaves open.
+EMPTY_SECONDS = 5.0
 LOG_LINES_SHOWN = 15
 
 
@@ -50,6 +52,7 @@ class TritonServer:
         log_file: Path | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str | None] | None = None,
+        exit_seconds: float = EXIT_SECONDS,
     ) -> None:
         """
         Args:
@@ -59,6 +62,7 @@ class TritonServer:
             log_file: default: a new file in the temporary folder.
             arguments: further arguments of tritonserver.
             environment: changes to this process's environment, such as those of an MpsDaemon; None removes a variable.
+            exit_seconds: the most that the end of the server may take, the draining of its streams included; then it is killed.
         """
         self.options = dict(options)
         self.repository = repository
@@ -67,7 +71,7 @@ class TritonServer:
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
         self._talkers = [model for model in self.models if model.startswith(TALKER)]
-        self._exit_seconds = EXIT_SECONDS + 2 * max(len(self._talkers) - 1, 0)  # each further talker takes time to end
+        self._exit_seconds = exit_seconds
         self._arguments, self._environment = list(arguments), dict(environment or {})
         self._drain_directory = Path(self._run_directory.name) / "drain"
         self._drain_directory.mkdir()
@@ -113,7 +117,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             "--exit-on-error=false",  # so that it can still be asked for the reason
-            f"--exit-timeout-secs={self._exit_seconds}",
+            f"--exit-timeout-secs={math.ceil(self._exit_seconds)}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
@@ -181,32 +185,43 @@ class TritonServer:
 
     def terminate(self) -> None:
         """Let running streams end, then send SIGTERM; `wait` for the exit. A server that is loading or broken gets SIGTERM at once."""
-        process = self._running()
+        process, deadline = self._running(), time.monotonic() + self._exit_seconds
         draining = [self._drain_directory / model for model in self._talkers if self.is_model_ready(model)]
         for file in draining:
             file.touch()
-        deadline = time.monotonic() + DRAIN_SECONDS
         while any(file.exists() for file in draining) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         if process.poll() is None:
             process.terminate()
 
-    def stop(self, timeout: float | None = None) -> int | None:
-        """Stop the server in order, or by SIGKILL after `timeout` seconds (None: soon after its own exit timeout).
+    def stop(self) -> int | None:
+        """Stop the server in order. It is killed after `exit_seconds`, or soon after the end of its models when it does not follow them.
 
         Returns:
             Its exit code; None if it never ran.
         """
         code = None
         if self._process is not None:
+            deadline = time.monotonic() + self._exit_seconds
+            models = self._model_processes()
             self.terminate()
-            try:
-                code = self._process.wait(self._exit_seconds + KILL_SECONDS if timeout is None else timeout)
-            except subprocess.TimeoutExpired:
+            while self._process.poll() is None and time.monotonic() < deadline:
+                if models and not any(folder.exists() for folder in models):
+                    models, deadline = [], min(deadline, time.monotonic() + EMPTY_SECONDS)
+                time.sleep(POLL_SECONDS)
+            if self._process.poll() is None:
                 self._process.kill()
-                code = self._process.wait()
+            code = self._process.wait()
         self._run_directory.cleanup()
         return code
+
+    def _model_processes(self) -> list[Path]:
+        """The folders in /proc of the server's child processes, which run its Python models; [] when they are not known."""
+        models: list[Path] = []
+        for file in Path(f"/proc/{self._running().pid}/task").glob("*/children"):
+            with suppress(OSError):  # this thread has ended
+                models += [Path("/proc", child) for child in file.read_text().split()]
+        return models
 
     def _reason(self, entry: Mapping[str, str]) -> str:
         """Why a model is not ready: the server's reason, without the stack that the Python backend appends, or else the log's line."""
@@ -226,7 +241,7 @@ class TritonServer:
         return self._get(f"http://localhost:{self.http_port}/{path}", body)
 
     def _get(self, url: str, body: bytes | None = None) -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=5) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
             content: bytes = response.read()
         return content
 

@@ -23,8 +23,11 @@ DRAIN_DIRECTORY_VARIABLE = "QWEN3_TTS_DRAIN_DIRECTORY"
 PERIOD_SECONDS = 0.5
 # Streams of a draining talker may finish by themselves for this long; then they end with an error in-band.
 DRAIN_SECONDS = 3.0
-# A model whose engine has ended waits this long for its streams and for `finalize`, then exits.
-EXIT_SECONDS = 4.0
+ENGINE_SECONDS = 4.0  # for an engine to end
+# After its engine's end a model waits at most this long, then it exits:
+DEAD_SECONDS = 10.0  # an engine that died: for its streams to be told
+LEAK_SECONDS = 4.0  # a server that stops without a drain: for `finalize`, which does not come if it leaks streams
+DRAINED_SECONDS = 60.0  # a server that was asked to drain: for `finalize`, which is late on a slow machine
 
 
 class Engine(Protocol):
@@ -68,6 +71,7 @@ class Lifecycle:
         self.is_draining = False
         self._drain_until = 0.0
         self._exit_at = 0.0
+        self._has_died = self._all_told = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
         self._thread.start()
@@ -93,23 +97,24 @@ class Lifecycle:
             if not self.is_draining:
                 self.is_draining, self._drain_until = True, now + DRAIN_SECONDS
             if now > self._drain_until:
-                self._shut_engine_down(now)
+                self._shut_engine_down(now + DRAINED_SECONDS)
             self._report_drained()
         elif self._has_ping and self._streams and not self._backend.ping():
             self._backend.log.log_error("the server is stopping; its streams end")
-            self._shut_engine_down(now)
+            self._shut_engine_down(now + LEAK_SECONDS)
 
-    def _shut_engine_down(self, now: float) -> None:
-        self._exit_at = now + EXIT_SECONDS
-        self._engine.shutdown(EXIT_SECONDS)
+    def _shut_engine_down(self, exit_at: float) -> None:
+        self._exit_at = exit_at
+        self._engine.shutdown(ENGINE_SECONDS)
 
     def _end(self, now: float) -> None:
         """The engine has ended. If it died, the process waits for its streams alone; if it was shut down, `finalize` is due."""
-        died = self._exit_at == 0.0
-        if died:
-            self._exit_at = now + EXIT_SECONDS
+        if self._exit_at == 0.0:
+            self._has_died, self._exit_at = True, now + DEAD_SECONDS
         self._report_drained()
-        if now > self._exit_at or (died and not self._streams):
+        # The last answer may still be on its way when its stream is no longer open, so look twice.
+        was_told, self._all_told = self._all_told, self._has_died and not self._streams
+        if now > self._exit_at or (was_told and self._all_told):
             self._backend.log.log_error("the engine has ended; the model's process exits")
             os._exit(1)
 
