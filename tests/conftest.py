@@ -1,13 +1,18 @@
-"""Checkpoints for all tests, written once per session; skips tests if their hardware is missing."""
+"""Checkpoints for all tests, the skipping of tests without their hardware, and the memory of a file of tests."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from make_checkpoint import make_checkpoint
+from oracle import load_official
 
 # Tensors here are so small that a second thread does not help, and on a busy machine the two wait for each other.
 torch.set_num_threads(1)
@@ -42,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_with_its_file() -> Iterator[None]:
+    """After each file, give back what it held: a worker runs half of all files, and would need some gigabytes at the end."""
+    yield
+    load_official.cache_clear()
+    gc.unfreeze()  # a service that was tested in this process has frozen all that there was
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what is free, for each thread that an engine has had
 
 
 @pytest.fixture(scope="session")
