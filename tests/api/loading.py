@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.request import Request, RequestListener
 
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False}
-PATIENCE = 60.0  # seconds; anything that takes longer counts as hanging
 SAMPLES_PER_FRAME = 1920
 
 
@@ -55,12 +52,3 @@ def is_idle(tts: Qwen3TTS) -> bool:
         and talker.free_slots == config.max_num_seqs
         and codec.free_slots == config.codec_slots
     )
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True

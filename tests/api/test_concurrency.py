@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from api.loading import GREEDY, PATIENCE, SAMPLES_PER_FRAME, eventually, is_idle, load
+from api.loading import GREEDY, SAMPLES_PER_FRAME, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.talker.device.worker import TalkerWorker
+from patience import PATIENCE, eventually
 
 
 def test_more_texts_than_the_batch_holds_wait_for_their_turn(tts: Qwen3TTS):
@@ -31,11 +32,11 @@ def test_more_texts_than_the_batch_holds_wait_for_their_turn(tts: Qwen3TTS):
 @pytest.mark.parametrize("method", ["generate_custom_voice", "generate_codes"])
 def test_a_list_that_does_not_fit_is_refused_and_leaves_nothing_running(method: str, endless: Path):
     with load(endless, max_num_seqs=2, codec_slots=2, max_waiting_requests=2, max_model_len=4096, num_kv_blocks=600) as tts:
-        open_stream = tts.stream_custom_voice("Good morning!", "ryan", max_new_tokens=31)
+        open_stream = tts.stream_custom_voice("Good morning!", "ryan", max_new_tokens=121)
         with pytest.raises(OverloadedError) as refusal:
             getattr(tts, method)(["Good morning!"] * 4, "ryan")
-        assert sum(len(chunk.audio) for chunk in open_stream) == 30 * SAMPLES_PER_FRAME
-        assert eventually(lambda: is_idle(tts))
+        assert sum(len(chunk.audio) for chunk in open_stream) == 120 * SAMPLES_PER_FRAME
+        eventually(lambda: is_idle(tts), "both engines are idle")
         assert tts._talker.stats().num_frames < 1000
         assert len(tts.generate_codes(["Good morning!"] * 4, "ryan", max_new_tokens=3)) == 4
         assert "at most 4 are allowed" in str(refusal.value)
@@ -45,7 +46,7 @@ def test_a_text_too_long_for_the_engine_takes_the_others_of_its_list_along(endle
     with load(endless, max_model_len=128) as tts:
         with pytest.raises(InvalidRequestError):
             tts.generate_codes(["Good morning!", "again and " * 100], "ryan")
-        assert eventually(lambda: is_idle(tts))
+        eventually(lambda: is_idle(tts), "both engines are idle")
         assert tts._talker.stats().num_frames < 100
 
 
@@ -61,7 +62,7 @@ def test_a_text_that_fails_ends_the_others_of_its_list(endless: Path, monkeypatc
         monkeypatch.setattr(tts._codec.runner, "step", failing_in_slot_0)
         with pytest.raises(Qwen3TTSError, match="numbers") as failure:
             tts.generate_custom_voice(["Good morning!"] * 3, "ryan")
-        assert eventually(lambda: is_idle(tts))
+        eventually(lambda: is_idle(tts), "both engines are idle")
         assert tts._talker.stats().num_frames < 1000
         assert failure.traceback  # it keeps alive all that the call held
 
@@ -85,7 +86,7 @@ def test_threads_that_call_at_once_get_what_each_gets_alone(tiny_custom_voice: P
 
         with ThreadPoolExecutor(len(calls)) as pool:
             together = list(pool.map(speak, range(len(calls)), timeout=PATIENCE))
-        assert eventually(lambda: is_idle(tts))
+        eventually(lambda: is_idle(tts), "both engines are idle")
     for i, (wav, expected) in enumerate(zip(together, alone, strict=True)):
         assert wav.shape == expected.shape, i
         np.testing.assert_allclose(wav, expected, atol=1e-5, rtol=0)

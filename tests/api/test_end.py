@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from api.loading import PATIENCE, eventually, load
+from api.loading import load
 from engine_lib.api.qwen3_tts import SpeechChunk
 from engine_lib.errors import EngineDeadError, Qwen3TTSError
+from patience import PATIENCE, eventually
 
 
 def test_close_ends_open_streams_with_an_error(endless: Path):
@@ -28,7 +29,7 @@ def test_close_ends_calls_of_other_threads_with_an_error(endless: Path):
     tts = load(endless, max_model_len=4096, num_kv_blocks=600)
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(call, ["Good morning!"] * 6, "ryan") for call in (tts.generate_custom_voice, tts.generate_codes)]
-        assert eventually(lambda: tts._talker.stats().num_frames > 0)
+        eventually(lambda: tts._talker.stats().num_frames > 0, "the talker has begun")
         tts.close()
         for call in calls:
             assert isinstance(call.exception(PATIENCE), Qwen3TTSError)
@@ -60,5 +61,5 @@ def test_a_codec_that_dies_ends_the_stream_and_the_talkers_work_on_it(endless: P
         monkeypatch.setattr(tts._codec.runner, "step", broken)
         with pytest.raises(Qwen3TTSError, match="codec"):
             chunks.extend(stream)
-        assert eventually(lambda: tts._talker.stats().running == 0)
+        eventually(lambda: tts._talker.stats().running == 0, "the talker ends the stream")
         assert not tts._codec.is_alive

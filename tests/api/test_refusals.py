@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.loading import eventually, is_idle, load
+from api.loading import is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
+from patience import eventually
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_checkpoint_of_another_kind_says_which_calls_fit_it(fixture: str, fits
 def test_codes_that_are_none_are_not_decoded(codes: np.ndarray, tts: Qwen3TTS):
     with pytest.raises(InvalidRequestError, match="codes"):
         tts.decode(codes)
-    assert eventually(lambda: is_idle(tts))
+    eventually(lambda: is_idle(tts), "both engines are idle")
 
 
 def test_no_frames_decode_to_no_samples(tts: Qwen3TTS):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.loading import SAMPLES_PER_FRAME, eventually, is_idle, load
+from api.loading import SAMPLES_PER_FRAME, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
+from patience import eventually
 
 
 def test_a_stream_joined_is_generate_with_the_same_seed(tts: Qwen3TTS):
@@ -69,5 +70,5 @@ def test_leaving_a_stream_frees_the_talker_and_the_codec(leave: Callable[[Qwen3T
     with load(endless, max_model_len=4096, num_kv_blocks=300) as tts:
         leave(tts)
         gc.collect()  # one of them leaves by an exception, which keeps its frame alive
-        assert eventually(lambda: is_idle(tts))
+        eventually(lambda: is_idle(tts), "both engines are idle")
         assert tts._talker.stats().num_frames < 1000

@@ -15,12 +15,13 @@ import torch
 from random_voices import random_voice, recording
 
 import oracle
-from api.loading import GREEDY, SAMPLES_PER_FRAME, eventually, is_idle, load
+from api.loading import GREEDY, SAMPLES_PER_FRAME, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.errors import InvalidRequestError
 from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore
+from patience import eventually
 
 Wave = npt.NDArray[np.float32]
 TEXTS = ["Good morning! How are you today?", "It's raining, so we'll stay at home."]
@@ -221,7 +222,7 @@ def test_many_clones_at_once_sound_as_each_does_alone_also_after_cancels_and_reu
             for i, (stream, wave) in enumerate(zip(streams, expected, strict=True)):
                 if i % 3:
                     np.testing.assert_allclose(np.concatenate([chunk.audio for chunk in stream]), wave, atol=1e-5, rtol=0)
-        assert eventually(lambda: is_idle(tts))
+        eventually(lambda: is_idle(tts), "both engines are idle")
 
 
 # refused

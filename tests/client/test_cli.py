@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from server.streams import PATIENCE
 from typer.testing import CliRunner
 
+from patience import PATIENCE
 from qwen3_tts_client import Client
 from qwen3_tts_client.cli import app
 
@@ -152,7 +152,7 @@ def test_a_request_the_server_refuses_exits_with_two_and_writes_nothing(
 
 @server_test
 def test_after_a_timeout_the_file_holds_what_came(runner: CliRunner, url: str) -> None:
-    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "1500", "--timeout", "2"])
+    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "1500", "--timeout", "4"])
     assert result.exit_code == 5
     error, hint = result.stderr.splitlines()
     assert "the timeout passed after" in error

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from server.conftest import new_server
-from server.streams import PATIENCE, eventually, metric
+from server.streams import metric
 
 from client.conftest import RUNNING
 from engine_lib.server.process import TritonServer
+from patience import PATIENCE, eventually
 from qwen3_tts_client import (
     AsyncClient,
     Client,
@@ -197,12 +198,12 @@ async def test_a_timeout_ends_the_stream_and_says_how_much_had_arrived(server: T
     before = ended()
     received = 0
     with Client(url) as client, pytest.raises(RequestTimeout) as caught:  # noqa: PT012
-        for _ in client.stream(TEXT, timeout=1.0, **ENDLESS):
+        for _ in client.stream(TEXT, timeout=3.0, **ENDLESS):
             received += 1
     assert caught.value.chunks_received == received
     async with AsyncClient(url) as async_client:
         with pytest.raises(RequestTimeout):
-            await async_client.synthesize(TEXT, timeout=1.0, **ENDLESS)
+            await async_client.synthesize(TEXT, timeout=3.0, **ENDLESS)
     eventually(lambda: ended() == before + 2, "the talker ended both streams")
 
 

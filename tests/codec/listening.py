@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +14,9 @@ import pytest
 
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.runner import StepAudio
+from patience import PATIENCE
 
 TOLERANCE = 1e-5
-PATIENCE = 60.0  # seconds; only a hang takes so long
 CODEBOOKS, CODEBOOK_SIZE, SAMPLES_PER_FRAME = 16, 2048, 1920
 
 Codes = npt.NDArray[np.integer[Any]]
@@ -93,10 +92,3 @@ def random_cut(rng: np.random.Generator, frames: int) -> list[int]:
     while sum(sizes) < frames:
         sizes.append(min(int(rng.integers(1, 17)), frames - sum(sizes)))
     return sizes
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + PATIENCE
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from codec.listening import (
-    PATIENCE,
-    SAMPLES_PER_FRAME,
-    TOLERANCE,
-    AssertOfficial,
-    Gate,
-    Listener,
-    MakeEngine,
-    random_codes,
-    random_cut,
-)
+from codec.listening import SAMPLES_PER_FRAME, TOLERANCE, AssertOfficial, Gate, Listener, MakeEngine, random_codes, random_cut
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError
 from oracle import official_decode
+from patience import PATIENCE
 
 
 def test_streams_in_random_chunks_from_many_threads_give_the_official_audio(

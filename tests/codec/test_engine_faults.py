@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from codec.listening import (
-    CODEBOOK_SIZE,
-    PATIENCE,
-    SAMPLES_PER_FRAME,
-    AssertOfficial,
-    Codes,
-    Gate,
-    Listener,
-    MakeEngine,
-    eventually,
-    random_codes,
-    random_cut,
-)
+from codec.listening import CODEBOOK_SIZE, SAMPLES_PER_FRAME, AssertOfficial, Codes, Gate, Listener, MakeEngine, random_codes, random_cut
 from engine_lib.codec.engine import AudioChunk, CodecRequest
 from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import EngineDeadError
+from patience import PATIENCE, eventually
 
 
 def test_a_dropped_stream_frees_its_slot_and_answers_what_waits(
@@ -74,7 +63,7 @@ def test_a_slot_dropped_in_mid_stream_is_as_new_for_the_next(
 
 
 def test_an_idle_stream_is_freed_and_what_comes_later_is_an_error(make_engine: MakeEngine, rng: np.random.Generator) -> None:
-    engine = make_engine(slots=1, codec_idle_timeout=0.2)
+    engine = make_engine(slots=1, codec_idle_timeout=1.0)
     vanished, waiting = Listener(engine), Listener(engine)
     vanished.send(random_codes(rng, 1))
     assert vanished.next().error == ""
@@ -92,7 +81,7 @@ def test_an_idle_engine_frees_the_slots_of_vanished_streams(make_engine: MakeEng
     for listener in listeners:
         listener.send(random_codes(rng, 1))
         listener.next()
-    assert eventually(lambda: engine.stats().open_streams == 0)
+    eventually(lambda: engine.stats().open_streams == 0, "the slots are free")
 
 
 def out_of_range(codes: Codes) -> Codes:
@@ -232,7 +221,7 @@ def test_shutdown_answers_the_chunks_of_all_streams(
     assert gate.reached.wait(PATIENCE)
     stopping = threading.Thread(target=engine.shutdown)
     stopping.start()
-    assert eventually(lambda: engine._stopping)
+    eventually(lambda: engine._stopping, "the engine is told to stop")
     gate.open()
     stopping.join(PATIENCE)
 

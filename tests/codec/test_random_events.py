@@ -27,9 +27,9 @@ from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.runner import StepAudio
 from engine_lib.config import EngineConfig
 from oracle import official_decode
+from patience import PATIENCE, eventually
 
 TOLERANCE = 1e-5
-PATIENCE = 60.0  # seconds; only a hang takes so long
 NUM_SLOTS = 3
 SAMPLES_PER_FRAME = 1920
 
@@ -140,19 +140,12 @@ class Stream:
             np.testing.assert_allclose(audio, whole[len(whole) - len(audio) :], atol=TOLERANCE, rtol=0)
 
 
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + PATIENCE
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
-
-
 def assert_all_free(engine: CodecEngine) -> None:
     def is_free() -> bool:
         stats = engine.stats()
         return (stats.open_streams, stats.free_slots, stats.queued_chunks) == (0, NUM_SLOTS, 0)
 
-    assert eventually(is_free), engine.stats()
+    eventually(is_free, "every slot is free and no chunk waits")
     assert sorted(engine.batcher.free_slots) == list(range(NUM_SLOTS))
     assert engine.is_alive
 
@@ -170,7 +163,7 @@ def test_500_random_events_leave_every_slot_free_and_every_chunk_answered_once(m
     for stream in streams:
         if not stream.is_over:
             stream.send(0, is_final=True)
-    assert eventually(lambda: all(stream.is_answered for stream in streams))
+    eventually(lambda: all(stream.is_answered for stream in streams), "every chunk is answered")
     assert_all_free(engine)
     for stream in streams:
         stream.check(tiny_custom_voice)
@@ -191,7 +184,7 @@ def test_streams_of_many_threads_are_dropped_at_any_moment_and_the_others_stay_e
 
     with ThreadPoolExecutor(8) as pool:
         streams = [stream for streams in pool.map(caller, range(8), timeout=PATIENCE) for stream in streams]
-    assert eventually(lambda: all(stream.is_answered for stream in streams))
+    eventually(lambda: all(stream.is_answered for stream in streams), "every chunk is answered")
     assert_all_free(engine)
     for stream in streams:
         stream.check(tiny_custom_voice)
@@ -202,7 +195,7 @@ def test_streams_that_vanish_make_room_for_those_that_wait(make_engine: MakeEngi
     vanished = [Stream(engine, seed + i) for i in range(NUM_SLOTS)]
     for stream in vanished:
         stream.send(2)
-    assert eventually(lambda: all(stream.is_answered for stream in vanished))
+    eventually(lambda: all(stream.is_answered for stream in vanished), "the first chunks are answered")
     waiting = [Stream(engine, seed + 10 + i) for i in range(2 * NUM_SLOTS)]
     for stream in waiting:
         stream.send(3)
@@ -212,12 +205,12 @@ def test_streams_that_vanish_make_room_for_those_that_wait(make_engine: MakeEngi
     engine.config = dataclasses.replace(engine.config, codec_idle_timeout=0.1)
     engine.drop("nobody")  # wakes the thread, which waits for the old limit
 
-    assert eventually(lambda: all(stream.is_answered for stream in waiting))
+    eventually(lambda: all(stream.is_answered for stream in waiting), "those that waited are answered")
     assert_all_free(engine)
     for stream in vanished + waiting:
         stream.check(tiny_custom_voice)
     vanished[0].send(1)
-    assert eventually(lambda: vanished[0].is_answered)
+    eventually(lambda: vanished[0].is_answered, "the late chunk is answered")
     assert "not open" in vanished[0].answers[-1].error
 
 
@@ -228,12 +221,12 @@ def test_a_listener_that_raises_ends_its_own_stream_and_its_words_are_not_logged
     failing, other = Stream(engine, seed), Stream(engine, seed + 1)
     for stream in (failing, other):
         stream.send(2, listener=stream is other)
-        assert eventually(lambda stream=stream: stream.is_answered)  # type: ignore[misc]
-    assert eventually(lambda: engine.stats().free_slots == NUM_SLOTS - 1)
+        eventually(lambda stream=stream: stream.is_answered, "the chunk is answered")  # type: ignore[misc]
+    eventually(lambda: engine.stats().free_slots == NUM_SLOTS - 1, "the slot of the failing stream is free")
     for stream in (failing, other):
         stream.send(2)
         stream.send(0, is_final=True)
-    assert eventually(lambda: failing.is_answered and other.is_answered)
+    eventually(lambda: failing.is_answered and other.is_answered, "both are answered")
     assert_all_free(engine)
     failing.check(tiny_custom_voice)
     other.check(tiny_custom_voice)
@@ -268,10 +261,10 @@ def test_no_chunk_is_lost_when_the_engine_ends_under_load(end: str, make_engine:
             monkeypatch.setattr(engine.runner, "step", broken)
         else:
             engine.shutdown(PATIENCE)
-        assert eventually(lambda: not engine.is_alive)
+        eventually(lambda: not engine.is_alive, "the engine ends")
         ended.set()
         streams = [stream for call in calls for stream in call.result(PATIENCE)]
-    assert eventually(lambda: all(stream.is_answered for stream in streams))
+    eventually(lambda: all(stream.is_answered for stream in streams), "every chunk is answered")
     for stream in streams:
         assert [chunk.index for chunk in stream.answers] == list(range(len(stream.sent)))
         assert all(

@@ -19,6 +19,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.runner import CodecRunner
 from engine_lib.config import EngineConfig
+from patience import PATIENCE
 
 pytestmark = pytest.mark.gpu
 
@@ -277,6 +278,6 @@ class Caller(threading.Thread):
 
     def answers(self) -> list[AudioChunk]:
         """All answers, in order, each once."""
-        answers = [self._answers.get(timeout=60) for _ in range(self.num_sent)]
+        answers = [self._answers.get(timeout=PATIENCE) for _ in range(self.num_sent)]
         assert [answer.index for answer in answers] == list(range(self.num_sent))
         return answers

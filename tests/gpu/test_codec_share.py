@@ -12,6 +12,7 @@ import pytest
 
 from engine_lib.devices import MPS_SHARE
 from engine_lib.server.mps import CONTROL, MpsDaemon
+from patience import PATIENCE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(shutil.which(CONTROL) is None, reason=f"needs {CONTROL}")]
 
@@ -26,6 +27,6 @@ def test_every_share_gives_the_same_bits(tiny_custom_voice: Path) -> None:
         runs = [
             subprocess.Popen(command, env={**environment, MPS_SHARE: str(share)}, stdout=subprocess.PIPE, text=True) for share in SHARES
         ]
-        digests = [run.communicate(timeout=120)[0] for run in runs]
+        digests = [run.communicate(timeout=PATIENCE)[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * len(runs)
     assert len(set(digests)) == 1, dict(zip(SHARES, digests, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from talker.ranks import assert_same_state, start_threads
-from talker.speaking import GREEDY, GREETING, PATIENCE, eventually, running_engine, speak, start
+from talker.speaking import GREEDY, GREETING, running_engine, speak, start
 from talker.test_tensor_parallel import rank_processes
 
 from engine_lib.checkpoint import Shard
@@ -23,6 +23,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.parallel.all_reduce import RankGroup, new_store
 from gpu.test_talker import UTTERANCES
 from make_checkpoint import make_checkpoint
+from patience import PATIENCE, eventually
 
 pytestmark = pytest.mark.gpu
 

@@ -16,6 +16,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.voices.encoder import Audio, EncodedVoice, VoiceEncoder
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 from make_checkpoint import make_checkpoint
+from patience import PATIENCE
 
 pytestmark = pytest.mark.gpu
 
@@ -56,7 +57,7 @@ def voice_encoder(folder: Path, device: str) -> VoiceEncoder:
 def encode_all(encoder: VoiceEncoder, audio: list[Audio]) -> list[EncodedVoice]:
     """Encode all at once, so that they share batches on a GPU."""
     answers = [encoder.encode(clip, reference_text=TEXT) for clip in audio]
-    return [EncodedVoice(item.ref_spk_embedding, item.ref_code) for item in (answer.result(300) for answer in answers)]
+    return [EncodedVoice(item.ref_spk_embedding, item.ref_code) for item in (answer.result(PATIENCE) for answer in answers)]
 
 
 @pytest.mark.parametrize("shapes", ["tiny_base", "published_encoders"])

@@ -13,6 +13,8 @@ import pytest
 from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from make_checkpoint import make_checkpoint
+from patience import PATIENCE
+from server.streams import eventually_free
 
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
 
@@ -26,11 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs tritonserver on PATH or the wheel nvidia-pytriton"))
 
 
-def new_server(model_path: Path, log_file: Path, *, repository: Path | None = None, **options: str) -> TritonServer:
-    """A server on free ports, not yet started; its models have one thread each."""
+def new_server(
+    model_path: Path, log_file: Path, *, repository: Path | None = None, exit_seconds: float = PATIENCE, **options: str
+) -> TritonServer:
+    """A server on free ports that is not started; its models have one thread each."""
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
     defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
-    return TritonServer(options=defaults | options, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file, **chosen)
+    chosen |= dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
+    return TritonServer(options=defaults | options, log_file=log_file, exit_seconds=exit_seconds, **chosen)
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +52,18 @@ def endless_voice(checkpoints: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def shared_small_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with room for two endless streams and one that waits."""
     log_file = tmp_path_factory.mktemp("small_server") / "log"
     with new_server(endless_voice, log_file, max_num_seqs="2", max_waiting_requests="1", adaptive_chunk_streams="1") as running:
         yield running
+
+
+@pytest.fixture
+def small_server(shared_small_server: TritonServer) -> TritonServer:
+    """That server, free of the streams of other tests, those that failed included."""
+    eventually_free(shared_small_server)
+    return shared_small_server
 
 
 MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4"}
@@ -68,18 +80,34 @@ def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonS
     """A server of several checkpoints with a voice store, on free ports, not yet started."""
     options = Options(every=MODEL_OPTIONS | {"voice_store": str(store), "reference_max_seconds": "5"})
     lay_out(MODEL_REPOSITORY, folder / "repository", list(models.values()), options)
-    ports: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    return TritonServer(options={}, repository=folder / "repository", log_file=folder / "log", environment=NO_VARIABLES, **ports)
+    chosen: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "exit_seconds": PATIENCE}
+    return TritonServer(options={}, repository=folder / "repository", log_file=folder / "log", environment=NO_VARIABLES, **chosen)
 
 
 @pytest.fixture(scope="session")
-def voice_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The voice store of the server of three checkpoints."""
+def shared_voice_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of three checkpoints stores voices."""
     return tmp_path_factory.mktemp("store") / "voices"
 
 
+@pytest.fixture
+def voice_folder(shared_voice_folder: Path) -> Iterator[Path]:
+    """That folder, without the voices of other tests: what a test leaves in it, as one that fails does, goes with the test."""
+    yield shared_voice_folder
+    for file in shared_voice_folder.iterdir():
+        file.unlink()
+
+
 @pytest.fixture(scope="session")
-def three(three_models: dict[str, Path], voice_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def shared_three(
+    three_models: dict[str, Path], shared_voice_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     """A server of all three kinds."""
-    with serve_several(three_models, tmp_path_factory.mktemp("three"), voice_folder) as running:
+    with serve_several(three_models, tmp_path_factory.mktemp("three"), shared_voice_folder) as running:
         yield running
+
+
+@pytest.fixture
+def three(shared_three: TritonServer, voice_folder: Path) -> TritonServer:
+    """That server, whose voice store is empty."""
+    return shared_three

@@ -6,8 +6,7 @@ import json
 import queue
 import re
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +24,10 @@ from engine_lib.prompt import PromptBuilder
 from engine_lib.server.process import TritonServer
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from patience import PATIENCE, eventually
 
 TEXT = "Good morning! How are you today?"
 SAMPLES_PER_FRAME = 1920
-PATIENCE = 60.0  # seconds after which something that has not happened counts as hanging
 
 
 @dataclass(frozen=True)
@@ -179,14 +178,6 @@ def value(metrics: str, name: str, **labels: str) -> float:
         if found and found[1] == name and all(f'{label}="{value}"' in found[2] for label, value in labels.items()):
             return float(found[3])
     raise AssertionError(f"no metric qwen3_tts_{name} with {labels}")
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
 
 
 def eventually_free(server: TritonServer, talker: str = "talker") -> None:

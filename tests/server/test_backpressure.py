@@ -13,8 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
+from patience import eventually
 from server.conftest import new_server
-from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually, eventually_free, inputs, metric, value
+from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually_free, inputs, metric, value
 
 NUM_STREAMS, NUM_FRAMES = 24, 12
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 
 from engine_lib.server.process import TritonServer
 from engine_lib.talker.isolation.remote_engine import CHILD_MODULE
+from patience import PATIENCE, eventually
 from server.conftest import new_server
-from server.streams import PATIENCE, Stream, audio_of, eventually, in_process_audio, inputs, model_process
+from server.streams import Stream, audio_of, in_process_audio, inputs, model_process
 from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
@@ -52,10 +52,9 @@ def test_a_server_whose_engine_has_its_own_process_stops_with_streams_in_flight(
     with new_server(endless_voice, tmp_path / "log", talker_isolation="process") as server:
         processes, engine = processes_of(server), engine_process(server)
         with streams_in_flight(server) as streams:
-            deadline = time.monotonic() + 10
             server.terminate()
             ends = [last_chunk(stream) for stream in streams]
-            assert server.wait(deadline - time.monotonic()) == 0
+            assert server.wait(PATIENCE) == 0
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
     nothing_is_left_of(processes)
     assert not Path(f"/proc/{engine}").exists()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from engine_lib.server.process import TritonServer
-from server.streams import eventually
+from patience import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

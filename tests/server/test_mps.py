@@ -17,6 +17,7 @@ from engine_lib.devices import MPS_SHARE, limit_gpu_share
 from engine_lib.server import mps
 from engine_lib.server.installation import ServerError
 from engine_lib.server.mps import CONTROL, PID_FILE, MpsDaemon
+from patience import PATIENCE
 
 
 @pytest.fixture
@@ -119,9 +120,9 @@ USES_THE_GPU = "import torch; print(torch.ones(8, device='cuda').sum().item())"
 def test_a_process_with_its_environment_is_a_client_of_the_real_daemon() -> None:
     with MpsDaemon() as daemon:
         environment = dict(os.environ) | daemon.environment
-        client = subprocess.run([sys.executable, "-c", USES_THE_GPU], env=environment, capture_output=True, text=True, timeout=120)
+        client = subprocess.run([sys.executable, "-c", USES_THE_GPU], env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert client.stdout == "8.0\n", client.stderr
-        servers = subprocess.run([CONTROL], input="get_server_list\n", env=environment, capture_output=True, text=True, timeout=20)
+        servers = subprocess.run([CONTROL], input="get_server_list\n", env=environment, capture_output=True, text=True, timeout=PATIENCE)
         log = (Path(daemon.environment["CUDA_MPS_LOG_DIRECTORY"]) / "control.log").read_text()
         assert servers.stdout.strip().isdigit(), f"no MPS server was started for the client: {servers.stdout!r}\n{log}"
         pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))

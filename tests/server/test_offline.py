@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.process import TritonServer
 from engine_lib.serving.message import pcm16
-from server.streams import TEXT, Stream, audio_of, eventually, eventually_free, inputs, metric
+from patience import PATIENCE, eventually
+from server.streams import TEXT, Stream, audio_of, eventually_free, inputs, metric
 
 SAMPLING = {"seed": 8, "max_frames": 12}
 
@@ -42,7 +43,7 @@ def test_http_infer_takes_parameters_and_gives_base64(server: TritonServer) -> N
         "parameters": {"voice": "vivian", "sampling_parameters": json.dumps(SAMPLING | {"audio_format": "pcm16_base64"})},
     }
     url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts_offline/infer"
-    with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=60) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=PATIENCE) as response:
         outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
     assert outputs["audio"] == []
     with Stream(server, inputs(voice="vivian", sampling=SAMPLING)) as stream:
@@ -82,11 +83,16 @@ ENDLESS = {"max_frames": 1900}
 def test_a_timeout_ends_running_and_waiting_streams_with_an_error(small_server: TritonServer) -> None:
     """Two streams run; the third waits and never starts."""
     eventually_free(small_server)
-    streams = [Stream(small_server, inputs(sampling=ENDLESS), timeout=timeout) for timeout in (900_000, 900_000, 500_000)]
+    streams = [Stream(small_server, inputs(sampling=ENDLESS), timeout=4_000_000) for _ in range(2)]
+    first_chunks = [stream.next() for stream in streams]  # both have their place before the third comes
+    streams.append(Stream(small_server, inputs(sampling=ENDLESS), timeout=500_000))
+    first_chunks.append(streams[2].next())
     ends = []
-    for stream in streams:
+    for stream, chunk in zip(streams, first_chunks, strict=True):
         with stream:
-            ends.append(stream.last())
+            while not chunk.has_final_flag:
+                chunk = stream.next()
+            ends.append(chunk)
     assert [end.finish_reason for end in ends] == ["error"] * 3
     assert all(end.error.startswith("DEADLINE_EXCEEDED: timeout: ") for end in ends)
     assert [end.index == 0 for end in ends] == [False, False, True]
@@ -101,6 +107,6 @@ def test_a_timeout_is_kept_for_whole_utterances_too(small_server: TritonServer) 
     parameters = {"timeout": 300_000, "sampling_parameters": json.dumps(ENDLESS)}
     body = json.dumps({"inputs": [text], "parameters": parameters}).encode()
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=60)
+        urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=PATIENCE)
     assert b"DEADLINE_EXCEEDED: timeout: " in error.value.read()
     eventually_free(small_server)

@@ -15,7 +15,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.process import TritonServer
-from server.streams import Stream, eventually, eventually_free, inputs, metric
+from patience import PATIENCE, eventually
+from server.streams import Stream, eventually_free, inputs, metric
 
 INVALID = [
     ("empty text", inputs(""), "text", "give at least one word"),
@@ -86,7 +87,7 @@ def http_refusal(server: TritonServer, body: dict[str, Any]) -> str:
     """The message of a refusal over HTTP. It contains the code, because a 24.10 server has status 400 for every code."""
     url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts/generate_stream"
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=30)
+        urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=PATIENCE)
     message: str = json.loads(error.value.read().removeprefix(b"data: "))["error"]
     return message.removeprefix("in ensemble 'qwen3_tts', ")
 

@@ -12,7 +12,7 @@ import fake_mps
 
 from engine_lib.server.mps import PID_FILE
 from engine_lib.server.process import MODEL_REPOSITORY
-from server.streams import PATIENCE
+from patience import PATIENCE
 
 SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]

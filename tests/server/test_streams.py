@@ -16,7 +16,8 @@ import tritonclient.grpc.aio as triton_aio
 
 from engine_lib.server.process import TritonServer
 from engine_lib.serving.message import pcm16
-from server.streams import SAMPLES_PER_FRAME, TEXT, Chunk, Stream, audio_of, eventually, eventually_free, in_process_audio, inputs, metric
+from patience import PATIENCE, eventually
+from server.streams import SAMPLES_PER_FRAME, TEXT, Chunk, Stream, audio_of, eventually_free, in_process_audio, inputs, metric
 
 
 def test_a_stream_is_the_audio_the_engines_compute_in_process(server: TritonServer, tiny_custom_voice: Path) -> None:
@@ -100,7 +101,7 @@ def test_generate_stream_gives_the_same_samples_as_base64(server: TritonServer) 
     sampling = {"seed": 6, "max_frames": 10}
     body = json.dumps({"text": TEXT, "sampling_parameters": json.dumps(sampling | {"audio_format": "pcm16_base64"})}).encode()
     url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts/generate_stream"
-    with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=60) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=PATIENCE) as response:
         events = [json.loads(line.removeprefix(b"data: ")) for line in response if line.startswith(b"data: ")]
     assert [event["chunk_index"] for event in events] == list(range(len(events)))
     assert [event["is_final"] for event in events] == [False] * (len(events) - 1) + [True]

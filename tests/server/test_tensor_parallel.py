@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from engine_lib.talker.parallel.rank_zero import RANK_MODULE
+from patience import PATIENCE, eventually
 from server.conftest import new_server
-from server.streams import PATIENCE, Stream, audio_of, eventually, in_process_audio, inputs, model_process
+from server.streams import Stream, audio_of, in_process_audio, inputs, model_process
 from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}

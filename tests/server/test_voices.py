@@ -16,8 +16,9 @@ from tritonclient.utils import InferenceServerException
 
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.server.process import TritonServer
+from patience import PATIENCE, eventually
 from server.conftest import serve_several
-from server.streams import TEXT, Stream, audio_of, eventually, eventually_free, inputs, metric
+from server.streams import TEXT, Stream, audio_of, eventually_free, inputs, metric
 
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 RATE = 16_000
@@ -141,7 +142,7 @@ def test_a_stored_voice_speaks_as_its_reference_and_survives_a_restart(
             restarted.terminate()
             chunk = stream.last()
         assert (chunk.finish_reason, chunk.error) == ("error", "the server is shutting down")
-        assert restarted.wait(30) == 0
+        assert restarted.wait(PATIENCE) == 0
     assert "'anna.2' is not a stored voice; stored: timbre" in refusal(three, "qwen3_tts_base", inputs(voice="anna.2"))
     voices(three, [], action="remove", name="timbre")
     log = three.log_file.read_text(errors="replace")

@@ -14,6 +14,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from engine_lib.server.process import TritonServer
+from patience import PATIENCE
 from qwen3_tts_client import AsyncClient, Client, InvalidRequest, Recording, RequestTimeout, ServerUnavailable
 from qwen3_tts_client.cli import app
 
@@ -168,6 +169,6 @@ def test_the_examples_of_the_docs_run(three: TritonServer, runner: CliRunner, re
     exec(compile(example.replace('"localhost:8001"', f'"{url_of(three)}", "qwen3_tts_base"'), "voices.md", "exec"), {})
     [body] = re.findall(r"-d '(.*?)'", DOCS)
     request = urllib.request.Request(f"http://localhost:{three.http_port}/v2/models/voices/infer", data=body.encode())
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         answer = json.loads(json.load(response)["outputs"][0]["data"][0])
     assert "vivian" in [voice["name"] for voice in answer["voices"]]

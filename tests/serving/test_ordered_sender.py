@@ -9,6 +9,7 @@ from collections import defaultdict
 from functools import partial
 
 from engine_lib.serving.ordered_sender import OrderedSender
+from patience import PATIENCE
 
 
 def ignore(error: BaseException) -> None:
@@ -28,9 +29,9 @@ def test_jobs_of_a_stream_run_in_order_and_never_overlap() -> None:
         running[stream_key].release()
 
     sender = OrderedSender("test", 4, ignore)
-    for number, stream_key in enumerate(keys):
-        sender.put(stream_key, partial(job, stream_key, number))
-    assert sender.close(timeout=30)
+    for number, key in enumerate(keys):
+        sender.put(key, partial(job, key, number))
+    assert sender.close(timeout=PATIENCE)
     assert {key: [number for number, other in enumerate(keys) if other == key] for key in set(keys)} == done
 
 
@@ -40,17 +41,17 @@ def test_an_urgent_job_goes_ahead_of_what_waits_and_the_rest_keeps_its_order() -
 
     def hold_up() -> None:
         busy.set()
-        assert go_on.wait(timeout=30)
+        assert go_on.wait(timeout=PATIENCE)
 
     sender = OrderedSender("test", 1, ignore)
     sender.put("a", hold_up)
-    assert busy.wait(timeout=30)
-    for name in ("a1", "b1", "a2"):
-        sender.put(name[0], partial(done.append, name))
-    for name in ("c1", "d1"):
-        sender.put(name[0], partial(done.append, name), urgent=True)
+    assert busy.wait(timeout=PATIENCE)
+    for key in ("a1", "b1", "a2"):
+        sender.put(key[0], partial(done.append, key))
+    for key in ("c1", "d1"):
+        sender.put(key[0], partial(done.append, key), urgent=True)
     go_on.set()
-    assert sender.close(timeout=30)
+    assert sender.close(timeout=PATIENCE)
     assert done == ["c1", "d1", "a1", "b1", "a2"]
 
 
@@ -60,7 +61,7 @@ def test_a_failing_job_is_reported_and_the_next_one_runs() -> None:
     sender = OrderedSender("test", 1, lambda error: failures.append(str(error)))
     sender.put("a", partial(int, "not a number"))
     sender.put("a", ran.set)
-    assert sender.close(timeout=30)
+    assert sender.close(timeout=PATIENCE)
     assert ran.is_set()
     assert len(failures) == 1
 
@@ -68,7 +69,7 @@ def test_a_failing_job_is_reported_and_the_next_one_runs() -> None:
 def test_close_says_when_a_job_does_not_end() -> None:
     release = threading.Event()
     sender = OrderedSender("test", 1, ignore)
-    sender.put("a", lambda: release.wait(30))
+    sender.put("a", lambda: release.wait(PATIENCE))
     assert not sender.close(timeout=0.05)
     release.set()
 
@@ -77,6 +78,6 @@ def test_put_does_not_wait_for_a_slow_job() -> None:
     release = threading.Event()
     sender = OrderedSender("test", 1, ignore)
     for _ in range(100):
-        sender.put("a", lambda: release.wait(30))
+        sender.put("a", lambda: release.wait(PATIENCE))
     release.set()  # reached although no job has ended
-    assert sender.close(timeout=30)
+    assert sender.close(timeout=PATIENCE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,13 +28,13 @@ from engine_lib.talker.request import CodesChunk, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule
 from engine_lib.talker.sequence import Sequence
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from patience import PATIENCE
 
 Codes = npt.NDArray[np.int16]
 Actions = Mapping[int, Callable[["Stream"], object]]
 
 ONE_FRAME = Delivery((1,))
 GREEDY = SamplingParams(do_sample=False, subtalker_dosample=False)
-PATIENCE = 60.0  # seconds until a stream that has not ended counts as hanging
 
 _request_ids = itertools.count()
 
@@ -201,14 +200,6 @@ def speak(engine: BaseTalkerEngine[Any], utterance: Utterance | Prompt, sampling
     final = stream.end()
     assert final.finish_reason in ("stop", "length"), final
     return stream.codes
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
 
 
 def assert_nothing_is_held(engine: BaseTalkerEngine[Any]) -> None:

@@ -14,7 +14,8 @@ import pytest
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import Request
-from talker.speaking import GREEDY, GREETING, ONE_FRAME, PATIENCE, Stream, eventually, running_engine, running_process, start, submit
+from patience import PATIENCE, eventually
+from talker.speaking import GREEDY, GREETING, ONE_FRAME, Stream, running_engine, running_process, start, submit
 
 Running = Callable[..., AbstractContextManager[BaseTalkerEngine[Any]]]
 

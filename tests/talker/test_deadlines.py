@@ -7,26 +7,25 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from engine_lib.errors import EngineDeadError, OverloadedError
+from engine_lib.talker import engine as engine_module
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
-from talker.speaking import (
-    GREEDY,
-    GREETING,
-    ONE_FRAME,
-    PATIENCE,
-    Actions,
-    Stream,
-    assert_nothing_is_held,
-    running_engine,
-    speak,
-    start,
-    submit,
-)
+from patience import PATIENCE
+from talker.speaking import GREEDY, GREETING, ONE_FRAME, Actions, Stream, assert_nothing_is_held, running_engine, speak, start, submit
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return the clock of deadlines: a test moves its `now`."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: clock.now))
+    return clock
 
 
 class AnnouncedStream(Stream):
@@ -52,15 +51,20 @@ def speak_as(
     return submit(engine, Request(name, prompt, sampling, ONE_FRAME, deadline, announce_start), AnnouncedStream(at, on_start))
 
 
-def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_voice: Path) -> None:
+def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_voice: Path, clock: SimpleNamespace) -> None:
+    all_wait = threading.Event()
+
+    def let_time_pass(_: Stream) -> None:
+        clock.now += 2.0
+
     with running_engine(endless_voice, max_num_seqs=1) as engine:
         codes = speak(engine, GREETING, max_frames=100)
-        deadline = time.monotonic() + 1.0
-        # The engine stands still at its third frame until then, however fast or slow this machine is.
-        running = speak_as(engine, "running", deadline, at={3: lambda _: time.sleep(max(deadline - time.monotonic(), 0.0))})
+        deadline = clock.now + 1.0
+        running = speak_as(engine, "running", deadline, at={3: lambda _: all_wait.wait(PATIENCE), 6: let_time_pass})
         waiting = speak_as(engine, "waiting", deadline - 0.1)
-        late = speak_as(engine, "late", time.monotonic())
+        late = speak_as(engine, "late", clock.now)
         patient = speak_as(engine, "patient")
+        all_wait.set()
         ends = [stream.end() for stream in (running, waiting, late)]
         assert [end.finish_reason for end in ends] == ["error"] * 3
         assert all(end.error.startswith("DEADLINE_EXCEEDED: timeout: ") for end in ends)
@@ -72,10 +76,13 @@ def test_a_running_and_a_waiting_request_end_when_their_time_has_passed(endless_
         assert_nothing_is_held(engine)
 
 
-def test_a_request_that_ends_in_time_leaves_no_deadline_for_a_later_one_of_its_name(endless_voice: Path) -> None:
+def test_a_request_that_ends_in_time_leaves_no_deadline_for_a_later_one_of_its_name(endless_voice: Path, clock: SimpleNamespace) -> None:
+    def let_time_pass(_: Stream) -> None:
+        clock.now += 2.0
+
     with running_engine(endless_voice) as engine:
-        assert speak_as(engine, "same", time.monotonic() + 1.0, max_frames=1).end().finish_reason == "length"
-        again = speak_as(engine, "same", None, at={3: lambda _: time.sleep(1.0)})
+        assert speak_as(engine, "same", clock.now + 1.0, max_frames=1).end().finish_reason == "length"
+        again = speak_as(engine, "same", None, at={3: let_time_pass})
         assert again.end().finish_reason == "length"
 
 

@@ -17,11 +17,11 @@ from engine_lib.talker import engine as engine_module
 from engine_lib.talker.base_engine import FRAME_BUDGET_BASE, FRAME_BUDGET_PER_TOKEN
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import Request
+from patience import PATIENCE
 from talker.speaking import (
     GREEDY,
     GREETING,
     ONE_FRAME,
-    PATIENCE,
     Codes,
     Stream,
     Utterance,
@@ -181,8 +181,8 @@ def test_one_waiting_request_too_many_is_refused_while_the_others_go_on(endless_
 
 def test_shutdown_ends_running_and_waiting_streams_with_an_error(endless_voice: Path):
     enough = threading.Event()
-    with running_engine(endless_voice, max_num_seqs=2) as engine:
-        streams = [start(engine, GREETING, max_frames=100, at={3: lambda _: enough.set()}) for _ in range(5)]
+    with running_engine(endless_voice, max_num_seqs=2, max_model_len=2048) as engine:
+        streams = [start(engine, GREETING, max_frames=2000, at={3: lambda _: enough.set()}) for _ in range(5)]
         assert enough.wait(PATIENCE)
         engine.shutdown()
         assert all(stream.has_ended for stream in streams)

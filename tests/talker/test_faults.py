@@ -20,7 +20,8 @@ from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import LaunchedFrames, TalkerEngine
 from engine_lib.talker.scheduler import Schedule
 from engine_lib.talker.sequence import Sequence
-from talker.speaking import PATIENCE, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+from patience import PATIENCE
+from talker.speaking import Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
 
 UTTERANCES = [
     Utterance("Good morning!"),

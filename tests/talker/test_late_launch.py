@@ -10,15 +10,18 @@ import pytest
 from engine_lib.talker import engine as engine_module
 from engine_lib.talker.device.plan import DecodePlan, Plan, PrefillPlan
 from engine_lib.talker.device.worker import FrameResult
-from talker.speaking import GREETING, PATIENCE, Utterance, assert_nothing_is_held, running_engine, start
-
-LONG = 30.0  # as LAUNCH_SHARE: each step is launched after that many times the duration of one
+from patience import PATIENCE
+from talker.speaking import GREETING, Stream, Utterance, assert_nothing_is_held, running_engine, start
 
 
 def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine_module, "LAUNCH_SHARE", LONG)
     launches: list[tuple[str, int]] = []
     begun = threading.Event()
+
+    def hold_back(_: Stream) -> None:
+        monkeypatch.setattr(engine_module, "LAUNCH_SHARE", 1e6)
+        begun.set()
+
     with running_engine(voice, pipelined=True) as engine:
         execute = engine.worker.execute
 
@@ -26,14 +29,15 @@ def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monk
             match plan:
                 case PrefillPlan():
                     launches.append(("prefill", plan.layout.sequences))
+                    monkeypatch.setattr(engine_module, "LAUNCH_SHARE", 0.0)
                 case DecodePlan():
                     launches.append(("decode", len(plan.slots)))
             return execute(plan)
 
         monkeypatch.setattr(engine.worker, "execute", watched)
-        first = start(engine, GREETING, max_frames=8, at={2: lambda _: begun.set()})
+        first = start(engine, GREETING, max_frames=8, at={2: hold_back})
         assert begun.wait(PATIENCE)
-        launches.clear()  # a step runs, and the next one is not launched yet
+        launches.clear()  # a step runs, and the next one is held back until the second request is prefilled
         second = start(engine, Utterance(), max_frames=3)
         assert {first.end().finish_reason, second.end().finish_reason} <= {"stop", "length"}
         assert_nothing_is_held(engine)

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,15 +22,14 @@ from engine_lib.talker.isolation import remote_engine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request, RequestListener
 from make_checkpoint import make_checkpoint
+from patience import PATIENCE, eventually
 from talker.speaking import (
     GREEDY,
     GREETING,
     ONE_FRAME,
-    PATIENCE,
     Stream,
     Utterance,
     assert_nothing_is_held,
-    eventually,
     running_engine,
     running_process,
     speak,
@@ -107,10 +107,11 @@ def test_chunks_grow_as_the_policy_says(endless: Path):
 
 
 def test_what_cannot_be_accepted_is_refused_at_once(endless: Path):
+    all_refused = threading.Event()
     with running_process(endless, max_num_seqs=1, max_waiting_requests=1, max_model_len=64) as engine:
         with pytest.raises(InvalidRequestError, match="max_frames: 100 is not allowed"):
             start(engine, GREETING, max_frames=100)
-        first = start(engine, GREETING, max_frames=40)
+        first = start(engine, GREETING, max_frames=40, at={1: lambda _: all_refused.wait(PATIENCE)})  # open until then
         engine.reserve("later")
         with pytest.raises(OverloadedError, match="2 requests are open and at most 2 are allowed"):
             start(engine, GREETING)
@@ -119,6 +120,7 @@ def test_what_cannot_be_accepted_is_refused_at_once(endless: Path):
             engine.submit(first.request, RequestListener())
         second = start(engine, GREETING, max_frames=5)
         assert engine.stats().waiting >= 1
+        all_refused.set()
         assert first.end().finish_reason == second.end().finish_reason == "length"
         until_nothing_is_held(engine)
     with pytest.raises(EngineDeadError):
@@ -147,17 +149,19 @@ def test_a_deadline_and_a_failing_listener_end_their_own_streams_alone(endless: 
 
 # the end of processes
 
+LONG: dict[str, Any] = {"max_model_len": 2048, "max_num_seqs": 4}
+
 
 def streams_under_way(engine: RemoteTalkerEngine) -> list[Stream]:
-    """Three streams that would take long, each of which has begun."""
+    """Three streams of an engine of LONG that would take long, each of which has begun."""
     begun = threading.Semaphore(0)
-    streams = [start(engine, GREETING, max_frames=110, at={1: lambda _: begun.release()}) for _ in range(3)]
+    streams = [start(engine, GREETING, max_frames=2000, at={1: lambda _: begun.release()}) for _ in range(3)]
     assert all(begun.acquire(timeout=PATIENCE) for _ in streams)
     return streams
 
 
 def test_a_killed_process_ends_every_stream_with_an_error_that_says_so(endless: Path):
-    with running_process(endless) as engine:
+    with running_process(endless, **LONG) as engine:
         streams = streams_under_way(engine)
         os.kill(engine.pid, signal.SIGKILL)
         for stream in streams:
@@ -170,7 +174,7 @@ def test_a_killed_process_ends_every_stream_with_an_error_that_says_so(endless: 
 def test_an_engine_that_fails_in_its_process_ends_the_process(checkpoints: Path):
     heads = {"talker_config.num_attention_heads": 4, "talker_config.num_key_value_heads": 2}
     path = make_checkpoint(checkpoints / "endless_two_heads", overrides=heads, eos_gain=0.0)
-    with running_process(path, tensor_parallel_size=2) as engine:
+    with running_process(path, tensor_parallel_size=2, **LONG) as engine:
         streams = streams_under_way(engine)
         [rank] = subprocess.run(["pgrep", "-P", str(engine.pid)], capture_output=True, text=True, check=True).stdout.split()
         os.kill(int(rank), signal.SIGKILL)
@@ -181,7 +185,7 @@ def test_an_engine_that_fails_in_its_process_ends_the_process(checkpoints: Path)
 
 
 def test_a_shutdown_ends_streams_under_way_and_the_process(endless: Path):
-    with running_process(endless) as engine:
+    with running_process(endless, **LONG) as engine:
         streams = streams_under_way(engine)
         engine.shutdown()
         assert [stream.end().error for stream in streams] == ["the server is shutting down"] * 3
@@ -197,7 +201,7 @@ from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 engine = RemoteTalkerEngine(Checkpoint(sys.argv[1]), EngineConfig(device="cpu", max_model_len=128, max_num_seqs=2))
 engine.start()
 print(engine.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

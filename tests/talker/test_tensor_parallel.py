@@ -32,17 +32,16 @@ from engine_lib.talker.parallel import all_reduce, other_rank, rank_zero
 from engine_lib.talker.parallel.all_reduce import RankGroup
 from engine_lib.talker.parallel.rank_zero import RankZero
 from make_checkpoint import make_checkpoint
+from patience import PATIENCE, eventually
 from talker.ranks import assert_same_state, start_threads
 from talker.speaking import (
     GREEDY,
     GREETING,
-    PATIENCE,
     Codes,
     Stream,
     Utterance,
     assert_nothing_is_held,
     checkpoint,
-    eventually,
     make_engine,
     running_engine,
     speak,
@@ -175,9 +174,9 @@ def test_shards_of_a_weight_make_up_the_whole(eight_heads: Path, count: int):
 
 @pytest.mark.parametrize(("size", "busy"), [(4, True), (2, False)], ids=["busy", "idle"])
 def test_a_killed_rank_ends_every_stream_with_an_error_and_the_engine(eight_heads: Path, size: int, busy: bool):
-    with running_engine(eight_heads, tensor_parallel_size=size) as engine:
+    with running_engine(eight_heads, tensor_parallel_size=size, max_model_len=2048) as engine:
         enough = threading.Event()
-        streams = [start(engine, GREETING, max_frames=100, at={3: lambda _: enough.set()}) for _ in range(3 if busy else 0)]
+        streams = [start(engine, GREETING, max_frames=2000, at={3: lambda _: enough.set()}) for _ in range(3 if busy else 0)]
         assert not busy or enough.wait(PATIENCE)
         os.kill(rank_processes(os.getpid())[-1], signal.SIGKILL)
         for stream in streams:
@@ -201,13 +200,19 @@ def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_he
 def test_a_sum_that_no_rank_would_end_ends_when_another_rank_is_killed(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
     """Rank 0 receives from rank 1, which stands still, and sends to rank 3; gloo does not report the end of rank 2 to it."""
     monkeypatch.setattr(rank_zero, "END_SECONDS", 0.5)
-    with running_engine(eight_heads, tensor_parallel_size=4) as engine:
+
+    def stands_still() -> bool:
+        steps = engine.stats().num_steps
+        time.sleep(0.5)
+        return engine.stats().num_steps == steps
+
+    with running_engine(eight_heads, tensor_parallel_size=4, max_model_len=2048) as engine:
         enough = threading.Event()
-        stream = start(engine, GREETING, max_frames=100, at={3: lambda _: enough.set()})
+        stream = start(engine, GREETING, max_frames=2000, at={3: lambda _: enough.set()})
         assert enough.wait(PATIENCE)
         still, killed, _ = rank_processes(os.getpid())
         os.kill(still, signal.SIGSTOP)
-        time.sleep(0.5)  # rank 0 is in an all_reduce then
+        eventually(stands_still, "rank 0 is in an all_reduce")
         os.kill(killed, signal.SIGKILL)
         assert "the talker engine failed" in stream.end().error
     eventually(lambda: rank_processes(os.getpid()) == [], "the other ranks end")
@@ -251,7 +256,7 @@ class Busy(RequestListener):
     def on_chunk(self, chunk):
         print("busy", flush=True)
 engine.submit(Request("endless", prompt, SamplingParams(max_frames=100), Delivery((3,))), Busy())
-time.sleep(60)
+time.sleep(600)
 """
 
 

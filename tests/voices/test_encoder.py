@@ -21,6 +21,7 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.encoder import Audio, EncodedVoice, VoiceEncoder
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 from oracle import load_official
+from patience import PATIENCE
 from voices.recordings import recordings
 
 TEXT = "what is said"
@@ -42,18 +43,18 @@ def held(encoder: VoiceEncoder) -> Iterator[None]:
 
     def waiting(clips: list[Audio], with_codes: list[bool]) -> list[EncodedVoice]:
         entered.set()
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
         return run(clips, with_codes)
 
     encoder._run_encoders = waiting  # type: ignore[method-assign, assignment]
     first = encoder.encode(recordings(99, 1.0)[0], x_vector_only=True)
     try:
-        assert entered.wait(60)
+        assert entered.wait(PATIENCE)
         yield
     finally:
         encoder._run_encoders = run  # type: ignore[method-assign]
         gate.set()
-        first.result(60)
+        first.result(PATIENCE)
 
 
 def assert_same_voice(actual: VoiceClonePromptItem, expected: VoiceClonePromptItem) -> None:
@@ -68,7 +69,7 @@ def test_a_prompt_is_that_of_the_official_package(tiny_base: Path, x_vector_only
     [audio] = recordings(5, 3.21)
     [expected] = load_official(tiny_base).create_voice_clone_prompt((audio, SAMPLE_RATE), TEXT, x_vector_only)
     with running_encoder(tiny_base) as encoder:
-        actual = encoder.encode(audio, x_vector_only=x_vector_only, reference_text=TEXT).result(60)
+        actual = encoder.encode(audio, x_vector_only=x_vector_only, reference_text=TEXT).result(PATIENCE)
     assert_same_voice(actual, expected)
     for name in ("x_vector_only_mode", "icl_mode", "ref_text"):
         assert getattr(actual, name) == getattr(expected, name)
@@ -87,14 +88,14 @@ def test_voices_that_wait_together_are_encoded_as_if_alone(tiny_base: Path, max_
         def encode(i: int) -> Future[VoiceClonePromptItem]:
             return encoder.encode(audio[i], x_vector_only=x_vector_only[i], reference_text=TEXT)
 
-        alone = [encode(i).result(60) for i in range(32)]
+        alone = [encode(i).result(PATIENCE) for i in range(32)]
         before = encoder.stats().num_batches
         assert before == 32
         encoder._max_batch_clips = max_batch_clips
         with held(encoder):
             answers = [encode(i) for i in range(32)]
         for answer, expected in zip(answers, alone, strict=True):
-            assert_same_voice(answer.result(60), expected)
+            assert_same_voice(answer.result(PATIENCE), expected)
         batches = encoder.stats().num_batches - before - 1  # one was held
         assert batches == 32 if max_batch_clips == 1 else batches <= 3
 
@@ -104,7 +105,7 @@ def test_a_recording_is_encoded_once(tiny_base: Path):
     with running_encoder(tiny_base) as encoder:
         with held(encoder):  # this encodes a recording of its own
             answers = [encoder.encode(first, x_vector_only=only, reference_text=TEXT) for only in (True, False, True, False)]
-        items = [answer.result(60) for answer in answers]
+        items = [answer.result(PATIENCE) for answer in answers]
         assert encoder.stats().num_encoded == 2
         for item in items[1:]:
             assert item.ref_spk_embedding.equal(items[0].ref_spk_embedding)
@@ -115,8 +116,8 @@ def test_a_recording_is_encoded_once(tiny_base: Path):
         assert_same_voice(again.result(), items[1])
         assert encoder.encode(first, x_vector_only=True).result().ref_code is None
 
-        encoder.encode(second, x_vector_only=True).result(60)
-        codes = encoder.encode(second, reference_text=TEXT).result(60).ref_code  # encoding the speaker embedding alone gave no codes
+        encoder.encode(second, x_vector_only=True).result(PATIENCE)
+        codes = encoder.encode(second, reference_text=TEXT).result(PATIENCE).ref_code  # encoding the speaker embedding alone gave no codes
         assert codes is not None
         assert encoder.stats().num_encoded == 4
 
@@ -125,24 +126,24 @@ def test_the_voice_used_longest_ago_is_forgotten(tiny_base: Path):
     a, b, c = recordings(7, 1.0, 1.0, 1.0)
     with running_encoder(tiny_base, voice_cache_size=2) as encoder:
         for clip in (a, b, a, c):
-            encoder.encode(clip, x_vector_only=True).result(60)
+            encoder.encode(clip, x_vector_only=True).result(PATIENCE)
         assert encoder.encode(a, x_vector_only=True).done()
         assert encoder.encode(c, x_vector_only=True).done()
         assert encoder.stats().cached == 2
         assert encoder.stats().num_encoded == 3
-        encoder.encode(b, x_vector_only=True).result(60)
+        encoder.encode(b, x_vector_only=True).result(PATIENCE)
         assert encoder.stats().num_encoded == 4
 
 
 def test_what_a_caller_does_to_a_prompt_stays_with_that_caller(tiny_base: Path):
     [audio] = recordings(8, 1.0)
     with running_encoder(tiny_base) as encoder:
-        item = encoder.encode(audio, reference_text=TEXT).result(60)
+        item = encoder.encode(audio, reference_text=TEXT).result(PATIENCE)
         assert item.ref_code is not None
         kept = item.ref_spk_embedding.clone(), item.ref_code.clone()
         item.ref_spk_embedding.zero_()
         item.ref_code.zero_()
-        again = encoder.encode(audio, reference_text=TEXT).result(60)
+        again = encoder.encode(audio, reference_text=TEXT).result(PATIENCE)
         assert again.ref_code is not None
         assert again.ref_spk_embedding.equal(kept[0])
         assert again.ref_code.equal(kept[1])
@@ -152,16 +153,16 @@ def test_a_recording_that_fails_fails_alone(tiny_base: Path):
     good, broken = recordings(9, 1.5, 1.5)
     broken[1234] = np.nan
     with running_encoder(tiny_base) as encoder:
-        expected = encoder.encode(good, reference_text=TEXT).result(60)
+        expected = encoder.encode(good, reference_text=TEXT).result(PATIENCE)
     with running_encoder(tiny_base) as encoder:
         encoder._max_batch_clips = 3
         with held(encoder):
             answers = [encoder.encode(clip, reference_text=TEXT) for clip in (broken, good, good[:100])]
         with pytest.raises(Qwen3TTSError, match="x-vector is not finite"):
-            answers[0].result(60)
-        assert_same_voice(answers[1].result(60), expected)
+            answers[0].result(PATIENCE)
+        assert_same_voice(answers[1].result(PATIENCE), expected)
         with pytest.raises(Qwen3TTSError, match="could not be encoded"):
-            answers[2].result(60)
+            answers[2].result(PATIENCE)
         assert encoder.stats().cached == 2  # the good one, and the one that was held
 
 
@@ -171,8 +172,8 @@ def test_a_cancelled_recording_is_not_encoded(tiny_base: Path):
             answer = encoder.encode(recordings(10, 1.0)[0], x_vector_only=True)
             assert answer.cancel()
         with pytest.raises(CancelledError):
-            answer.result(60)
-        encoder.encode(recordings(11, 1.0)[0], x_vector_only=True).result(60)
+            answer.result(PATIENCE)
+        encoder.encode(recordings(11, 1.0)[0], x_vector_only=True).result(PATIENCE)
         assert encoder.stats().num_encoded == 2
 
 
@@ -201,9 +202,9 @@ def test_shutdown_answers_what_waits_and_ends_the_thread(tiny_base: Path):
             stopping.start()
             while encoder._alive:
                 time.sleep(0.001)
-        stopping.join(60)
+        stopping.join(PATIENCE)
         with pytest.raises(EngineDeadError, match="has stopped"):
-            answer.result(60)
+            answer.result(PATIENCE)
         with pytest.raises(EngineDeadError, match="has stopped"):
             encoder.encode(audio, x_vector_only=True)
         assert not encoder._thread.is_alive()

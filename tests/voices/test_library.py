@@ -19,6 +19,7 @@ from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.voices import library as module
 from engine_lib.voices.library import RESAMPLING_THREADS, VoiceLibrary
 from engine_lib.voices.reference_audio import checked_reference_audio
+from patience import PATIENCE
 
 TEXT = "what is said"
 NO_STORE = "there is no store; name a folder"
@@ -42,7 +43,7 @@ def busy_pool(library: VoiceLibrary) -> Iterator[None]:
         yield
     finally:
         gate.set()
-        assert all(one.result(60) for one in waiting)
+        assert all(one.result(PATIENCE) for one in waiting)
 
 
 def test_a_recording_of_any_rate_gives_the_voice_of_its_resampled_samples(tiny_base: Path):
@@ -50,10 +51,10 @@ def test_a_recording_of_any_rate_gives_the_voice_of_its_resampled_samples(tiny_b
     audio = checked_reference_audio(samples, 44_100, min_seconds=1, max_seconds=30)
     with running_library(tiny_base) as library:
         assert library._encoder is not None
-        voice = library.encode(samples, 44_100, reference_text=TEXT).result(60)
-        assert voice.content_key == library._encoder.encode(audio, reference_text=TEXT).result(60).content_key
+        voice = library.encode(samples, 44_100, reference_text=TEXT).result(PATIENCE)
+        assert voice.content_key == library._encoder.encode(audio, reference_text=TEXT).result(PATIENCE).content_key
         assert (library.stats().num_requests, library.stats().num_encoded) == (2, 1)
-        alone = library.encode(samples, 44_100, x_vector_only=True).result(60)
+        alone = library.encode(samples, 44_100, x_vector_only=True).result(PATIENCE)
         assert (alone.ref_code, alone.x_vector_only_mode) == (None, True)
 
 
@@ -71,8 +72,8 @@ def test_a_refused_recording_is_named_by_the_future_and_the_others_are_encoded(t
             (wordless, "^reference_text: is empty"),
         ):
             with pytest.raises(InvalidRequestError, match=message):
-                answer.result(60)
-        assert good.result(60).ref_text == TEXT
+                answer.result(PATIENCE)
+        assert good.result(PATIENCE).ref_text == TEXT
 
 
 def test_a_recording_cancelled_before_its_turn_is_neither_resampled_nor_encoded(tiny_base: Path, monkeypatch: pytest.MonkeyPatch):
@@ -88,8 +89,8 @@ def test_a_recording_cancelled_before_its_turn_is_neither_resampled_nor_encoded(
             cancelled, kept = (library.encode(recording(seconds, 24_000), 24_000, x_vector_only=True) for seconds in (1.5, 1.6))
             assert cancelled.cancel()
         with pytest.raises(CancelledError):
-            cancelled.result(60)
-        kept.result(60)
+            cancelled.result(PATIENCE)
+        kept.result(PATIENCE)
         assert checked == [len(recording(1.6, 24_000))]
         assert library.stats().num_requests == 1
 
@@ -102,7 +103,7 @@ def test_after_shutdown_a_recording_that_waits_and_a_new_one_say_that_the_encode
             with pytest.raises(EngineDeadError, match="has stopped"):
                 library.encode(recording(1.0, 24_000), 24_000, x_vector_only=True)
         with pytest.raises(EngineDeadError, match="has stopped"):
-            waiting.result(60)
+            waiting.result(PATIENCE)
 
 
 def test_a_stored_voice_is_loaded_for_the_checkpoint(tiny_base: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from engine_lib.voices.reference_audio import SAMPLE_RATE
 from engine_lib.voices.reference_encoder import ReferenceEncoder
 from make_checkpoint import make_checkpoint
 from oracle import load_official
+from patience import PATIENCE
 from voices.near_ties import assert_same_codes
 from voices.recordings import fresh_seed, recordings
 
@@ -122,7 +123,7 @@ def test_codes_are_the_same_under_transformers_5(other_shapes: Path, tmp_path: P
     np.savez(tmp_path / "audio.npz", *audio)
     path = os.pathsep.join([str(TRANSFORMERS_5), str(Path(__file__).parents[2])])
     command = [sys.executable, "-c", ENCODE, str(other_shapes), str(tmp_path / "audio.npz"), str(tmp_path / "codes.npz")]
-    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert run.returncode == 0, run.stderr
     codes = np.load(tmp_path / "codes.npz")
     encoder = load(other_shapes)

@@ -1,0 +1,18 @@
+"""How tests wait for what must happen. No test asserts a time: a limit is there to end a hang, on the slowest machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# Seconds until something that has not happened counts as hanging. An idle machine needs some, one with ten other things to do a minute.
+# pytest's own limit for a test (`timeout` in pyproject.toml) is above it, so that a test that hangs says what it waited for.
+PATIENCE = 300.0
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until `condition` holds, which `what` says in words."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
