@@ -96,8 +96,10 @@ def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start(t
     assert happened == ["start", 0, 1, 2, 3, 4, 5]
 
 
-def test_chunks_grow_as_the_policy_says(endless: Path):
-    with running_process(endless, chunk_policy="adaptive", adaptive_chunk_streams=1, adaptive_chunk_frames=9) as engine:
+def test_chunks_grow_as_the_policy_says(checkpoints: Path):
+    # Frames of 80 s, so that a client has enough audio left however slow this machine is.
+    path = make_checkpoint(checkpoints / "long_frames", overrides={"speech_tokenizer.output_sample_rate": 24}, eos_gain=0.0)
+    with running_process(path, chunk_policy="adaptive", adaptive_chunk_streams=1, adaptive_chunk_frames=9) as engine:
         stream = start(engine, GREETING, max_frames=60, chunk_frames=(1, 2))
         stream.end()
     assert 2 < max(len(chunk.codes) for chunk in stream.chunks) <= 9
