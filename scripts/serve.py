@@ -31,7 +31,7 @@ from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import ConfigError, Qwen3TTSError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.mps import MpsDaemon
-from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
 
@@ -81,9 +81,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
     return TritonServer(
         options={},
         repository=repository,
-        http_port=arguments.http_port,
-        grpc_port=arguments.grpc_port,
-        metrics_port=arguments.metrics_port,
+        ports=Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port),
         log_file=arguments.log_file,
         arguments=arguments.triton_argument,
         environment=NO_VARIABLES | environment,

@@ -1,4 +1,4 @@
-"""Checkpoints for all tests, the skipping of tests without their hardware, and the memory of a file of tests."""
+"""Checkpoints for all tests, skipping of tests without their hardware, and the memory of a file."""
 
 from __future__ import annotations
 

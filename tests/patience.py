@@ -1,4 +1,4 @@
-"""How tests wait for what must happen. No test asserts a time: a limit is there to end a hang, on the slowest machine."""
+"""How tests wait. No test asserts a time: a limit only ends a hang, on the slowest machine too."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.installation import ServerError, ServerInstallation
@@ -32,6 +33,17 @@ EMPTY_SECONDS = 5.0
 LOG_LINES_SHOWN = 15
 
 
+class Ports(NamedTuple):
+    """The ports of a server; 0 takes a free one."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+DEFAULT_PORTS, FREE_PORTS = Ports(8000, 8001, 8002), Ports(0, 0, 0)
+
+
 class TritonServer:
     """One server process. As a context manager: started and ready inside, stopped outside.
 
@@ -46,9 +58,7 @@ class TritonServer:
         *,
         options: Mapping[str, str],
         repository: Path = MODEL_REPOSITORY,
-        http_port: int = 8000,
-        grpc_port: int = 8001,
-        metrics_port: int = 8002,
+        ports: Ports = DEFAULT_PORTS,
         log_file: Path | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str | None] | None = None,
@@ -58,7 +68,7 @@ class TritonServer:
         Args:
             options: options of EngineConfig by name; they override config.pbtxt and the environment.
             repository: the model repository.
-            http_port, grpc_port, metrics_port: 0 takes a free one.
+            ports: to listen on.
             log_file: default: a new file in the temporary folder.
             arguments: further arguments of tritonserver.
             environment: changes to this process's environment, such as those of an MpsDaemon; None removes a variable.
@@ -67,7 +77,7 @@ class TritonServer:
         self.options = dict(options)
         self.repository = repository
         self.models = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
-        self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in (http_port, grpc_port, metrics_port))
+        self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in ports)
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
         self._talkers = [model for model in self.models if model.startswith(TALKER)]

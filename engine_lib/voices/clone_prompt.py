@@ -1,4 +1,4 @@
-"""VoiceClonePromptItem: a voice to clone, for base checkpoints. The fields are those of qwen-tts 0.1.1.
+"""VoiceClonePromptItem: a voice to clone, for base checkpoints. Its fields are those of qwen-tts.
 
 An item is made once from reference audio and used for any number of texts.
 """

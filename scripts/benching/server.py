@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from engine_lib.server.mps import MpsDaemon
-from engine_lib.server.process import TritonServer
+from engine_lib.server.process import FREE_PORTS, TritonServer
 
 START_SECONDS = 300.0  # until it must be ready
 
@@ -27,9 +27,7 @@ def running_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_f
     with MpsDaemon() if mps else nullcontext() as daemon:
         server = TritonServer(
             options={**options, "model_path": str(folder)},
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
+            ports=FREE_PORTS,
             log_file=log_file,
             environment=daemon.environment if daemon else {},
         )

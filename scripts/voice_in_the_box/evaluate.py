@@ -201,10 +201,10 @@ def evaluate_codec(checkpoint: Path, run: Path, num_sentences: int) -> float:
 @contextmanager
 def server_say(checkpoint: Path, options: dict[str, str]) -> Iterator[Say]:
     """Speech from a Triton server of our own."""
-    from engine_lib.server.process import TritonServer
+    from engine_lib.server.process import FREE_PORTS, TritonServer
     from qwen3_tts_client import Client
 
-    server = TritonServer(options={"model_path": str(checkpoint.resolve()), **options}, http_port=0, grpc_port=0, metrics_port=0)
+    server = TritonServer(options={"model_path": str(checkpoint.resolve()), **options}, ports=FREE_PORTS)
     with server, Client(f"localhost:{server.grpc_port}") as client:
 
         def say(text: str, speaker: str, parameters: dict[str, Any]) -> tuple[Audio, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE
@@ -34,8 +34,7 @@ def new_server(
     """A server on free ports that is not started; its models have one thread each."""
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
     defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
-    chosen |= dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
-    return TritonServer(options=defaults | options, log_file=log_file, exit_seconds=exit_seconds, **chosen)
+    return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, exit_seconds=exit_seconds, **chosen)
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +79,14 @@ def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonS
     """A server of several checkpoints with a voice store, on free ports, not yet started."""
     options = Options(every=MODEL_OPTIONS | {"voice_store": str(store), "reference_max_seconds": "5"})
     lay_out(MODEL_REPOSITORY, folder / "repository", list(models.values()), options)
-    chosen: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "exit_seconds": PATIENCE}
-    return TritonServer(options={}, repository=folder / "repository", log_file=folder / "log", environment=NO_VARIABLES, **chosen)
+    return TritonServer(
+        options={},
+        repository=folder / "repository",
+        ports=FREE_PORTS,
+        log_file=folder / "log",
+        environment=NO_VARIABLES,
+        exit_seconds=PATIENCE,
+    )
 
 
 @pytest.fixture(scope="session")

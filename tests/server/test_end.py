@@ -19,7 +19,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.installation import ServerError
-from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from patience import PATIENCE, eventually
 from server.conftest import new_server
 from server.streams import Chunk, ModelProcess, Stream, inputs, model_process
@@ -194,7 +194,7 @@ def test_talker_and_codec_take_the_device_of_their_own_config(endless_voice: Pat
         config = repository / model / "config.pbtxt"
         config.write_text(config.read_text().replace('string_value: "auto"', f'string_value: "{device}"'))
     options = {"model_path": str(endless_voice)}
-    server = TritonServer(options=options, repository=repository, http_port=0, grpc_port=0, metrics_port=0, log_file=tmp_path / "log")
+    server = TritonServer(options=options, repository=repository, ports=FREE_PORTS, log_file=tmp_path / "log")
     with pytest.raises(ServerError) as failure, server:
         pass
     assert "codec_decoder: ConfigError: device: 'cuda:99' is not" in str(failure.value)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from engine_lib.server.mps import CONTROL, MpsDaemon
-from engine_lib.server.process import TritonServer
+from engine_lib.server.process import FREE_PORTS, TritonServer
 from qwen3_tts_client import AsyncClient
 from server.streams import SAMPLES_PER_FRAME, eventually_free
 
@@ -45,9 +45,7 @@ async def test_128_streams_on_a_gpu_are_each_the_stream_that_runs_alone(endless_
     with MpsDaemon() if shutil.which(CONTROL) else nullcontext() as mps:
         server = TritonServer(
             options=options,
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
+            ports=FREE_PORTS,
             log_file=tmp_path / "log",
             environment=mps.environment if mps else {},
         )
