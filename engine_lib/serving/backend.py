@@ -1,7 +1,7 @@
 """TritonBackend: the few things a service needs of Triton's Python backend, in plain types.
 
 The shell imports `triton_python_backend_utils` and hands the module over. So this package can be imported, and its parts
-tested, without a server.
+tested, without a server. Nothing here imports torch: two of the models do without it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy.typing as npt
 from engine_lib.errors import place_of
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import RelayedError, status
-from engine_lib.serving.message import Tensors
 from engine_lib.serving.metrics import Counter
+
+Tensors = dict[str, npt.NDArray[Any]]  # of one request or answer, by name
 
 
 class TritonBackend:

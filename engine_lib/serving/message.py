@@ -20,9 +20,8 @@ from msgspec import MsgspecError, structs
 
 from engine_lib.delivery import AudioFormat, Delivery
 from engine_lib.process.wire import Message, Wire
+from engine_lib.serving.backend import Tensors
 from engine_lib.talker.request import CodesChunk
-
-Tensors = dict[str, npt.NDArray[Any]]
 
 
 class CodesMessage(Message, frozen=True):

@@ -21,9 +21,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from engine_lib.errors import InvalidRequestError
-from engine_lib.serving.backend import Reply, TritonBackend
+from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.errors import RelayedError
-from engine_lib.serving.message import Tensors
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.serving.server_guard import ServerGuard
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call

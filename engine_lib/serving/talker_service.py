@@ -16,9 +16,8 @@ from engine_lib.delivery import Delivery
 from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.backend import Reply, TritonBackend
+from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.control_requests import ControlRequests
-from engine_lib.serving.message import Tensors
 from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.served import served_checkpoints

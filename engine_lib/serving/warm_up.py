@@ -20,7 +20,8 @@ from engine_lib.codec.graphs import FRAME_BUCKETS
 from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt, PromptBuilder
-from engine_lib.serving.message import AudioAnswer, CodesMessage, Tensors
+from engine_lib.serving.backend import Tensors
+from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener

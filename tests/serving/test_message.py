@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
-from engine_lib.serving.message import AudioAnswer, CodesMessage, Tensors, pcm16
+from engine_lib.serving.backend import Tensors
+from engine_lib.serving.message import AudioAnswer, CodesMessage, pcm16
 from engine_lib.talker.request import CodesChunk
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
