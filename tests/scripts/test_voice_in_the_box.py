@@ -39,6 +39,7 @@ from voice_in_the_box.talker_training import MAX_POSITIONS, Batches, logits
 RECIPE = Path(__file__).resolve().parents[2] / "scripts" / "voice_in_the_box"
 TEXT = "It is 12:45, Emma."
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False, "max_new_tokens": 25}
+SMALL: dict[str, Any] = {"device": "cpu", "max_num_seqs": 1, "codec_slots": 1, "max_model_len": 512}
 CPU = torch.device("cpu")
 
 Tensors = dict[str, torch.Tensor]
@@ -76,7 +77,7 @@ def test_the_checkpoint_is_small_enough_to_ship(untrained: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_teacher_forcing_the_engines_greedy_codes_predicts_each_of_them(untrained: Path, layout: bool) -> None:
-    with Qwen3TTS.from_pretrained(untrained, device="cpu") as tts:
+    with Qwen3TTS.from_pretrained(untrained, **SMALL) as tts:
         [codes] = tts.generate_codes(TEXT, "ben", "english", non_streaming_mode=layout, repetition_penalty=1.0, **GREEDY)
     prompts = PromptBuilder(Checkpoint(untrained), max_text_length=100)
     prompt = prompts.build(text=TEXT, voice="ben", language="english", non_streaming_mode=layout)
@@ -112,7 +113,7 @@ def test_the_codec_in_training_decodes_as_the_engine_does(untrained: Path) -> No
     with torch.no_grad():
         quantised = Quantiser(codec, config)(latents)
         audio = decode(codec, config, quantised.latents)[0].clamp(-1, 1)
-    with Qwen3TTS.from_pretrained(untrained, device="cpu") as tts:
+    with Qwen3TTS.from_pretrained(untrained, **SMALL) as tts:
         [theirs], _ = tts.decode(quantised.codes[0].numpy().astype(np.int16))
     assert len(theirs) == 9 * SAMPLES_PER_FRAME
     np.testing.assert_allclose(audio.numpy(), theirs, atol=1e-5)
@@ -120,7 +121,7 @@ def test_the_codec_in_training_decodes_as_the_engine_does(untrained: Path) -> No
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_official_package_speaks_the_same_codes(untrained: Path, layout: bool) -> None:
-    with Qwen3TTS.from_pretrained(untrained, device="cpu") as tts:
+    with Qwen3TTS.from_pretrained(untrained, **SMALL) as tts:
         [ours] = tts.generate_codes(TEXT, "ada", "english", non_streaming_mode=layout, **GREEDY)
     [theirs], _ = oracle.official_codes(untrained, text=TEXT, speaker="ada", language="english", non_streaming_mode=layout, **GREEDY)
     assert ours.tolist() == theirs.tolist()
