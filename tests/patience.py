@@ -8,6 +8,7 @@ from collections.abc import Callable
 # Seconds until something that has not happened counts as hanging. An idle machine needs some, one with ten other things to do a minute.
 # pytest's own limit for a test (`timeout` in pyproject.toml) is above it, so that a test that hangs says what it waited for.
 PATIENCE = 300.0
+PROGRAM_PATIENCE = 3 * PATIENCE  # for a program that computes for a minute on an idle machine
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

@@ -24,7 +24,7 @@ from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.prompt import PromptBuilder
 from engine_lib.server.installation import ServerError, ServerInstallation
 from engine_lib.talker.device.model import TalkerModel
-from patience import PATIENCE
+from patience import PROGRAM_PATIENCE
 from voice_in_the_box import shapes
 from voice_in_the_box.codec_model import Quantiser, decode
 from voice_in_the_box.corpus import LAYOUTS, Corpus, input_rows
@@ -179,10 +179,10 @@ def test_the_whole_chain_runs_at_toy_size(tmp_path: Path) -> None:
         pytest.skip(str(error))
     run, environment = tmp_path / "run", dict(os.environ, OMP_NUM_THREADS="1")
     trained = [sys.executable, str(RECIPE / "train.py"), str(run), "--smoke", "--device", "cpu", "--processes", "1"]
-    subprocess.run(trained, check=True, env=environment, timeout=PATIENCE)
+    subprocess.run(trained, check=True, env=environment, timeout=PROGRAM_PATIENCE)
     assert (run / "curves.png").stat().st_size > 0
     checked = [sys.executable, str(RECIPE / "evaluate.py"), str(run / "checkpoint"), "--report-only"]
-    subprocess.run([*checked, "--codec-only", str(run), "--sentences", "3"], check=True, env=environment, timeout=PATIENCE)
+    subprocess.run([*checked, "--codec-only", str(run), "--sentences", "3"], check=True, env=environment, timeout=PROGRAM_PATIENCE)
     asked = [*checked, "--quick", "--sentences", "3", "--digits", "2", "--json", str(run / "scores.json")]
-    output = subprocess.run(asked, check=True, env=environment, timeout=PATIENCE, capture_output=True, text=True).stdout
+    output = subprocess.run(asked, check=True, env=environment, timeout=PROGRAM_PATIENCE, capture_output=True, text=True).stdout
     assert output.count("retrieved") >= 4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benching.speech_load import Report, Spoken, summary
-from patience import PATIENCE
+from patience import PATIENCE, PROGRAM_PATIENCE
 
 LONGEST_SECONDS = 128
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def measured(folder: Path, seconds: int) -> dict[str, Any]:
     command += ["--patience", str(PATIENCE)]  # no stream is cut
     command += ["--option", "num_threads=1", "--option", "max_model_len=2048", "--option", "max_num_seqs=8", "--option", "codec_slots=8"]
     command += ["--checkpoints", str(folder), "--output", str(output)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_PATIENCE, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     written: dict[str, Any] = json.loads(output.read_text())
     assert "bench_server.py" in written["command"]
