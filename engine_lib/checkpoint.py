@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from tokenizers import Regex
@@ -23,6 +22,7 @@ from engine_lib.errors import CheckpointError
 from engine_lib.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    import torch  # types only: models without an engine import this module, and must not load torch
     from transformers import PreTrainedTokenizerBase
 
 # A word ends before a capital that follows a small letter; contractions are not split off; slashes stay with line ends.
