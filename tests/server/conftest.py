@@ -114,5 +114,5 @@ def shared_three(
 
 @pytest.fixture
 def three(shared_three: TritonServer, voice_folder: Path) -> TritonServer:
-    """That server, whose voice store is empty."""
+    """The server of all three kinds, with an empty voice store."""
     return shared_three
