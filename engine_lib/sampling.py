@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
 
+import numpy as np
+
 from engine_lib.errors import InvalidRequestError
 
 MAX_SEED = 2**63 - 1
@@ -18,9 +20,9 @@ class SamplingParams:
     """Sampling of codebook 0 by the talker, and of codebooks 1..15 by the code predictor (`subtalker_*`).
 
     Attributes:
-        temperature: logits are divided by it; > 0.
+        temperature: logits are divided by it; > 0, or 0 if do_sample is False, which does not use it.
         top_k: keep the k likeliest ids; 0 keeps all.
-        top_p: keep the smallest set of ids with at least this total probability; in (0, 1].
+        top_p: keep the smallest set of ids with at least this total probability; in (0, 1], or 0 if do_sample is False.
         repetition_penalty: makes codebook-0 ids that this request has used less likely; > 0, 1 is off.
         do_sample: sample; False takes the likeliest id.
         seed: the same seed gives the same random numbers in any batch; None: a fresh one.
@@ -40,14 +42,14 @@ class SamplingParams:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "subtalker_temperature", "repetition_penalty"):
+        for name, switch in (("temperature", "do_sample"), ("subtalker_temperature", "subtalker_dosample"), ("repetition_penalty", "")):
             value = getattr(self, name)
-            if not (math.isfinite(value) and 1e-3 <= value <= 1e3):
-                raise InvalidRequestError(name, f"{value} is not allowed; give a number from 0.001 to 1000")
-        for name in ("top_p", "subtalker_top_p"):
+            if not (math.isfinite(value) and 1e-3 <= value <= 1e3) and not self._is_off(value, switch):
+                raise InvalidRequestError(name, f"{value} is not allowed; give a number from 0.001 to 1000{_greedy(switch)}")
+        for name, switch in (("top_p", "do_sample"), ("subtalker_top_p", "subtalker_dosample")):
             value = getattr(self, name)
-            if not 0.0 < value <= 1.0:
-                raise InvalidRequestError(name, f"{value} is not allowed; give a number above 0 and up to 1")
+            if not 0.0 < value <= 1.0 and not self._is_off(value, switch):
+                raise InvalidRequestError(name, f"{value} is not allowed; give a number above 0 and up to 1{_greedy(switch)}")
         for name in ("top_k", "subtalker_top_k"):
             value = getattr(self, name)
             if not 0 <= value <= 2**31 - 1:
@@ -56,6 +58,10 @@ class SamplingParams:
             raise InvalidRequestError("seed", f"{self.seed} is not allowed; give a whole number from 0 to {MAX_SEED}")
         if self.max_frames is not None and not 1 <= self.max_frames <= 2**31 - 1:
             raise InvalidRequestError("max_frames", f"{self.max_frames} is not allowed; give a whole number from 1")
+
+    def _is_off(self, value: float, switch: str) -> bool:
+        """Whether `value` is 0 beside a do_sample that is False; clients write both for the likeliest id."""
+        return bool(switch) and value == 0 and not getattr(self, switch)
 
     def updated(self, values: Mapping[str, Any]) -> SamplingParams:
         """A copy with `values` (name to number, bool or None); None keeps the present value.
@@ -74,13 +80,22 @@ class SamplingParams:
         return replace(self, **changes) if changes else self
 
 
+def _greedy(switch: str) -> str:
+    return f", or set {switch} to false for the likeliest code" if switch else ""
+
+
 @cache  # because evaluating the annotations takes longer than the rest of a request's parsing
 def _field_types() -> dict[str, Any]:
     return get_type_hints(SamplingParams)
 
 
 def _converted(name: str, kind: Any, value: Any) -> Any:
-    """Accepts an int for a float, and a whole float for an int, because JSON does not tell them apart; refuses all else."""
+    """Accepts an int for a float, and a whole float for an int, because JSON does not tell them apart; refuses all else.
+
+    A numpy scalar counts as the Python value it holds.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
     if kind is bool:
         if isinstance(value, bool):
             return value

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine_lib.api import official
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream
 from engine_lib.api.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
@@ -33,7 +34,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import Delivery
-from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
+from engine_lib.errors import InvalidRequestError, Qwen3TTSError
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -44,7 +45,6 @@ Audio = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
 
 WHOLE_UTTERANCE_CHUNK = (16,)  # the caller gets all audio at the end, so chunks are large, which is cheaper
-OFFICIAL_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
 class Qwen3TTS:
@@ -67,42 +67,38 @@ class Qwen3TTS:
         cls,
         pretrained_model_name_or_path: str | Path,
         device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype | None = "auto",
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
         *,
-        device_map: str | torch.device | Mapping[str, Any] | None = None,
-        attn_implementation: str | None = None,
-        **engine_options: Any,
+        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        **options: Any,
     ) -> Qwen3TTS:
         """Load a checkpoint folder.
 
         Args:
             pretrained_model_name_or_path: folder in the published layout; nothing is downloaded.
             device: auto, cpu, cuda or cuda:N.
-            dtype: float32 or bfloat16 (or the torch.dtype); auto is bfloat16 on GPU, float32 on CPU.
+            dtype: float32 or bfloat16 (or the torch.dtype); auto is bfloat16 on GPU, float32 on CPU. float16 is taken as auto.
             enforce_eager: launch kernels one by one instead of replaying CUDA graphs.
             tensor_parallel_size: GPUs that share the talker.
-            device_map: transformers' name for `device`.
-            attn_implementation: one of transformers' names, for scripts that give one. It changes nothing, because all compute the
-                same; the engine's own option is `attention_backend`.
-            engine_options: any other option of EngineConfig.
+            device_map, torch_dtype: transformers' names for `device` and `dtype`.
+            options: any other option of EngineConfig. Keywords of transformers' from_pretrained, such as trust_remote_code, have no
+                effect and are taken with one warning. So is attn_implementation, without a warning, because all of its values compute
+                the same; the engine's own choice is the option `attention_backend`.
 
         Raises:
             CheckpointError, ConfigError: the folder or an option does not fit.
         """
-        if attn_implementation not in OFFICIAL_ATTENTION:
-            allowed = ", ".join(str(name) for name in OFFICIAL_ATTENTION)
-            raise ConfigError(f"attn_implementation: {attn_implementation!r} is not allowed; give {allowed}, or set attention_backend")
-        options = dict(
-            engine_options,
-            model_path=str(pretrained_model_name_or_path),
-            device=str(device if device_map is None else _device_of(device_map)),
-            dtype=str(dtype).removeprefix("torch."),
-            enforce_eager=enforce_eager,
-            tensor_parallel_size=tensor_parallel_size,
-        )
-        return cls(Checkpoint(pretrained_model_name_or_path), EngineConfig.from_options(options))
+        engine_options = official.engine_options(options) | {
+            "model_path": str(pretrained_model_name_or_path),
+            "device": str(device) if device_map is None else official.device_name(device_map),
+            "dtype": official.dtype_name(dtype if torch_dtype is None else torch_dtype),
+            "enforce_eager": enforce_eager,
+            "tensor_parallel_size": tensor_parallel_size,
+        }
+        return cls(Checkpoint(pretrained_model_name_or_path), EngineConfig.from_options(engine_options))
 
     @property
     def sample_rate(self) -> int:
@@ -135,7 +131,8 @@ class Qwen3TTS:
                 no speaker, and 0.6B checkpoints ignore `instruct`.
             non_streaming_mode: put the whole text into the prompt instead of feeding it while audio comes out.
             generation: the sampling arguments of SamplingParams and `max_new_tokens`; one that is left out or None comes
-                from generation_config.json. `max_new_tokens=N` gives at most N - 1 frames.
+                from generation_config.json. `max_new_tokens=N` gives at most N - 1 frames, and no more than `max_model_len` has room for.
+                Other arguments of transformers' generate() have no effect, as in the official package, and give one warning.
 
         Returns:
             (waveforms [samples] float32 in the order of the texts, sample rate).
@@ -196,7 +193,7 @@ class Qwen3TTS:
 
         Args:
             ref_audio: one reference or a list. Each is the path of an audio file, (samples [n] or [n, channels], sample rate), or
-                the bytes of an audio file in base64; `reference_min_seconds` to `reference_max_seconds` long.
+                the bytes of an audio file in base64 (a data URL or the bare text); `reference_min_seconds` to `reference_max_seconds` long.
             ref_text: the words of each reference; one for all, or a list. Needed unless `x_vector_only_mode`.
             x_vector_only_mode: clone the timbre alone instead of continuing the reference; one for all, or a list.
 
@@ -347,17 +344,3 @@ class _CodesListener(RequestListener):
             self.codes.set_exception(Qwen3TTSError(chunk.error))
         elif chunk.is_final:
             self.codes.set_result(np.concatenate(self._chunks))
-
-
-def _device_of(device_map: str | torch.device | Mapping[str, Any]) -> str:
-    """The one device of a device map.
-
-    Raises:
-        ConfigError: the map spreads the model over several devices.
-    """
-    if not isinstance(device_map, Mapping):
-        return str(device_map)
-    devices = {str(device) for device in device_map.values()}
-    if len(devices) != 1:
-        raise ConfigError(f"device_map: {dict(device_map)!r:.200} is not one device; give one, or set tensor_parallel_size")
-    return devices.pop()

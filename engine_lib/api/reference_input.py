@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -20,7 +22,9 @@ from engine_lib.errors import InvalidRequestError
 
 FIELD = "ref_audio"
 FORMS = "give the path of an audio file, (samples, sample rate) or the file's bytes in base64"
-SHORTEST_BASE64 = 257  # a string at least this long without a slash is no file name
+SHORTEST_BASE64 = 257  # as in the official package; no name of a file is so long
+BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
+STANDARD_BASE64 = str.maketrans("-_", "+/")  # from the alphabet for URLs
 
 ReferenceInput = str | Path | tuple[npt.NDArray[Any], int]
 
@@ -36,31 +40,36 @@ def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
         InvalidRequestError: it has another form or cannot be read.
     """
     if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray):
-        return audio
+        return audio[0], _whole(audio[1])
     if isinstance(audio, np.ndarray):
         raise InvalidRequestError(FIELD, "is an array without its sample rate; give (samples, sample rate)")
     if not isinstance(audio, (str, Path)):
         raise InvalidRequestError(FIELD, f"is a {type(audio).__name__}; {FORMS}")
     if isinstance(audio, str) and urlparse(audio[:100]).scheme in ("http", "https"):
         raise InvalidRequestError(FIELD, "is a URL; download it first and give the path of the file")
+    if os.path.isfile(audio):
+        return _read(audio, repr(str(audio)[:200]))
     if isinstance(audio, str) and _is_base64(audio):
         return _read(_decoded(audio), "the file in base64")
-    if not Path(audio).is_file():
-        raise InvalidRequestError(FIELD, f"{str(audio)[:200]!r} is not a file; {FORMS}")
-    return _read(audio, repr(str(audio)[:200]))
+    raise InvalidRequestError(FIELD, f"{str(audio)[:200]!r} is not a file; {FORMS}")
 
 
 def _is_base64(text: str) -> bool:
-    """Whether the official package takes `text` for base64, not for a path."""
-    return text.startswith("data:audio") or (len(text) >= SHORTEST_BASE64 and "/" not in text and "\\" not in text)
+    """Whether `text`, which names no file, can only be meant as base64."""
+    return text.startswith("data:") or (len(text) >= SHORTEST_BASE64 and bool(BASE64.fullmatch(text)))
 
 
 def _decoded(text: str) -> io.BytesIO:
     encoded = text.split(",", 1)[1] if text.startswith("data:") and "," in text else text
     try:
-        return io.BytesIO(base64.b64decode(encoded))
-    except binascii.Error as error:
+        return io.BytesIO(base64.b64decode(encoded.translate(STANDARD_BASE64)))
+    except (binascii.Error, ValueError) as error:
         raise InvalidRequestError(FIELD, f"is not valid base64: {error}; {FORMS}") from None
+
+
+def _whole(rate: Any) -> Any:
+    """A whole sample rate as an int; anything else as it is, to be refused with the recording."""
+    return int(rate) if isinstance(rate, (float, np.floating)) and float(rate).is_integer() else rate
 
 
 def _read(file: str | Path | io.BytesIO, name: str) -> tuple[npt.NDArray[np.float32], int]:

@@ -6,6 +6,7 @@ from concurrent.futures import as_completed
 from contextlib import ExitStack
 from typing import TypeVar
 
+from engine_lib.api.official import flag
 from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference_input
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -37,7 +38,7 @@ class VoiceReferences:
         """See Qwen3TTS.create_voice_clone_prompt."""
         audios = ref_audio if isinstance(ref_audio, list) else [ref_audio]
         texts = _one_each("ref_text", ref_text, len(audios))
-        modes = _one_each("x_vector_only_mode", x_vector_only_mode, len(audios))
+        modes = [flag("x_vector_only_mode", mode) for mode in _one_each("x_vector_only_mode", x_vector_only_mode, len(audios))]
         for text, x_vector_only in zip(texts, modes, strict=True):
             if not x_vector_only and not (isinstance(text, str) and text.strip()):
                 raise InvalidRequestError("ref_text", "is missing; give the words of each reference, or set x_vector_only_mode")
@@ -45,7 +46,7 @@ class VoiceReferences:
         with ExitStack() as stack:
             answers = []
             for recording, text, x_vector_only in zip(recordings, texts, modes, strict=True):
-                answer = self._library.encode(*recording, x_vector_only=bool(x_vector_only), reference_text=text, field=FIELD)
+                answer = self._library.encode(*recording, x_vector_only=x_vector_only, reference_text=text, field=FIELD)
                 stack.callback(answer.cancel)  # if one is refused, the others are not needed
                 answers.append(answer)
             for answer in as_completed(answers):

@@ -6,9 +6,12 @@ As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import numpy as np
+
+from engine_lib.api import official
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceReferences
 from engine_lib.checkpoint import Checkpoint
@@ -50,6 +53,7 @@ class UtteranceBuilder:
         self.prompts = PromptBuilder(checkpoint, config.max_text_length)
         self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
         self._max_frames_behind = max_frames_behind
+        self._eos = checkpoint.config.talker.codec_eos_token_id
         self._sampling_defaults = checkpoint.sampling_defaults()
         self._default_max_new_tokens = checkpoint.config.generation_defaults.get("max_new_tokens", OFFICIAL_MAX_NEW_TOKENS)
 
@@ -138,6 +142,9 @@ class UtteranceBuilder:
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
+        arguments = official.sampling_arguments(generation, self.kind, self._eos)
+        if non_streaming_mode is not None:
+            non_streaming_mode = official.flag("non_streaming_mode", non_streaming_mode)
         utterances = []
         for i, one in enumerate(texts):
             row = {name: column[i] for name, column in columns.items()}
@@ -147,23 +154,21 @@ class UtteranceBuilder:
                 if error.field not in NAMES_HERE:
                     raise
                 raise InvalidRequestError(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(Utterance(prompt, self._sampling(prompt, generation)))
+            utterances.append(Utterance(prompt, self._sampling(prompt, arguments)))
         return utterances
 
     def _sampling(self, prompt: Prompt, generation: Mapping[str, Any]) -> SamplingParams:
         """The caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package."""
         arguments = dict(generation)
-        max_new_tokens = arguments.pop("max_new_tokens", None)
+        max_new_tokens = arguments.pop("max_new_tokens", self._default_max_new_tokens)
         sampling = self._sampling_defaults.updated(arguments)
         if sampling.max_frames is not None:
             return sampling
-        if max_new_tokens is not None:
-            if not isinstance(max_new_tokens, int) or max_new_tokens < 2:
-                raise InvalidRequestError(
-                    "max_new_tokens", f"{max_new_tokens!r} is not allowed; N gives N - 1 frames, so give a whole number from 2"
-                )
-            return sampling.updated({"max_frames": max_new_tokens - 1})
-        return sampling.updated({"max_frames": max(1, min(self._default_max_new_tokens - 1, self._max_frames_behind(prompt)))})
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 2:
+            raise InvalidRequestError(
+                "max_new_tokens", f"{max_new_tokens!r} is not allowed; N gives N - 1 frames, so give a whole number from 2"
+            )
+        return sampling.updated({"max_frames": max(1, min(int(max_new_tokens) - 1, self._max_frames_behind(prompt)))})
 
 
 def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
@@ -183,6 +188,8 @@ def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
 def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceClonePromptItem]:
     """The items of a `voice_clone_prompt`: an item, a list of them, or the official package's dict of lists.
 
+    Items may be the official package's own.
+
     Raises:
         InvalidRequestError: it has another form.
     """
@@ -196,8 +203,15 @@ def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceCloneP
         if len({len(column) for column in (*columns, texts)}) > 1:
             raise InvalidRequestError("voice_clone_prompt", "is a dict of lists of different lengths; give one entry a text")
         return [VoiceClonePromptItem(*row) for row in zip(*columns, texts, strict=True)]
-    items = voice_clone_prompt if isinstance(voice_clone_prompt, list) else [voice_clone_prompt]
-    for item in items:
-        if not isinstance(item, VoiceClonePromptItem):
-            raise InvalidRequestError("voice_clone_prompt", f"holds a {type(item).__name__}; give what create_voice_clone_prompt gave")
-    return items
+    items = list(voice_clone_prompt) if isinstance(voice_clone_prompt, (list, tuple)) else [voice_clone_prompt]
+    return [_own_item(item) for item in items]
+
+
+def _own_item(item: Any) -> VoiceClonePromptItem:
+    """`item`, also if it is the official package's class, which has the same fields."""
+    if isinstance(item, VoiceClonePromptItem):
+        return item
+    names = [spec.name for spec in fields(VoiceClonePromptItem)]
+    if not all(hasattr(item, name) for name in names):
+        raise InvalidRequestError("voice_clone_prompt", f"holds a {type(item).__name__}; give what create_voice_clone_prompt gave")
+    return VoiceClonePromptItem(**{name: getattr(item, name) for name in names})

@@ -54,7 +54,7 @@ class VoiceClonePromptItem:
             InvalidRequestError: a field has a type, shape or range that a checkpoint of `config` does not take.
         """
         for name in ("x_vector_only_mode", "icl_mode"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InvalidRequestError(name, f"is a {type(getattr(self, name)).__name__}; give True or False")
         if self.x_vector_only_mode == self.icl_mode:
             raise InvalidRequestError("icl_mode", f"and x_vector_only_mode are both {self.icl_mode}; exactly one must be True")

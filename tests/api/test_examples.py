@@ -135,8 +135,8 @@ def test_a_device_map_of_one_device_is_that_device(device_map: Any, tiny_voice_d
     [
         ({"device_map": {"a": "cuda:0", "b": "cuda:1"}}, "device_map: .* is not one device; .* tensor_parallel_size"),
         ({"attn_implementation": "paged"}, "attn_implementation: 'paged' .* flash_attention_2, .* attention_backend"),
-        ({"dtype": torch.float16}, "dtype: 'float16' .* bfloat16"),
-        ({"trust_remote_code": True}, "unknown option trust_remote_code; allowed: "),
+        ({"dtype": torch.float64}, "dtype: 'float64' .* bfloat16"),
+        ({"trust_remote": True}, "unknown option trust_remote; allowed: "),
     ],
     ids=str,
 )

@@ -52,6 +52,16 @@ def test_a_value_outside_its_range_is_refused_by_name(name: str, value: Any):
     assert "give " in str(error.value) or "too large" in str(error.value)
 
 
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0])
+def test_a_zero_that_greedy_decoding_does_not_use_is_allowed_beside_it_alone(zero: float):
+    for switch, names in (("do_sample", ("temperature", "top_p")), ("subtalker_dosample", ("subtalker_temperature", "subtalker_top_p"))):
+        for name in names:
+            greedy = SamplingParams().updated({name: zero, switch: False})
+            assert getattr(greedy, name) == 0
+            with pytest.raises(InvalidRequestError, match=f"^{name}: .* set {switch} to false for the likeliest code"):
+                greedy.updated({switch: True})
+
+
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(InvalidRequestError, match="beams: unknown sampling parameter; allowed: temperature, top_k"):
         SamplingParams().updated({"beams": 4})

@@ -90,10 +90,11 @@ class SlotTable:
         packed[6:8] = sampling.do_sample, sampling.subtalker_dosample
         packed[NUM_INTEGERS:NUM_PACKED].view(np.float32)[:NUM_FLOATS] = (
             sampling.repetition_penalty,
-            sampling.temperature,
-            sampling.top_p,
-            sampling.subtalker_temperature,
-            sampling.subtalker_top_p,
+            # 0 is allowed where the likeliest code is taken; dividing by it would give NaN.
+            sampling.temperature or 1.0,
+            sampling.top_p or 1.0,
+            sampling.subtalker_temperature or 1.0,
+            sampling.subtalker_top_p or 1.0,
         )
         text = NUM_PACKED + self._num_code_groups
         packed[NUM_PACKED:text] = plan.last_codes
