@@ -18,7 +18,8 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.errors import CheckpointError
+from engine_lib.checkpoint_files import checkpoint_folder, is_lfs_pointer, why_unreadable
+from engine_lib.errors import CheckpointError, InvalidRequestError
 from engine_lib.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder, a file or a field is missing or not supported.
         """
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise CheckpointError(f"model_path: {str(path)!r} is not a folder; give a checkpoint folder in the published layout")
+        self.path = checkpoint_folder(path)
         self.config = CheckpointConfig.read(self.path)
 
     def weights(self) -> Weights:
@@ -61,9 +60,16 @@ class Checkpoint:
         return Weights(self.path / "speech_tokenizer")
 
     def sampling_defaults(self) -> SamplingParams:
-        """Sampling of a request without parameters: generation_config.json over the defaults of qwen-tts."""
+        """Sampling of a request without parameters: generation_config.json over the defaults of qwen-tts.
+
+        Raises:
+            CheckpointError: the file has a value that no request may have.
+        """
         names = {field.name for field in fields(SamplingParams)}
-        return SamplingParams().updated({k: v for k, v in self.config.generation_defaults.items() if k in names})
+        try:
+            return SamplingParams().updated({k: v for k, v in self.config.generation_defaults.items() if k in names})
+        except InvalidRequestError as error:
+            raise CheckpointError(f"{self.path / 'generation_config.json'}: {error}") from None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -76,6 +82,7 @@ class Checkpoint:
         """
         from transformers import Qwen2TokenizerFast  # slow to import, and the codec process never needs it
 
+        self._check_tokenizer_files()
         try:
             tokenizer = Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True, fix_mistral_regex=True)
             if _splits_by_case(tokenizer.vocab_size, json.loads((self.path / "config.json").read_text(encoding="utf-8"))):
@@ -83,7 +90,18 @@ class Checkpoint:
                 tokenizer.backend_tokenizer.pre_tokenizer[0] = Split(Regex(CASE_SPLIT), "isolated")
         except Exception as error:
             raise CheckpointError(f"{self.path}: the tokenizer does not load: {error}") from error
+        rows, highest = self.config.talker.text_vocab_size, max(tokenizer.get_vocab().values())
+        if highest >= rows:
+            raise CheckpointError(f"{self.path}: the tokenizer has an id {highest}; the text table of config.json has {rows} rows")
         return tokenizer
+
+    def _check_tokenizer_files(self) -> None:
+        needed = ("tokenizer.json",) if (self.path / "tokenizer.json").is_file() else ("vocab.json", "merges.txt")
+        for file in (self.path / name for name in needed):
+            if not file.is_file():
+                raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint")
+            if is_lfs_pointer(file):
+                raise CheckpointError(why_unreadable(file, ""))
 
 
 def _splits_by_case(vocab_size: int, config: Mapping[str, Any]) -> bool:
@@ -128,7 +146,7 @@ class Weights:
             try:
                 handle = safe_open(str(file), framework="pt")
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{file} cannot be read: {error}") from None
+                raise CheckpointError(why_unreadable(file, error)) from None
             self._files.update(dict.fromkeys(handle.keys(), handle))
 
     def names(self) -> list[str]:

@@ -6,13 +6,13 @@ this engine does not implement (biases in attention, sliding windows in the talk
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from engine_lib.checkpoint_files import Fields
 from engine_lib.errors import CheckpointError
 
 KINDS = ("custom_voice", "base", "voice_design")
@@ -144,28 +144,47 @@ class CheckpointConfig:
         Raises:
             CheckpointError: a file or field is missing, or a setting is not supported.
         """
-        model = _Fields(folder / "config.json")
+        model = Fields(folder / "config.json")
         talker = model.nested("talker_config")
         kind = model.get("tts_model_type", str)
         if kind not in KINDS:
             raise CheckpointError(f"{model.where}: tts_model_type is {kind!r}; supported: {', '.join(KINDS)}")
-        generation = _Fields(folder / "generation_config.json").values
-        tokenizer = _Fields(folder / "speech_tokenizer" / "config.json")
+        generation = Fields(folder / "generation_config.json")
+        if generation.values.get("max_new_tokens") is not None and generation.get("max_new_tokens", int) < 2:
+            raise CheckpointError(f"{generation.where}: max_new_tokens is {generation.values['max_new_tokens']}; a number from 2 expected")
+        tokenizer = Fields(folder / "speech_tokenizer" / "config.json")
+        talker_config, codec = _talker_config(talker), _codec_config(tokenizer)
+        text_rows = talker_config.text_vocab_size
         return cls(
             kind=kind,
             size=model.get("tts_model_size", str),
-            talker=_talker_config(talker),
-            codec=_codec_config(tokenizer),
+            talker=talker_config,
+            codec=codec,
             speaker_encoder=_speaker_encoder_config(model, talker) if kind == "base" else None,
             reference_encoder=_reference_encoder_config(tokenizer, talker) if kind == "base" else None,
-            tts_bos_token_id=model.get("tts_bos_token_id", int),
-            tts_eos_token_id=model.get("tts_eos_token_id", int),
-            tts_pad_token_id=model.get("tts_pad_token_id", int),
-            generation_defaults=generation,
+            tts_bos_token_id=model.get_id("tts_bos_token_id", text_rows),
+            tts_eos_token_id=model.get_id("tts_eos_token_id", text_rows),
+            tts_pad_token_id=model.get_id("tts_pad_token_id", text_rows),
+            generation_defaults=generation.values,
         )
 
+    def check_codebooks(self) -> None:
+        """Check that the codes of the talker are those of the codec: each indexes tables of both.
 
-def _talker_config(talker: _Fields) -> TalkerConfig:
+        Raises:
+            CheckpointError: they differ.
+        """
+        talker, codec = self.talker, self.codec
+        for name, value, needed in (
+            ("num_code_groups", talker.num_code_groups, codec.num_quantizers),
+            ("code_predictor_config.vocab_size", talker.code_predictor.vocab_size, codec.codebook_size),
+            ("vocab_size", min(talker.vocab_size, codec.codebook_size), codec.codebook_size),
+        ):
+            if value != needed:
+                raise CheckpointError(f"config.json (talker_config): {name} is {value}; the codec in speech_tokenizer needs {needed}")
+
+
+def _talker_config(talker: Fields) -> TalkerConfig:
     predictor = talker.nested("code_predictor_config")
     for section in (talker, predictor):
         section.must_be("attention_bias", False)
@@ -175,32 +194,33 @@ def _talker_config(talker: _Fields) -> TalkerConfig:
         rope_type = rope_scaling.get("rope_type", rope_scaling.get("type", "default"))
         if rope_type != "default":
             raise CheckpointError(f"{section.where}: rope_scaling type {rope_type!r} is not supported; only 'default' is")
-    dialects = talker.values.get("spk_is_dialect") or {}
+    rows = talker.get("vocab_size", int)
+    language_ids = talker.get_ids("codec_language_id", rows)
     num_code_groups = talker.get("num_code_groups", int)
     if predictor.get("num_code_groups", int) != num_code_groups:
         raise CheckpointError(f"{predictor.where}: num_code_groups differs from the talker's ({num_code_groups})")
     return TalkerConfig(
         shape=_decoder_shape(talker),
-        vocab_size=talker.get("vocab_size", int),
+        vocab_size=rows,
         text_vocab_size=talker.get("text_vocab_size", int),
         text_hidden_size=talker.get("text_hidden_size", int),
         num_code_groups=num_code_groups,
         max_position_embeddings=talker.get("max_position_embeddings", int),
-        codec_eos_token_id=talker.get("codec_eos_token_id", int),
-        codec_think_id=talker.get("codec_think_id", int),
-        codec_nothink_id=talker.get("codec_nothink_id", int),
-        codec_think_bos_id=talker.get("codec_think_bos_id", int),
-        codec_think_eos_id=talker.get("codec_think_eos_id", int),
-        codec_pad_id=talker.get("codec_pad_id", int),
-        codec_bos_id=talker.get("codec_bos_id", int),
-        speaker_ids={name.lower(): int(i) for name, i in (talker.values.get("spk_id") or {}).items()},
-        speaker_dialects={name.lower(): dialect or None for name, dialect in dialects.items()},
-        language_ids={name.lower(): int(i) for name, i in (talker.values.get("codec_language_id") or {}).items()},
+        codec_eos_token_id=talker.get_id("codec_eos_token_id", rows),
+        codec_think_id=talker.get_id("codec_think_id", rows),
+        codec_nothink_id=talker.get_id("codec_nothink_id", rows),
+        codec_think_bos_id=talker.get_id("codec_think_bos_id", rows),
+        codec_think_eos_id=talker.get_id("codec_think_eos_id", rows),
+        codec_pad_id=talker.get_id("codec_pad_id", rows),
+        codec_bos_id=talker.get_id("codec_bos_id", rows),
+        speaker_ids=talker.get_ids("spk_id", rows),
+        speaker_dialects=talker.get_names("spk_is_dialect", language_ids),
+        language_ids=language_ids,
         code_predictor=CodePredictorConfig(shape=_decoder_shape(predictor), vocab_size=predictor.get("vocab_size", int)),
     )
 
 
-def _codec_config(tokenizer: _Fields) -> CodecDecoderConfig:
+def _codec_config(tokenizer: Fields) -> CodecDecoderConfig:
     decoder = tokenizer.nested("decoder_config")
     decoder.must_be("attention_bias", False)
     decoder.must_be("hidden_act", "silu")
@@ -218,7 +238,7 @@ def _codec_config(tokenizer: _Fields) -> CodecDecoderConfig:
     )
 
 
-def _speaker_encoder_config(model: _Fields, talker: _Fields) -> SpeakerEncoderConfig:
+def _speaker_encoder_config(model: Fields, talker: Fields) -> SpeakerEncoderConfig:
     """Fields missing in a published config.json have the defaults of the official Qwen3TTSSpeakerEncoderConfig."""
     encoder = model.nested("speaker_encoder_config")
     encoder.must_be("sample_rate", 24000)
@@ -240,7 +260,7 @@ def _speaker_encoder_config(model: _Fields, talker: _Fields) -> SpeakerEncoderCo
     )
 
 
-def _reference_encoder_config(tokenizer: _Fields, talker: _Fields) -> ReferenceEncoderConfig:
+def _reference_encoder_config(tokenizer: Fields, talker: Fields) -> ReferenceEncoderConfig:
     encoder = tokenizer.nested("encoder_config")
     for name, supported in (("audio_channels", 1), ("use_causal_conv", True), ("pad_mode", "constant"), ("rope_scaling", None)):
         encoder.must_be(name, supported)
@@ -258,7 +278,7 @@ def _reference_encoder_config(tokenizer: _Fields, talker: _Fields) -> ReferenceE
     )
 
 
-def _decoder_shape(section: _Fields) -> DecoderShape:
+def _decoder_shape(section: Fields) -> DecoderShape:
     hidden_size, heads = section.get("hidden_size", int), section.get("num_attention_heads", int)
     return DecoderShape(
         hidden_size=hidden_size,
@@ -270,42 +290,3 @@ def _decoder_shape(section: _Fields) -> DecoderShape:
         rms_norm_eps=float(section.get("rms_norm_eps", float)),
         rope_theta=float(section.get("rope_theta", float)),
     )
-
-
-class _Fields:
-    """One JSON object; a missing or mistyped field is reported with its file."""
-
-    def __init__(self, file: Path, values: dict[str, Any] | None = None, prefix: str = "") -> None:
-        self.file, self.prefix = file, prefix
-        self.where = f"{file}{f' ({prefix})' if prefix else ''}"
-        if values is None:
-            try:
-                values = json.loads(file.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint") from None
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{file} is not valid JSON: {error}") from None
-            if not isinstance(values, dict):
-                raise CheckpointError(f"{file} does not hold a JSON object")
-        self.values: dict[str, Any] = values
-
-    def get(self, name: str, kind: type, default: Any = None) -> Any:
-        value = self.values.get(name, default)
-        allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
-        if value is None or isinstance(value, bool) or not isinstance(value, allowed):
-            raise CheckpointError(f"{self.where}: {name} is {value!r}; {kind.__name__} expected")
-        return value
-
-    def get_integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        values = self.get(name, list, list(default))
-        if not all(isinstance(value, int) for value in values):
-            raise CheckpointError(f"{self.where}: {name} is {values!r}; whole numbers expected")
-        return tuple(values)
-
-    def nested(self, name: str) -> _Fields:
-        return _Fields(self.file, self.get(name, dict), f"{self.prefix}.{name}" if self.prefix else name)
-
-    def must_be(self, name: str, supported: object) -> None:
-        value = self.values.get(name, supported)
-        if value != supported:
-            raise CheckpointError(f"{self.where}: {name} is {value!r}; only {supported!r} is supported")

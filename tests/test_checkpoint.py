@@ -166,6 +166,146 @@ def test_sampling_starts_from_what_the_checkpoint_says(folder: Path):
     assert (sampling.temperature, sampling.subtalker_top_k, sampling.repetition_penalty) == (0.5, 50, 1.05)
 
 
+# Ids
+
+TALKER_IDS = [f"codec_{name}" for name in ("eos_token_id", "think_id", "nothink_id", "think_bos_id", "think_eos_id", "pad_id", "bos_id")]
+TEXT_IDS = ["tts_bos_token_id", "tts_eos_token_id", "tts_pad_token_id"]
+
+
+@pytest.mark.parametrize("value", [-1, 3072, 5000, 10**6, 10**30, "5", 5.0, True, None])
+@pytest.mark.parametrize("name", TALKER_IDS)
+def test_a_special_code_that_is_no_row_of_the_codec_table_is_named(folder: Path, name: str, value: Any):
+    edit(folder / "config.json", f"talker_config.{name}", value)
+    with pytest.raises(CheckpointError, match=rf"config.json \(talker_config\): {name} is {value!r}; (an id from 0 to 3071|int) expected"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", TEXT_IDS)
+def test_a_special_token_that_is_no_row_of_the_text_table_is_named(folder: Path, name: str):
+    rows = Checkpoint(folder).config.talker.text_vocab_size
+    for value in (-1, rows):
+        edit(folder / "config.json", name, value)
+        with pytest.raises(CheckpointError, match=rf"config.json: {name} is {value}; an id from 0 to {rows - 1} expected"):
+            Checkpoint(folder)
+    edit(folder / "config.json", name, rows - 1)
+    Checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [-1, 3072, 5000, 10**6, "5", 2.5, True, None, [7]])
+@pytest.mark.parametrize("name", ["spk_id", "codec_language_id"])
+def test_the_id_of_a_speaker_or_language_that_is_no_row_is_named(folder: Path, name: str, value: Any):
+    edit(folder / "config.json", f"talker_config.{name}", {"good": 3071, "Bad": value})
+    edit(folder / "config.json", "talker_config.spk_is_dialect", {})
+    with pytest.raises(CheckpointError) as error:
+        Checkpoint(folder)
+    assert f"config.json (talker_config): {name}['Bad'] is {value!r}; an id from 0 to 3071 expected" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["spk_id", "codec_language_id", "spk_is_dialect"])
+def test_names_that_are_no_object_or_come_twice_are_refused(folder: Path, name: str):
+    edit(folder / "config.json", f"talker_config.{name}", ["anna", "ben"])
+    with pytest.raises(CheckpointError, match=rf"{name} is \['anna', 'ben'\]; dict expected"):
+        Checkpoint(folder)
+    if name != "spk_is_dialect":
+        edit(folder / "config.json", f"talker_config.{name}", {"anna": 1, "Anna": 2})
+        with pytest.raises(CheckpointError, match=rf"{name} has 'Anna' twice"):
+            Checkpoint(folder)
+
+
+@pytest.mark.parametrize("dialect", ["klingon", True, 2062, ["sichuan_dialect"]])
+def test_a_dialect_that_is_no_language_is_named(folder: Path, dialect: Any):
+    edit(folder / "config.json", "talker_config.spk_is_dialect", {"eric": dialect})
+    with pytest.raises(CheckpointError) as error:
+        Checkpoint(folder)
+    assert f"spk_is_dialect['eric'] is {dialect!r}; false or one of " in str(error.value)
+
+
+def test_a_dialect_is_found_in_any_case(folder: Path):
+    edit(folder / "config.json", "talker_config.spk_is_dialect", {"Eric": "Sichuan_Dialect", "ryan": False})
+    config = Checkpoint(folder).config.talker
+    assert config.language_ids[config.speaker_dialects["eric"] or ""]
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        (
+            "speech_tokenizer/config.json",
+            "decoder_config.num_quantizers",
+            8,
+            "num_code_groups is 16; the codec in speech_tokenizer needs 8",
+        ),
+        ("speech_tokenizer/config.json", "decoder_config.codebook_size", 1024, "code_predictor_config.vocab_size is 2048; .* needs 1024"),
+        ("config.json", "talker_config.code_predictor_config.vocab_size", 4096, "code_predictor_config.vocab_size is 4096; .* needs 2048"),
+    ],
+)
+def test_codebooks_that_talker_and_codec_do_not_share_are_refused(folder: Path, file: str, key: str, value: int, message: str):
+    edit(folder / file, key, value)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(folder).config.check_codebooks()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_new_tokens", "8192", "max_new_tokens is '8192'; int expected"),
+        ("max_new_tokens", 1, "max_new_tokens is 1; a number from 2 expected"),
+        ("temperature", -1, "temperature: -1.0 is not allowed"),
+        ("top_p", 0, "top_p: 0.0 is not allowed"),
+        ("do_sample", "false", "do_sample: 'false' is not allowed"),
+    ],
+)
+def test_a_value_of_generation_config_that_no_request_may_have_is_named_at_load(folder: Path, name: str, value: Any, message: str):
+    edit(folder / "generation_config.json", name, value)
+    with pytest.raises(CheckpointError, match=f"generation_config.json: {message}"):
+        Checkpoint(folder).sampling_defaults()
+
+
+def test_a_tokenizer_with_more_ids_than_the_text_table_has_rows_is_refused(folder: Path):
+    highest = max(Checkpoint(folder).tokenizer.get_vocab().values())
+    edit(folder / "config.json", "talker_config.text_vocab_size", highest)
+    for name in TEXT_IDS:
+        edit(folder / "config.json", name, 0)
+    with pytest.raises(CheckpointError, match=f"the tokenizer has an id {highest}; the text table of config.json has {highest} rows"):
+        _ = Checkpoint(folder).tokenizer
+
+
+# Folders that are none
+
+
+def test_a_hub_id_is_told_how_to_download_it_or_where_it_lies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(CheckpointError, match=r"'Qwen/Some-TTS' is not a folder; .* hf download Qwen/Some-TTS --local-dir Some-TTS"):
+        Checkpoint("Qwen/Some-TTS")
+    snapshot = tmp_path / "hub" / "models--Qwen--Some-TTS" / "snapshots" / "0123abcd"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    with pytest.raises(CheckpointError, match=f"nothing is downloaded here. Give {snapshot}"):
+        Checkpoint("Qwen/Some-TTS")
+    for root in (tmp_path / "hub", snapshot.parents[1]):
+        with pytest.raises(CheckpointError, match=f"is a cache of the Hugging Face hub; give a snapshot in it: {snapshot}"):
+            Checkpoint(root)
+    monkeypatch.setenv("HOME", str(snapshot.parent))
+    assert Checkpoint(f"~/{snapshot.name}").path == snapshot
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "vocab.json", "merges.txt", "model.safetensors", "speech_tokenizer/model.safetensors", "generation_config.json"]
+)
+def test_a_pointer_of_git_lfs_is_called_that(folder: Path, file: str):
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
+    with pytest.raises(CheckpointError, match=rf"{file} is a pointer of Git LFS, not the file itself; run git lfs pull"):
+        _ = Checkpoint(folder).weights(), Checkpoint(folder).speech_tokenizer_weights(), Checkpoint(folder).tokenizer
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+def test_a_missing_file_of_the_tokenizer_is_named(folder: Path, file: str):
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint"):
+        _ = Checkpoint(folder).tokenizer
+
+
 # Weights
 
 

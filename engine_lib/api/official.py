@@ -1,4 +1,4 @@
-"""Arguments that scripts give the official class and that have no effect here: taken, with one warning.
+"""Arguments of the official class that have no effect here: taken, with one warning.
 
 qwen-tts 0.1.1 passes what it does not know on to transformers, which reads it or ignores it. A name that is neither known here nor
 there is a slip of the pen, and is refused.

@@ -55,7 +55,7 @@ class UtteranceBuilder:
         self._max_frames_behind = max_frames_behind
         self._eos = checkpoint.config.talker.codec_eos_token_id
         self._sampling_defaults = checkpoint.sampling_defaults()
-        self._default_max_new_tokens = checkpoint.config.generation_defaults.get("max_new_tokens", OFFICIAL_MAX_NEW_TOKENS)
+        self._default_max_new_tokens = checkpoint.config.generation_defaults.get("max_new_tokens") or OFFICIAL_MAX_NEW_TOKENS
 
     def custom_voice(
         self,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.checkpoint_files import checkpoint_folder
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError
 from engine_lib.serving.served import CODEC, ENSEMBLE, OFFLINE_SUFFIX, SERVED_PARAMETER, TALKER, ServedCheckpoint, served_parameter
@@ -60,7 +61,7 @@ def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: 
         ConfigError: an option is not allowed, or the codec would have too few slots.
         CheckpointError: a folder is no checkpoint, or its codec differs from the first one's.
     """
-    model_paths = [path.resolve() for path in model_paths]
+    model_paths = [checkpoint_folder(path).resolve() for path in model_paths]
     served = _named(model_paths)
     for path in model_paths[1:]:
         check_same_codec(model_paths[0], path)
@@ -108,8 +109,6 @@ def _named(model_paths: Iterable[Path]) -> list[ServedCheckpoint]:
     """Names for the models of each checkpoint, by its kind; a second one of a kind gets a number."""
     served: list[ServedCheckpoint] = []
     for path in model_paths:
-        if not path.is_dir():
-            raise CheckpointError(f"model_path: {str(path)!r} is not a folder; give a checkpoint folder in the published layout")
         kind = CheckpointConfig.read(path).kind
         same = sum(checkpoint.kind == kind for checkpoint in served)
         suffix = "" if not served else SUFFIXES[kind] + (f"_{same + 1}" if same else "")

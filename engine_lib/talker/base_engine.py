@@ -59,6 +59,7 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
     hands_out_beside_steps: ClassVar[bool]
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        checkpoint.config.check_codebooks()
         self.checkpoint, self.config = checkpoint, config
         self.step_times = StepTimes()
         self._changed = threading.Condition()

@@ -60,7 +60,7 @@ class VoiceStore:
         Raises:
             ConfigError: the folder cannot be created or read.
         """
-        self.folder, self.max_voices, self.max_voice_bytes = Path(folder), max_voices, max_voice_bytes
+        self.folder, self.max_voices, self.max_voice_bytes = Path(os.path.expanduser(folder)), max_voices, max_voice_bytes
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.scandir(self.folder).close()

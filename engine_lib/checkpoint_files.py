@@ -1,0 +1,135 @@
+"""A checkpoint folder and the fields of its JSON files; each error says what to do.
+
+A field that is missing, has another type or lies outside a table is named with its file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine_lib.errors import CheckpointError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LFS_POINTER = b"version https://git-lfs.github.com/"
+SNAPSHOTS = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a model's folder of the hub's cache, in the cache
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint; `~` is the home folder.
+
+    Raises:
+        CheckpointError: there is none; the message says how to get one if `path` is a hub id or in the hub's cache.
+    """
+    folder = Path(os.path.expanduser(path))
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            snapshots = [str(file.parent) for pattern in SNAPSHOTS for file in sorted(folder.glob(pattern))]
+            if snapshots:
+                raise CheckpointError(
+                    f"model_path: {str(path)!r} is a cache of the Hugging Face hub; give a snapshot in it: {snapshots[0]}"
+                )
+        return folder
+    advice = "give a checkpoint folder in the published layout"
+    if HUB_ID.fullmatch(str(path)):
+        cache = Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), "hub")
+        cached = sorted(Path(os.environ.get("HF_HUB_CACHE", cache)).glob(f"models--{str(path).replace('/', '--')}/{SNAPSHOTS[0]}"))
+        download = f"hf download {path} --local-dir {Path(path).name}"
+        advice = f"nothing is downloaded here. Give {cached[0].parent}" if cached else f"nothing is downloaded here. Run: {download}"
+    raise CheckpointError(f"model_path: {str(path)!r} is not a folder; {advice}")
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether `file` is what a clone without Git LFS has in place of a large file."""
+    try:
+        with file.open("rb") as content:
+            return content.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
+def why_unreadable(file: Path, error: object, reason: str = "cannot be read") -> str:
+    """A message about a file that cannot be parsed."""
+    if is_lfs_pointer(file):
+        return f"{file} is a pointer of Git LFS, not the file itself; run git lfs pull in its folder, or download the checkpoint again"
+    return f"{file} {reason}: {error}"
+
+
+class Fields:
+    """One JSON object; a missing or mistyped field is reported with its file."""
+
+    def __init__(self, file: Path, values: dict[str, Any] | None = None, prefix: str = "") -> None:
+        self.file, self.prefix = file, prefix
+        self.where = f"{file}{f' ({prefix})' if prefix else ''}"
+        if values is None:
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint") from None
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise CheckpointError(why_unreadable(file, error, "is not valid JSON")) from None
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{file} does not hold a JSON object")
+        self.values: dict[str, Any] = values
+
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        """The field, which must be a `kind`; float takes whole numbers too."""
+        value = self.values.get(name, default)
+        allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
+        if value is None or isinstance(value, bool) or not isinstance(value, allowed):
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.200}; {kind.__name__} expected")
+        return value
+
+    def get_integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """The field, a list of whole numbers."""
+        values = self.get(name, list, list(default))
+        if not all(isinstance(value, int) for value in values):
+            raise CheckpointError(f"{self.where}: {name} is {values!r}; whole numbers expected")
+        return tuple(values)
+
+    def get_id(self, name: str, rows: int) -> int:
+        """The field, which must be the number of a row in a table of `rows`."""
+        return self._checked_id(name, self.get(name, int), rows)
+
+    def get_ids(self, name: str, rows: int) -> dict[str, int]:
+        """The field, an object of names (returned in lower case) and numbers of rows in a table of `rows`; empty if it is absent."""
+        ids: dict[str, int] = {}
+        for key, value in self._object(name).items():
+            if key.lower() in ids:
+                raise CheckpointError(f"{self.where}: {name} has {key!r} twice, in upper and lower case; give each name once")
+            ids[key.lower()] = self._checked_id(f"{name}[{key!r}]", value, rows)
+        return ids
+
+    def get_names(self, name: str, allowed: Mapping[str, object]) -> dict[str, str | None]:
+        """The field, an object of names (returned in lower case) and false or one of `allowed`; empty if it is absent."""
+        names: dict[str, str | None] = {}
+        for key, value in self._object(name).items():
+            chosen = value.lower() if isinstance(value, str) else value
+            if chosen and not (isinstance(chosen, str) and chosen in allowed):
+                expected = f"false or one of {', '.join(allowed)} expected"
+                raise CheckpointError(f"{self.where}: {name}[{key!r}] is {value!r:.200}; {expected}")
+            names[key.lower()] = chosen or None
+        return names
+
+    def nested(self, name: str) -> Fields:
+        """The field, an object."""
+        return Fields(self.file, self.get(name, dict), f"{self.prefix}.{name}" if self.prefix else name)
+
+    def must_be(self, name: str, supported: object) -> None:
+        """Check a field for which only one value is supported, which is also its default."""
+        value = self.values.get(name, supported)
+        if value != supported:
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; only {supported!r} is supported")
+
+    def _object(self, name: str) -> dict[str, Any]:
+        return {} if self.values.get(name) is None else dict(self.get(name, dict))
+
+    def _checked_id(self, name: str, value: Any, rows: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
+            expected = f"an id from 0 to {rows - 1} expected, because its table has {rows} rows"
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.200}; {expected}")
+        return value
