@@ -7,13 +7,34 @@ thread of its own. That saves half a millisecond to the first chunk, for asyncio
 
 from __future__ import annotations
 
+import ipaddress
+import re
+
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
 # A minute of reference audio exceeds gRPC's default limit of 4 MB.
 CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+# Of gRPC itself: the connection takes no proxy, whatever http_proxy and https_proxy say.
+NO_PROXY = ("grpc.enable_http_proxy", 0)
 STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+def channel_options(url: str) -> tuple[tuple[str, int], ...]:
+    """Options of a channel to `url`, HOST:PORT. A proxy reaches no loopback address of this machine, so none is asked for one."""
+    return (*CHANNEL_OPTIONS, NO_PROXY) if _is_loopback(url) else CHANNEL_OPTIONS
+
+
+def _is_loopback(url: str) -> bool:
+    host = url.rpartition(":")[0] if re.search(r":\d+$", url) else url
+    host = re.sub(r"^(dns|ipv4|ipv6):", "", host).strip("[]").lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def stream_call(channel: grpc.Channel | grpc.aio.Channel) -> grpc.UnaryStreamMultiCallable | grpc.aio.UnaryStreamMultiCallable:

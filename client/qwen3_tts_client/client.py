@@ -21,10 +21,11 @@ import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
-from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
+from qwen3_tts_client.channel import channel_options, stream_call
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, parse_response
 from qwen3_tts_client.voices import AsyncVoices, Voices
+from qwen3_tts_client.wire import checked_timeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -46,7 +47,7 @@ class Client:
         self.url = _checked_url(url)
         self.model = model
         self._closed = False
-        self._channel = grpc.insecure_channel(url, CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(url, channel_options(url))
         self._stream_call = stream_call(self._channel)
         self.voices = Voices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
 
@@ -69,7 +70,7 @@ class Client:
 
         Args:
             text: what to say.
-            timeout: seconds from the request to the end of the whole stream; None: no limit.
+            timeout: seconds from the request to the end of the whole stream; None, infinity or more than three years: no limit.
             options: see RequestOptions.
 
         Yields:
@@ -78,6 +79,7 @@ class Client:
         Raises:
             InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed, RequestTimeout: see qwen3_tts_client.errors.
         """
+        timeout = checked_timeout(timeout)
         return self._chunks(build_request(self.model, text, timeout, **options), timeout)
 
     def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
@@ -116,7 +118,7 @@ class AsyncClient:
         self.url = _checked_url(url)
         self.model = model
         self._closed = False
-        self._channel = grpc.aio.insecure_channel(url, CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(url, channel_options(url))
         self._stream_call = stream_call(self._channel)
         self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
 
@@ -136,6 +138,7 @@ class AsyncClient:
 
         Leaving the loop early cancels the request in the next turn of the event loop; cancelling the task does so at once.
         """
+        timeout = checked_timeout(timeout)
         return self._chunks(build_request(self.model, text, timeout, **options), timeout)
 
     async def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, StreamFailed, error_from_message
-from qwen3_tts_client.wire import add_reference, add_string, read_string
+from qwen3_tts_client.wire import add_reference, add_string, checked_timeout, read_string
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -115,7 +115,11 @@ def build_request(model: str, text: str, timeout: float | None = None, **options
     unknown = sorted(set(options) - set(RequestOptions.__annotations__))
     if unknown:
         raise TypeError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(RequestOptions.__annotations__)}")
-    request = service_pb2.ModelInferRequest(model_name=model, id=options.get("request_id", ""))
+    request_id = options.get("request_id", "")
+    if not isinstance(request_id, str):
+        raise InvalidRequest(f"request_id: {type(request_id).__name__} is not allowed; give a str", field="request_id")
+    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    timeout = checked_timeout(timeout)
     if timeout is not None:
         request.parameters["timeout"].int64_param = max(1, round(timeout * MICROSECONDS))
     add_string(request, "text", text)
@@ -129,16 +133,33 @@ def build_request(model: str, text: str, timeout: float | None = None, **options
         options.get("reference_text"),
         options.get("x_vector_only"),
     )
-    sampling = dict(options.get("sampling") or {})
-    chunk_frames = options.get("chunk_frames")
-    if chunk_frames is not None:
-        sampling["chunk_frames"] = list(chunk_frames)
+    sampling = _sampling_parameters(options.get("sampling"), options.get("chunk_frames"))
     if sampling:
         try:
-            add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False))
+            add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))
         except (TypeError, ValueError) as error:
             raise InvalidRequest(f"sampling: {error}; give finite numbers, true, false or None", field="sampling") from None
     return request
+
+
+def _sampling_parameters(sampling: object, chunk_frames: object) -> dict[str, Any]:
+    """The values of the input `sampling_parameters`."""
+    if sampling is not None and not isinstance(sampling, Mapping):
+        raise InvalidRequest(f"sampling: {type(sampling).__name__} is not allowed; give names and values, as a dict", field="sampling")
+    parameters = dict(sampling or {})
+    if chunk_frames is not None:
+        if not isinstance(chunk_frames, (list, tuple, np.ndarray)):
+            message = f"chunk_frames: {chunk_frames!r:.100} is not allowed; give a list of whole numbers"
+            raise InvalidRequest(message, field="chunk_frames")
+        parameters["chunk_frames"] = list(chunk_frames)
+    return parameters
+
+
+def _python_value(value: object) -> Any:
+    """The Python value of a numpy scalar."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_received: int) -> AudioChunk:

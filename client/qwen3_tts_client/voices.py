@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.errors import Qwen3TTSClientError, error_from_rpc
-from qwen3_tts_client.wire import add_reference, add_string, read_string
+from qwen3_tts_client.wire import add_reference, add_string, checked_timeout, read_string
 
 if TYPE_CHECKING:
     from tritonclient.grpc import service_pb2_grpc
@@ -73,7 +73,7 @@ class Voices:
     """The voices of one server; `Client.voices`.
 
     Every method raises InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed or RequestTimeout; see
-    qwen3_tts_client.errors. `timeout` is in seconds; None: no limit.
+    qwen3_tts_client.errors. `timeout` is in seconds; None or infinity: no limit.
     """
 
     def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str) -> None:
@@ -119,7 +119,7 @@ class Voices:
 
     def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
         try:
-            return _result(self._stub.ModelInfer(request, timeout=timeout))
+            return _result(self._stub.ModelInfer(request, timeout=checked_timeout(timeout)))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self._url, 0) from None
 
@@ -160,7 +160,7 @@ class AsyncVoices:
 
     async def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
         try:
-            return _result(await self._stub.ModelInfer(request, timeout=timeout))
+            return _result(await self._stub.ModelInfer(request, timeout=checked_timeout(timeout)))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self._url, 0) from None
 

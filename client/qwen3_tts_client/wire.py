@@ -10,6 +10,23 @@ from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.errors import InvalidRequest
 
+# Seconds; more are no limit. gRPC and Triton count in integers that a much larger number overflows.
+LONGEST_TIMEOUT = 1e8
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """`timeout` in seconds; None if it is no limit: None, infinity, or more than LONGEST_TIMEOUT.
+
+    Raises:
+        InvalidRequest: it is not a number.
+    """
+    if timeout is None:
+        return None
+    is_number = isinstance(timeout, (int, float, np.integer, np.floating)) and not isinstance(timeout, bool)
+    if not is_number or timeout != timeout:
+        raise InvalidRequest(f"timeout: {timeout!r:.100} is not allowed; give seconds, or None for no limit", field="timeout")
+    return None if timeout > LONGEST_TIMEOUT else float(timeout)
+
 
 def add_input(request: service_pb2.ModelInferRequest, name: str, datatype: str, values: npt.NDArray[Any]) -> None:
     """Append an input of Triton's `datatype`."""
@@ -50,14 +67,27 @@ def add_reference(
     if audio is not None:
         add_input(request, "reference_audio", "FP32", _mono_float32(audio))
     if sample_rate is not None:
-        add_input(request, "reference_sample_rate", "INT32", np.array([sample_rate], np.int32))
+        add_input(request, "reference_sample_rate", "INT32", np.array([_checked_rate(sample_rate)], np.int32))
     if x_vector_only is not None:
+        if not isinstance(x_vector_only, (bool, np.bool_)):
+            message = f"x_vector_only: {x_vector_only!r:.100} is not allowed; give True or False"
+            raise InvalidRequest(message, field="x_vector_only")
         add_input(request, "x_vector_only", "BOOL", np.array([x_vector_only], np.bool_))
 
 
 def read_string(raw: bytes) -> str:
     """The text of a BYTES output of shape [1]."""
     return raw[4:].decode("utf-8")
+
+
+def _checked_rate(sample_rate: object) -> int:
+    whole = isinstance(sample_rate, (int, np.integer)) and not isinstance(sample_rate, bool)
+    if isinstance(sample_rate, (float, np.floating)) and float(sample_rate).is_integer():  # as some libraries give it
+        whole, sample_rate = True, int(sample_rate)
+    if not whole or not 0 < sample_rate < 2**31:  # type: ignore[operator]
+        message = f"reference_sample_rate: {sample_rate!r:.100} is not allowed; give a whole number of Hz"
+        raise InvalidRequest(message, field="reference_sample_rate")
+    return int(sample_rate)  # type: ignore[call-overload]
 
 
 def _mono_float32(audio: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

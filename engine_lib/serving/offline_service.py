@@ -25,7 +25,7 @@ from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.serving.server_guard import ServerGuard
-from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
+from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 
 # The talker limits the number of requests, so every one must reach it.
 MAX_THREADS = 2048
@@ -42,7 +42,7 @@ class OfflineService:
         self._backend = backend
         self._ensemble: str = parameters["ensemble"]["string_value"]
         url = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
-        self._stream_call = stream_call(grpc.insecure_channel(url, CHANNEL_OPTIONS))
+        self._stream_call = stream_call(grpc.insecure_channel(url, (*CHANNEL_OPTIONS, NO_PROXY)))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
         self._guard = ServerGuard(os.getppid(), backend.name)
 

@@ -30,6 +30,7 @@ from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 
 MICROSECONDS = 1_000_000  # in a second
+LONGEST_TIMEOUT = 1e8  # seconds; a longer one is none, and no wait overflows
 SENDER_THREADS = 2  # its messages are small; each further thread takes the GIL from those that accept requests
 
 
@@ -83,7 +84,8 @@ class TalkerService(EngineService):
             raise EngineDeadError("the server is shutting down; use another one")
         speech = self._parser.parse(tensors, parameters)
         voice = self._voices.of_request(speech)
-        deadline = arrived_at + timeout / MICROSECONDS if timeout else None
+        seconds = timeout / MICROSECONDS
+        deadline = arrived_at + seconds if 0 < seconds < LONGEST_TIMEOUT else None
         TalkerStream(self._parts, reply, speech, arrived_at, deadline).begin(voice)
 
     def shutdown(self) -> None:

@@ -219,6 +219,16 @@ async def test_an_unreachable_server_or_model_is_told_with_what_to_do(url: str, 
     assert caught.value.message == async_caught.value.message
 
 
+@pytest.mark.parametrize("timeout", [1e12, float("inf"), 1e8])
+async def test_a_timeout_without_end_is_no_timeout(url: str, timeout: float) -> None:
+    with Client(url) as client:
+        assert client.synthesize("Hello.", sampling={"max_frames": 2}, timeout=timeout).audio.size
+        assert client.voices.list(timeout=timeout).voices
+    async with AsyncClient(url) as client:
+        assert (await client.synthesize("Hello.", sampling={"max_frames": 2}, timeout=timeout)).audio.size
+        assert (await client.voices.list(timeout=timeout)).voices
+
+
 def test_an_address_with_a_scheme_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"url: 'grpc://localhost:8001' is not allowed; give HOST:PORT"):
         Client("grpc://localhost:8001")

@@ -97,12 +97,45 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
         ({"sampling": {"seed": object()}}, "sampling"),
         ({"reference_audio": np.zeros((2, 8), np.float32)}, "reference_audio"),
         ({"reference_audio": np.zeros(8, np.int16)}, "reference_audio"),
+        *(({"x_vector_only": value}, "x_vector_only") for value in ("false", "true", 1, 0, [True], 0.0)),
+        *(({"reference_sample_rate": value}, "reference_sample_rate") for value in ("24000", 24000.5, 2**40, -1, 0, True, [24000])),
+        *(({"timeout": value}, "timeout") for value in ("5", float("nan"), True, [5])),
+        *(({"chunk_frames": value}, "chunk_frames") for value in ("1,2,4", 4, {"a": 1})),
+        *(({"sampling": value}, "sampling") for value in ('{"seed": 1}', [1], 7)),
+        ({"request_id": 7}, "request_id"),
     ],
 )
 def test_what_cannot_go_on_the_wire_is_refused_with_its_field(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^{field}: ") as caught:
         build_request("qwen3_tts", **({"text": "hello"} | options))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), np.float64("inf"), 1e12, 10**30, 2e8])
+def test_a_timeout_without_end_is_no_timeout(timeout: float | None) -> None:
+    assert "timeout" not in build_request("qwen3_tts", "hello", timeout).parameters
+
+
+@pytest.mark.parametrize(("timeout", "microseconds"), [(1e8, 10**14), (2, 2_000_000), (np.float32(0.5), 500_000), (0, 1), (-1, 1)])
+def test_a_timeout_goes_out_in_microseconds(timeout: float, microseconds: int) -> None:
+    assert build_request("qwen3_tts", "hello", timeout).parameters["timeout"].int64_param == microseconds
+
+
+def test_numpy_scalars_are_the_values_they_hold() -> None:
+    sampling = {"seed": np.int64(3), "temperature": np.float32(0.5), "do_sample": np.bool_(True)}
+    rate, x_vector_only = np.float64(24000), np.bool_(False)
+    request = build_request(
+        "qwen3_tts",
+        "hello",
+        sampling=sampling,
+        chunk_frames=np.array([1, 2]),  # type: ignore[arg-type]
+        reference_sample_rate=rate,  # type: ignore[arg-type]
+        x_vector_only=x_vector_only,  # type: ignore[arg-type]
+    )
+    inputs = inputs_of(request)
+    expected = {"seed": 3, "temperature": 0.5, "do_sample": True, "chunk_frames": [1, 2]}
+    assert json.loads(inputs["sampling_parameters"][0]) == expected
+    assert (inputs["reference_sample_rate"], inputs["x_vector_only"]) == ([24000], [False])
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
