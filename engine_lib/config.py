@@ -135,6 +135,14 @@ class EngineConfig:
         types = get_type_hints(type(self))
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, types[spec.name], getattr(self, spec.name)))
+        for name in ("model_path", "voice_store"):
+            try:
+                os.fsencode(getattr(self, name))
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)!a} is not ASCII, and this Python has ASCII for the names of files, as those of Triton's "
+                    f"models do; give a symbolic link with an ASCII name, or start the server with scripts/serve.py, which makes one"
+                ) from None
         if self.reference_min_seconds > self.reference_max_seconds:
             raise ConfigError(
                 f"reference_min_seconds: {self.reference_min_seconds:g} is more than reference_max_seconds ({self.reference_max_seconds:g})"

@@ -38,15 +38,19 @@ from engine_lib.serving.served import ServedCheckpoint
 KILLED = "a client has left its gRPC stream open, or --exit-timeout is too short for this machine"
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class _StopRequested(Exception):
-    """SIGTERM or SIGINT arrived."""
+    """SIGTERM, SIGINT or SIGHUP (a closed terminal) arrived."""
 
 
 def main() -> int:
     """Read the command line, serve until the server ends, and return the exit code."""
     arguments = _parser().parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
     try:
         with TemporaryDirectory(prefix="qwen3-tts-models-") as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
@@ -63,7 +67,7 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
     try:
         server.start()
         print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log is {server.log_file}", flush=True)
-        server.wait_ready()
+        server.wait_ready(report=lambda text: print(text, flush=True))
         print(f"ready: {', '.join(server.models)}")
         print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
         code = server.wait()
@@ -90,7 +94,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
 
 
 def _stop(_number: int, _frame: object) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the orderly stop
     raise _StopRequested
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -124,3 +128,10 @@ def test_the_shortest_recording_may_not_be_longer_than_the_longest():
 
 def test_the_page_of_options_is_that_of_the_code() -> None:
     assert (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8") == options_page()
+
+
+def test_a_name_that_python_cannot_give_to_a_file_is_refused_with_the_remedy():
+    code = "from engine_lib.config import EngineConfig\ntry: EngineConfig(voice_store='/\\u58f0')\nexcept ValueError as error: print(error)"
+    ascii_only = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    run = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=True)
+    assert re.match(r"voice_store: '/.u58f0' is not ASCII, .*; give a symbolic link with an ASCII name", run.stdout)

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from engine_lib.errors import Qwen3TTSError
+from engine_lib.server.ascii_names import ascii_name
 
 
 class ServerError(Qwen3TTSError):
@@ -65,7 +66,11 @@ class ServerInstallation:
     def environment(self, run_directory: Path, base: Mapping[str, str]) -> dict[str, str]:
         """`base` with PATH and LD_LIBRARY_PATH set so that the stubs run and import from the folders of this process."""
         libraries = [*map(str, self.library_path), *filter(None, [base.get("LD_LIBRARY_PATH")])]
-        environment = dict(base) | {"PATH": f"{_python_environment(run_directory)}{os.pathsep}{base.get('PATH', os.defpath)}"}
+        # The stubs' Python has ASCII for the names of files, whatever LANG says, unless it is told to use UTF-8.
+        environment = dict(base) | {
+            "PYTHONUTF8": "1",
+            "PATH": f"{_python_environment(run_directory)}{os.pathsep}{base.get('PATH', os.defpath)}",
+        }
         if libraries:
             environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
         return environment
@@ -80,8 +85,10 @@ def _python_environment(run_directory: Path) -> Path:
     packages.mkdir(parents=True)
     interpreter = Path(sys._base_executable)  # type: ignore[attr-defined]  # the base interpreter, if this is a virtual environment
     (binaries / "python3").symlink_to(interpreter)
-    (root / "pyvenv.cfg").write_text(f"home = {interpreter.parent}\ninclude-system-site-packages = false\n")
+    home = Path(ascii_name(interpreter.parents[1], root / "home"), interpreter.parent.name)
+    (root / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
     folders = [folder for folder in map(os.path.abspath, sys.path) if os.path.isdir(folder) and not _is_standard_library(folder)]
+    folders = [ascii_name(folder, root / "folders") for folder in folders]
     (packages / "imports.pth").write_text("".join(f"import site; site.addsitedir({folder!r})\n" for folder in folders))
     return binaries
 

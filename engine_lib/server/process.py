@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.installation import ServerError, ServerInstallation
+from engine_lib.server.parent_watch import end_with_this_process
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 
@@ -31,6 +32,8 @@ EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 # go away: an ensemble request that it leaked when a client cancelled just after the end, or a gRPC stream that its client leaves open.
 EMPTY_SECONDS = 5.0
 LOG_LINES_SHOWN = 15
+REPORT_SECONDS = 10.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment does not reach our own ports
 
 
 class Ports(NamedTuple):
@@ -143,31 +146,44 @@ class TritonServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        end_with_this_process(self._process.pid, math.ceil(self._exit_seconds))
 
-    def wait_ready(self, timeout: float = 900.0) -> None:
+    def wait_ready(self, timeout: float = 900.0, report: Callable[[str], None] | None = None) -> None:
         """Wait until every model is ready. The server's own readiness is not used: it ignores an ensemble that failed to load.
+
+        Args:
+            report: told every few seconds what is still waited for.
 
         Raises:
             ServerError: a model failed to load (with its reason), the server exited, or `timeout` seconds passed.
         """
-        process, deadline = self._running(), time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        process, begin, missing = self._running(), time.monotonic(), ""
+        report_due = begin + REPORT_SECONDS
+        while time.monotonic() < begin + timeout:
             if process.poll() is not None:
                 raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
             try:
                 index = json.loads(self._http("v2/repository/index", b"{}"))
-            except OSError:
-                index = []
+            except OSError as error:
+                index, missing = [], f"tritonserver to load its models (its HTTP port {self.http_port}: {error})"
             # Once the server answers, loading is over. A model without a state has a config.pbtxt that cannot be read.
             failed = [entry for entry in index if entry.get("state") not in ("READY", "LOADING")]
             if failed:
                 reasons = [f"{entry['name']}: {self._reason(entry)}" for entry in failed if entry.get("reason")]
                 unread = [f"{entry['name']}: {self._reason(entry)}" for entry in failed]
                 raise ServerError("\n".join(["the model repository did not load", *(reasons or unread)]))
-            if index and all(self.is_model_ready(model) for model in self.models):
-                return
+            if index:
+                loading = [model for model in self.models if not self.is_model_ready(model)]
+                if not loading:
+                    return
+                missing = ", ".join(loading)
+            if report is not None and time.monotonic() >= report_due:
+                report(f"waiting for {missing}, {time.monotonic() - begin:.0f} s so far; the log is {self.log_file}")
+                report_due += REPORT_SECONDS
             time.sleep(POLL_SECONDS)
-        raise ServerError(f"tritonserver is not ready after {timeout:.0f} seconds; its log ends with\n{self.last_log_lines()}")
+        raise ServerError(
+            f"tritonserver is not ready after {timeout:.0f} seconds of waiting for {missing}; its log ends with\n{self.last_log_lines()}"
+        )
 
     def is_model_ready(self, model: str) -> bool:
         """Whether the server is up and says that `model` is ready."""
@@ -251,7 +267,7 @@ class TritonServer:
         return self._get(f"http://localhost:{self.http_port}/{path}", body)
 
     def _get(self, url: str, body: bytes | None = None) -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
+        with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
             content: bytes = response.read()
         return content
 

@@ -8,16 +8,18 @@ model, those of the environment included, are written into its config.pbtxt, so 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.checkpoint_files import checkpoint_folder
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError
+from engine_lib.server.ascii_names import ascii_name
 from engine_lib.serving.served import CODEC, ENSEMBLE, OFFLINE_SUFFIX, SERVED_PARAMETER, TALKER, ServedCheckpoint, served_parameter
 
 SUFFIXES = {"custom_voice": "_custom", "base": "_base", "voice_design": "_design"}
@@ -54,7 +56,7 @@ def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: 
 
     Args:
         template: the repository of one checkpoint, as in git.
-        folder: must not exist.
+        folder: must not exist. Links to folders with names that are not ASCII go beside it.
         model_paths: checkpoint folders, at least one.
 
     Raises:
@@ -72,13 +74,16 @@ def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: 
     for name in options.of_model:
         if name not in models:
             raise ConfigError(f"{name!r} is no model with options; those are {', '.join(models)}")
-    talkers = {checkpoint.talker: checkpoint for checkpoint in served}
+    links = folder.with_name("folders")
+    in_server = [replace(checkpoint, model_path=ascii_name(checkpoint.model_path, links)) for checkpoint in served]
+    talkers = {checkpoint.talker: checkpoint for checkpoint in in_server}
     slots = _codec_slots(models[CODEC], {talker: int(models[talker].get("max_num_seqs")) for talker in talkers})
     for name, model in models.items():
-        derived = {"model_path": talkers.get(name, served[0]).model_path, "codec_slots": str(slots)}
+        model_path = talkers.get(name, in_server[0]).model_path
+        derived = {"model_path": model_path, "codec_slots": str(slots), **_ascii_store(model, links)}
         if name in talkers and not model.is_chosen("gpu_memory_utilization"):
             derived["gpu_memory_utilization"] = str(round(float(model.get("gpu_memory_utilization")) / len(served), 3))
-        model.write(**derived, **{SERVED_PARAMETER: served_parameter(served)})
+        model.write(**derived, **{SERVED_PARAMETER: served_parameter(in_server)})
     return served
 
 
@@ -131,6 +136,19 @@ def _copy_models(folder: Path, checkpoint: ServedCheckpoint) -> None:
 def _models_with_options(folder: Path) -> list[str]:
     files = sorted(folder.glob("*/config.pbtxt"))
     return [file.parent.name for file in files if 'key: "model_path"' in file.read_text(encoding="utf-8")]
+
+
+def _ascii_store(model: _Model, links: Path) -> dict[str, str]:
+    """The option voice_store under an ASCII name, if its own is not; a link needs a folder that is there."""
+    store = model.get("voice_store")
+    if store.isascii():
+        return {}
+    folder = Path(os.path.expanduser(store))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"voice_store: {store!r} cannot be used: {error.strerror}; name a folder this process may read") from None
+    return {"voice_store": ascii_name(folder, links)}
 
 
 def _codec_slots(codec: _Model, max_num_seqs: Mapping[str, int]) -> int:

@@ -1,0 +1,118 @@
+"""A server in an operator's surroundings: proxies, folders with any name, a terminal that is closed, a parent that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from engine_lib.server import process
+from engine_lib.server.process import MODEL_REPOSITORY
+from patience import PATIENCE, eventually
+from qwen3_tts_client import Client
+from server.conftest import new_server
+
+PROJECT = MODEL_REPOSITORY.parent
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+OPTIONS = ["--device", "cpu", "--option", "num_threads=1", "--option", "max_num_seqs=2", "--option", "max_model_len=256"]
+FREE = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+
+
+def test_a_proxy_is_not_asked_for_our_own_ports_and_a_start_says_what_it_waits_for(
+    tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(process, "REPORT_SECONDS", 0.0)
+    reports: list[str] = []
+    server = new_server(tiny_custom_voice, tmp_path / "log")
+    try:
+        server.start()
+        server.wait_ready(report=reports.append)
+        assert "nv_inference" in server.metrics()
+        sampling = {"max_frames": 2}
+        for url in (f"localhost:{server.grpc_port}", f"127.0.0.1:{server.grpc_port}"):
+            with Client(url) as client:
+                assert client.synthesize("Hello.", sampling=sampling).audio.size
+                assert client.voices.list().voices
+        body = {"text": "Hello.", "sampling_parameters": json.dumps(sampling)}
+        request = urllib.request.Request(
+            f"http://localhost:{server.http_port}/v2/models/qwen3_tts_offline/generate", data=json.dumps(body).encode()
+        )
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(request, timeout=PATIENCE) as response:
+            assert json.load(response)["finish_reason"] in ("length", "stop")
+    finally:
+        server.stop()
+    assert re.match(rf"waiting for tritonserver to load its models \(its HTTP port {server.http_port}: .*; the log is .*log$", reports[0])
+
+
+def serve(project: Path, model: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """serve.py of `project`, on free ports; what it prints goes to `output`."""
+    command = [sys.executable, str(project / "scripts" / "serve.py"), "--model", str(model), *FREE, *OPTIONS, *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{project / 'client'}"}
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=output.parent, preexec_fn=_heed_closed_terminals
+        )
+
+
+def _heed_closed_terminals() -> None:
+    """nohup, under which the tests may run, has its children ignore it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_checkout_checkpoint_and_voice_store_may_have_any_name_and_a_closed_terminal_ends_all(tiny_base: Path, tmp_path: Path) -> None:
+    project = tmp_path / "josé" / "项目"
+    for folder in ("engine_lib", "client", "model_repository"):
+        shutil.copytree(PROJECT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "scripts").mkdir()
+    shutil.copy(PROJECT / "scripts" / "serve.py", project / "scripts")
+    model = Path(shutil.copytree(tiny_base, tmp_path / "模型"))
+    output, log = tmp_path / "output", tmp_path / "журнал.log"
+    store = f"voice_store={tmp_path / '声音'}"
+    serving = serve(project, model, output, "--option", store, "--log-file", str(log))
+    try:
+        eventually(lambda: serving.poll() is not None or b"\nhttp " in output.read_bytes(), "serve.py is ready or has ended")
+        assert serving.poll() is None, output.read_text() + log.read_text(errors="replace")[-3000:]
+        children = children_of(serving.pid)
+        assert (tmp_path / "声音").is_dir()
+    finally:
+        serving.send_signal(signal.SIGHUP)
+        code = serving.wait(PATIENCE)
+    assert code == 0
+    eventually(lambda: all(map(has_ended, children)), "the server ends")
+
+
+def test_a_server_does_not_outlive_a_serve_py_that_is_killed(tiny_custom_voice: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    serving = serve(PROJECT, tiny_custom_voice, output, "--log-file", str(tmp_path / "log"))
+    try:
+        eventually(lambda: serving.poll() is not None or b"loading" in output.read_bytes(), "the server is started")
+        children = children_of(serving.pid)
+        assert children
+    finally:
+        serving.kill()
+        serving.wait(PATIENCE)
+    eventually(lambda: all(map(has_ended, children)), "the server ends")
