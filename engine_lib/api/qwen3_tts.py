@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
@@ -28,7 +29,7 @@ import torch
 
 from engine_lib.api import official
 from engine_lib.api.reference_input import ReferenceInput
-from engine_lib.api.speech_stream import SpeechChunk, SpeechStream
+from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
 from engine_lib.api.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
@@ -123,7 +124,7 @@ class Qwen3TTS:
         instruct: str | list[str] | None = None,
         non_streaming_mode: bool = True,
         **generation: Any,
-    ) -> tuple[list[Audio], int]:
+    ) -> tuple[Spoken[Audio], int]:
         """Speak each text with a built-in voice; lists go through the batch together.
 
         Args:
@@ -135,7 +136,8 @@ class Qwen3TTS:
                 Other arguments of transformers' generate() have no effect, as in the official package, and give one warning.
 
         Returns:
-            (waveforms [samples] float32 in the order of the texts, sample rate).
+            (waveforms [samples] float32 in the order of the texts, sample rate). The list of waveforms also has `finish_reasons`: of each,
+            stop or length. Speech that was cut by another limit than the caller's own gives a warning.
 
         Raises:
             InvalidRequestError (a ValueError): an argument is not allowed, list lengths differ, or the checkpoint is of another kind.
@@ -150,7 +152,7 @@ class Qwen3TTS:
         language: str | list[str] | None = None,
         non_streaming_mode: bool = True,
         **generation: Any,
-    ) -> tuple[list[Audio], int]:
+    ) -> tuple[Spoken[Audio], int]:
         """Speak each text with a voice that `instruct` describes; an empty one leaves the voice to the model.
 
         Arguments, results and errors are those of `generate_custom_voice`.
@@ -168,7 +170,7 @@ class Qwen3TTS:
         non_streaming_mode: bool = False,
         voice: str | list[str] | None = None,
         **generation: Any,
-    ) -> tuple[list[Audio], int]:
+    ) -> tuple[Spoken[Audio], int]:
         """Speak each text with a voice cloned from reference audio. The audio starts where the reference ends.
 
         Args:
@@ -267,7 +269,7 @@ class Qwen3TTS:
 
     # talker or codec alone
 
-    def generate_codes(self, *arguments: Any, **keywords: Any) -> list[Codes]:
+    def generate_codes(self, *arguments: Any, **keywords: Any) -> Spoken[Codes]:
         """Run the talker alone: codec frames [frames, num_code_groups] int16 of each text.
 
         Takes the arguments of the `generate_` method for this kind of checkpoint.
@@ -275,7 +277,9 @@ class Qwen3TTS:
         utterances: list[Utterance] = getattr(self._utterances, CALLS[self._utterances.kind])(*arguments, **keywords)
         with ExitStack() as stack:
             pending = [self._start_codes(utterance, stack) for utterance in utterances]
-            return [codes.result() for codes in pending]
+            codes, reasons = zip(*(each.result() for each in pending), strict=True)
+        _warn_of_cuts(utterances, reasons, stacklevel=3)
+        return Spoken(codes, reasons)
 
     def decode(self, codes: Codes | list[Codes], voice_clone_prompt: VoiceClonePrompt | None = None) -> tuple[list[Audio], int]:
         """Run the codec alone: waveforms of codec frames [frames, num_code_groups], and the sample rate.
@@ -304,12 +308,15 @@ class Qwen3TTS:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _speak(self, utterances: list[Utterance]) -> tuple[list[Audio], int]:
+    def _speak(self, utterances: list[Utterance]) -> tuple[Spoken[Audio], int]:
         """Queue all utterances, and wait for the audio of each."""
         delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
         with ExitStack() as stack:  # if one fails or is refused, the others are cancelled
             streams = [stack.enter_context(closing(self._start(utterance, delivery))) for utterance in utterances]
-            return [np.concatenate([chunk.audio for chunk in stream]) for stream in streams], self.sample_rate
+            waves = [np.concatenate([chunk.audio for chunk in stream]) for stream in streams]
+        reasons = [stream.finish_reason for stream in streams]
+        _warn_of_cuts(utterances, reasons, stacklevel=4)
+        return Spoken(waves, reasons), self.sample_rate
 
     def _stream_delivery(self, text: object, chunk_frames: Iterable[int] | None) -> Delivery:
         """The delivery of a stream of `text`, which must be one string."""
@@ -321,7 +328,7 @@ class Qwen3TTS:
         """Queue one utterance; the stream gives its audio."""
         return SpeechStream.start(self._talker, self._codec, utterance.prompt, utterance.sampling, delivery)
 
-    def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[Codes]:
+    def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
         """Queue one utterance and gather its codes; leaving `stack` cancels it."""
         listener = _CodesListener()
         request = Request(uuid.uuid4().hex, utterance.prompt, utterance.sampling, Delivery(WHOLE_UTTERANCE_CHUNK))
@@ -331,10 +338,10 @@ class Qwen3TTS:
 
 
 class _CodesListener(RequestListener):
-    """Gathers the codes of one request into a future."""
+    """Gathers the codes of one request and its finish reason into a future."""
 
     def __init__(self) -> None:
-        self.codes: Future[Codes] = Future()
+        self.codes: Future[tuple[Codes, str]] = Future()
         self._chunks: list[Codes] = []
 
     def on_chunk(self, chunk: CodesChunk) -> None:
@@ -343,4 +350,13 @@ class _CodesListener(RequestListener):
         if chunk.finish_reason == FinishReason.ERROR.value:
             self.codes.set_exception(Qwen3TTSError(chunk.error))
         elif chunk.is_final:
-            self.codes.set_result(np.concatenate(self._chunks))
+            self.codes.set_result((np.concatenate(self._chunks), chunk.finish_reason))
+
+
+def _warn_of_cuts(utterances: Sequence[Utterance], finish_reasons: Sequence[str], stacklevel: int) -> None:
+    """Warn of texts that were not spoken to their end, if not the caller has set the limit."""
+    for number, (utterance, reason) in enumerate(zip(utterances, finish_reasons, strict=True), 1):
+        if reason == FinishReason.LENGTH.value and utterance.limit:
+            which = f"text {number} of {len(utterances)}" if len(utterances) > 1 else "the text"
+            cut = f"the speech of {which} was cut after {utterance.sampling.max_frames} frames"
+            warnings.warn(f"{cut}: {utterance.limit}, or speak the text in pieces", stacklevel=stacklevel)

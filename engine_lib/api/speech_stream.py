@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,20 @@ from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
+
+T = TypeVar("T")
+
+
+class Spoken(list[T]):
+    """What a call returns for its texts, in their order; a list that also says how each ended.
+
+    Attributes:
+        finish_reasons: of each text: stop, or length if its speech was cut at a limit of frames.
+    """
+
+    def __init__(self, results: Iterable[T], finish_reasons: Iterable[str]) -> None:
+        super().__init__(results)
+        self.finish_reasons = list(finish_reasons)
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class SpeechStream(Iterator[SpeechChunk]):
         """Use `start` instead."""
         self._chunks, self._cancel = chunks, cancel
         self._has_ended = False
+        self.finish_reason = ""
 
     @classmethod
     def start(cls, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt, sampling: SamplingParams, delivery: Delivery) -> SpeechStream:
@@ -69,7 +85,7 @@ class SpeechStream(Iterator[SpeechChunk]):
         if isinstance(chunk, Qwen3TTSError):
             self._has_ended = True
             raise chunk
-        self._has_ended = chunk.is_final
+        self._has_ended, self.finish_reason = chunk.is_final, chunk.finish_reason
         return chunk
 
     def close(self) -> None:

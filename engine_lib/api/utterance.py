@@ -31,10 +31,15 @@ NAMES_HERE = {"voice": "speaker", "voice_prompt": "voice_clone_prompt"}  # field
 
 @dataclass(frozen=True)
 class Utterance:
-    """One text, ready to be spoken."""
+    """One text, ready to be spoken.
+
+    Attributes:
+        limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
+    """
 
     prompt: Prompt
     sampling: SamplingParams
+    limit: str = ""
 
 
 class UtteranceBuilder:
@@ -52,6 +57,7 @@ class UtteranceBuilder:
         self.kind = checkpoint.config.kind
         self.prompts = PromptBuilder(checkpoint, config.max_text_length)
         self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
+        self._max_model_len = config.max_model_len
         self._max_frames_behind = max_frames_behind
         self._eos = checkpoint.config.talker.codec_eos_token_id
         self._sampling_defaults = checkpoint.sampling_defaults()
@@ -154,21 +160,34 @@ class UtteranceBuilder:
                 if error.field not in NAMES_HERE:
                     raise
                 raise InvalidRequestError(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(Utterance(prompt, self._sampling(prompt, arguments)))
+            utterances.append(self._utterance(prompt, arguments))
         return utterances
 
-    def _sampling(self, prompt: Prompt, generation: Mapping[str, Any]) -> SamplingParams:
-        """The caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package."""
+    def _utterance(self, prompt: Prompt, generation: Mapping[str, Any]) -> Utterance:
+        """With the caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package.
+
+        Raises:
+            InvalidRequestError: a value is not allowed, or the prompt leaves no room to speak its text.
+        """
         arguments = dict(generation)
-        max_new_tokens = arguments.pop("max_new_tokens", self._default_max_new_tokens)
+        asked = arguments.pop("max_new_tokens", None)
         sampling = self._sampling_defaults.updated(arguments)
         if sampling.max_frames is not None:
-            return sampling
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 2:
-            raise InvalidRequestError(
-                "max_new_tokens", f"{max_new_tokens!r} is not allowed; N gives N - 1 frames, so give a whole number from 2"
-            )
-        return sampling.updated({"max_frames": max(1, min(int(max_new_tokens) - 1, self._max_frames_behind(prompt)))})
+            return Utterance(prompt, sampling)
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or asked < 2):
+            raise InvalidRequestError("max_new_tokens", f"{asked!r} is not allowed; N gives N - 1 frames, so give a whole number from 2")
+        frames, room = int(asked or self._default_max_new_tokens) - 1, self._max_frames_behind(prompt)
+        # No one speaks a token in less than a frame.
+        if room < min(frames, prompt.num_text_tokens):
+            needed = f"speak it in pieces, or load the checkpoint with a max_model_len above {self._max_model_len}"
+            tokens = prompt.num_text_tokens
+            raise InvalidRequestError("text", f"has {tokens} tokens, and its prompt leaves room for {max(room, 0)} frames; {needed}")
+        limit = ""
+        if room < frames:
+            limit = f"max_model_len ({self._max_model_len} rows of prompt and frames) has no room for more; load with a larger one"
+        elif asked is None:
+            limit = f"max_new_tokens is {frames + 1} by default; give a larger one"
+        return Utterance(prompt, sampling.updated({"max_frames": min(frames, room)}), limit)
 
 
 def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
