@@ -7,6 +7,7 @@ pushes changed values only.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,16 @@ from typing import Any
 from engine_lib.process.latency import LatencyWindow
 
 QUANTILES = (0.5, 0.99)
+
+
+def instance_labels(model: str, version: str) -> dict[str, str]:
+    """Labels of every metric of one instance of a model.
+
+    While a loaded model is loaded again, the old and the new instance run side by side. Series with equal labels are one object of
+    the server, and the end of the old instance frees it although the new one still uses it: the server crashes (24.10). So the
+    process of the instance is a label too.
+    """
+    return {"model": model, "version": version, "pid": str(os.getpid())}
 
 
 class Counter:

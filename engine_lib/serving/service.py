@@ -13,7 +13,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.process.garbage import freeze_loaded
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
-from engine_lib.serving.metrics import Metrics
+from engine_lib.serving.metrics import Metrics, instance_labels
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.server_guard import ServerGuard
 from engine_lib.serving.server_log import log_to_server
@@ -36,7 +36,7 @@ class EngineService:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self._backend = backend
-        self._metrics = Metrics(backend.metric_family, {"model": backend.name, "version": backend.version})
+        self._metrics = Metrics(backend.metric_family, instance_labels(backend.name, backend.version))
         self._sender = OrderedSender(f"{backend.name}-send", sender_threads, backend.log_failure)
         self._metrics.quantiles("send_seconds", "Time it takes to hand one response to the server", backend.send_times)
         self._metrics.quantiles("send_wait_seconds", "Time a response waits for its sender", self._sender.waits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def new_server(
-    model_path: Path, log_file: Path, *, repository: Path | None = None, exit_seconds: float = PATIENCE, **options: str
+    model_path: Path,
+    log_file: Path,
+    *,
+    repository: Path | None = None,
+    exit_seconds: float = PATIENCE,
+    arguments: Sequence[str] = (),
+    **options: str,
 ) -> TritonServer:
     """A server on free ports that is not started; its models have one thread each."""
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
     defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
-    return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, exit_seconds=exit_seconds, **chosen)
+    chosen |= {"arguments": arguments, "exit_seconds": exit_seconds}
+    return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, **chosen)
 
 
 @pytest.fixture(scope="session")
