@@ -66,6 +66,22 @@ def test_reference_audio_needs_a_base_checkpoint(server: TritonServer) -> None:
     assert "kind base" in message
 
 
+@pytest.mark.parametrize("tensors", [[], inputs(voice="vivian")[1:]], ids=["no input at all", "another input"])
+def test_a_request_without_text_is_refused(server: TritonServer, tensors: list[Any]) -> None:
+    assert refusal(server, tensors).startswith("INVALID_ARG: text: is missing")
+    with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client, pytest.raises(InferenceServerException) as error:
+        client.infer("qwen3_tts_offline", tensors)
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert error.value.message().startswith("INVALID_ARG: text: is missing")
+
+
+@pytest.mark.parametrize("tensors", [[], inputs(voice="vivian")[1:]], ids=["alone", "beside a tensor"])
+def test_text_may_be_a_request_parameter(server: TritonServer, tensors: list[Any]) -> None:
+    parameters = {"text": "Hello.", "sampling_parameters": '{"max_frames": 1}'}
+    with Stream(server, tensors, parameters=parameters) as stream:
+        assert stream.all()[-1].finish_reason == "length"
+
+
 def test_a_tensor_of_the_wrong_shape_is_named(server: TritonServer) -> None:
     tensor = triton.InferInput("text", [2], "BYTES")
     tensor.set_data_from_numpy(np.array([b"a", b"b"], np.object_))
@@ -90,6 +106,11 @@ def http_refusal(server: TritonServer, body: dict[str, Any]) -> str:
         urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=PATIENCE)
     message: str = json.loads(error.value.read().removeprefix(b"data: "))["error"]
     return message.removeprefix("in ensemble 'qwen3_tts', ")
+
+
+@pytest.mark.parametrize("body", [{}, {"voice": "vivian"}], ids=["no input at all", "another input"])
+def test_http_clients_without_text_are_refused(server: TritonServer, body: dict[str, Any]) -> None:
+    assert http_refusal(server, body).startswith("INVALID_ARG: text: is missing")
 
 
 def test_http_clients_read_the_same_message(server: TritonServer) -> None:
