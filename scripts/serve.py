@@ -9,7 +9,8 @@ The first checkpoint is the model qwen3_tts; each further one has its kind as su
 qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be the same in all of them.
 
 tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT stop it in order: running streams get
-three seconds to end, then they end with an error; then the models unload. The exit code is the server's, 137 if it had to be killed.
+three seconds to end, then they end with an error; then the models unload. The exit code is the server's; 137 if it
+had to be killed before its models had ended.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, Tri
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
 
-KILLED = "a client has left its gRPC stream open, or --exit-timeout is too short for this machine"
+KILLED = "--exit-timeout is too short for its streams or for this machine"
+LINGERED = "a client has left its gRPC stream open, or Triton has leaked a cancelled request"
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -75,6 +77,9 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
     except _StopRequested:
         code = server.stop() or 0
         if code == -signal.SIGKILL:
+            if server.models_have_ended:
+                print(f"serve.py: every stream has ended; tritonserver itself did not end and was killed; {LINGERED}", file=sys.stderr)
+                return 0
             print(f"serve.py: the server was killed; {KILLED}", file=sys.stderr)
         return 128 - code if code < 0 else code
     finally:

@@ -54,6 +54,7 @@ class TritonServer:
         http_port, grpc_port, metrics_port: its ports.
         models: names of the models in the repository, all of which must be ready.
         log_file: the output of the server and the models.
+        models_have_ended: whether `stop` saw all models' processes end, each in order: nothing was lost if the server was killed then.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class TritonServer:
         self._drain_directory = Path(self._run_directory.name) / "drain"
         self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
+        self.models_have_ended = False
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -232,7 +234,8 @@ class TritonServer:
             models = self._model_processes()
             self.terminate()
             while self._process.poll() is None and time.monotonic() < deadline:
-                if models and not any(folder.exists() for folder in models):
+                if models and not any(map(_is_running, models)):
+                    self.models_have_ended = True
                     models, deadline = [], min(deadline, time.monotonic() + EMPTY_SECONDS)
                 time.sleep(POLL_SECONDS)
             if self._process.poll() is None:
@@ -270,6 +273,14 @@ class TritonServer:
         with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
             content: bytes = response.read()
         return content
+
+
+def _is_running(process: Path) -> bool:
+    """Whether the process of this folder in /proc runs. A model's process that died stays as a zombie until its model is unloaded."""
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def option_environment(options: Mapping[str, str]) -> dict[str, str]:

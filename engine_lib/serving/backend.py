@@ -18,6 +18,7 @@ from engine_lib.errors import place_of
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.metrics import Counter
+from engine_lib.serving.server_guard import ServerGuard
 
 Tensors = dict[str, npt.NDArray[Any]]  # of one request or answer, by name
 
@@ -27,19 +28,22 @@ class TritonBackend:
 
     Attributes:
         name, version: of the model.
+        guard: of the model's process.
         log: Triton's logger.
         metric_family: Triton's class of metrics.
         send_times: how long the latest sends took.
         refusals: requests refused with an error, by status code.
     """
 
-    def __init__(self, pb_utils: Any, args: Mapping[str, str]) -> None:
+    def __init__(self, pb_utils: Any, args: Mapping[str, str], guard: ServerGuard) -> None:
         """
         Args:
             pb_utils: the module `triton_python_backend_utils`.
             args: the arguments of `initialize`.
+            guard: of this process.
         """
         self._pb_utils = pb_utils
+        self.guard = guard
         self.name, self.version = args["model_name"], args["model_version"]
         self.log = pb_utils.Logger
         self.metric_family = pb_utils.MetricFamily

@@ -114,6 +114,12 @@ class Metrics:
         if (family := self._new_family(name, description, "GAUGE")) is not None:
             self._publishers.append(_Gauge(family.Metric(labels=self._labels), read).publish)
 
+    def gauges(self, name: str, description: str, label: str, reads: Mapping[str, Callable[[], float]]) -> None:
+        """Add a gauge for each value of `label`, with its own `read`."""
+        if (family := self._new_family(name, description, "GAUGE")) is not None:
+            for value, read in reads.items():
+                self._publishers.append(_Gauge(family.Metric(labels=self._labels | {label: value}), read).publish)
+
     def quantiles(self, name: str, description: str, durations: LatencyWindow) -> None:
         """Add gauges of the median and the 99th percentile of the latest durations, with the label `quantile`."""
         if (family := self._new_family(name, description, "GAUGE")) is not None:

@@ -24,7 +24,6 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.served import GRPC_URL_VARIABLE
-from engine_lib.serving.server_guard import ServerGuard
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 
 # The talker limits the number of requests, so every one must reach it.
@@ -44,7 +43,7 @@ class OfflineService:
         url = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
         self._stream_call = stream_call(grpc.insecure_channel(url, (*CHANNEL_OPTIONS, NO_PROXY)))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
-        self._guard = ServerGuard(os.getppid(), backend.name)
+        backend.guard.watch(holds_streams=False)
 
     def handle(self, request: Any) -> None:
         """Give one request to a thread of its own."""
@@ -58,7 +57,7 @@ class OfflineService:
 
     def shutdown(self) -> None:
         """End. Triton calls this when every request has been answered."""
-        self._guard.release()
+        self._backend.guard.release()
         self._pool.shutdown(wait=False)
 
     def _answer(self, reply: Reply, message: service_pb2.ModelInferRequest) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from engine_lib.checkpoint_config import CheckpointConfig
 
 SERVED_PARAMETER = "served_checkpoints"
-ENSEMBLE, TALKER, CODEC = "qwen3_tts", "talker", "codec_decoder"
+ENSEMBLE, TALKER, CODEC, VOICES = "qwen3_tts", "talker", "codec_decoder", "voices"
 GRPC_URL_VARIABLE = "QWEN3_TTS_GRPC_URL"  # HOST:PORT at which a model reaches its own server
 OFFLINE_SUFFIX = "_offline"  # of an ensemble's name, for the model that answers with the whole utterance
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
 from engine_lib.serving.metrics import Metrics, instance_labels
 from engine_lib.serving.ordered_sender import OrderedSender
-from engine_lib.serving.server_guard import ServerGuard
 from engine_lib.serving.server_log import log_to_server
 
 SHUTDOWN_SECONDS = 4.0
@@ -55,7 +53,7 @@ class EngineService:
         """From now on, publish metrics and notice the engine's end. For the arguments see Lifecycle."""
         freeze_loaded()
         self._lifecycle = Lifecycle(self._engine, self._backend, streams, self._metrics, has_ping=has_ping)
-        self._guard = ServerGuard(os.getppid(), self._backend.name)
+        self._backend.guard.watch(holds_streams=True)
 
     @property
     def is_ready(self) -> bool:
@@ -64,7 +62,7 @@ class EngineService:
 
     def shutdown(self) -> None:
         """End every open stream, the engine and all threads, within a few seconds."""
-        self._guard.release()
+        self._backend.guard.release()
         self._lifecycle.stop(SHUTDOWN_SECONDS)
         self._engine.shutdown(SHUTDOWN_SECONDS)
         self._sender.close(SHUTDOWN_SECONDS)

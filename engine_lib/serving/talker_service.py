@@ -6,8 +6,10 @@ that has no frames, is final and carries FINAL.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
@@ -18,9 +20,10 @@ from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.control_requests import ControlRequests
+from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.request_voices import RequestVoices
-from engine_lib.serving.served import served_checkpoints
+from engine_lib.serving.served import OFFLINE_SUFFIX, VOICES, served_checkpoints
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
@@ -64,6 +67,7 @@ class TalkerService(EngineService):
         streams: dict[str, TalkerStream] = {}
         self._voices.add_metrics(self._metrics)
         metrics = TalkerMetrics(self._metrics, self._engine, streams, backend.refusals)
+        self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
         self._parts = TalkerParts(backend.name, self._engine, prompts, self._voices, self._sender, metrics, streams)
         self._control_requests = ControlRequests(self._parts, self._parser)
         self._watch(streams, has_ping=True)
@@ -87,6 +91,11 @@ class TalkerService(EngineService):
         seconds = timeout / MICROSECONDS
         deadline = arrived_at + seconds if 0 < seconds < LONGEST_TIMEOUT else None
         TalkerStream(self._parts, reply, speech, arrived_at, deadline).begin(voice)
+
+    def _watch_helpers(self, offline: list[str]) -> None:
+        helpers = Helpers(os.getppid())
+        reads = {model: partial(helpers.has_died, model) for model in (*offline, VOICES)}
+        self._metrics.gauges("helper_died", "1 if the process of a helper model has died: the server must be restarted", "helper", reads)
 
     def shutdown(self) -> None:
         """End every open stream, the voices, the engine and all threads, within a few seconds."""

@@ -9,7 +9,6 @@ speakers are read from each checkpoint's config.json. No type of Triton's is use
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,6 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
-from engine_lib.serving.server_guard import ServerGuard
 from engine_lib.voices.store import VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
@@ -48,7 +46,7 @@ class VoicesService:
         self._served = served_checkpoints(args, own, config.model_path)
         self._configs = {checkpoint.ensemble: CheckpointConfig.read(Path(checkpoint.model_path)) for checkpoint in self._served}
         self._store = VoiceStore.of(config)
-        self._guard = ServerGuard(os.getppid(), backend.name)
+        backend.guard.watch(holds_streams=False)
 
     def handle(self, request: Any) -> None:
         """Carry out one request and answer it."""
@@ -62,7 +60,7 @@ class VoicesService:
 
     def shutdown(self) -> None:
         """End. Triton calls this when every request has been answered."""
-        self._guard.release()
+        self._backend.guard.release()
 
     def _result(self, values: RequestValues) -> Facts:
         """Carry out a request; returns its answer.

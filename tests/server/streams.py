@@ -205,9 +205,10 @@ class ModelProcess:
         return Path(f"/proc/{self.pid}").exists()
 
 
-def model_process(server: TritonServer, model: str) -> ModelProcess:
-    """The process that runs `model` in `server`."""
-    children = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=True).stdout.split()
+def model_process(server: TritonServer | int, model: str) -> ModelProcess:
+    """The process that runs `model` in `server`, or in the server of that process id."""
+    pid = server if isinstance(server, int) else server.pid
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.split()
     for pid in map(int, children):
         arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         if any(argument.endswith(f"/{model}/1/model.py") for argument in arguments):

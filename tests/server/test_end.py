@@ -16,13 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from patience import PATIENCE, eventually
 from server.conftest import new_server
-from server.streams import Chunk, ModelProcess, Stream, inputs, model_process
+from server.streams import Chunk, ModelProcess, Stream, inputs, metric, model_process
 
 MODELS = ("talker", "codec_decoder")
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
@@ -131,6 +132,46 @@ def test_a_killed_model_takes_the_server_down_and_clients_get_an_error(endless_v
             server.wait(PATIENCE)
         assert not any(server.is_model_ready(name) for name in server.models)
     nothing_is_left_of(processes)
+
+
+@pytest.mark.parametrize("helper", ["qwen3_tts_offline", "voices"])
+def test_a_killed_helper_ends_no_stream_of_others(endless_voice: Path, tmp_path: Path, helper: str) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server:
+        processes = [*processes_of(server), model_process(server, helper)]
+        with Stream(server, inputs(sampling={"max_frames": 300, "chunk_frames": [1]})) as stream:
+            stream.next()
+            os.kill(processes[-1].pid, signal.SIGKILL)
+            eventually(lambda: metric(server, "helper_died", helper=helper) == 1, "the talker tells of the death")
+            with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client, pytest.raises(InferenceServerException):
+                client.infer(helper, [] if helper == "voices" else inputs())
+            assert stream.all(first=1)[-1].finish_reason == "length"
+        assert {metric(server, "helper_died", helper=name) for name in ("qwen3_tts_offline", "voices") if name != helper} == {0}
+        with Stream(server, inputs(sampling={"max_frames": 2})) as stream:
+            assert stream.all()[-1].finish_reason == "length"
+        server.stop()
+        assert server.models_have_ended
+    nothing_is_left_of(processes)
+
+
+def test_a_server_killed_while_it_loads_leaves_nothing_behind(endless_voice: Path, tmp_path: Path) -> None:
+    server = new_server(endless_voice, tmp_path / "log")
+    server.start()
+    try:
+        eventually(lambda: all(has_guard(server, model) for model in MODELS), "the models begin to load")
+        processes = processes_of(server)
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait(PATIENCE)
+        nothing_is_left_of(processes)
+    finally:
+        server.stop()
+
+
+def has_guard(server: TritonServer, model: str) -> bool:
+    """Whether the process of `model` runs and has started its guard."""
+    try:
+        return subprocess.run(["pgrep", "-P", str(model_process(server, model).pid), "-f", "server_guard"]).returncode == 0
+    except (AssertionError, OSError, subprocess.CalledProcessError):
+        return False
 
 
 def test_a_killed_server_leaves_no_model_process_behind(endless_voice: Path, tmp_path: Path) -> None:

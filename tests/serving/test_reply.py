@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -32,7 +32,7 @@ class Server:
             InferenceResponse=lambda error: error,
             TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
         )
-        self.backend = TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"})
+        self.backend = TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"}, cast(Any, None))
 
     def get_response_sender(self) -> Server:
         return self

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine_lib.serving.server_guard import ServerGuard
+
+GUARD = ServerGuard(__file__)  # first, because the imports below take seconds
+
 import triton_python_backend_utils as pb_utils
 
 from engine_lib.serving.backend import TritonBackend
@@ -16,7 +20,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; the server reports an exception raised here as its reason."""
-        self._service = VoicesService(TritonBackend(pb_utils, args), engine_config(args), args)
+        self._service = VoicesService(TritonBackend(pb_utils, args, GUARD), engine_config(args), args)
 
     def execute(self, requests: list[Any]) -> None:
         """Answer each request."""
