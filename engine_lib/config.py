@@ -6,14 +6,19 @@ A bad value or an unknown name raises ConfigError with the name, the value and t
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
-from engine_lib.errors import ConfigError
+from engine_lib.errors import ConfigError, nearest
+
+logger = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "QWEN3_TTS_"
+# Variables with that prefix that are no options: of a server's models, and of the client.
+OTHER_VARIABLES = ("DRAIN_DIRECTORY", "GRPC_URL", "SERVER_SECRET", "SERVER_SECRET_FILE", "URL")
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 
 
@@ -158,22 +163,33 @@ class EngineConfig:
 
         Args:
             options: option name to value, as in config.pbtxt parameters.
-            environment: defaults to os.environ.
+            environment: defaults to os.environ; then a variable that sets no option is logged.
 
         Raises:
             ConfigError: an unknown name, or a value that is not allowed.
         """
-        environment = os.environ if environment is None else environment
+        if environment is None:
+            environment = os.environ
+            for problem in unknown_variables(environment):
+                logger.warning("%s", problem)
         names = [spec.name for spec in fields(cls)]
         unknown = sorted(set(options) - set(names))
         if unknown:
-            raise ConfigError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(names)}")
+            raise ConfigError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(names)}{nearest(unknown[0], names)}")
         values = dict(options)
         for name in names:
             override = environment.get(ENVIRONMENT_PREFIX + name.upper())
             if override is not None:
                 values[name] = override
         return cls(**values)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable QWEN3_TTS_<NAME> that has no effect, with the name it may stand for."""
+    known = (*(spec.name.upper() for spec in fields(EngineConfig)), *OTHER_VARIABLES)
+    prefix = ENVIRONMENT_PREFIX
+    given = sorted(name.removeprefix(prefix) for name in environment if name.startswith(prefix))
+    return [f"the environment variable {prefix}{name} has no effect{nearest(name, known, prefix)}" for name in given if name not in known]
 
 
 def _checked(spec: Field[Any], kind: Any, value: Any) -> Any:

@@ -5,8 +5,12 @@ Every message names the field, the value and the allowed values or the next step
 
 from __future__ import annotations
 
+import difflib
 import logging
 import traceback
+from collections.abc import Iterable
+
+SHUTDOWN_ERROR = "the server is shutting down"  # of streams that a stopping server ends
 
 
 class Qwen3TTSError(Exception):
@@ -39,6 +43,12 @@ class OverloadedError(Qwen3TTSError):
 
 class EngineDeadError(Qwen3TTSError):
     """The engine thread has stopped; the process must be restarted."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a message: asks for the known name that is most like `name`, `prefix` before it; empty if none is like it."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def place_of(error: BaseException) -> str:

@@ -28,9 +28,10 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
-from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
+from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig, unknown_variables
 from engine_lib.errors import ConfigError, Qwen3TTSError
 from engine_lib.server.installation import ServerError
+from engine_lib.server.log import STDOUT
 from engine_lib.server.mps import MpsDaemon
 from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
@@ -53,6 +54,8 @@ def main() -> int:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
+    for problem in unknown_variables(os.environ):
+        print(f"serve.py: {problem}", file=sys.stderr)
     try:
         with TemporaryDirectory(prefix="qwen3-tts-models-") as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
@@ -67,8 +70,9 @@ def main() -> int:
 def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
     """Serve until the server ends or a signal comes; return the exit code."""
     try:
+        log = "follows" if server.log_file == STDOUT else f"is {server.log_file}"
+        print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}", flush=True)
         server.start()
-        print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log is {server.log_file}", flush=True)
         server.wait_ready(report=lambda text: print(text, flush=True))
         print(f"ready: {', '.join(server.models)}")
         print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
@@ -177,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the most that stopping may take, then the server is killed (default {EXIT_SECONDS:g}). Give a slow machine more, and the "
         "container a grace period that is longer (terminationGracePeriodSeconds, docker stop --time)",
     )
-    parser.add_argument("--log-file", type=Path, metavar="FILE", help="file for the server's output (default: a temporary file)")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="file or pipe for the server's output (default: standard output)")
     parser.add_argument(
         "--triton-argument",
         action="append",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from print_options import options_page
 
-from engine_lib.config import EngineConfig
+from engine_lib.config import EngineConfig, unknown_variables
 from engine_lib.errors import ConfigError
 
 NOTHING: dict[str, str] = {}  # an environment without overrides
@@ -135,3 +135,11 @@ def test_a_name_that_python_cannot_give_to_a_file_is_refused_with_the_remedy():
     ascii_only = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     run = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=True)
     assert re.match(r"voice_store: '/.u58f0' is not ASCII, .*; give a symbolic link with an ASCII name", run.stdout)
+
+
+def test_a_variable_that_sets_no_option_is_named_with_the_nearest_one() -> None:
+    environment = {"QWEN3_TTS_MAX_NUM_SEQ": "5", "QWEN3_TTS_MAX_NUM_SEQS": "5", "QWEN3_TTS_URL": "x", "QWEN3_TTS_QQQ": "", "PATH": "/"}
+    assert unknown_variables(environment) == [
+        "the environment variable QWEN3_TTS_MAX_NUM_SEQ has no effect; did you mean QWEN3_TTS_MAX_NUM_SEQS?",
+        "the environment variable QWEN3_TTS_QQQ has no effect",
+    ]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.installation import ServerError, ServerInstallation
+from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.parent_watch import end_with_this_process
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
@@ -73,7 +74,7 @@ class TritonServer:
             options: options of EngineConfig by name; they override config.pbtxt and the environment.
             repository: the model repository.
             ports: to listen on.
-            log_file: default: a new file in the temporary folder.
+            log_file: for the server's output, which is never read back; default: the output of this process.
             arguments: further arguments of tritonserver.
             environment: changes to this process's environment, such as those of an MpsDaemon; None removes a variable.
             exit_seconds: the most that the end of the server may take, the draining of its streams included; then it is killed.
@@ -83,7 +84,8 @@ class TritonServer:
         self.models = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
         self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in ports)
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
-        self.log_file = log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
+        self.log_file = log_file or STDOUT
+        self._log = ServerLog(self.log_file)
         self._talkers = [model for model in self.models if model.startswith(TALKER)]
         self._exit_seconds = exit_seconds
         self._arguments, self._environment = list(arguments), dict(environment or {})
@@ -139,15 +141,21 @@ class TritonServer:
         ]
         if installation.backend_directory is not None:
             command.append(f"--backend-directory={installation.backend_directory}")
-        with open(self.log_file, "wb") as log:
+        try:
+            output = self._log.open()
+        except OSError as error:
+            raise ServerError(f"log_file: {str(self.log_file)!r} cannot be written: {error.strerror}; choose another") from None
+        try:
             self._process = subprocess.Popen(
                 [*command, *self._arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        finally:
+            os.close(output)
         end_with_this_process(self._process.pid, math.ceil(self._exit_seconds))
 
     def wait_ready(self, timeout: float = 900.0, report: Callable[[str], None] | None = None) -> None:
@@ -201,7 +209,7 @@ class TritonServer:
 
     def last_log_lines(self) -> str:
         """The end of the log, for a message."""
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+        return "\n".join(self._log.lines()[-LOG_LINES_SHOWN:])
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process to exit; returns its exit code.
@@ -209,7 +217,9 @@ class TritonServer:
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds.
         """
-        return self._running().wait(timeout)
+        code = self._running().wait(timeout)
+        self._log.close()
+        return code
 
     def terminate(self) -> None:
         """Let running streams end, then send SIGTERM; `wait` for the exit. A server that is loading or broken gets SIGTERM at once."""
@@ -240,7 +250,7 @@ class TritonServer:
                 time.sleep(POLL_SECONDS)
             if self._process.poll() is None:
                 self._process.kill()
-            code = self._process.wait()
+            code = self.wait()
         self._run_directory.cleanup()
         return code
 
@@ -256,10 +266,8 @@ class TritonServer:
         """Why a model is not ready: the server's reason, without the stack that the Python backend appends, or else the log's line."""
         if entry.get("reason"):
             return re.split(r"\n\s*At:\n", entry["reason"])[0].strip().removeprefix("Internal: ")
-        logged = [
-            line for line in self.log_file.read_text(errors="replace").splitlines() if line.startswith("E") and f"'{entry['name']}'" in line
-        ]
-        return logged[0].split("] ", 1)[-1].strip('"') if logged else f"not loaded; see {self.log_file}"
+        logged = [line for line in self._log.lines() if line.startswith("E") and f"'{entry['name']}'" in line]
+        return logged[0].split("] ", 1)[-1].strip('"') if logged else "not loaded; see the log"
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

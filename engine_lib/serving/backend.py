@@ -50,9 +50,9 @@ class TritonBackend:
         self.send_times = LatencyWindow()
         self.refusals = Counter()
 
-    def log_failure(self, error: BaseException) -> None:
+    def log_failure(self, error: BaseException, request_id: str = "") -> None:
         """Log type and place of an error, without its text, which might quote a user."""
-        self.log.log_error(place_of(error))
+        self.log.log_error(f"{request_name(request_id)}: {place_of(error)}" if request_id else place_of(error))
 
     def tensors(self, request: Any) -> Tensors:
         """The inputs of `request`. They are views of shared memory: copy those that must outlive the request."""
@@ -123,10 +123,20 @@ class TritonBackend:
                 yield {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
 
 
+def request_name(request_id: str) -> str:
+    """A request in words, for the log. Clients choose the id, so it is quoted and not shown at full length."""
+    return f"request {request_id[:100]!r}" if request_id else "a request without id"
+
+
 class Reply:
-    """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error."""
+    """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error.
+
+    Attributes:
+        request_id: the client's own name of the request, for the log; "" if it gave none.
+    """
 
     def __init__(self, backend: TritonBackend, pb_utils: Any, request: Any) -> None:
+        self.request_id: str = request.request_id()
         self._backend, self._pb_utils = backend, pb_utils
         self._sender = request.get_response_sender()
 
@@ -146,7 +156,7 @@ class Reply:
         code, message = status(error)
         self._backend.refusals.add(1, code)
         if code == "INTERNAL" and not isinstance(error, RelayedError):  # the other model has logged that one
-            self._backend.log_failure(error)
+            self._backend.log_failure(error, self.request_id)
         triton_error = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
         self._sender.send(self._pb_utils.InferenceResponse(error=triton_error), flags=self._final_flag(True))
 

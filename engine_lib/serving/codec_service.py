@@ -8,6 +8,7 @@ it like any other.
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import Any
@@ -18,13 +19,15 @@ from engine_lib.config import EngineConfig
 from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
-from engine_lib.serving.backend import Reply, TritonBackend
+from engine_lib.serving.backend import Reply, TritonBackend, request_name
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.talker.request import CodesChunk, FinishReason
+
+logger = logging.getLogger(__name__)
 
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
@@ -93,6 +96,8 @@ class CodecService(EngineService):
             return
         # The talker's final message ends the stream, and says why; an error of the codec waits for it.
         failed = bool(chunk.error) and codes.is_final
+        if failed:
+            logger.error("%s, stream %s: its audio failed: %s", request_name(reply.request_id), codes.stream_key, chunk.error)
         answer = AudioAnswer(
             audio=chunk.audio,
             sample_rate=self._engine.sample_rate,

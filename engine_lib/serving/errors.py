@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.errors import SHUTDOWN_ERROR, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 
 STATUS_CODES = ("INVALID_ARG", "UNAVAILABLE", "INTERNAL")
+# Codes that a stream ends with in-band and Triton does not have.
+OTHER_CODES = {"DEADLINE_EXCEEDED": "UNAVAILABLE"}
 CODE = re.compile(r"([A-Z_]+): ")
 
 
@@ -21,10 +23,10 @@ def status(error: BaseException) -> tuple[str, str]:
     on purpose is INTERNAL, with its type but without its text, which might quote a user.
     """
     if isinstance(error, RelayedError) and (named := CODE.match(str(error))):
-        return named[1] if named[1] in STATUS_CODES else "INTERNAL", str(error)
+        return named[1] if named[1] in STATUS_CODES else OTHER_CODES.get(named[1], "INTERNAL"), str(error)
     if isinstance(error, InvalidRequestError):
         code, message = "INVALID_ARG", str(error)
-    elif isinstance(error, OverloadedError | EngineDeadError):
+    elif isinstance(error, OverloadedError | EngineDeadError) or str(error) == SHUTDOWN_ERROR:
         code, message = "UNAVAILABLE", str(error)
     elif isinstance(error, Qwen3TTSError):
         code, message = "INTERNAL", str(error)

@@ -88,7 +88,7 @@ class OfflineService:
                 if not last["is_final"][0] and reply.is_cancelled():
                     call.cancel()
         except grpc.RpcError as error:
-            raise RelayedError(f"the stream broke: {error.code().name}") from None
+            raise RelayedError(f"{error.code().name}: the stream broke") from None
         if not last:
             raise RelayedError("the stream ended without an answer")
         if error_text := last["error"][4:].decode():

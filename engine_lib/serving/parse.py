@@ -18,6 +18,7 @@ from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
+FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters")
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that do not control how codes are sampled.
 SERVING_NAMES = (*DELIVERY_NAMES, "non_streaming_mode")
@@ -93,6 +94,7 @@ class RequestParser:
                 raise InvalidRequestError(
                     name, f"is not a request parameter; put it into sampling_parameters, as {{{json.dumps(name)}: ...}}"
                 )
+        values.report_unknown(FIELDS)
         text = values.string("text")
         if text is None:
             raise InvalidRequestError("text", "is missing; give the text to speak")

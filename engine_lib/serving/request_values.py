@@ -7,13 +7,21 @@ only parameters); the tensor wins. Each error names the field as the client wrot
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import InvalidRequestError, nearest
+
+logger = logging.getLogger(__name__)
+
+# Parameters that Triton and its clients add.
+TRITON_NAMES = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output", "binary_data_size"}
+MAX_REPORTED = 100  # because clients choose the names
+_reported: set[str] = set()
 
 
 class RequestValues:
@@ -27,6 +35,17 @@ class RequestValues:
         """`parameters`: a JSON object; "" for none."""
         self.tensors = tensors
         self.parameters: dict[str, Any] = json.loads(parameters) if parameters else {}
+
+    def report_unknown(self, known: Collection[str]) -> None:
+        """Log each request parameter that is not among `known`, once for each name, because a client may have misspelt it.
+
+        It is not refused: the server can be told to pass on HTTP headers as parameters.
+        """
+        for name in self.parameters:
+            if name in known or name in TRITON_NAMES or name.startswith("triton_") or name in _reported or len(_reported) >= MAX_REPORTED:
+                continue
+            _reported.add(name)
+            logger.warning("the request parameter %.100r has no effect%s", name, nearest(name, known))
 
     def has(self, name: str) -> bool:
         """Whether the request has the field."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.backend import Reply
+from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.message import CodesMessage, new_stream_key
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.parse import Reference, SpeechRequest
@@ -146,7 +146,7 @@ class TalkerStream(RequestListener):
         """Send the final chunk; the stream is closed whether or not that works."""
         self._talker.metrics.finished.add(1, chunk.finish_reason)
         if chunk.error:
-            logger.error("stream %s ended with an error: %s", self.stream_key, chunk.error)
+            logger.error("%s, stream %s, ended with an error: %s", request_name(self._reply.request_id), self.stream_key, chunk.error)
         try:
             self._send(chunk)
         finally:

@@ -26,6 +26,7 @@ from engine_lib.voices.store import VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
+FIELDS = ("action", "name", "consent", "model", *REFERENCE)
 # Private facts: `show` gives them; `list` leaves them out, because it serves clients that only look for a name.
 PRIVATE = ("consent", "reference_text", "sha256")
 
@@ -69,6 +70,7 @@ class VoicesService:
             InvalidRequestError, RelayedError, Qwen3TTSError: it is not allowed, or failed.
         """
         actions = {"list": self._list, "show": self._show, "add": self._add, "remove": self._remove}
+        values.report_unknown(FIELDS)
         action = values.string("action") or ""
         if action not in actions:
             raise InvalidRequestError("action", f"{action[:100]!r} is unknown; give one of {', '.join(actions)}")

@@ -22,6 +22,7 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
+from engine_lib.errors import SHUTDOWN_ERROR
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
@@ -151,7 +152,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
 
     def run(self) -> None:
         """Step until `shutdown` or a failure. `start` runs this on a thread."""
-        reason = "the server is shutting down"
+        reason = SHUTDOWN_ERROR
         try:
             with torch.inference_mode(), on_device(self.worker.device), self.worker.on_stream():
                 while self._take_inbox():

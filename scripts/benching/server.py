@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,7 +29,7 @@ def running_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_f
         server = TritonServer(
             options={**options, "model_path": str(folder)},
             ports=FREE_PORTS,
-            log_file=log_file,
+            log_file=log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1]),
             environment=daemon.environment if daemon else {},
         )
         print(f"loading {folder.name}; the log is {server.log_file}", flush=True)

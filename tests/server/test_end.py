@@ -6,6 +6,7 @@ No client waits for ever, and no process or shared memory remains.
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -74,6 +75,17 @@ def test_a_server_with_streams_in_flight_ends_by_itself_and_answers_every_client
             assert server.wait(PATIENCE) == 0
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
     nothing_is_left_of(processes)
+
+
+def test_whole_utterances_keep_the_code_of_a_drain(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server, triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
+        answers: queue.SimpleQueue[tuple[object, Exception | None]] = queue.SimpleQueue()
+        client.async_infer("qwen3_tts_offline", inputs(sampling=ENDLESS), lambda result, error: answers.put((result, error)))
+        eventually(lambda: metric(server, "running_requests") == 1, "it runs")
+        server.terminate()
+        _, error = answers.get(timeout=PATIENCE)
+    assert isinstance(error, InferenceServerException)
+    assert (error.status(), error.message()) == ("StatusCode.UNAVAILABLE", "UNAVAILABLE: the server is shutting down")
 
 
 def test_a_server_stopped_without_a_drain_keeps_no_client_waiting(endless_voice: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from engine_lib.serving.errors import RelayedError, status
         (Qwen3TTSError("broken"), "INTERNAL", "INTERNAL: broken"),
         (ValueError("a user's words"), "INTERNAL", "INTERNAL: unexpected ValueError; the server's log has the place"),
         (RelayedError("INVALID_ARG: voice: is unknown"), "INVALID_ARG", "INVALID_ARG: voice: is unknown"),
-        (RelayedError("DEADLINE_EXCEEDED: timeout: passed"), "INTERNAL", "DEADLINE_EXCEEDED: timeout: passed"),
+        (RelayedError("DEADLINE_EXCEEDED: timeout: passed"), "UNAVAILABLE", "DEADLINE_EXCEEDED: timeout: passed"),
         (RelayedError("the server stops"), "INTERNAL", "INTERNAL: the server stops"),
     ],
 )

@@ -34,6 +34,9 @@ class Server:
         )
         self.backend = TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"}, cast(Any, None))
 
+    def request_id(self) -> str:
+        return "a request"
+
     def get_response_sender(self) -> Server:
         return self
 

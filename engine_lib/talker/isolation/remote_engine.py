@@ -20,7 +20,7 @@ import msgspec
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.errors import Qwen3TTSError
+from engine_lib.errors import SHUTDOWN_ERROR, Qwen3TTSError
 from engine_lib.process.child import end_of, start_child
 from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message
@@ -141,7 +141,7 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
             while True:
                 self._receive(FROM_ENGINE.unpack(self._pipe.recv_bytes()))
         except (EOFError, OSError):
-            reason = "the server is shutting down" if self._stopping else f"the talker engine failed: {self._end()}"
+            reason = SHUTDOWN_ERROR if self._stopping else f"the talker engine failed: {self._end()}"
         except Exception as error:
             reason = f"the talker engine failed: {type(error).__name__}"
             logger.exception("the talker's process said something that is none of its messages")

@@ -1,0 +1,62 @@
+"""ServerLog: a server's output, copied line by line to its file, and its last lines for messages.
+
+A file is never read back: it may be a pipe, as /dev/stdout is in a container.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+STDOUT = Path("/dev/stdout")
+MAX_LINE = 65536  # a longer line is copied in pieces
+LINES_KEPT = 1000
+CLOSE_SECONDS = 2.0  # a server that was killed can leave children that hold its pipe for a moment
+
+
+class ServerLog:
+    """Copies the output of one server."""
+
+    def __init__(self, file: Path) -> None:
+        """`file`: STDOUT is this process's own output; another file is emptied."""
+        self._file = file
+        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> int:
+        """Begin to copy; returns the file descriptor for the server's output, which the caller closes.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        target = os.dup(1) if self._file == STDOUT else os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        read_end, write_end = os.pipe()
+        self._thread = threading.Thread(target=self._copy, args=(os.fdopen(read_end, "rb"), target), name="server-log", daemon=True)
+        self._thread.start()
+        return write_end
+
+    def close(self) -> None:
+        """Wait until all output of an ended server has been copied."""
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    def lines(self) -> list[str]:
+        """The last lines, at most LINES_KEPT."""
+        return list(self._lines)
+
+    def _copy(self, output: BinaryIO, target: int) -> None:
+        with output:
+            while line := output.readline(MAX_LINE):
+                self._lines.append(line.decode(errors="replace").rstrip("\n"))
+                with suppress(OSError):  # its reader has gone, or the disk is full; the server must not wait for either
+                    _write(target, line)
+        os.close(target)
+
+
+def _write(target: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(target, line) :]

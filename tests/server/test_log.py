@@ -1,0 +1,61 @@
+"""The server's log: where it goes, which request it names, and what somebody has misspelt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from patience import PATIENCE, eventually
+from server.streams import Stream, inputs
+
+SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
+ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
+
+
+@pytest.mark.parametrize("log_file", [[], ["--log-file", "/dev/stderr"]], ids=["default", "stderr"])
+def test_the_log_may_go_to_a_pipe_and_a_dead_server_is_reported(endless_voice: Path, tmp_path: Path, log_file: list[str]) -> None:
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, *log_file]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "QWEN3_TTS_MAX_NUM_SEQ": "2"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as serve:
+        assert serve.stdout is not None
+        lines = []
+        while not lines or not lines[-1].startswith("http "):
+            lines.append(serve.stdout.readline())
+            assert lines[-1], f"serve.py ended: {lines}"
+        [server] = subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split()
+        os.kill(int(server), signal.SIGKILL)
+        rest = serve.stdout.read()
+        assert serve.wait(PATIENCE) == 1
+    output = "".join(lines)
+    assert "successfully loaded 'talker'" in output
+    assert "the environment variable QWEN3_TTS_MAX_NUM_SEQ has no effect; did you mean QWEN3_TTS_MAX_NUM_SEQS?" in output
+    assert "tritonserver ended by itself with code -9" in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_file_that_cannot_be_written_is_named(endless_voice: Path, tmp_path: Path) -> None:
+    log_file = tmp_path / "missing" / "log"
+    command = [*SERVE, "--model", str(endless_voice), *ANY_PORTS, "--log-file", str(log_file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert f"log_file: {str(log_file)!r} cannot be written: No such file or directory" in result.stderr
+
+
+def test_the_error_of_a_stream_names_its_request(small_server: TritonServer) -> None:
+    with Stream(small_server, inputs(sampling={"max_frames": 1900}), request_id="a-name-of-mine", timeout=300_000) as stream:
+        assert stream.last().error.startswith("DEADLINE_EXCEEDED: ")
+    eventually(lambda: "request 'a-name-of-mine', stream" in small_server.log_file.read_text(), "the error is logged")
+
+
+def test_an_unknown_request_parameter_is_logged_once_with_the_nearest_one(small_server: TritonServer) -> None:
+    for _ in range(2):
+        with Stream(small_server, inputs(sampling={"max_frames": 1}), parameters={"voise": "vivian"}) as stream:
+            assert stream.all()[-1].finish_reason == "length"
+    warning = "the request parameter 'voise' has no effect; did you mean voice?"
+    eventually(lambda: small_server.log_file.read_text().count(warning) == 1, "the warning is logged")
