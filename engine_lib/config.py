@@ -90,6 +90,17 @@ class EngineConfig:
     max_waiting_requests: int = option(256, "Requests that may wait to start; one more is refused.", minimum=0, group="Requests")
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
 
+    drain_seconds: float = option(
+        3.0,
+        "Seconds in which running streams may end by themselves when the server is asked to stop; then they end with an error. The exit "
+        "timeout of serve.py and the grace period of the container must be longer.",
+        minimum=0,
+        maximum=3600,
+    )
+    stall_seconds: float = option(
+        30.0, "A model whose engine has work and has taken no step for this long says that it is not ready; 0: never.", minimum=0
+    )
+
     chunk_frames: tuple[int, ...] = option(
         (1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64, group="Chunks"
     )

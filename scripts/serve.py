@@ -9,7 +9,7 @@ The first checkpoint is the model qwen3_tts; each further one has its kind as su
 qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be the same in all of them.
 
 tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT stop it in order: running streams get
-three seconds to end, then they end with an error; then the models unload. The exit code is the server's; 137 if it
+drain_seconds to end, then they end with an error; then the models unload. The exit code is the server's; 137 if it
 had to be killed before its models had ended.
 """
 
@@ -38,6 +38,7 @@ from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
 
 KILLED = "--exit-timeout is too short for its streams or for this machine"
+DRAIN_SECONDS = EngineConfig().drain_seconds
 LINGERED = "a client has left its gRPC stream open, or Triton has leaked a cancelled request"
 
 
@@ -59,8 +60,10 @@ def main() -> int:
     try:
         with TemporaryDirectory(prefix="qwen3-tts-models-") as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
-            served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), _options(arguments))
-            return _serve(_server(arguments, repository, mps.environment if mps else {}), served)
+            options = _options(arguments)
+            served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options)
+            exit_seconds = _exit_seconds(arguments.exit_timeout, [options.of(checkpoint.talker) for checkpoint in served])
+            return _serve(_server(arguments, repository, mps.environment if mps else {}, exit_seconds), served)
     except Qwen3TTSError as error:
         return _failed(error)
     except _StopRequested:
@@ -90,7 +93,19 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
         server.stop()
 
 
-def _server(arguments: argparse.Namespace, repository: Path, environment: dict[str, str]) -> TritonServer:
+def _exit_seconds(chosen: float | None, options: list[dict[str, str]]) -> float:
+    """The most that stopping may take: as chosen, or the default, longer if a talker drains for longer than by default.
+
+    Raises:
+        ConfigError: what was chosen is over before the streams have been drained.
+    """
+    drain = max(float(talker.get("drain_seconds", DRAIN_SECONDS)) for talker in options)
+    if chosen is not None and chosen <= drain:
+        raise ConfigError(f"drain_seconds: {drain:g} is not less than --exit-timeout ({chosen:g}), which includes it; choose more")
+    return EXIT_SECONDS + max(0.0, drain - DRAIN_SECONDS) if chosen is None else chosen
+
+
+def _server(arguments: argparse.Namespace, repository: Path, environment: dict[str, str], exit_seconds: float) -> TritonServer:
     return TritonServer(
         options={},
         repository=repository,
@@ -98,7 +113,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         log_file=arguments.log_file,
         arguments=arguments.triton_argument,
         environment=NO_VARIABLES | environment,
-        exit_seconds=arguments.exit_timeout,
+        exit_seconds=exit_seconds,
     )
 
 
@@ -176,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--exit-timeout",
         type=_seconds,
-        default=EXIT_SECONDS,
         metavar="SECONDS",
-        help=f"the most that stopping may take, then the server is killed (default {EXIT_SECONDS:g}). Give a slow machine more, and the "
+        help=f"the most that stopping may take, draining included, then the server is killed (default {EXIT_SECONDS:g}, and more if "
+        f"drain_seconds is more than {DRAIN_SECONDS:g}). Give a slow machine more, and the "
         "container a grace period that is longer (terminationGracePeriodSeconds, docker stop --time)",
     )
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="file or pipe for the server's output (default: standard output)")

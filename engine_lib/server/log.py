@@ -27,17 +27,18 @@ class ServerLog:
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._thread: threading.Thread | None = None
 
-    def open(self) -> int:
-        """Begin to copy; returns the file descriptor for the server's output, which the caller closes.
+    def open(self) -> tuple[int, int]:
+        """Begin to copy; returns a spare end for reading and the end for writing of the output's pipe. The caller closes both.
 
         Raises:
             OSError: the file cannot be written.
         """
-        target = os.dup(1) if self._file == STDOUT else os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        target = _own_output(self._file) or os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         read_end, write_end = os.pipe()
+        spare = os.dup(read_end)
         self._thread = threading.Thread(target=self._copy, args=(os.fdopen(read_end, "rb"), target), name="server-log", daemon=True)
         self._thread.start()
-        return write_end
+        return spare, write_end
 
     def close(self) -> None:
         """Wait until all output of an ended server has been copied."""
@@ -55,6 +56,12 @@ class ServerLog:
                 with suppress(OSError):  # its reader has gone, or the disk is full; the server must not wait for either
                     _write(target, line)
         os.close(target)
+
+
+def _own_output(file: Path) -> int | None:
+    """A descriptor of this process's own output, if `file` means that: it may be a socket, which cannot be opened by its name."""
+    number = {"/dev/stdout": 1, "/dev/stderr": 2}.get(str(file))
+    return None if number is None else os.dup(number)
 
 
 def _write(target: int, line: bytes) -> None:

@@ -21,7 +21,8 @@ from typing import NamedTuple
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.installation import ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
-from engine_lib.server.parent_watch import end_with_this_process
+from engine_lib.server.orphan import watch_for_orphan
+from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 
@@ -53,7 +54,7 @@ class TritonServer:
 
     Attributes:
         http_port, grpc_port, metrics_port: its ports.
-        models: names of the models in the repository, all of which must be ready.
+        models: names of the models that it loads at its start, all of which must be ready.
         log_file: the output of the server and the models.
         models_have_ended: whether `stop` saw all models' processes end, each in order: nothing was lost if the server was killed then.
     """
@@ -81,17 +82,18 @@ class TritonServer:
         """
         self.options = dict(options)
         self.repository = repository
-        self.models = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+        self.models = models_to_load(repository, arguments)
         self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in ports)
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or STDOUT
         self._log = ServerLog(self.log_file)
-        self._talkers = [model for model in self.models if model.startswith(TALKER)]
+        self._talkers = sorted(file.parent.name for file in repository.glob(f"{TALKER}*/config.pbtxt"))
         self._exit_seconds = exit_seconds
         self._arguments, self._environment = list(arguments), dict(environment or {})
         self._drain_directory = Path(self._run_directory.name) / "drain"
         self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
         self.models_have_ended = False
 
     def __enter__(self) -> TritonServer:
@@ -142,7 +144,7 @@ class TritonServer:
         if installation.backend_directory is not None:
             command.append(f"--backend-directory={installation.backend_directory}")
         try:
-            output = self._log.open()
+            unread, output = self._log.open()
         except OSError as error:
             raise ServerError(f"log_file: {str(self.log_file)!r} cannot be written: {error.strerror}; choose another") from None
         try:
@@ -156,7 +158,9 @@ class TritonServer:
             )
         finally:
             os.close(output)
-        end_with_this_process(self._process.pid, math.ceil(self._exit_seconds))
+        drain_files = [self._drain_directory / model for model in self._talkers]
+        self._watch = watch_for_orphan(self._process, unread, drain_files, run_directory, self._exit_seconds)
+        os.close(unread)
 
     def wait_ready(self, timeout: float = 900.0, report: Callable[[str], None] | None = None) -> None:
         """Wait until every model is ready. The server's own readiness is not used: it ignores an ensemble that failed to load.
@@ -177,7 +181,10 @@ class TritonServer:
             except OSError as error:
                 index, missing = [], f"tritonserver to load its models (its HTTP port {self.http_port}: {error})"
             # Once the server answers, loading is over. A model without a state has a config.pbtxt that cannot be read.
-            failed = [entry for entry in index if entry.get("state") not in ("READY", "LOADING")]
+            unknown = sorted(set(self.models).difference(entry["name"] for entry in index))
+            if index and unknown:
+                raise ServerError(f"the model repository has no {', '.join(unknown)}")
+            failed = [entry for entry in index if entry["name"] in self.models and entry.get("state") not in ("READY", "LOADING")]
             if failed:
                 reasons = [f"{entry['name']}: {self._reason(entry)}" for entry in failed if entry.get("reason")]
                 unread = [f"{entry['name']}: {self._reason(entry)}" for entry in failed]
@@ -219,6 +226,8 @@ class TritonServer:
         """
         code = self._running().wait(timeout)
         self._log.close()
+        if self._watch is not None:
+            self._watch.wait()
         return code
 
     def terminate(self) -> None:

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 from engine_lib.checkpoint_config import CheckpointConfig
@@ -25,6 +26,7 @@ from engine_lib.serving.served import CODEC, ENSEMBLE, OFFLINE_SUFFIX, SERVED_PA
 SUFFIXES = {"custom_voice": "_custom", "base": "_base", "voice_design": "_design"}
 OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
 PARAMETER = re.compile(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*)"')
+STEP = re.compile(r'model_name:\s*"([^"]+)"')
 # The environment would override config.pbtxt in every model alike; its options have been written there instead.
 NO_VARIABLES: dict[str, str | None] = {ENVIRONMENT_PREFIX + name.upper(): None for name in OPTION_NAMES}
 MAX_CODEC_SLOTS = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "codec_slots")
@@ -85,6 +87,21 @@ def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: 
             derived["gpu_memory_utilization"] = str(round(float(model.get("gpu_memory_utilization")) / len(served), 3))
         model.write(**derived, **{SERVED_PARAMETER: served_parameter(in_server)})
     return served
+
+
+def models_to_load(repository: Path, arguments: Sequence[str]) -> list[str]:
+    """The models that a tritonserver with these arguments loads at its start, sorted: all, or those of --load-model.
+
+    With an ensemble its steps are loaded too.
+    """
+    everything = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    values = list(pairwise(words))
+    chosen = {value for name, value in values if name == "--load-model"}
+    if ("--model-control-mode", "explicit") not in values or "*" in chosen:
+        return everything
+    steps = {name: STEP.findall((repository / name / "config.pbtxt").read_text(encoding="utf-8")) for name in everything}
+    return sorted(chosen.union(*(steps.get(name, []) for name in chosen)))
 
 
 def check_same_codec(first: Path, other: Path) -> None:

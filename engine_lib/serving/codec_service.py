@@ -23,6 +23,7 @@ from engine_lib.serving.backend import Reply, TritonBackend, request_name
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.progress import Progress
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.talker.request import CodesChunk, FinishReason
@@ -55,7 +56,8 @@ class CodecService(EngineService):
         with self._started():
             warm_up_codec(self._engine, self._sender)
         self._add_metrics()
-        self._watch(self._streams)
+        stats = self._engine.stats
+        self._watch(self._streams, Progress(lambda: stats().queued_chunks > 0, lambda: stats().num_steps))
 
     def handle(self, request: Any) -> None:
         """Queue one message for decoding."""

@@ -21,8 +21,6 @@ from engine_lib.serving.metrics import Metrics
 
 DRAIN_DIRECTORY_VARIABLE = "QWEN3_TTS_DRAIN_DIRECTORY"
 PERIOD_SECONDS = 0.5
-# Streams of a draining talker may finish by themselves for this long; then they end with an error in-band.
-DRAIN_SECONDS = 3.0
 ENGINE_SECONDS = 4.0  # for an engine to end
 # After its engine's end a model waits at most this long, then it exits:
 DEAD_SECONDS = 10.0  # an engine that died: for its streams to be told
@@ -54,19 +52,22 @@ class Lifecycle:
         is_draining: whether new requests should be refused because the server is about to stop.
     """
 
-    def __init__(self, engine: Engine, backend: TritonBackend, streams: Sized, metrics: Metrics, *, has_ping: bool) -> None:
+    def __init__(
+        self, engine: Engine, backend: TritonBackend, streams: Sized, metrics: Metrics, *, drain_seconds: float | None = None
+    ) -> None:
         """
         Args:
             engine: watched for its death.
             backend: of the model.
             streams: those whose last answer has not been sent.
             metrics: published.
-            has_ping: ask the server while streams are open whether it still takes requests, and drain if asked to. Only the
-                model where streams begin does, because it ends them.
+            drain_seconds: streams of a draining model may end by themselves for this long; then they end with an error in-band. None:
+                do not drain, nor ask the server while streams are open whether it still takes requests. Only the model where streams
+                begin does, because it ends them.
         """
         self._engine, self._backend, self._streams, self._metrics = engine, backend, streams, metrics
-        self._has_ping = has_ping
-        drain_directory = os.environ.get(DRAIN_DIRECTORY_VARIABLE) if has_ping else None
+        self._has_ping, self._drain_seconds = drain_seconds is not None, drain_seconds or 0.0
+        drain_directory = os.environ.get(DRAIN_DIRECTORY_VARIABLE) if self._has_ping else None
         self._drain_file = Path(drain_directory, backend.name) if drain_directory else None
         self.is_draining = False
         self._drain_until = 0.0
@@ -95,7 +96,7 @@ class Lifecycle:
     def _watch_for_the_end(self, now: float) -> None:
         if self._drain_file is not None and self._drain_file.exists():
             if not self.is_draining:
-                self.is_draining, self._drain_until = True, now + DRAIN_SECONDS
+                self.is_draining, self._drain_until = True, now + self._drain_seconds
             if now > self._drain_until:
                 self._shut_engine_down(now + DRAINED_SECONDS)
             self._report_drained()

@@ -14,6 +14,7 @@ from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
 from engine_lib.serving.metrics import Metrics, instance_labels
 from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.progress import Progress
 from engine_lib.serving.server_log import log_to_server
 
 SHUTDOWN_SECONDS = 4.0
@@ -33,7 +34,7 @@ class EngineService:
         sys.setswitchinterval(SWITCH_SECONDS)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self._backend = backend
+        self._backend, self._stall_seconds = backend, config.stall_seconds
         self._metrics = Metrics(backend.metric_family, instance_labels(backend.name, backend.version))
         self._sender = OrderedSender(f"{backend.name}-send", sender_threads, backend.log_failure)
         self._metrics.quantiles("send_seconds", "Time it takes to hand one response to the server", backend.send_times)
@@ -49,16 +50,19 @@ class EngineService:
             self._engine.shutdown(SHUTDOWN_SECONDS)
             raise
 
-    def _watch(self, streams: Sized, *, has_ping: bool = False) -> None:
-        """From now on, publish metrics and notice the engine's end. For the arguments see Lifecycle."""
+    def _watch(self, streams: Sized, progress: Progress, *, drain_seconds: float | None = None) -> None:
+        """From now on, publish metrics and notice the engine's end. For the arguments see Lifecycle; `progress` is the engine's."""
         freeze_loaded()
-        self._lifecycle = Lifecycle(self._engine, self._backend, streams, self._metrics, has_ping=has_ping)
+        self._progress = progress
+        self._metrics.gauge("stalled_seconds", "Time since the last step of an engine that has work", progress.stalled_seconds)
+        self._lifecycle = Lifecycle(self._engine, self._backend, streams, self._metrics, drain_seconds=drain_seconds)
         self._backend.guard.watch(holds_streams=True)
 
     @property
     def is_ready(self) -> bool:
         """Whether a new request would be served."""
-        return self._engine.is_alive and not self._lifecycle.is_draining
+        is_stalled = bool(self._stall_seconds) and self._progress.stalled_seconds() > self._stall_seconds
+        return self._engine.is_alive and not self._lifecycle.is_draining and not is_stalled
 
     def shutdown(self) -> None:
         """End every open stream, the engine and all threads, within a few seconds."""

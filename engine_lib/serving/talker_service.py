@@ -22,6 +22,7 @@ from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.control_requests import ControlRequests
 from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
+from engine_lib.serving.progress import Progress
 from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.served import OFFLINE_SUFFIX, VOICES, served_checkpoints
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
@@ -70,7 +71,8 @@ class TalkerService(EngineService):
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
         self._parts = TalkerParts(backend.name, self._engine, prompts, self._voices, self._sender, metrics, streams)
         self._control_requests = ControlRequests(self._parts, self._parser)
-        self._watch(streams, has_ping=True)
+        progress = Progress(lambda: self._engine.has_work, lambda: self._engine.stats().num_steps)
+        self._watch(streams, progress, drain_seconds=config.drain_seconds)
 
     def handle(self, request: Any) -> None:
         """Obey a control request of Triton's; queue any other, or refuse it."""

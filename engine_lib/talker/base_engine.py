@@ -78,6 +78,11 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         """Whether `apply_backpressure` keeps new requests waiting."""
         return self._backpressure.is_on
 
+    @property
+    def has_work(self) -> bool:
+        """Whether the engine should step: requests are open, and nothing keeps them waiting."""
+        return bool(self._open) and not self._backpressure.is_on
+
     @abstractmethod
     def start(self) -> None:
         """Let the engine step."""

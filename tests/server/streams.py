@@ -76,11 +76,12 @@ def inputs(text: str | bytes = TEXT, *, sampling: Mapping[str, Any] | str | None
 class Stream:
     """One stream over a connection of its own, read with the official synchronous client."""
 
-    def __init__(self, server: TritonServer, tensors: list[Any], *, model: str = "qwen3_tts", **arguments: Any) -> None:
-        """`arguments`: tritonclient's request_id, parameters, timeout (in microseconds)."""
+    def __init__(self, server: TritonServer | int, tensors: list[Any], *, model: str = "qwen3_tts", **arguments: Any) -> None:
+        """`server`: or its gRPC port. `arguments`: tritonclient's request_id, parameters, timeout (in microseconds)."""
+        port = server if isinstance(server, int) else server.grpc_port
         self._received: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         self._has_ended = self._is_closed = False
-        self._client = triton.InferenceServerClient(f"localhost:{server.grpc_port}")
+        self._client = triton.InferenceServerClient(f"localhost:{port}")
         self._client.start_stream(lambda result, error: self._received.put((result, error)))
         self._client.async_stream_infer(model, tensors, **arguments)
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -75,6 +76,41 @@ def test_a_server_with_streams_in_flight_ends_by_itself_and_answers_every_client
             assert server.wait(PATIENCE) == 0
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
     nothing_is_left_of(processes)
+
+
+SLOW = """
+import time
+from engine_lib.talker.device.worker import TalkerWorker
+decode = TalkerWorker._decode
+def slow_decode(*args):
+    time.sleep(0.03)
+    return decode(*args)
+TalkerWorker._decode = slow_decode
+"""
+
+
+def test_streams_get_the_seconds_of_the_operator_to_end_and_new_ones_are_refused(endless_voice: Path, tmp_path: Path) -> None:
+    """200 frames take six seconds at least: twice the default."""
+    repository = repository_with(tmp_path, "talker", SLOW)
+    with new_server(endless_voice, tmp_path / "log", repository=repository, drain_seconds=str(PATIENCE)) as server:
+        with Stream(server, inputs(sampling={"max_frames": 200, "chunk_frames": [1]})) as stream:
+            stream.next()
+            terminating = threading.Thread(target=server.terminate)
+            terminating.start()
+            eventually(lambda: "the server is shutting down; use another one" in refusal_of(server), "new streams are refused")
+            assert stream.all(first=1)[-1].finish_reason == "length"
+        terminating.join(PATIENCE)
+        assert server.wait(PATIENCE) == 0
+
+
+def refusal_of(server: TritonServer) -> str:
+    """The message if a short stream is refused; "" if it is spoken."""
+    with Stream(server, inputs(sampling={"max_frames": 1})) as stream:
+        try:
+            stream.last()
+        except InferenceServerException as error:
+            return str(error.message())
+    return ""
 
 
 def test_whole_utterances_keep_the_code_of_a_drain(endless_voice: Path, tmp_path: Path) -> None:
@@ -307,3 +343,29 @@ def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_pa
         assert serve.wait(PATIENCE) == 0
     assert lines[1] == "ready: codec_decoder, qwen3_tts, qwen3_tts_offline, talker, voices\n"
     assert lines[2].startswith("http ")
+
+
+def test_serve_refuses_to_drain_for_longer_than_it_may_take_to_end(endless_voice: Path) -> None:
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", "--option", "drain_seconds=60", "--exit-timeout", "60"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert "drain_seconds: 60 is not less than --exit-timeout (60)" in result.stderr
+
+
+def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(endless_voice: Path, tmp_path: Path) -> None:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    explicit = ["--triton-argument=--model-control-mode=explicit", "--triton-argument=--load-model=qwen3_tts"]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, *explicit, "--log-file", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}) as serve:
+        assert serve.stdout is not None
+        lines = [serve.stdout.readline() for _ in range(3)]
+        assert lines[1] == "ready: codec_decoder, qwen3_tts, talker\n"
+        [server] = map(int, subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split())
+        processes = [model_process(server, model) for model in MODELS]
+        with Stream(int(lines[2].split()[3].strip(",")), inputs(sampling=ENDLESS)) as stream:
+            stream.next()
+            serve.send_signal(signal.SIGKILL)
+            end = last_chunk(stream)
+    assert (end.finish_reason, end.error) == ("error", "the server is shutting down")
+    eventually(lambda: not Path(f"/proc/{server}").exists(), "the server ends")
+    nothing_is_left_of(processes)

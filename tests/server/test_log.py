@@ -24,7 +24,7 @@ def test_the_log_may_go_to_a_pipe_and_a_dead_server_is_reported(endless_voice: P
     environment = os.environ | {"TMPDIR": str(tmp_path), "QWEN3_TTS_MAX_NUM_SEQ": "2"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as serve:
         assert serve.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not lines or not lines[-1].startswith("http "):
             lines.append(serve.stdout.readline())
             assert lines[-1], f"serve.py ended: {lines}"
