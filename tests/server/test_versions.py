@@ -1,0 +1,45 @@
+"""Two versions of a model: the latest is served, and any other is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine_lib.server.installation import ServerError
+from engine_lib.server.process import MODEL_REPOSITORY
+from server.conftest import new_server
+from server.streams import Stream, inputs
+
+
+@pytest.fixture
+def two_versions(tmp_path: Path) -> Path:
+    """A repository in which the talker and the codec have the versions 1 and 2."""
+    repository = Path(shutil.copytree(MODEL_REPOSITORY, tmp_path / "repository"))
+    for model in ("talker", "codec_decoder"):
+        shutil.copytree(repository / model / "1", repository / model / "2")
+    return repository
+
+
+@pytest.mark.parametrize("policy", ["all { }", "specific { versions: [ 1, 2 ] }", "latest { num_versions: 2 }"])
+def test_a_second_version_is_refused_by_name(endless_voice: Path, tmp_path: Path, two_versions: Path, policy: str) -> None:
+    with (two_versions / "talker" / "config.pbtxt").open("a") as config:
+        config.write(f"version_policy: {{ {policy} }}\n")
+    server = new_server(endless_voice, tmp_path / "log", repository=two_versions)
+    with pytest.raises(ServerError, match="talker: ConfigError: version_policy: loads version 1 of talker beside version 2"), server:
+        pass
+
+
+def test_a_folder_of_an_older_version_may_stay(endless_voice: Path, tmp_path: Path, two_versions: Path) -> None:
+    with (two_versions / "codec_decoder" / "config.pbtxt").open("a") as config:
+        config.write("version_policy: { specific { versions: [ 1 ] } }\n")
+    with (
+        new_server(endless_voice, tmp_path / "log", repository=two_versions) as server,
+        Stream(server, inputs(sampling={"max_frames": 2})) as stream,
+    ):
+        assert stream.all()[-1].finish_reason == "length"
+    log = server.log_file.read_text()
+    assert [f"successfully loaded '{model}'" in log for model in ("talker", "codec_decoder")] == [True, True]
+    assert "loading: talker:2" in log
+    assert "loading: codec_decoder:1" in log
