@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import watch_for_orphan
 from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
+from engine_lib.serving.secret import SECRET_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -125,7 +127,7 @@ class TritonServer:
         installation = ServerInstallation.find(run_directory)
         environment = installation.environment(run_directory, os.environ)
         own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"localhost:{self.grpc_port}"}
-        changes = self._environment | option_environment(self.options) | own
+        changes = {SECRET_VARIABLE: secrets.token_hex()} | self._environment | option_environment(self.options) | own
         environment = {name: value for name, value in (environment | changes).items() if value is not None}
         # Two model processes share the cores; by default torch starts a thread for each core in both.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))

@@ -6,9 +6,8 @@ tested, without a server. Nothing here imports torch: two of the models do witho
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,10 @@ from engine_lib.errors import place_of
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.metrics import Counter
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.server_guard import ServerGuard
+
+SIGNATURE_PARAMETER = "server_signature"  # request parameter of a control request: hexadecimal, of its `signed_order`
 
 Tensors = dict[str, npt.NDArray[Any]]  # of one request or answer, by name
 
@@ -33,6 +35,8 @@ class TritonBackend:
         metric_family: Triton's class of metrics.
         send_times: how long the latest sends took.
         refusals: requests refused with an error, by status code.
+        secret: of the server.
+        forgeries: control requests and messages refused because no model of this server has signed them.
     """
 
     def __init__(self, pb_utils: Any, args: Mapping[str, str], guard: ServerGuard) -> None:
@@ -41,6 +45,9 @@ class TritonBackend:
             pb_utils: the module `triton_python_backend_utils`.
             args: the arguments of `initialize`.
             guard: of this process.
+
+        Raises:
+            ConfigError: as in ServerSecret.of_this_server.
         """
         self._pb_utils = pb_utils
         self.guard = guard
@@ -48,7 +55,8 @@ class TritonBackend:
         self.log = pb_utils.Logger
         self.metric_family = pb_utils.MetricFamily
         self.send_times = LatencyWindow()
-        self.refusals = Counter()
+        self.refusals, self.forgeries = Counter(), Counter()
+        self.secret = ServerSecret.of_this_server()
 
     def log_failure(self, error: BaseException, request_id: str = "") -> None:
         """Log type and place of an error, without its text, which might quote a user."""
@@ -80,7 +88,7 @@ class TritonBackend:
         Raises:
             RelayedError: the talker refused it.
         """
-        self._control(talker, {"cancel": np.array([stream_key.encode()], np.object_)})
+        self.control(talker, "cancel", np.array([stream_key.encode()], np.object_))
 
     def apply_backpressure(self, talker: str, seconds: float) -> None:
         """Send the model `talker` a control request: begin no stream for `seconds`. Blocks on the server.
@@ -88,39 +96,41 @@ class TritonBackend:
         Raises:
             RelayedError: the talker refused it.
         """
-        self._control(talker, {"hold": np.array([seconds], np.float32)})
+        self.control(talker, "hold", np.array([seconds], np.float32))
 
-    def _control(self, model: str, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Send a control request and wait until it has been obeyed."""
-        for _ in self.call(model, tensors, []):
-            pass
-
-    def call(
-        self, model: str, tensors: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], *, parameters: str = "", timeout: int = 0
-    ) -> Iterator[Tensors]:
-        """Send a request to another model of this server (BLS); yields the answers that have tensors. Blocks on the server.
+    def control(
+        self,
+        model: str,
+        name: str,
+        order: npt.NDArray[Any],
+        tensors: Mapping[str, npt.NDArray[Any]] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout: int = 0,
+    ) -> None:
+        """Send a control request (BLS), signed by this server, and wait until it has been obeyed. Blocks on the server.
 
         Args:
-            outputs: names of the tensors wanted.
-            parameters: request parameters, in the form of `request.parameters()`.
+            model: a talker of this server.
+            name, order: the input that says what to do, one value.
+            tensors, parameters: further inputs, and request parameters.
             timeout: of the request, in microseconds; 0: none.
 
         Raises:
-            RelayedError: the model answers with an error.
+            RelayedError: the talker refused it.
         """
-        inputs = [self._pb_utils.Tensor(name, array) for name, array in tensors.items()]
+        inputs = [self._pb_utils.Tensor(field, array) for field, array in {**(tensors or {}), name: order}.items()]
+        signature = self.secret.sign(signed_order(model, name, order)).hex()
         request = self._pb_utils.InferenceRequest(
             model_name=model,
             inputs=inputs,
-            requested_output_names=list(outputs),
-            parameters=json.loads(parameters) if parameters else {},
+            requested_output_names=[],
+            parameters={**(parameters or {}), SIGNATURE_PARAMETER: signature},
             timeout=timeout,
         )
         for response in request.exec(decoupled=True):
             if response.has_error():
                 raise RelayedError(response.error().message())
-            if response.output_tensors():
-                yield {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
 
 
 def request_name(request_id: str) -> str:
@@ -166,3 +176,9 @@ class Reply:
 
     def _final_flag(self, is_final: bool) -> int:
         return int(self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if is_final else 0
+
+
+def signed_order(model: str, name: str, order: npt.NDArray[Any]) -> bytes:
+    """The bytes that the sender of a control request signs: `model` shall do what `order`, one value of the input `name`, says."""
+    value: bytes = order.flat[0] if order.dtype == np.object_ else order.tobytes()
+    return f"{model} {name} ".encode() + value

@@ -64,8 +64,9 @@ class CodecService(EngineService):
         arrived_at = time.monotonic()
         reply = self._backend.reply(request)
         try:
-            message = CodesMessage.unpack(self._backend.tensors(request))
+            message = CodesMessage.unpack(self._backend.tensors(request), self._backend.secret)
         except ValueError as error:
+            self._backend.forgeries.add(1)
             reply.refuse(InvalidRequestError("header", f"is not a message of the talker ({error})"))
             return
         chunk = message.chunk

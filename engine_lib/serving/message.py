@@ -21,6 +21,7 @@ from msgspec import MsgspecError, structs
 from engine_lib.delivery import AudioFormat, Delivery
 from engine_lib.process.wire import Message, Wire
 from engine_lib.serving.backend import Tensors
+from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
 from engine_lib.talker.request import CodesChunk
 
 
@@ -36,20 +37,25 @@ class CodesMessage(Message, frozen=True):
     chunk: CodesChunk
     delivery: Delivery
 
-    def pack(self) -> Tensors:
-        """Return the message as tensors: the talker's outputs, the codec's inputs."""
+    def pack(self, secret: ServerSecret) -> Tensors:
+        """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature."""
         header = _WIRE.pack(structs.replace(self, chunk=structs.replace(self.chunk, codes=_NO_CODES)))
-        return {"codes": self.chunk.codes, "header": np.frombuffer(header, np.uint8)}
+        signature = secret.sign(header + self.chunk.codes.tobytes())
+        return {"codes": self.chunk.codes, "header": np.frombuffer(signature + header, np.uint8)}
 
     @classmethod
-    def unpack(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> CodesMessage:
+    def unpack(cls, tensors: Mapping[str, npt.NDArray[Any]], secret: ServerSecret) -> CodesMessage:
         """Read a message. The codes are copied: a tensor's memory is gone once its request has been answered.
 
         Raises:
-            ValueError: the tensors are not a message.
+            ValueError: the tensors are not a message, or not one of this server.
         """
+        signed = tensors["header"].tobytes()
+        signature, header = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
+        if not secret.has_signed(header + tensors["codes"].tobytes(), signature):
+            raise ValueError("header: has no signature of this server")
         try:
-            message = _WIRE.unpack(tensors["header"].tobytes())
+            message = _WIRE.unpack(header)
         except MsgspecError as error:
             raise ValueError(f"header: {error}") from None
         return structs.replace(message, chunk=structs.replace(message.chunk, codes=np.array(tensors["codes"], np.int16)))

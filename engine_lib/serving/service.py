@@ -37,6 +37,8 @@ class EngineService:
         self._backend, self._stall_seconds = backend, config.stall_seconds
         self._metrics = Metrics(backend.metric_family, instance_labels(backend.name, backend.version))
         self._sender = OrderedSender(f"{backend.name}-send", sender_threads, backend.log_failure)
+        forgeries = "Control requests and codec messages refused because no model of this server signed them"
+        self._metrics.counter("rejected_control_requests_total", forgeries, counter=backend.forgeries)
         self._metrics.quantiles("send_seconds", "Time it takes to hand one response to the server", backend.send_times)
         self._metrics.quantiles("send_wait_seconds", "Time a response waits for its sender", self._sender.waits)
 

@@ -64,13 +64,13 @@ class TalkerService(EngineService):
         self._voices = RequestVoices(checkpoint, config, served)
         self._engine = _talker_engine(checkpoint, config)
         with self._started():
-            warm_up_talker(self._engine, prompts, self._sender)
+            warm_up_talker(self._engine, prompts, self._sender, backend.secret)
         streams: dict[str, TalkerStream] = {}
         self._voices.add_metrics(self._metrics)
         metrics = TalkerMetrics(self._metrics, self._engine, streams, backend.refusals)
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
-        self._parts = TalkerParts(backend.name, self._engine, prompts, self._voices, self._sender, metrics, streams)
-        self._control_requests = ControlRequests(self._parts, self._parser)
+        self._parts = TalkerParts(backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams)
+        self._control_requests = ControlRequests(backend, self._parts, self._parser)
         progress = Progress(lambda: self._engine.has_work, lambda: self._engine.stats().num_steps)
         self._watch(streams, progress, drain_seconds=config.drain_seconds)
 

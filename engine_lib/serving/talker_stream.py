@@ -23,6 +23,7 @@ from engine_lib.serving.message import CodesMessage, new_stream_key
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.request_voices import RequestVoices
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
@@ -37,10 +38,12 @@ class TalkerParts:
 
     Attributes:
         name: of the model.
+        secret: of the server.
         streams: the open ones, by stream key.
     """
 
     name: str
+    secret: ServerSecret
     engine: BaseTalkerEngine[Any]
     prompts: PromptBuilder
     voices: RequestVoices
@@ -140,7 +143,7 @@ class TalkerStream(RequestListener):
         self._reply.refuse(error)
 
     def _send(self, chunk: CodesChunk) -> None:
-        self._reply.send(CodesMessage(chunk, self._speech.delivery).pack(), is_final=chunk.is_final)
+        self._reply.send(CodesMessage(chunk, self._speech.delivery).pack(self._talker.secret), is_final=chunk.is_final)
 
     def _end(self, chunk: CodesChunk) -> None:
         """Send the final chunk; the stream is closed whether or not that works."""

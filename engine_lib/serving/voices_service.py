@@ -96,10 +96,9 @@ class VoicesService:
         order = {"name": name, "consent": values.string("consent") or ""}
         store.check_addition(**order)
         tensors = {field: values.tensors[field] for field in REFERENCE if field in values.tensors}
-        tensors["store_voice"] = np.array([json.dumps(order).encode()], np.object_)
-        parameters = json.dumps({field: value for field, value in values.parameters.items() if field in REFERENCE})
-        for _ in self._backend.call(self._talker(values.string("model")), tensors, [], parameters=parameters):
-            pass
+        parameters = {field: value for field, value in values.parameters.items() if field in REFERENCE}
+        packed = np.array([json.dumps(order).encode()], np.object_)
+        self._backend.control(self._talker(values.string("model")), "store_voice", packed, tensors, parameters)
         return self._stored(store.show(name))
 
     def _remove(self, values: RequestValues) -> Facts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -23,6 +24,7 @@ from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -34,15 +36,15 @@ TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one
 TIMEOUT_SECONDS = 300.0  # enough for a large checkpoint on a slow CPU; a server that hangs must not load for ever
 
 
-def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender: OrderedSender) -> None:
-    """Speak a few frames.
+def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender: OrderedSender, secret: ServerSecret) -> None:
+    """Speak a few frames; `secret` signs their messages.
 
     Raises:
         Qwen3TTSError: the talker cannot.
     """
     answers = _Answers("talker", sender)
     sampling = replace(engine.checkpoint.sampling_defaults(), seed=0, max_frames=TALKER_FRAMES)
-    engine.submit(Request(STREAM_KEY, _prompt(prompts), sampling, DELIVERY), _CodesListener(answers))
+    engine.submit(Request(STREAM_KEY, _prompt(prompts), sampling, DELIVERY), _CodesListener(answers, secret))
     answers.wait_for_the_end()
 
 
@@ -75,12 +77,12 @@ def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
 class _CodesListener(RequestListener):
     """Has each chunk packed as a message to the codec."""
 
-    def __init__(self, answers: _Answers) -> None:
-        self._answers = answers
+    def __init__(self, answers: _Answers, secret: ServerSecret) -> None:
+        self._answers, self._secret = answers, secret
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """See RequestListener."""
-        self._answers.put(CodesMessage(chunk, DELIVERY).pack, chunk.error, chunk.is_final)
+        self._answers.put(partial(CodesMessage(chunk, DELIVERY).pack, self._secret), chunk.error, chunk.is_final)
 
 
 class _Answers:

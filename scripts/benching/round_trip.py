@@ -1,6 +1,7 @@
 """Times an empty call: gRPC, Triton, the model's process and the client alone. For bench_server.py.
 
-The call makes the talker cancel a stream that does not exist. After a pause it takes longer, because processors sleep meanwhile.
+The talker refuses the call at once, because its sampling_parameters are a list. After a pause it takes longer, because processors
+sleep meanwhile.
 """
 
 from __future__ import annotations
@@ -47,6 +48,6 @@ async def _seconds(call: grpc.aio.UnaryStreamMultiCallable) -> float:
 
 def _empty_call() -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name="talker")
-    add_string(request, "cancel", "")
-    request.parameters["triton_enable_empty_final_response"].bool_param = True  # it is the only answer
+    add_string(request, "sampling_parameters", "[]")
+    add_string(request, "text", "")
     return request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import pytest
 
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
+from engine_lib.serving.secret import SECRET_VARIABLE
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE
-from server.streams import eventually_free
+from server.streams import SECRET, eventually_free
 
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
 
@@ -35,10 +36,12 @@ def new_server(
     repository: Path | None = None,
     exit_seconds: float = PATIENCE,
     arguments: Sequence[str] = (),
+    environment: Mapping[str, str | None] | None = None,
     **options: str,
 ) -> TritonServer:
     """A server on free ports that is not started; its models have one thread each."""
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
+    chosen |= {"environment": {SECRET_VARIABLE: SECRET, **(environment or {})}}
     defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
     chosen |= {"arguments": arguments, "exit_seconds": exit_seconds}
     return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, **chosen)
@@ -91,7 +94,7 @@ def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonS
         repository=folder / "repository",
         ports=FREE_PORTS,
         log_file=folder / "log",
-        environment=NO_VARIABLES,
+        environment=NO_VARIABLES | {SECRET_VARIABLE: SECRET},
         exit_seconds=PATIENCE,
     )
 

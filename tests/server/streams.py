@@ -22,12 +22,15 @@ from engine_lib.config import EngineConfig
 from engine_lib.delivery import Delivery
 from engine_lib.prompt import PromptBuilder
 from engine_lib.server.process import TritonServer
+from engine_lib.serving.backend import SIGNATURE_PARAMETER, signed_order
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 from patience import PATIENCE, eventually
 
 TEXT = "Good morning! How are you today?"
 SAMPLES_PER_FRAME = 1920
+SECRET = "known to tests alone"  # of every server of conftest.py
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def inputs(text: str | bytes = TEXT, *, sampling: Mapping[str, Any] | str | None
     return tensors
 
 
+def signature(model: str, name: str, order: npt.NDArray[Any]) -> dict[str, str]:
+    """The request parameters that make a control request one of the server's own."""
+    return {SIGNATURE_PARAMETER: ServerSecret(SECRET.encode()).sign(signed_order(model, name, order)).hex()}
+
+
 class Stream:
     """One stream over a connection of its own, read with the official synchronous client."""
 
@@ -104,6 +112,19 @@ class Stream:
         chunk = Chunk.read(result)
         self._has_ended = chunk.has_final_flag
         return chunk
+
+    def next_message(self) -> dict[str, npt.NDArray[Any]]:
+        """Wait for the next message of a talker that is called directly; its tensors, none if the stream has ended.
+
+        Raises:
+            InferenceServerException: the server sent an error instead.
+        """
+        result, error = self._received.get(timeout=PATIENCE)
+        if error is not None:
+            self._has_ended = True
+            raise error
+        self._has_ended = result.get_response().parameters["triton_final_response"].bool_param
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     def all(self, first: int = 0) -> list[Chunk]:
         """Wait for the stream's end; return its chunks, which must be well formed, with indices from `first` on."""

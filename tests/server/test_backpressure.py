@@ -15,7 +15,7 @@ from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
 from patience import eventually
 from server.conftest import new_server
-from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually_free, inputs, metric, value
+from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually_free, inputs, metric, signature, value
 
 NUM_STREAMS, NUM_FRAMES = 24, 12
 
@@ -52,7 +52,11 @@ def test_requests_wait_for_a_codec_that_lags_behind(slow_codec_server: TritonSer
 
 @pytest.mark.parametrize("seconds", [-1.0, 3.5, np.inf, np.nan])
 def test_nobody_can_hold_a_talker_for_long(slow_codec_server: TritonServer, seconds: float) -> None:
+    order = np.array([seconds], np.float32)
     tensor = triton.InferInput("hold", [1], "FP32")
-    tensor.set_data_from_numpy(np.array([seconds], np.float32))
-    with Stream(slow_codec_server, [tensor], model="talker") as stream, pytest.raises(InferenceServerException, match="INVALID_ARG: hold:"):
+    tensor.set_data_from_numpy(order)
+    with (
+        Stream(slow_codec_server, [tensor], model="talker", parameters=signature("talker", "hold", order)) as stream,
+        pytest.raises(InferenceServerException, match=r"INVALID_ARG: hold: .* is not allowed; give 0 to 3 seconds"),
+    ):
         stream.next()

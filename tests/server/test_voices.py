@@ -18,7 +18,7 @@ from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
 from server.conftest import serve_several
-from server.streams import TEXT, Stream, audio_of, eventually_free, inputs, metric
+from server.streams import TEXT, Stream, audio_of, eventually_free, inputs, metric, signature
 
 GREEDY: dict[str, Any] = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 RATE = 16_000
@@ -72,8 +72,8 @@ def speak(server: TritonServer, model: str, tensors: list[Any]) -> npt.NDArray[n
     return audio_of(chunks)
 
 
-def refusal(server: TritonServer, model: str, tensors: list[Any]) -> str:
-    with Stream(server, tensors, model=model) as stream, pytest.raises(InferenceServerException) as error:
+def refusal(server: TritonServer, model: str, tensors: list[Any], **arguments: Any) -> str:
+    with Stream(server, tensors, model=model, **arguments) as stream, pytest.raises(InferenceServerException) as error:
         stream.next()
     message: str = error.value.message()
     return message.removeprefix(f"in ensemble '{model}', ")
@@ -211,7 +211,8 @@ def test_a_malformed_order_to_a_talker_is_refused_as_well(three: TritonServer) -
         ("{}", "name: '' is not allowed"),
         ('{"name": "eve"}', "consent: is empty"),
     ):
-        said = refusal(three, "talker_base", [*strings(store_voice=order), *CLIP])
+        signed = signature("talker_base", "store_voice", np.array([order.encode()], np.object_))
+        said = refusal(three, "talker_base", [*strings(store_voice=order), *CLIP], parameters=signed)
         assert said.startswith("INVALID_ARG: ")
         assert message in said
 

@@ -12,9 +12,11 @@ import pytest
 from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.message import AudioAnswer, CodesMessage, pcm16
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.talker.request import CodesChunk
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
+SECRET = ServerSecret(b"of the tests")
 TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BOOL": np.bool_, "STRING": np.object_}
 
 
@@ -52,7 +54,7 @@ def types(tensors: Tensors) -> dict[str, type]:
     ids=["frames", "as base64", "reference", "final"],
 )
 def test_a_message_is_the_same_after_unpacking(original: CodesMessage) -> None:
-    unpacked = CodesMessage.unpack(original.pack())
+    unpacked = CodesMessage.unpack(original.pack(SECRET), SECRET)
     np.testing.assert_array_equal(unpacked.chunk.codes, original.chunk.codes)
     assert unpacked.chunk.codes.shape == original.chunk.codes.shape
     for name in ("stream_key", "index", "is_final", "finish_reason", "error", "is_reference"):
@@ -61,20 +63,38 @@ def test_a_message_is_the_same_after_unpacking(original: CodesMessage) -> None:
 
 
 def test_unpacked_codes_are_a_copy() -> None:
-    tensors = message().pack()
-    unpacked = CodesMessage.unpack(tensors)
+    tensors = message().pack(SECRET)
+    unpacked = CodesMessage.unpack(tensors, SECRET)
     tensors["codes"][:] = -1
     assert unpacked.chunk.codes.min() == 0
 
 
 @pytest.mark.parametrize("header", [b"", b"\0" * 11, b"\0" * 12 + b"\xff"])
 def test_a_broken_header_is_refused(header: bytes) -> None:
-    with pytest.raises(ValueError):
-        CodesMessage.unpack(message().pack() | {"header": np.frombuffer(header, np.uint8)})
+    tensors = message().pack(SECRET)
+    for signature in (b"", SECRET.sign(header + tensors["codes"].tobytes())):
+        with pytest.raises(ValueError, match="header: "):
+            CodesMessage.unpack(tensors | {"header": np.frombuffer(signature + header, np.uint8)}, SECRET)
+
+
+def test_a_message_that_was_changed_or_comes_from_elsewhere_is_refused() -> None:
+    tensors = message().pack(SECRET)
+    one_more_frame = np.concatenate([tensors["codes"], tensors["codes"][:1]])
+    other_header = tensors["header"].copy()
+    other_header[-1] ^= 1
+    for changes, secret in (
+        ({}, ServerSecret(b"of another server")),
+        ({"codes": tensors["codes"] + 1}, SECRET),
+        ({"codes": one_more_frame}, SECRET),
+        ({"header": other_header}, SECRET),
+        ({"header": tensors["header"][:32]}, SECRET),
+    ):
+        with pytest.raises(ValueError, match="no signature of this server"):
+            CodesMessage.unpack(tensors | changes, secret)
 
 
 def test_the_configs_list_exactly_the_tensors_that_travel() -> None:
-    packed = types(message().pack())
+    packed = types(message().pack(SECRET))
     assert configured("talker", "output") == packed
     assert configured("codec_decoder", "input") == packed
     answered = types(answer(AudioFormat.FLOAT32).pack())

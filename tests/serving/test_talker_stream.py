@@ -15,11 +15,14 @@ from engine_lib.errors import InvalidRequestError, OverloadedError
 from engine_lib.serving.message import CodesMessage
 from engine_lib.serving.metrics import Counter, Metrics
 from engine_lib.serving.parse import SpeechRequest
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
 from engine_lib.talker.request import CodesChunk
 from engine_lib.talker.step_times import StepTimes
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+
+SECRET = ServerSecret(b"of the tests")
 
 
 class Reply:
@@ -30,7 +33,7 @@ class Reply:
         self.refused: list[Exception] = []
 
     def send(self, tensors: Mapping[str, Any], *, is_final: bool) -> None:
-        chunk = CodesMessage.unpack(tensors).chunk
+        chunk = CodesMessage.unpack(tensors, SECRET).chunk
         assert chunk.is_final == is_final
         self.sent.append(chunk)
 
@@ -77,7 +80,7 @@ class Talker:
         self.streams: dict[str, TalkerStream] = {}
         metrics = TalkerMetrics(Metrics(None, {}), cast(Any, self.engine), self.streams, Counter())
         engine, sender, no_voices = cast(Any, self.engine), cast(Any, self.sender), cast(Any, None)
-        self._parts = TalkerParts("talker", engine, prompt_builder(path), no_voices, sender, metrics, self.streams)
+        self._parts = TalkerParts("talker", SECRET, engine, prompt_builder(path), no_voices, sender, metrics, self.streams)
 
     def stream(self, voice: VoiceClonePromptItem | None = None, text: str = "Hello.") -> tuple[TalkerStream, Reply]:
         """A stream whose request has been queued or refused."""

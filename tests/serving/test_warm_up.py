@@ -16,7 +16,10 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.warm_up import TALKER_FRAMES, warm_up_codec, warm_up_talker
+
+SECRET = ServerSecret(b"of the tests")
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def sender() -> Iterator[OrderedSender]:
 def test_the_talker_prefills_decodes_and_holds_nothing_afterwards(name: str, sender: OrderedSender, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(name)
     with running_engine(path) as engine:
-        warm_up_talker(engine, PromptBuilder(engine.checkpoint, 100), sender)
+        warm_up_talker(engine, PromptBuilder(engine.checkpoint, 100), sender, SECRET)
         assert engine.stats().num_steps >= 2
         assert 1 <= engine.stats().num_frames <= TALKER_FRAMES
         assert_nothing_is_held(engine)
@@ -43,7 +46,7 @@ def test_after_it_the_first_request_takes_the_steps_and_gives_the_codes_of_the_s
     tiny_custom_voice: Path, sender: OrderedSender
 ) -> None:
     with running_engine(tiny_custom_voice, exact=True) as engine:
-        warm_up_talker(engine, PromptBuilder(engine.checkpoint, 100), sender)
+        warm_up_talker(engine, PromptBuilder(engine.checkpoint, 100), sender, SECRET)
         steps, codes = [engine.stats().num_steps], []
         for _ in range(2):
             codes.append(speak(engine, Utterance(), max_frames=6))
@@ -99,7 +102,7 @@ def test_on_a_gpu_the_first_request_takes_no_more_memory(tiny_custom_voice: Path
     codec.start()
     try:
         with running_engine(tiny_custom_voice, device="cuda") as talker:
-            warm_up_talker(talker, PromptBuilder(talker.checkpoint, 100), sender)
+            warm_up_talker(talker, PromptBuilder(talker.checkpoint, 100), sender, SECRET)
             warm_up_codec(codec, sender)
             before = taken()
             codes = speak(talker, Utterance(), max_frames=15)

@@ -1,0 +1,141 @@
+"""A client that calls the inner models steers nothing: control requests and codec messages need the server's signature."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from engine_lib.delivery import Delivery
+from engine_lib.server.process import TritonServer
+from engine_lib.serving.backend import SIGNATURE_PARAMETER
+from engine_lib.serving.message import CodesMessage
+from engine_lib.serving.secret import SECRET_VARIABLE, SIGNATURE_BYTES, ServerSecret
+from engine_lib.talker.request import CodesChunk
+from patience import eventually
+from server.conftest import new_server
+from server.streams import SECRET, Stream, eventually_free, inputs, metric, signature
+
+Arrays = dict[str, npt.NDArray[Any]]
+ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
+ORDERS: Arrays = {
+    "cancel": np.array([b"talker/0"], np.object_),
+    "hold": np.array([3.0], np.float32),
+    "store_voice": np.array([b'{"name": "eve", "consent": "none"}'], np.object_),
+}
+
+
+def tensors(arrays: Arrays) -> list[Any]:
+    made = []
+    for name, array in arrays.items():
+        made.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        made[-1].set_data_from_numpy(array)
+    return made
+
+
+def refusal(server: TritonServer, model: str, arrays: Arrays, **arguments: Any) -> str:
+    with Stream(server, tensors(arrays), model=model, **arguments) as stream, pytest.raises(InferenceServerException) as error:
+        stream.next_message()
+    message: str = error.value.message()
+    return message
+
+
+def stream_key(message: Arrays) -> str:
+    """What every client that calls the talker can read in a message for the codec."""
+    header = message["header"].tobytes()[SIGNATURE_BYTES:]
+    found = header[header.index(b"talker/") :][: len("talker/") + 32]
+    return found.decode()
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_control_request_of_a_client_is_refused_and_counted(small_server: TritonServer, name: str) -> None:
+    before = metric(small_server, "rejected_control_requests_total", model="talker")
+    other = ServerSecret(b"of another server").sign(b"").hex()
+    for_another_order = signature("talker", name, np.array([b"something else"], np.object_))
+    for_another_model = signature("talker_base", name, ORDERS[name])
+    for parameters in (None, {SIGNATURE_PARAMETER: other}, {SIGNATURE_PARAMETER: 7}, for_another_order, for_another_model):
+        said = refusal(small_server, "talker", {name: ORDERS[name]}, parameters=parameters)
+        assert said == f"INVALID_ARG: {name}: is for the models of this server alone, which sign it; leave it out"
+    eventually(lambda: metric(small_server, "rejected_control_requests_total", model="talker") == before + 5, "all five are counted")
+    assert metric(small_server, "requests_held") == 0
+
+
+def test_a_client_that_learns_the_key_of_a_stream_cannot_end_it(small_server: TritonServer) -> None:
+    with Stream(small_server, inputs(sampling=ENDLESS), model="talker") as stream:
+        key = stream_key(stream.next_message())
+        order = np.array([key.encode()], np.object_)
+        assert "INVALID_ARG: cancel: " in refusal(small_server, "talker", {"cancel": order})
+        for _ in range(20):
+            assert len(stream.next_message()["codes"]) == 1
+        with Stream(small_server, tensors({"cancel": order}), model="talker", parameters=signature("talker", "cancel", order)):
+            pass  # the server's own models can
+        while stream.next_message()["codes"].size:
+            pass
+    eventually_free(small_server)
+
+
+def message(secret: str, **changes: Any) -> Arrays:
+    fields: dict[str, Any] = {"codes": np.zeros((1, 16), np.int16), "stream_key": "talker/0", "index": 0} | changes
+    return CodesMessage(CodesChunk(**fields), Delivery((1,))).pack(ServerSecret(secret.encode()))
+
+
+def test_messages_of_clients_take_no_slot_of_the_codec(small_server: TritonServer) -> None:
+    before = metric(small_server, "rejected_control_requests_total", model="codec_decoder")
+    with Stream(small_server, inputs(sampling={"max_frames": 1900, "chunk_frames": [1]})) as bystander:
+        for number in range(80):
+            said = refusal(small_server, "codec_decoder", message("of another server", stream_key=f"talker/{number}"))
+            assert said.startswith("INVALID_ARG: header: is not a message of the talker (")
+        bystander.next()
+        assert metric(small_server, "codec_open_streams") <= 1
+    eventually(lambda: metric(small_server, "rejected_control_requests_total", model="codec_decoder") == before + 80, "all are counted")
+    eventually_free(small_server)
+
+
+def test_a_message_of_the_talker_cannot_be_changed(small_server: TritonServer) -> None:
+    with Stream(small_server, inputs(sampling=ENDLESS), model="talker") as stream:
+        own = stream.next_message()
+    header = own["header"].copy()
+    header[header.tobytes().index(b"talker/")] ^= 1
+    for changes in ({"codes": own["codes"] ^ 1}, {"codes": np.tile(own["codes"], (6000, 1))}, {"header": header}, {"header": header[:5]}):
+        assert "no signature of this server" in refusal(small_server, "codec_decoder", own | changes)
+    eventually_free(small_server)
+
+
+def test_no_key_makes_the_codec_call_a_model_that_a_client_names(small_server: TritonServer) -> None:
+    """A codec asks the model that a stream's key begins with to cancel it, once its codes cannot be decoded."""
+    seen = small_server.log_file.read_text(errors="replace").count("no_such_model")
+    for index in (0, 1):
+        forged = message("of another server", stream_key="no_such_model/x", index=index, codes=np.full((1, 16), -1, np.int16))
+        assert "no signature of this server" in refusal(small_server, "codec_decoder", forged)
+    assert small_server.log_file.read_text(errors="replace").count("no_such_model") == seen
+
+
+def secret_files(server: TritonServer) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"qwen3_tts_secret_{os.geteuid()}_{server.pid}_*"))
+
+
+def test_the_models_of_a_plain_server_agree_on_a_secret(endless_voice: Path, tmp_path: Path) -> None:
+    server = new_server(endless_voice, tmp_path / "log", environment={SECRET_VARIABLE: None})
+    with server:
+        assert [file.stat().st_mode & 0o777 for file in secret_files(server)] == [0o600]
+        cancelled = metric(server, "finished_requests_total", reason="cancelled")
+        with Stream(server, inputs(sampling=ENDLESS)) as stream:
+            stream.next()
+        eventually(lambda: metric(server, "finished_requests_total", reason="cancelled") == cancelled + 1, "the codec's cancel counts")
+        order = ORDERS["hold"]
+        assert "INVALID_ARG: hold: " in refusal(server, "talker", {"hold": order}, parameters=signature("talker", "hold", order))
+        eventually_free(server)
+        files = secret_files(server)
+    assert not files[0].exists()
+
+
+def test_a_secret_that_is_too_short_keeps_the_models_from_loading(endless_voice: Path, tmp_path: Path) -> None:
+    server = new_server(endless_voice, tmp_path / "log", environment={SECRET_VARIABLE: SECRET[:8]})
+    with pytest.raises(Exception, match=f"{SECRET_VARIABLE}: the secret has 8 bytes; give at least 16"), server:
+        pass
