@@ -68,11 +68,18 @@ class Step:
 class CodecEngine:
     """Stateful decoding of many streams on one device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, on_backpressure: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        on_backpressure: Callable[[float], None] | None = None,
+        on_idle: Callable[[str], None] | None = None,
+    ) -> None:
         """Load the weights and allocate the state of `codec_slots` streams.
 
         Args:
             on_backpressure: called on the codec's thread with the seconds from `Backpressure.update`; it must only pass them on.
+            on_idle: called on the codec's thread with the key of a stream that has been idle for too long and is forgotten.
 
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
@@ -107,7 +114,7 @@ class CodecEngine:
         )
         self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
-        self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec)
+        self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec, on_idle)
         self._num_steps = self._num_frames = 0
 
         self._changed = threading.Condition()

@@ -7,6 +7,7 @@ is always ready for a new stream.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,10 @@ class StreamLifecycle:
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
     """
 
-    def __init__(self, batcher: Batcher, runner: CodecRunner, config: CodecDecoderConfig) -> None:
-        self._batcher, self._runner, self._config = batcher, runner, config
+    def __init__(
+        self, batcher: Batcher, runner: CodecRunner, config: CodecDecoderConfig, on_idle: Callable[[str], None] | None = None
+    ) -> None:
+        self._batcher, self._runner, self._config, self._on_idle = batcher, runner, config, on_idle
         self.num_failed_streams = 0
 
     def receive(self, request: CodecRequest) -> None:
@@ -74,6 +77,8 @@ class StreamLifecycle:
         """Forget the streams without a chunk for `idle_timeout` seconds."""
         for stream in self._batcher.expired(time.monotonic(), idle_timeout):
             self._close(stream)
+            if self._on_idle is not None:
+                self._on_idle(stream.stream_key)
 
     def answer_all(self, error: str) -> None:
         """Answer all pending chunks with `error`, because the engine ends."""

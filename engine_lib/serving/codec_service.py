@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import fields
 from functools import partial
+from math import ceil
 from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
@@ -30,6 +32,7 @@ from engine_lib.talker.request import CodesChunk, FinishReason
 
 logger = logging.getLogger(__name__)
 
+MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "reference_max_seconds")
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 
@@ -48,7 +51,9 @@ class CodecService(EngineService):
         # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
-        self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers)
+        self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
+        # The most that any server can have made, because a stored voice may be older than this server's options.
+        self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
         self._first_audio_times = LatencyWindow()
         self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
         self._controller = OrderedSender("codec-control", 1, backend.log_failure)
@@ -64,7 +69,7 @@ class CodecService(EngineService):
         arrived_at = time.monotonic()
         reply = self._backend.reply(request)
         try:
-            message = CodesMessage.unpack(self._backend.tensors(request), self._backend.secret)
+            message = CodesMessage.unpack(self._backend.tensors(request), self._backend.secret, self._max_reference_frames)
         except ValueError as error:
             self._backend.forgeries.add(1)
             reply.refuse(InvalidRequestError("header", f"is not a message of the talker ({error})"))
@@ -136,9 +141,14 @@ class CodecService(EngineService):
         if not seconds:
             self._slowed_talkers.clear()
 
+    def _forget(self, stream_key: str) -> None:
+        """On the codec thread: a stream without a message for `codec_idle_timeout` has ended, although its final one never came."""
+        self._streams.pop(stream_key, None)
+
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats
         metrics.gauge("codec_open_streams", "Codec slots in use", lambda: stats().open_streams)
+        metrics.gauge("codec_unfinished_streams", "Streams that the codec waits for the final message of", lambda: len(self._streams))
         metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
         metrics.quantiles("first_audio_seconds", "From a stream's first codes until they are decoded", self._first_audio_times)
         metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)

@@ -18,11 +18,18 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import MsgspecError, structs
 
-from engine_lib.delivery import AudioFormat, Delivery
+from engine_lib.delivery import MAX_CHUNK_FRAMES, AudioFormat, Delivery
 from engine_lib.process.wire import Message, Wire
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
-from engine_lib.talker.request import CodesChunk
+from engine_lib.talker.request import CodesChunk, FinishReason
+
+MAX_CODEBOOKS = 64
+MAX_STREAM_KEY_LENGTH = 300  # of a model's name, which is a folder's, and 33 characters
+MAX_ERROR_LENGTH = 1000
+MAX_HEADER_BYTES = 8192  # room for all of these at four bytes a character, and for a delivery
+MAX_INDEX = 2**31 - 1  # of `chunk_index` in the answer
+FINISH_REASONS = frozenset(("", *(reason.value for reason in FinishReason)))
 
 
 class CodesMessage(Message, frozen=True):
@@ -39,25 +46,33 @@ class CodesMessage(Message, frozen=True):
 
     def pack(self, secret: ServerSecret) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature."""
-        header = _WIRE.pack(structs.replace(self, chunk=structs.replace(self.chunk, codes=_NO_CODES)))
+        chunk = structs.replace(self.chunk, codes=_NO_CODES, error=self.chunk.error[:MAX_ERROR_LENGTH])
+        header = _WIRE.pack(structs.replace(self, chunk=chunk))
         signature = secret.sign(header + self.chunk.codes.tobytes())
         return {"codes": self.chunk.codes, "header": np.frombuffer(signature + header, np.uint8)}
 
     @classmethod
-    def unpack(cls, tensors: Mapping[str, npt.NDArray[Any]], secret: ServerSecret) -> CodesMessage:
+    def unpack(
+        cls, tensors: Mapping[str, npt.NDArray[Any]], secret: ServerSecret, max_reference_frames: int = MAX_CHUNK_FRAMES
+    ) -> CodesMessage:
         """Read a message. The codes are copied: a tensor's memory is gone once its request has been answered.
 
+        Args:
+            max_reference_frames: the longest reference; other messages have at most MAX_CHUNK_FRAMES.
+
         Raises:
-            ValueError: the tensors are not a message, or not one of this server.
+            ValueError: the tensors are too large, are not a message, or not one of this server.
         """
+        _check_sizes(tensors, max_reference_frames)
         signed = tensors["header"].tobytes()
         signature, header = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
         if not secret.has_signed(header + tensors["codes"].tobytes(), signature):
             raise ValueError("header: has no signature of this server")
         try:
             message = _WIRE.unpack(header)
-        except MsgspecError as error:
+        except (MsgspecError, ValueError, TypeError, RecursionError, SyntaxError) as error:  # numpy parses a dtype in it
             raise ValueError(f"header: {error}") from None
+        _check_chunk(message.chunk, tensors["codes"])
         return structs.replace(message, chunk=structs.replace(message.chunk, codes=np.array(tensors["codes"], np.int16)))
 
 
@@ -111,6 +126,27 @@ def talker_of(stream_key: str) -> str:
 def pcm16(audio: npt.NDArray[np.float32]) -> bytes:
     """Samples in -1..1 as little-endian 16-bit integers."""
     return (np.clip(audio, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
+
+
+def _check_sizes(tensors: Mapping[str, npt.NDArray[Any]], max_reference_frames: int) -> None:
+    """Refuse what is too large, before a byte of it is read."""
+    codes, header = tensors["codes"], tensors["header"]
+    max_frames = max(MAX_CHUNK_FRAMES, max_reference_frames)
+    if codes.ndim != 2 or len(codes) > max_frames or codes.shape[1] > MAX_CODEBOOKS:
+        raise ValueError(f"codes: has shape {list(codes.shape)}; at most {max_frames} frames of {MAX_CODEBOOKS} codes are allowed")
+    if header.ndim != 1 or not SIGNATURE_BYTES < len(header) <= MAX_HEADER_BYTES:
+        raise ValueError(f"header: has shape {list(header.shape)}; {SIGNATURE_BYTES + 1} to {MAX_HEADER_BYTES} bytes are allowed")
+
+
+def _check_chunk(chunk: CodesChunk, codes: npt.NDArray[Any]) -> None:
+    if not 0 < len(chunk.stream_key) <= MAX_STREAM_KEY_LENGTH:
+        raise ValueError(f"stream_key: has {len(chunk.stream_key)} characters; 1 to {MAX_STREAM_KEY_LENGTH} are allowed")
+    if not 0 <= chunk.index <= MAX_INDEX:
+        raise ValueError(f"index: {chunk.index} is not allowed; 0 to {MAX_INDEX} are")
+    if chunk.finish_reason not in FINISH_REASONS or len(chunk.error) > MAX_ERROR_LENGTH:
+        raise ValueError(f"finish_reason, error: {chunk.finish_reason!r:.20} with {len(chunk.error)} characters is not allowed")
+    if not chunk.is_reference and len(codes) > MAX_CHUNK_FRAMES:
+        raise ValueError(f"codes: has {len(codes)} frames; a chunk has at most {MAX_CHUNK_FRAMES}")
 
 
 def _strings(value: str) -> npt.NDArray[np.object_]:

@@ -95,7 +95,7 @@ class RequestParser:
                     name, f"is not a request parameter; put it into sampling_parameters, as {{{json.dumps(name)}: ...}}"
                 )
         values.report_unknown(FIELDS)
-        text = values.string("text")
+        text = values.string("text", self.max_text_length)
         if text is None:
             raise InvalidRequestError("text", "is missing; give the text to speak")
         reference = self._reference(values)
@@ -109,7 +109,7 @@ class RequestParser:
             text=text,
             voice=values.string("voice"),
             language=values.string("language"),
-            instruct=values.string("instruct"),
+            instruct=values.string("instruct", self.max_text_length),
             non_streaming_mode=_non_streaming_mode(serving.pop("non_streaming_mode", None)),
             sampling=self.sampling.updated(options),
             delivery=self.delivery.updated(serving),
@@ -143,13 +143,10 @@ class RequestParser:
         if len(audio) > self.max_reference_seconds * MAX_SAMPLE_RATE:  # checked before the copy; checked_reference_audio checks the rest
             limit = f"more than {self.max_reference_seconds:g} s at any rate; give a shorter recording"
             raise InvalidRequestError("reference_audio", f"has {len(audio)} samples, {limit}")
-        text = values.string("reference_text")
+        text = values.string("reference_text", self.max_text_length)
         x_vector_only = bool(values.boolean("x_vector_only"))
-        if text is None or not text.strip():
-            if not x_vector_only:
-                raise InvalidRequestError("reference_text", "is missing; give the words of reference_audio, or set x_vector_only")
-        elif len(text) > self.max_text_length:
-            raise InvalidRequestError("reference_text", f"has {len(text)} characters; at most {self.max_text_length} are allowed")
+        if (text is None or not text.strip()) and not x_vector_only:
+            raise InvalidRequestError("reference_text", "is missing; give the words of reference_audio, or set x_vector_only")
         return Reference(audio=audio.copy(), sample_rate=sample_rate, text=text, x_vector_only=x_vector_only)
 
 

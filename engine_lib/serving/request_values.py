@@ -23,6 +23,11 @@ TRITON_NAMES = {"sequence_id", "sequence_start", "sequence_end", "priority", "ti
 MAX_REPORTED = 100  # because clients choose the names
 _reported: set[str] = set()
 
+MAX_NAME_LENGTH = 256  # of a string with no limit of its own: a voice, a language, the name of a model
+MAX_JSON_LENGTH = 16 * 1024
+MAX_PARAMETERS_LENGTH = 256 * 1024  # three texts of 4,000 characters take 144,000 at most
+MAX_CHARACTER_BYTES = 4  # of UTF-8
+
 
 class RequestValues:
     """Fields of one request by name: its tensors, and its parameters if there is no tensor.
@@ -32,7 +37,16 @@ class RequestValues:
     """
 
     def __init__(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> None:
-        """`parameters`: a JSON object; "" for none."""
+        """
+        Args:
+            parameters: a JSON object; "" for none.
+
+        Raises:
+            InvalidRequestError: it is too long.
+        """
+        if len(parameters) > MAX_PARAMETERS_LENGTH:
+            problem = f"are {len(parameters)} characters of JSON; at most {MAX_PARAMETERS_LENGTH} are allowed"
+            raise InvalidRequestError("parameters", f"{problem}; give long texts as input tensors")
         self.tensors = tensors
         self.parameters: dict[str, Any] = json.loads(parameters) if parameters else {}
 
@@ -51,16 +65,24 @@ class RequestValues:
         """Whether the request has the field."""
         return name in self.tensors or name in self.parameters
 
-    def string(self, name: str) -> str | None:
-        """The field as text; None if it is absent."""
+    def string(self, name: str, max_length: int = MAX_NAME_LENGTH) -> str | None:
+        """The field as text of at most `max_length` characters; None if it is absent."""
+        text = self._string(name, max_length)
+        if text is not None and len(text) > max_length:
+            raise InvalidRequestError(name, f"has {len(text)} characters; at most {max_length} are allowed")
+        return text
+
+    def _string(self, name: str, max_length: int) -> str | None:
         if name not in self.tensors:
             value = self.parameters.get(name)
             if value is not None and not isinstance(value, str):
-                raise InvalidRequestError(name, f"{value!r} is not allowed; give a string")
+                raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a string")
             return value
         tensor = self.tensors[name]
         if tensor.shape != (1,) or tensor.dtype != np.object_:
             raise InvalidRequestError(name, f"has shape {list(tensor.shape)} and type {tensor.dtype}; give one string, shape [1]")
+        if len(tensor[0]) > MAX_CHARACTER_BYTES * max_length:
+            raise InvalidRequestError(name, f"has {len(tensor[0])} bytes; at most {max_length} characters are allowed")
         try:
             text: str = tensor[0].decode("utf-8")
         except UnicodeDecodeError as error:
@@ -104,7 +126,7 @@ class RequestValues:
 
     def json_object(self, name: str) -> dict[str, Any]:
         """The field as a JSON object; empty if it is absent or an empty string."""
-        text = self.string(name)
+        text = self.string(name, MAX_JSON_LENGTH)
         if not text:
             return {}
         try:

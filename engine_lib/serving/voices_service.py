@@ -22,7 +22,7 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
-from engine_lib.voices.store import VoiceStore, checked_name
+from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
@@ -93,7 +93,7 @@ class VoicesService:
         store, name = self._open_store(), self._name(values)
         if any(voice["name"] == name for voice in self._built_in()):
             raise InvalidRequestError("name", f"{name!r} is a built-in speaker of this server; choose another name")
-        order = {"name": name, "consent": values.string("consent") or ""}
+        order = {"name": name, "consent": values.string("consent", MAX_CONSENT_LENGTH) or ""}
         store.check_addition(**order)
         tensors = {field: values.tensors[field] for field in REFERENCE if field in values.tensors}
         parameters = {field: value for field, value in values.parameters.items() if field in REFERENCE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iter
     """
     engines: list[CodecEngine] = []
 
-    def make(slots: int = 4, start: bool = True, **options: Any) -> CodecEngine:
+    def make(slots: int = 4, start: bool = True, on_idle: Callable[[str], None] | None = None, **options: Any) -> CodecEngine:
         config = EngineConfig(device="cpu", max_num_seqs=1, codec_slots=slots, **options)
-        engines.append(CodecEngine(Checkpoint(tiny_custom_voice), config))
+        engines.append(CodecEngine(Checkpoint(tiny_custom_voice), config, on_idle=on_idle))
         engines[-1]._pipelined = request.param
         if start:
             engines[-1].start()

@@ -76,12 +76,16 @@ def test_an_idle_stream_is_freed_and_what_comes_later_is_an_error(make_engine: M
 
 
 def test_an_idle_engine_frees_the_slots_of_vanished_streams(make_engine: MakeEngine, rng: np.random.Generator) -> None:
-    engine = make_engine(codec_idle_timeout=0.1)
+    forgotten: list[str] = []
+    engine = make_engine(codec_idle_timeout=0.1, on_idle=forgotten.append)
     listeners = [Listener(engine) for _ in range(3)]
     for listener in listeners:
         listener.send(random_codes(rng, 1))
         listener.next()
+    ended = Listener(engine)
+    ended.send(random_codes(rng, 1), is_final=True)
     eventually(lambda: engine.stats().open_streams == 0, "the slots are free")
+    eventually(lambda: sorted(forgotten) == sorted(listener.stream_key for listener in listeners), "the streams are forgotten")
 
 
 def out_of_range(codes: Codes) -> Codes:

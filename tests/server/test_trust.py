@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engine_lib.serving.secret import SECRET_VARIABLE, SIGNATURE_BYTES, ServerSe
 from engine_lib.talker.request import CodesChunk
 from patience import eventually
 from server.conftest import new_server
-from server.streams import SECRET, Stream, eventually_free, inputs, metric, signature
+from server.streams import SAMPLES_PER_FRAME, SECRET, Stream, eventually_free, inputs, metric, signature
 
 Arrays = dict[str, npt.NDArray[Any]]
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
@@ -102,7 +103,7 @@ def test_a_message_of_the_talker_cannot_be_changed(small_server: TritonServer) -
         own = stream.next_message()
     header = own["header"].copy()
     header[header.tobytes().index(b"talker/")] ^= 1
-    for changes in ({"codes": own["codes"] ^ 1}, {"codes": np.tile(own["codes"], (6000, 1))}, {"header": header}, {"header": header[:5]}):
+    for changes in ({"codes": own["codes"] ^ 1}, {"codes": np.tile(own["codes"], (60, 1))}, {"header": header}, {"header": header[:50]}):
         assert "no signature of this server" in refusal(small_server, "codec_decoder", own | changes)
     eventually_free(small_server)
 
@@ -114,6 +115,38 @@ def test_no_key_makes_the_codec_call_a_model_that_a_client_names(small_server: T
         forged = message("of another server", stream_key="no_such_model/x", index=index, codes=np.full((1, 16), -1, np.int16))
         assert "no signature of this server" in refusal(small_server, "codec_decoder", forged)
     assert small_server.log_file.read_text(errors="replace").count("no_such_model") == seen
+
+
+def message_of_the_server(**changes: Any) -> Arrays:
+    return message(SECRET, **changes)
+
+
+@pytest.fixture(scope="module")
+def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server that soon forgets a stream without messages."""
+    with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", codec_idle_timeout="2") as running:
+        yield running
+
+
+def test_a_stream_without_a_final_message_is_forgotten(impatient_server: TritonServer) -> None:
+    for number in range(3):
+        with Stream(impatient_server, tensors(message_of_the_server(stream_key=f"talker/{number}")), model="codec_decoder") as stream:
+            assert len(stream.next().audio) == SAMPLES_PER_FRAME
+    with Stream(impatient_server, tensors(message_of_the_server(stream_key="talker/3", index=5)), model="codec_decoder") as stream:
+        assert len(stream.next().audio) == 0  # its first message never came
+    eventually(lambda: metric(impatient_server, "codec_unfinished_streams") > 0, "the codec waits for their final messages")
+    eventually(lambda: metric(impatient_server, "codec_unfinished_streams") == 0, "it has forgotten them")
+    eventually_free(impatient_server)
+
+
+def test_a_message_of_any_number_of_frames_costs_nothing(impatient_server: TritonServer) -> None:
+    steps = metric(impatient_server, "codec_steps_total")
+    for codes in (np.zeros((6000, 16), np.int16), np.zeros((1, 100_000), np.int16)):
+        said = refusal(impatient_server, "codec_decoder", message_of_the_server(codes=codes))
+        assert said.startswith("INVALID_ARG: header: is not a message of the talker (codes: has shape [")
+    assert "stream_key: has 301 characters" in refusal(impatient_server, "codec_decoder", message_of_the_server(stream_key="k" * 301))
+    assert metric(impatient_server, "codec_steps_total") == steps
+    eventually_free(impatient_server)
 
 
 def secret_files(server: TritonServer) -> list[Path]:

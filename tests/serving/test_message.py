@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,10 +88,38 @@ def test_a_message_that_was_changed_or_comes_from_elsewhere_is_refused() -> None
         ({"codes": tensors["codes"] + 1}, SECRET),
         ({"codes": one_more_frame}, SECRET),
         ({"header": other_header}, SECRET),
-        ({"header": tensors["header"][:32]}, SECRET),
+        ({"header": tensors["header"][:33]}, SECRET),
     ):
         with pytest.raises(ValueError, match="no signature of this server"):
             CodesMessage.unpack(tensors | changes, secret)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"codes": np.zeros((65, 16), np.int16)}, "codes: has 65 frames; a chunk has at most 64"),
+        ({"codes": np.zeros((101, 16), np.int16), "is_reference": True}, "at most 100 frames of 64 codes are allowed"),
+        ({"codes": np.zeros((1, 65), np.int16)}, "at most 100 frames of 64 codes are allowed"),
+        ({"codes": np.zeros(16, np.int16)}, "at most 100 frames of 64 codes are allowed"),
+        ({"stream_key": ""}, "stream_key: has 0 characters; 1 to 300 are allowed"),
+        ({"stream_key": "k" * 301}, "stream_key: has 301 characters; 1 to 300 are allowed"),
+        ({"stream_key": "k" * 10_000}, "header: has shape [10"),
+        ({"index": -1}, "index: -1 is not allowed"),
+        ({"index": 2**31}, "index: 2147483648 is not allowed"),
+        ({"finish_reason": "tired"}, "finish_reason, error: 'tired' with 0 characters"),
+    ],
+)
+def test_a_message_beyond_the_limits_is_refused_even_if_it_is_signed(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError) as error:
+        CodesMessage.unpack(message(**changes).pack(SECRET), SECRET, max_reference_frames=100)
+    assert problem in str(error.value)
+
+
+def test_a_reference_may_have_more_frames_than_a_chunk_and_a_long_error_is_cut() -> None:
+    reference = message(codes=np.zeros((100, 16), np.int16), is_reference=True).pack(SECRET)
+    assert len(CodesMessage.unpack(reference, SECRET, max_reference_frames=100).chunk.codes) == 100
+    long = message(is_final=True, finish_reason="error", error="😀" * 5000, stream_key="😀" * 300)
+    assert CodesMessage.unpack(long.pack(SECRET), SECRET).chunk.error == "😀" * 1000
 
 
 def test_the_configs_list_exactly_the_tensors_that_travel() -> None:

@@ -80,7 +80,16 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
         ("sampling_parameters", "JSON object", {"text": "a", "sampling_parameters": "{"}),
         ("sampling_parameters", "JSON object", {"text": "a", "sampling_parameters": "3"}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"top_p": Infinity}'}),
-        ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": "[" * 100_000}),
+        ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": "[" * 10_000}),
+        ("sampling_parameters", "at most 16384 characters", {"text": "a", "sampling_parameters": "[" * 100_000}),
+        ("sampling_parameters", "at most 16384 are", {"text": "a", "sampling_parameters": " " * 20_000}),
+        ("text", "has 51 characters; at most 50", {"text": "a" * 51}),
+        ("text", "has 201 bytes; at most 50", {"text": "a" * 201}),
+        ("text", "has 3000 characters; at most 50", {"parameters": {"text": "a" * 3000}}),
+        ("instruct", "has 51 characters; at most 50", {"text": "a", "instruct": "ü" * 51}),
+        ("voice", "has 257 characters; at most 256", {"text": "a", "voice": "v" * 257}),
+        ("language", "has 100000 bytes; at most 256", {"text": "a", "language": "l" * 100_000}),
+        ("parameters", "at most 262144 are allowed; give long texts as input tensors", {"text": "a", "parameters": {"x": "y" * 300_000}}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"seed": ' + "9" * 10_000 + "}"}),
         ("sampling_parameters", "chunk_frames, chunk_policy, audio_format", {"text": "a", "sampling_parameters": '{"speed": 2}'}),
         ("top_k", "whole number", {"text": "a", "sampling_parameters": '{"top_k": 0.5}'}),
@@ -95,6 +104,12 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
 )
 def test_a_bad_value_is_refused_by_name(field: str, allowed: str, arguments: dict[str, Any]) -> None:
     refused(field, allowed, **arguments)
+
+
+def test_an_error_quotes_no_more_than_a_line() -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        parse({"voice": 10**4000}, text="a")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("kind", ["custom_voice", "voice_design"])
