@@ -31,7 +31,7 @@ class ControlRequests:
     def __init__(self, backend: TritonBackend, talker: TalkerParts, parser: RequestParser) -> None:
         self._backend, self._talker, self._parser = backend, talker, parser
 
-    def handle(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, reply: Reply) -> bool:
+    def handle(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, deadline: float | None, reply: Reply) -> bool:
         """Obey a control request and answer it, now or once its voice is stored; False for any other request.
 
         Raises:
@@ -47,7 +47,7 @@ class ControlRequests:
             self._hold(float(tensors["hold"][0]))
             reply.finish()
         elif "store_voice" in tensors:
-            self._store_voice(tensors, parameters, reply)
+            self._store_voice(tensors, parameters, deadline, reply)
         else:
             return False
         return True
@@ -65,8 +65,8 @@ class ControlRequests:
             raise InvalidRequestError("hold", f"{seconds:g} is not allowed; give 0 to {BACKPRESSURE_SECONDS:g} seconds")
         self._talker.engine.apply_backpressure(time.monotonic() + seconds)
 
-    def _store_voice(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, reply: Reply) -> None:
+    def _store_voice(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, deadline: float | None, reply: Reply) -> None:
         order = RequestValues(tensors, parameters).json_object("store_voice")
         name, consent = (str(order.get(field) or "") for field in ("name", "consent"))
         store, reference = self._talker.voices.store(), self._parser.parse_reference(tensors, parameters)
-        VoiceOrder(self._talker, reply, store, name, consent, reference).begin()
+        VoiceOrder(self._talker, reply, store, name, consent, reference, deadline).begin()

@@ -19,6 +19,7 @@ from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
+from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.control_requests import ControlRequests
 from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
@@ -69,8 +70,9 @@ class TalkerService(EngineService):
         self._voices.add_metrics(self._metrics)
         metrics = TalkerMetrics(self._metrics, self._engine, streams, backend.refusals)
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
-        self._parts = TalkerParts(backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams)
+        self._parts = TalkerParts(backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams, {})
         self._control_requests = ControlRequests(backend, self._parts, self._parser)
+        self._client_watch = ClientWatch(self._sender, streams, self._parts.orders)
         progress = Progress(lambda: self._engine.has_work, lambda: self._engine.stats().num_steps)
         self._watch(streams, progress, drain_seconds=config.drain_seconds)
 
@@ -80,18 +82,18 @@ class TalkerService(EngineService):
         reply = self._backend.reply(request)
         try:
             tensors, parameters = self._backend.tensors(request), request.parameters()
-            if not self._control_requests.handle(tensors, parameters, reply):
-                self._accept(tensors, parameters, request.timeout(), reply, arrived_at)
+            seconds = request.timeout() / MICROSECONDS
+            deadline = arrived_at + seconds if 0 < seconds < LONGEST_TIMEOUT else None
+            if not self._control_requests.handle(tensors, parameters, deadline, reply):
+                self._accept(tensors, parameters, deadline, reply, arrived_at)
         except Exception as error:
             reply.refuse(error)
 
-    def _accept(self, tensors: Tensors, parameters: str, timeout: int, reply: Reply, arrived_at: float) -> None:
+    def _accept(self, tensors: Tensors, parameters: str, deadline: float | None, reply: Reply, arrived_at: float) -> None:
         if self._lifecycle.is_draining:
             raise EngineDeadError("the server is shutting down; use another one")
         speech = self._parser.parse(tensors, parameters)
         voice = self._voices.of_request(speech)
-        seconds = timeout / MICROSECONDS
-        deadline = arrived_at + seconds if 0 < seconds < LONGEST_TIMEOUT else None
         TalkerStream(self._parts, reply, speech, arrived_at, deadline).begin(voice)
 
     def _watch_helpers(self, offline: list[str]) -> None:
@@ -101,6 +103,7 @@ class TalkerService(EngineService):
 
     def shutdown(self) -> None:
         """End every open stream, the voices, the engine and all threads, within a few seconds."""
+        self._client_watch.stop(SHUTDOWN_SECONDS)
         self._voices.shutdown(SHUTDOWN_SECONDS)
         super().shutdown()
 

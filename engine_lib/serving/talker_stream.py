@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
+from engine_lib.serving.client_watch import Watched
 from engine_lib.serving.message import CodesMessage, new_stream_key
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.parse import Reference, SpeechRequest
@@ -26,7 +27,7 @@ from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class TalkerParts:
         name: of the model.
         secret: of the server.
         streams: the open ones, by stream key.
+        orders: those to store a voice that are not answered yet, by stream key.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TalkerParts:
     sender: OrderedSender
     metrics: TalkerMetrics
     streams: dict[str, TalkerStream]
+    orders: dict[str, Watched]
 
 
 class TalkerStream(RequestListener):
@@ -57,6 +60,7 @@ class TalkerStream(RequestListener):
 
     Attributes:
         stream_key: the server's own key of it.
+        due_at: as in Watched: its deadline while its recording is to be encoded; the engine minds it later.
     """
 
     def __init__(self, talker: TalkerParts, reply: Reply, speech: SpeechRequest, arrived_at: float, deadline: float | None) -> None:
@@ -72,6 +76,9 @@ class TalkerStream(RequestListener):
         self._talker, self._reply = talker, reply
         self._speech = replace(speech, reference=None)  # the recording is not needed once it is encoded
         self._arrived_at, self._deadline = arrived_at, deadline
+        self.due_at: float | None = None
+        self._encoding: Future[VoiceClonePromptItem] | None = None
+        self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         talker.streams[self.stream_key] = self
 
@@ -82,7 +89,9 @@ class TalkerStream(RequestListener):
             if isinstance(voice, Reference):
                 talker.prompts.check(text=speech.text, language=speech.language, instruct=speech.instruct)
                 talker.engine.reserve(self.stream_key)
-                talker.voices.encode(voice).add_done_callback(self._on_encoded)
+                self._encoding = talker.voices.encode(voice)
+                self.due_at = self._deadline
+                self._encoding.add_done_callback(self._on_encoded)
             else:
                 self._submit(voice)
         except Exception as error:
@@ -110,7 +119,10 @@ class TalkerStream(RequestListener):
         self._talker.sender.put(self.stream_key, partial(self._submit_encoded, voice))
 
     def _submit_encoded(self, voice: Future[VoiceClonePromptItem]) -> None:
-        """Queue the request with its encoded voice, or refuse it: nothing has been answered yet."""
+        """Queue the request with its encoded voice, or refuse it, unless `look_after` has answered it meanwhile."""
+        if self._has_ended:
+            return
+        self.due_at = self._encoding = None
         try:
             self._submit(voice.result())
         except Exception as error:
@@ -137,7 +149,32 @@ class TalkerStream(RequestListener):
         talker.engine.submit(request, self)
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
 
+    def look_after(self) -> None:
+        """See Watched. A recording that nobody waits for any more is not encoded, unless that has begun."""
+        if self._has_ended:
+            return
+        if self._encoding is None:
+            if self._reply.is_cancelled():
+                self._talker.engine.cancel(self.stream_key)
+        elif self.due_at is not None and time.monotonic() >= self.due_at:
+            self._give_up(FinishReason.ERROR, DEADLINE_ERROR)
+        elif self._reply.is_cancelled():
+            self._give_up(FinishReason.CANCELLED)
+
+    def _give_up(self, reason: FinishReason, error: str = "") -> None:
+        """End the stream before the engine has it."""
+        encoding, self._encoding, self.due_at = self._encoding, None, None
+        num_code_groups = self._talker.prompts.config.talker.num_code_groups
+        codes = np.empty((0, num_code_groups), np.int16)
+        self._talker.engine.release(self.stream_key)
+        try:
+            self._end(CodesChunk(self.stream_key, 0, codes, is_final=True, finish_reason=reason.value, error=error))
+        finally:
+            if encoding is not None:
+                encoding.cancel()
+
     def _refuse(self, error: Exception) -> None:
+        self._has_ended = True
         self._talker.engine.release(self.stream_key)
         del self._talker.streams[self.stream_key]
         self._reply.refuse(error)
@@ -147,6 +184,7 @@ class TalkerStream(RequestListener):
 
     def _end(self, chunk: CodesChunk) -> None:
         """Send the final chunk; the stream is closed whether or not that works."""
+        self._has_ended = True
         self._talker.metrics.finished.add(1, chunk.finish_reason)
         if chunk.error:
             logger.error("%s, stream %s, ended with an error: %s", request_name(self._reply.request_id), self.stream_key, chunk.error)

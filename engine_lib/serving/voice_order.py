@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from engine_lib.errors import OverloadedError
 from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import new_stream_key
 from engine_lib.serving.parse import Reference
 from engine_lib.serving.talker_stream import TalkerParts
+from engine_lib.talker.request import DEADLINE_ERROR
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore
 
@@ -17,7 +20,16 @@ from engine_lib.voices.store import VoiceStore
 class VoiceOrder:
     """Has a recording encoded and its voice stored."""
 
-    def __init__(self, talker: TalkerParts, reply: Reply, store: VoiceStore, name: str, consent: str, reference: Reference) -> None:
+    def __init__(
+        self,
+        talker: TalkerParts,
+        reply: Reply,
+        store: VoiceStore,
+        name: str,
+        consent: str,
+        reference: Reference,
+        deadline: float | None = None,
+    ) -> None:
         """
         Args:
             talker: the model that encodes it.
@@ -25,6 +37,7 @@ class VoiceOrder:
             store: takes the voice.
             name, consent: of the voice.
             reference: the recording.
+            deadline: time.monotonic() at which it is refused if its recording has not been encoded; None: never.
 
         Raises:
             InvalidRequestError: the store does not take such a voice.
@@ -33,6 +46,8 @@ class VoiceOrder:
         self._talker, self._reply, self._store = talker, reply, store
         self._name, self._consent, self._reference = name, consent, reference
         self._stream_key = new_stream_key(talker.name)
+        self._has_ended = False
+        self.due_at = deadline  # see Watched
 
     def begin(self) -> None:
         """Start to encode.
@@ -41,14 +56,32 @@ class VoiceOrder:
             OverloadedError, EngineDeadError: as in TalkerEngine.reserve.
         """
         self._talker.engine.reserve(self._stream_key)
-        self._talker.voices.encode(self._reference).add_done_callback(self._on_encoded)
+        self._encoding = self._talker.voices.encode(self._reference)
+        self._talker.orders[self._stream_key] = self
+        self._encoding.add_done_callback(self._on_encoded)
+
+    def look_after(self) -> None:
+        """See Watched."""
+        if self._has_ended:
+            return
+        if self.due_at is not None and time.monotonic() >= self.due_at:
+            error = DEADLINE_ERROR
+        elif self._reply.is_cancelled():
+            error = "the client has gone"
+        else:
+            return
+        self._end()
+        self._encoding.cancel()
+        self._reply.refuse(OverloadedError(error))
 
     def _on_encoded(self, voice: Future[VoiceClonePromptItem]) -> None:
         """On the encoder's thread: leave the rest to a sender thread."""
         self._talker.sender.put(self._stream_key, partial(self._add, voice))
 
     def _add(self, voice: Future[VoiceClonePromptItem]) -> None:
-        """Store the voice and answer."""
+        """Store the voice and answer, unless `look_after` has done that meanwhile."""
+        if self._has_ended:
+            return
         try:
             self._store.add(
                 self._name,
@@ -63,4 +96,9 @@ class VoiceOrder:
         else:
             self._reply.finish()
         finally:
-            self._talker.engine.release(self._stream_key)
+            self._end()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._talker.engine.release(self._stream_key)
+        self._talker.orders.pop(self._stream_key, None)

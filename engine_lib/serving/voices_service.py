@@ -9,8 +9,9 @@ speakers are read from each checkpoint's config.json. No type of Triton's is use
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class VoicesService:
         """Carry out one request and answer it."""
         reply = self._backend.reply(request)
         try:
-            result = self._result(RequestValues(self._backend.tensors(request), request.parameters()))
+            result = self._result(RequestValues(self._backend.tensors(request), request.parameters()), request.timeout())
         except Exception as error:
             reply.refuse(error)
         else:
@@ -63,13 +64,18 @@ class VoicesService:
         """End. Triton calls this when every request has been answered."""
         self._backend.guard.release()
 
-    def _result(self, values: RequestValues) -> Facts:
-        """Carry out a request; returns its answer.
+    def _result(self, values: RequestValues, timeout: int) -> Facts:
+        """Carry out a request of `timeout` microseconds (0: no limit); returns its answer.
 
         Raises:
             InvalidRequestError, RelayedError, Qwen3TTSError: it is not allowed, or failed.
         """
-        actions = {"list": self._list, "show": self._show, "add": self._add, "remove": self._remove}
+        actions: dict[str, Callable[[RequestValues], Facts]] = {
+            "list": self._list,
+            "show": self._show,
+            "add": partial(self._add, timeout),
+            "remove": self._remove,
+        }
         values.report_unknown(FIELDS)
         action = values.string("action") or ""
         if action not in actions:
@@ -89,7 +95,7 @@ class VoicesService:
                 return voice
         return self._stored(self._open_store().show(name))
 
-    def _add(self, values: RequestValues) -> Facts:
+    def _add(self, timeout: int, values: RequestValues) -> Facts:
         store, name = self._open_store(), self._name(values)
         if any(voice["name"] == name for voice in self._built_in()):
             raise InvalidRequestError("name", f"{name!r} is a built-in speaker of this server; choose another name")
@@ -98,7 +104,8 @@ class VoicesService:
         tensors = {field: values.tensors[field] for field in REFERENCE if field in values.tensors}
         parameters = {field: value for field, value in values.parameters.items() if field in REFERENCE}
         packed = np.array([json.dumps(order).encode()], np.object_)
-        self._backend.control(self._talker(values.string("model")), "store_voice", packed, tensors, parameters)
+        talker = self._talker(values.string("model"))
+        self._backend.control(talker, "store_voice", packed, tensors, parameters, timeout=timeout)
         return self._stored(store.show(name))
 
     def _remove(self, values: RequestValues) -> Facts:

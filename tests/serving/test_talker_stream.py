@@ -80,7 +80,7 @@ class Talker:
         self.streams: dict[str, TalkerStream] = {}
         metrics = TalkerMetrics(Metrics(None, {}), cast(Any, self.engine), self.streams, Counter())
         engine, sender, no_voices = cast(Any, self.engine), cast(Any, self.sender), cast(Any, None)
-        self._parts = TalkerParts("talker", SECRET, engine, prompt_builder(path), no_voices, sender, metrics, self.streams)
+        self._parts = TalkerParts("talker", SECRET, engine, prompt_builder(path), no_voices, sender, metrics, self.streams, {})
 
     def stream(self, voice: VoiceClonePromptItem | None = None, text: str = "Hello.") -> tuple[TalkerStream, Reply]:
         """A stream whose request has been queued or refused."""

@@ -1,0 +1,104 @@
+"""A client that has gone, or has run out of time, costs nothing more, wherever its request is: at the talker, waiting, being encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from engine_lib.server.process import TritonServer
+from patience import eventually
+from server.conftest import new_server
+from server.streams import Stream, eventually_free, inputs, metric, signature
+from server.test_voices import recording, reference, strings
+
+ENDLESS = {"max_frames": 1900, "chunk_frames": [8]}
+LONG = 100.0  # seconds of a recording, which takes the tiny encoders of a CPU long enough
+
+
+def test_a_stream_of_a_talker_called_directly_ends_with_its_client(small_server: TritonServer) -> None:
+    eventually_free(small_server)
+    cancelled = metric(small_server, "finished_requests_total", reason="cancelled")
+    with Stream(small_server, inputs(sampling=ENDLESS), model="talker") as stream:
+        stream.next_message()
+    eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "the talker notices")
+    eventually_free(small_server)
+
+
+def test_a_request_of_a_talker_called_directly_leaves_the_queue_with_its_client(small_server: TritonServer) -> None:
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(Stream(small_server, inputs(sampling=ENDLESS))).next()
+        with Stream(small_server, inputs(sampling=ENDLESS), model="talker"):
+            eventually(lambda: metric(small_server, "waiting_requests") == 1, "the third stream waits")
+        eventually(lambda: metric(small_server, "waiting_requests") == 0, "it does not wait any more")
+        assert metric(small_server, "running_requests") == 2
+    eventually_free(small_server)
+
+
+@pytest.fixture(scope="module")
+def cloning_server(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server that takes long recordings, one by one."""
+    folder = tmp_path_factory.mktemp("cloning")
+    options: dict[str, Any] = {"reference_max_seconds": "120", "max_num_seqs": "16", "voice_store": str(folder / "voices")}
+    with new_server(tiny_base, folder / "log", **options) as running:
+        yield running
+
+
+def clone(seed: int, seconds: float) -> list[Any]:
+    return [*inputs(sampling={"max_frames": 2}), *reference(recording(seed, seconds), text=None, x_vector_only=True)]
+
+
+def ends(server: TritonServer, reason: str) -> float:
+    return metric(server, "finished_requests_total", reason=reason)
+
+
+def test_a_recording_whose_client_has_gone_is_not_encoded(cloning_server: TritonServer) -> None:
+    before, cancelled = metric(cloning_server, "references_encoded_total"), ends(cloning_server, "cancelled")
+    with Stream(cloning_server, clone(0, LONG), model="talker"):
+        eventually(lambda: metric(cloning_server, "active_streams") == 1, "one recording is being encoded")
+        with ExitStack() as stack:
+            for seed in range(1, 5):
+                stack.enter_context(Stream(cloning_server, clone(seed, LONG), model="talker"))
+            eventually(lambda: metric(cloning_server, "active_streams") == 5, "four more wait")
+        eventually(lambda: ends(cloning_server, "cancelled") >= cancelled + 4, "their clients have gone")
+    eventually_free(cloning_server)
+    eventually(lambda: metric(cloning_server, "waiting_references") == 0, "none waits")
+    assert metric(cloning_server, "references_encoded_total") - before <= 2
+
+
+def test_a_deadline_passes_while_a_recording_waits_and_while_it_is_encoded(cloning_server: TritonServer) -> None:
+    """All are answered before even the first one is encoded."""
+    before = metric(cloning_server, "references_encoded_total")
+    with ExitStack() as stack:
+        streams = [stack.enter_context(Stream(cloning_server, clone(10 + seed, LONG), timeout=100_000)) for seed in range(4)]
+        for stream in streams:
+            end = stream.all()[-1]
+            assert (end.finish_reason, end.index) == ("error", 0)
+            assert end.error.startswith("DEADLINE_EXCEEDED: timeout: ")
+    eventually_free(cloning_server)
+    eventually(lambda: metric(cloning_server, "waiting_references") == 0, "none waits")
+    assert metric(cloning_server, "references_encoded_total") - before <= 1
+
+
+def test_an_order_to_store_a_voice_has_a_deadline_too(cloning_server: TritonServer) -> None:
+    order = '{"name": "eve", "consent": "In writing."}'
+    tensors = [*strings(store_voice=order), *reference(recording(50, LONG), text=None, x_vector_only=True)]
+    signed = signature("talker", "store_voice", np.array([order.encode()], np.object_))
+    with (
+        Stream(cloning_server, clone(51, LONG)),
+        Stream(cloning_server, tensors, model="talker", timeout=100_000, parameters=signed) as stream,
+        pytest.raises(InferenceServerException, match="UNAVAILABLE: DEADLINE_EXCEEDED: timeout: "),
+    ):
+        stream.next_message()
+    eventually_free(cloning_server)
+
+
+def test_a_clone_whose_client_stays_is_spoken(cloning_server: TritonServer) -> None:
+    with Stream(cloning_server, clone(60, 2.0), timeout=600_000_000) as stream:
+        assert stream.all()[-1].finish_reason == "length"
