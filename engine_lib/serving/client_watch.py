@@ -1,4 +1,4 @@
-"""ClientWatch: notices clients that have gone, and recordings that wait for longer than their request may take.
+"""ClientWatch: notices clients that have gone, and recordings that wait for too long.
 
 The codec notices a client that leaves the ensemble. It never hears of one that called the talker itself, of one that left while its
 request still waits, or of a recording that is still to be encoded. To ask the server takes up to half a millisecond, so a sender

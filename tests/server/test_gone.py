@@ -1,4 +1,4 @@
-"""A client that has gone, or has run out of time, costs nothing more, wherever its request is: at the talker, waiting, being encoded."""
+"""A client that has gone, or has run out of time, costs nothing more, wherever its request is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that calls the inner models steers nothing: control requests and codec messages need the server's signature."""
+"""A client that calls the inner models steers nothing: that takes the server's signature."""
 
 from __future__ import annotations
 

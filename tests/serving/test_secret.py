@@ -1,4 +1,4 @@
-"""All processes of one server have the same secret; no other process reads it, and no file of it stays."""
+"""The processes of one server have one secret, no other reads it, and no file of it stays."""
 
 from __future__ import annotations
 

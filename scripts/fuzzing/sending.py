@@ -1,0 +1,119 @@
+"""Sends hostile requests and says how each was answered."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from threading import Lock
+
+import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
+
+from fuzzing.attacks import Attack, GrpcAttack, HttpAttack
+from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
+
+CODE = re.compile(r"(?:in ensemble '[^']*', )?(?:Failed to process the request\(s\)[^:]*: )?([A-Z][A-Z_]+): ")
+UNEXPECTED = "INTERNAL: unexpected "
+BY_TRITON = "refused by Triton"
+KEPT_EXAMPLES, MESSAGE_LENGTH = 20, 60
+
+
+@dataclass
+class Outcomes:
+    """How requests were answered, by model and kind of answer.
+
+    Attributes:
+        answers: number of requests for each.
+        messages: how often Triton itself refused a request of a model with a message that begins so.
+        bugs: some requests that were not answered, or with an error that a model did not expect.
+    """
+
+    answers: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
+    bugs: list[str] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def add(self, attack: Attack, answer: str, message: str) -> None:
+        """Count one answer; `message` is the server's text."""
+        with self._lock:
+            self.answers[f"{attack.model}: {answer}"] += 1
+            if answer == BY_TRITON:
+                self.messages[f"{attack.model}: {message[:MESSAGE_LENGTH]}"] += 1
+            if (answer in ("no answer", "disconnected") or UNEXPECTED in message) and len(self.bugs) < KEPT_EXAMPLES:
+                self.bugs.append(f"{answer}: {message[:300]} | {describe(attack)[:1500]}")
+
+
+class Sender:
+    """One client; a thread has its own."""
+
+    def __init__(self, grpc_address: str, http_address: str, outcomes: Outcomes, patience: float) -> None:
+        """`patience`: seconds without an answer after which a request counts as not answered."""
+        self._channel = grpc.insecure_channel(grpc_address, CHANNEL_OPTIONS)
+        self._stream = stream_call(self._channel)
+        self._unary = self._channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        self._http_address, self._outcomes, self._patience = http_address, outcomes, patience
+
+    def send(self, attack: Attack) -> None:
+        """Send a request, read its whole answer and count it."""
+        answer, message = self._http(attack) if isinstance(attack, HttpAttack) else self._grpc(attack)
+        self._outcomes.add(attack, answer, message)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def _grpc(self, attack: GrpcAttack) -> tuple[str, str]:
+        try:
+            if not attack.streams:
+                self._unary(attack.request, timeout=self._patience)
+                return "answered", ""
+            call = self._stream(attack.request, timeout=self._patience)
+            for response in call:
+                if response.error_message:
+                    return _kind(response.error_message), response.error_message
+                if attack.leaves and not response.infer_response.parameters["triton_final_response"].bool_param:
+                    call.cancel()
+                    return "left", ""
+        except grpc.RpcError as error:
+            code = error.code()
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return "no answer", error.details()
+            if code is grpc.StatusCode.UNAVAILABLE and not CODE.match(error.details() or ""):
+                return "disconnected", error.details()
+            return _kind(error.details() or ""), error.details() or ""
+        return "answered", ""
+
+    def _http(self, attack: HttpAttack) -> tuple[str, str]:
+        connection = http.client.HTTPConnection(self._http_address, timeout=self._patience)
+        try:
+            connection.request("POST", attack.path, attack.body, {"Content-Type": "application/json"})
+            content = connection.getresponse().read().decode(errors="replace")
+        except TimeoutError:
+            return "no answer", ""
+        except (OSError, http.client.HTTPException) as error:
+            return "disconnected", str(error)
+        finally:
+            connection.close()
+        found = re.search(r'"error":"((?:[^"\\]|\\.)*)"', content)
+        if found and (message := json.loads(f'"{found[1]}"', strict=False)):
+            return _kind(message), message
+        return "answered", ""
+
+
+def _kind(message: str) -> str:
+    found = CODE.match(message)
+    return f"refused, {found[1]}" if found else BY_TRITON
+
+
+def describe(attack: Attack) -> str:
+    """The request in one line."""
+    if isinstance(attack, HttpAttack):
+        return f"POST {attack.path} {attack.body[:1000]!r}"
+    return " ".join(str(attack.request).split())
