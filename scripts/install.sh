@@ -4,19 +4,18 @@
 #   scripts/install.sh run     for serving: the package, the Triton server wheel, the gateway
 #   scripts/install.sh test    also the test and lint tools, with the official package as the oracle
 #
-# A finished install leaves a stamp, so that the next call returns at once; an edit of pyproject.toml or this file renews it.
-# PYTHON       interpreter (default: python3; 3.10 to 3.12, because the server wheel's stub needs numpy 1.26)
-# TORCH        torch version (default: 2.13.0)
+# Every package comes in the version, and with the hash, that requirements/ locks (scripts/lock.sh writes it); torch for the CPU by its
+# version alone. A finished install leaves a stamp, so that the next call returns at once; an edit of pyproject.toml, of requirements/ or
+# of this file renews it.
+# PYTHON       interpreter (default: python3; 3.10 to 3.12, because the server wheel's stub needs numpy 1.26; tests from 3.11)
+# TORCH        torch version (default: 2.13.0, which is locked; another one comes as its index delivers it)
 # TORCH_INDEX  package index for torch alone (default: the default index; without an NVIDIA GPU also PyTorch's CPU index)
 
 install_all() {
-    local what=$1 venv=$2 python=${PYTHON:-python3} torch=${TORCH:-2.13.0} stamp extras
-    case $what in
-        run) extras=server,gateway ;;
-        test) extras=server,gateway,test,dev ;;
-        *) echo "install.sh: '$what' is not known; use run or test" >&2; return 2 ;;
-    esac
-    stamp=$(cat pyproject.toml scripts/install.sh <(echo "$torch") | sha256sum | cut -d' ' -f1)
+    local what=$1 venv=$2 python=${PYTHON:-python3} locked_torch=2.13.0 stamp version
+    local torch=${TORCH:-$locked_torch}
+    [[ $what == run || $what == test ]] || { echo "install.sh: '$what' is not known; use run or test" >&2; return 2; }
+    stamp=$(cat pyproject.toml scripts/install.sh requirements/*.txt <(echo "$torch") | sha256sum | cut -d' ' -f1)
     # A test environment includes a run environment.
     if [[ $(cat "$venv/.installed-test" 2>/dev/null) == "$stamp" || $(cat "$venv/.installed-$what" 2>/dev/null) == "$stamp" ]]; then
         return 0
@@ -29,35 +28,41 @@ install_all() {
         }
         "$python" -m venv "$venv" || return 1
     fi
+    version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || return 1
+    [[ -f requirements/$what-$version.txt ]] || {
+        echo "install.sh: requirements/ has no lock of '$what' for Python $version; set PYTHON, for tests to 3.11 or 3.12" >&2
+        return 1
+    }
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+    # --no-deps, because each lock is complete: nothing else may be fetched.
+    local locked=("${pip[@]}" --require-hashes --no-deps)
     if ! "$venv/bin/python" -c "import sys, torch; sys.exit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
         if [[ -n ${TORCH_INDEX:-} ]]; then
             "${pip[@]}" "torch==$torch" --index-url "$TORCH_INDEX" || return 1
         elif command -v nvidia-smi >/dev/null || [[ $(uname -s) != Linux ]]; then
-            "${pip[@]}" "torch==$torch" || return 1
+            if [[ $torch == "$locked_torch" ]]; then
+                "${locked[@]}" --requirement "requirements/torch-cuda-$version.txt" || return 1
+            else
+                "${pip[@]}" "torch==$torch" || return 1
+            fi
         else
-            # The +cpu build has its own version, so that no index can deliver gigabytes of CUDA libraries instead.
-            "${pip[@]}" "torch==$torch+cpu" 2>/dev/null ||
-                "${pip[@]}" "torch==$torch+cpu" --index-url https://download.pytorch.org/whl/cpu || return 1
+            # The +cpu build has its own version, so that no index can deliver gigabytes of CUDA libraries instead. The lock below has
+            # all that it needs.
+            "${pip[@]}" --no-deps "torch==$torch+cpu" 2>/dev/null ||
+                "${pip[@]}" --no-deps "torch==$torch+cpu" --index-url https://download.pytorch.org/whl/cpu || return 1
         fi
     fi
-    # numpy: the server's Python backend loses every tensor under numpy 2. torch: keep the build chosen above. triton: torch for
-    # CUDA brings its own version; torch for the CPU brings none, so take one that the kernels were measured with.
-    local constraints="$venv/constraints.txt"
-    "$venv/bin/python" >"$constraints" <<'PYTHON' || return 1
-import torch
-
-print(f"torch=={torch.__version__}", "numpy==1.26.4", "transformers==4.57.3", sep="\n")
-if torch.version.cuda is None:
-    print("triton==3.6.0")
-PYTHON
-    "${pip[@]}" --constraint "$constraints" --editable ".[$extras]" || return 1
+    "${locked[@]}" --requirement "requirements/$what-$version.txt" || return 1
+    # The lock has setuptools, so the build needs no environment of its own, which would not be locked.
+    "${pip[@]}" --no-deps --no-build-isolation --editable . || return 1
     if [[ $what == test ]]; then
-        # --no-deps, because its dependencies (a demo page, audio tools, an exact transformers) are not needed by tests/oracle.py.
-        "${pip[@]}" --no-deps qwen-tts==0.1.1 || return 1
+        # torch for CUDA brings its own triton; torch for the CPU brings none, so take the one that the kernels are tested with.
+        "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' &&
+            { "${locked[@]}" --requirement requirements/torch-cpu.txt || return 1; }
+        # Its dependencies (a demo page, audio tools, an exact transformers) are not needed by tests/oracle.py.
+        "${locked[@]}" --requirement requirements/oracle.txt || return 1
         # The oracle needs transformers 4.57.3. Tests that must also pass under 5 use a folder that only they see.
-        "${pip[@]}" --no-deps --upgrade --target "$venv/transformers5" \
-            transformers==5.17.0 tokenizers==0.23.1 huggingface-hub==1.5.0 || return 1
+        "${locked[@]}" --upgrade --target "$venv/transformers5" --requirement requirements/transformers5.txt || return 1
     fi
     echo "$stamp" >"$venv/.installed-$what"
 }

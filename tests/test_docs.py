@@ -16,7 +16,7 @@ FOLDER = re.compile(r"`((?:[\w*.-]+/)+)`")
 FILE = re.compile(r"`([\w-]+\.(?:py|sh|toml))`")  # without a folder: of the repository wherever it lies
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)  # kernel[grid](...) is no link
 PARENTS = (ROOT, ROOT / "engine_lib", ROOT / "client")  # pages about the engine leave its folder out
-ROOMS = ("engine_lib", "client", "scripts", "tests", "model_repository")
+ROOMS = ("engine_lib", "client", "scripts", "tests", "model_repository", "docker")
 
 
 def names_a_file(path: str) -> bool:
