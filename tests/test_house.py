@@ -14,7 +14,7 @@ MOST_LINES, MOST_ARGUMENTS, LONGEST_OPENING = 400, 8, 100
 
 
 def python_files() -> list[Path]:
-    folders = ("engine_lib", "client", "model_repository", "scripts", "tests")
+    folders = ("engine_lib", "client", "docker", "model_repository", "scripts", "tests")
     return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 

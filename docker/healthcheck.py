@@ -1,0 +1,68 @@
+"""Exit with 0 if every model of a Triton server is ready, else with 1 and the reason; for containers and probes.
+
+    python docker/healthcheck.py
+    python docker/healthcheck.py --url http://localhost:8000 --timeout 5
+
+The server's own readiness is not enough: before 26.04 it says nothing of an ensemble that failed to load. A server that drains is
+alive, but not ready. Needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# A proxy is no way to one's own machine.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def unready(url: str, timeout: float) -> list[str]:
+    """What is not ready, each with its reason; nothing if all is well.
+
+    Raises:
+        OSError: the server does not answer within `timeout` seconds.
+    """
+    index = json.loads(_answer(f"{url}/v2/repository/index", timeout, b"{}"))
+    loaded = [entry["name"] for entry in index if entry.get("state") == "READY"]
+    reasons = [
+        f"{entry['name']}: {entry.get('reason') or entry.get('state') or 'not loaded; see the log of the server'}"
+        for entry in index
+        if entry["name"] not in loaded
+    ]
+    if not index:
+        reasons.append("the server has no models")
+    for path in ["v2/health/ready", *(f"v2/models/{name}/ready" for name in loaded)]:
+        try:
+            _answer(f"{url}/{path}", timeout)
+        except urllib.error.HTTPError as error:
+            reasons.append(f"{path}: {error.code}")
+    return reasons
+
+
+def _answer(url: str, timeout: float, body: bytes | None = None) -> bytes:
+    with OPENER.open(urllib.request.Request(url, data=body), timeout=timeout) as response:
+        content: bytes = response.read()
+    return content
+
+
+def main() -> int:
+    """Read the command line, ask the server, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default=os.environ.get("HEALTHCHECK_URL", DEFAULT_URL), help=f"default {DEFAULT_URL}, or HEALTHCHECK_URL")
+    parser.add_argument("--timeout", type=float, default=4.0, metavar="SECONDS", help="of each question (default 4)")
+    arguments = parser.parse_args()
+    try:
+        reasons = unready(arguments.url, arguments.timeout)
+    except (OSError, ValueError) as error:
+        reasons = [f"{arguments.url}: {error}"]
+    print("\n".join(reasons) or "ready")
+    return 1 if reasons else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tests of the images, alerts, dashboard and chart."""

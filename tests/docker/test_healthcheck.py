@@ -1,0 +1,67 @@
+"""docker/healthcheck.py succeeds only while every model of a real server is ready, and says what is not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server.conftest import CAN_SERVE, new_server
+
+from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from patience import PATIENCE, eventually
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton"),
+]
+SCRIPT = Path(__file__).parents[2] / "docker" / "healthcheck.py"
+
+
+def ask(port: int) -> subprocess.CompletedProcess[str]:
+    """The check as a container runs it, in an environment that has a proxy."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--url", f"http://127.0.0.1:{port}", "--timeout", "30"],
+        env={"PATH": "", "http_proxy": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.fixture
+def server(tiny_custom_voice: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    """A server of all models, from a repository that a test may damage."""
+    shutil.copytree(MODEL_REPOSITORY, tmp_path / "repository")
+    with new_server(tiny_custom_voice, tmp_path / "log", repository=tmp_path / "repository") as running:
+        yield running
+
+
+def test_a_server_is_healthy_until_a_model_is_gone(server: TritonServer) -> None:
+    ready = ask(server.http_port)
+    assert (ready.returncode, ready.stdout) == (0, "ready\n"), ready.stdout + ready.stderr
+    port = server.http_port
+    server.stop()
+    gone = ask(port)
+    assert gone.returncode == 1
+    assert "Connection refused" in gone.stdout
+
+
+def test_an_ensemble_that_did_not_load_is_named(tiny_custom_voice: Path, tmp_path: Path) -> None:
+    # A server of 24.10 calls itself ready then.
+    shutil.copytree(MODEL_REPOSITORY, tmp_path / "repository")
+    config = tmp_path / "repository" / "qwen3_tts" / "config.pbtxt"
+    config.write_text(config.read_text(encoding="utf-8").replace('model_name: "talker"', 'model_name: "walker"'), encoding="utf-8")
+    server = new_server(tiny_custom_voice, tmp_path / "log", repository=tmp_path / "repository")
+    server.start()
+    try:
+        eventually(lambda: server.is_model_ready("talker"), "the other models are ready")
+        answer = ask(server.http_port)
+        assert answer.returncode == 1
+        assert answer.stdout == "qwen3_tts: not loaded; see the log of the server\n"
+    finally:
+        server.stop()
