@@ -1,0 +1,161 @@
+"""The Helm chart renders valid Kubernetes objects, keeps its promises, and refuses wrong values by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml: Any = pytest.importorskip("yaml")
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "docker" / "helm" / "qwen3-tts-triton"
+PLAIN = ROOT / "docker" / "kubernetes.yaml"
+NOT_OF_KUBERNETES = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator
+ALL = (
+    "serviceMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true,poolDefaults.autoscaling.enabled=true,"
+    "voiceStore.claimName=voices,options.max_num_seqs=48,options.voice_store_max_bytes=2097152,"
+    "pools.l4.gpus=2,pools.l4.options.max_num_seqs=16,pools.l4.options.enforce_eager=true"
+)
+needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs helm")
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def render(*arguments: str, release: str = "qwen3-tts-triton") -> subprocess.CompletedProcess[str]:
+    command = ["helm", "template", release, str(CHART), "--namespace", "speech", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rendered(*arguments: str) -> list[dict[str, Any]]:
+    ended = render(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    return documents(ended.stdout)
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [item for item in objects if item["kind"] == kind]
+
+
+def check(objects: list[dict[str, Any]]) -> None:
+    """Compare with the schemas of Kubernetes, which know every field."""
+    kubernetes_validate: Any = pytest.importorskip("kubernetes_validate", reason="needs the package kubernetes-validate")
+    for item in objects:
+        if item["kind"] not in NOT_OF_KUBERNETES:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_plain_objects_are_valid() -> None:
+    objects = documents(PLAIN.read_text(encoding="utf-8"))
+    assert {item["kind"] for item in objects} == {"Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"}
+    check(objects)
+
+
+def test_a_broken_object_is_found() -> None:
+    deployment = of_kind(documents(PLAIN.read_text(encoding="utf-8")), "Deployment")[0]
+    deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(Exception, match="readynessProbe"):
+        check([deployment])
+
+
+def test_the_promises_of_the_plain_objects() -> None:
+    objects = documents(PLAIN.read_text(encoding="utf-8"))
+    pod = of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]
+    server = pod["containers"][0]
+    exit_timeout = next(int(argument.split("=")[1]) for argument in server["args"] if argument.startswith("--exit-timeout="))
+    pause = int(server["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > exit_timeout + pause
+    for probe in ("startupProbe", "readinessProbe"):
+        assert server[probe]["exec"]["command"][-1] == "docker/healthcheck.py"
+    memory = next(volume for volume in pod["volumes"] if volume["name"] == "shared-memory")
+    assert memory["emptyDir"]["medium"] == "Memory"
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in server["volumeMounts"]
+    assert next(mount for mount in server["volumeMounts"] if mount["name"] == "model")["readOnly"] is True
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert server["securityContext"]["readOnlyRootFilesystem"] is True
+    ingress = of_kind(objects, "NetworkPolicy")[0]["spec"]["ingress"]
+    assert [[port["port"] for port in rule["ports"]] for rule in ingress] == [["http", "grpc"], ["metrics"]]
+    headless = {item["metadata"]["name"]: item["spec"].get("clusterIP") for item in of_kind(objects, "Service")}
+    assert headless == {"qwen3-tts-triton-grpc": "None", "qwen3-tts-triton-http": None, "qwen3-tts-triton-metrics": "None"}
+
+
+def test_the_arguments_are_those_of_serve() -> None:
+    server = of_kind(documents(PLAIN.read_text(encoding="utf-8")), "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]
+    usage = subprocess.run([sys.executable, "scripts/serve.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [argument for argument in server["args"] if argument.split("=")[0] not in usage] == []
+
+
+@needs_helm
+def test_the_plain_objects_are_those_of_the_chart() -> None:
+    ended = subprocess.run(["helm", "template", "qwen3-tts-triton", str(CHART)], capture_output=True, text=True, check=True)
+    assert documents(ended.stdout) == documents(PLAIN.read_text(encoding="utf-8"))
+
+
+@needs_helm
+def test_every_part_of_the_chart_is_valid() -> None:
+    objects = rendered("--set", ALL)
+    check(objects)
+    kinds = {item["kind"] for item in objects}
+    assert kinds >= {"ConfigMap", "HorizontalPodAutoscaler", "PrometheusRule", "ServiceMonitor"}
+    for file, text in [(PLAIN.parent / "grafana" / "dashboard.json", of_kind(objects, "ConfigMap")[0]["data"]["qwen3-tts.json"])]:
+        assert json.loads(text) == json.loads(file.read_text(encoding="utf-8"))
+    alerts = yaml.safe_load((PLAIN.parent / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    assert of_kind(objects, "PrometheusRule")[0]["spec"] == alerts
+
+
+@needs_helm
+def test_each_pool_is_a_deployment_with_its_own_values() -> None:
+    pools = {
+        item["metadata"]["name"]: item["spec"]["template"]["spec"]["containers"][0]
+        for item in of_kind(rendered("--set", ALL), "Deployment")
+    }
+    assert set(pools) == {"qwen3-tts-triton-default", "qwen3-tts-triton-l4"}
+    gpus = {name: server["resources"]["limits"]["nvidia.com/gpu"] for name, server in pools.items()}
+    assert gpus == {"qwen3-tts-triton-default": 1, "qwen3-tts-triton-l4": 2}
+    assert "--option=max_num_seqs=48" in pools["qwen3-tts-triton-default"]["args"]
+    wanted = {"--option=max_num_seqs=16", "--option=enforce_eager=true", "--option=voice_store_max_bytes=2097152"}
+    assert wanted <= set(pools["qwen3-tts-triton-l4"]["args"])
+
+
+@needs_helm
+def test_an_autoscaled_pool_asks_for_the_adapters_metrics() -> None:
+    objects = rendered("--set", "poolDefaults.autoscaling.enabled=true")
+    assert "replicas" not in of_kind(objects, "Deployment")[0]["spec"]
+    metrics = {metric["pods"]["metric"]["name"] for metric in of_kind(objects, "HorizontalPodAutoscaler")[0]["spec"]["metrics"]}
+    adapter = yaml.safe_load((PLAIN.parent / "prometheus" / "adapter.yaml").read_text(encoding="utf-8"))
+    assert metrics == {rule["name"]["as"] for rule in adapter["rules"]["custom"]}
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("stop.exitTimeoutSeconds=1", "exitTimeoutSeconds"),
+        ("pools.default.replica=3", "replica"),
+        ("pools.Big.gpus=1", "Big"),
+        ("sharedMemory=1GB", "sharedMemory"),
+        ("service.httpPort=80", "httpPort"),
+        ("options.Max=3", "Max"),
+        ("poolDefaults.gpus=many", "gpus"),
+        ("networkpolicy.enabled=false", "networkpolicy"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(value: str, named: str) -> None:
+    ended = render("--set", value)
+    assert ended.returncode != 0
+    assert named in ended.stderr
+
+
+@needs_helm
+def test_the_chart_has_no_fault_for_helm() -> None:
+    ended = subprocess.run(["helm", "lint", "--strict", str(CHART)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
