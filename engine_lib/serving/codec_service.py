@@ -17,6 +17,7 @@ from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.request import NO_AUDIO
 from engine_lib.config import EngineConfig
 from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
@@ -33,6 +34,8 @@ from engine_lib.talker.request import CodesChunk, FinishReason
 logger = logging.getLogger(__name__)
 
 MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "reference_max_seconds")
+# A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
+MAX_AGE_SECONDS = 60.0
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 
@@ -75,6 +78,10 @@ class CodecService(EngineService):
             reply.refuse(InvalidRequestError("header", f"is not a message of the talker ({error})"))
             return
         chunk = message.chunk
+        if arrived_at - message.sent_at > MAX_AGE_SECONDS:
+            too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
+            self._sender.put(chunk.stream_key, partial(self._answer, message, reply, too_old))
+            return
         self._streams.setdefault(chunk.stream_key, False)
         if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.

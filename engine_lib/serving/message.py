@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,15 +40,21 @@ class CodesMessage(Message, frozen=True):
         chunk: its `stream_key` is the server's own, from `new_stream_key`. Clients choose request ids, so those may be empty
             or repeat.
         delivery: as the client asked for it.
+        sent_at: time.monotonic() of `pack`. All processes of a machine read the same clock.
     """
 
     chunk: CodesChunk
     delivery: Delivery
+    sent_at: float = 0.0
 
-    def pack(self, secret: ServerSecret) -> Tensors:
-        """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature."""
+    def pack(self, secret: ServerSecret, sent_at: float | None = None) -> Tensors:
+        """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature.
+
+        Args:
+            sent_at: default: now.
+        """
         chunk = structs.replace(self.chunk, codes=_NO_CODES, error=self.chunk.error[:MAX_ERROR_LENGTH])
-        header = _WIRE.pack(structs.replace(self, chunk=chunk))
+        header = _WIRE.pack(structs.replace(self, chunk=chunk, sent_at=time.monotonic() if sent_at is None else sent_at))
         signature = secret.sign(header + self.chunk.codes.tobytes())
         return {"codes": self.chunk.codes, "header": np.frombuffer(signature + header, np.uint8)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ def test_a_stream_without_a_final_message_is_forgotten(impatient_server: TritonS
     eventually(lambda: metric(impatient_server, "codec_unfinished_streams") > 0, "the codec waits for their final messages")
     eventually(lambda: metric(impatient_server, "codec_unfinished_streams") == 0, "it has forgotten them")
     eventually_free(impatient_server)
+
+
+def test_messages_of_the_talker_cannot_be_kept_for_later(impatient_server: TritonServer) -> None:
+    for number in range(80):
+        chunk = CodesChunk(f"talker/kept{number}", 0, np.zeros((1, 16), np.int16))
+        kept = CodesMessage(chunk, Delivery((1,))).pack(ServerSecret(SECRET.encode()), time.monotonic() - 61)
+        with Stream(impatient_server, tensors(kept), model="codec_decoder") as stream:
+            assert len(stream.next().audio) == 0
+    assert metric(impatient_server, "codec_open_streams") == metric(impatient_server, "codec_unfinished_streams") == 0
 
 
 def test_a_message_of_any_number_of_frames_costs_nothing(impatient_server: TritonServer) -> None:
