@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+READABLE = "WAV, FLAC, OGG and MP3 are read; convert others (M4A, MP4, WebM, ..) first: ffmpeg -i RECORDING -ac 1 recording.wav"
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -33,5 +35,5 @@ class Recording:
             with open(path, "rb") as file:
                 samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise OSError(error.error_string) from None
+            raise OSError(f"cannot be read as audio: {error.error_string.rstrip('.')}; {READABLE}") from None
         return cls(samples.mean(axis=1), int(rate))

@@ -22,6 +22,7 @@ from engine_lib.errors import InvalidRequestError
 
 FIELD = "ref_audio"
 FORMS = "give the path of an audio file, (samples, sample rate) or the file's bytes in base64"
+READABLE = "WAV, FLAC, OGG and MP3 are read; convert others (M4A, MP4, WebM, ..) first: ffmpeg -i RECORDING -ac 1 recording.wav"
 SHORTEST_BASE64 = 257  # as in the official package; no name of a file is so long
 BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
 STANDARD_BASE64 = str.maketrans("-_", "+/")  # from the alphabet for URLs
@@ -76,5 +77,6 @@ def _read(file: str | Path | io.BytesIO, name: str) -> tuple[npt.NDArray[np.floa
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=False)
     except soundfile.LibsndfileError as error:
-        raise InvalidRequestError(FIELD, f"{name} cannot be read as audio: {error.error_string}; give WAV, FLAC, OGG or MP3") from None
+        reason = error.error_string.rstrip(".")
+        raise InvalidRequestError(FIELD, f"{name} cannot be read as audio: {reason}; {READABLE}") from None
     return samples, rate

@@ -241,7 +241,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ref_audio": AUDIO[0], "ref_text": "Words."}, r"ref_audio: is an array without .* \(samples, sample rate\)"),
     ({"ref_audio": 5, "ref_text": "Words."}, "ref_audio: is a int; give the path"),
     ({"ref_audio": "missing.wav", "ref_text": "Words."}, "ref_audio: 'missing.wav' is not a file"),
-    ({"ref_audio": __file__, "ref_text": "Words."}, "ref_audio: .* cannot be read as audio"),
+    ({"ref_audio": __file__, "ref_text": "Words."}, "ref_audio: .* cannot be read as audio: .* convert others .* ffmpeg -i"),
     ({"ref_audio": "https://example.org/a.wav", "ref_text": "Words."}, "ref_audio: is a URL; download it"),
     ({"ref_audio": "data:audio/wav;base64,####", "ref_text": "Words."}, "ref_audio: "),
     ({"ref_audio": "A" * 400, "ref_text": "Words."}, "ref_audio: the file in base64 cannot be read as audio"),
