@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import os
 import queue
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,49 +18,11 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.installation import ServerError
-from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import FREE_PORTS, TritonServer
 from patience import PATIENCE, eventually
 from server.conftest import new_server
-from server.streams import Chunk, ModelProcess, Stream, inputs, metric, model_process
-
-MODELS = ("talker", "codec_decoder")
-ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
-
-
-@contextmanager
-def streams_in_flight(server: TritonServer) -> Iterator[list[Stream]]:
-    """Three endless streams; each has begun."""
-    with ExitStack() as stack:
-        streams = [Stream(server, inputs(sampling=ENDLESS)) for _ in range(3)]
-        for stream in streams:
-            stack.callback(stream.cancel)
-            stream.next()
-        yield streams
-
-
-def last_chunk(stream: Stream) -> Chunk:
-    """Read a stream to its end and close its connection, because an open connection delays a stopping server."""
-    chunk = stream.last()
-    stream.cancel()
-    return chunk
-
-
-def processes_of(server: TritonServer) -> list[ModelProcess]:
-    return [model_process(server, model) for model in MODELS]
-
-
-def nothing_is_left_of(processes: list[ModelProcess]) -> None:
-    eventually(lambda: not any(process.is_alive for process in processes), "the models' processes end")
-    eventually(lambda: not any(process.region.exists() for process in processes), "their shared memory is removed")
-
-
-def repository_with(folder: Path, model: str, prelude: str) -> Path:
-    """A copy of the model repository in which `model` runs `prelude` before its model.py."""
-    repository = Path(shutil.copytree(MODEL_REPOSITORY, folder / "repository"))
-    shell = repository / model / "1" / "model.py"
-    future, rest = shell.read_text().split("from __future__ import annotations\n", 1)
-    shell.write_text(f"{future}from __future__ import annotations\n{prelude}\n{rest}")
-    return repository
+from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, repository_with, streams_in_flight
+from server.streams import Stream, inputs, metric, model_process
 
 
 def test_a_server_with_streams_in_flight_ends_by_itself_and_answers_every_client(endless_voice: Path, tmp_path: Path) -> None:
@@ -297,75 +255,3 @@ def test_a_model_whose_config_is_broken_is_reported_with_what_the_server_logged(
     server = new_server(endless_voice, tmp_path / "log", repository=repository)
     with pytest.raises(ServerError, match=r"qwen3_tts: Poll failed.*config\.pbtxt"), server:
         pass
-
-
-SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
-
-
-def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        command = [*SERVE, "--model", str(endless_voice), "--http-port", str(port)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 1
-    assert f"http port {port} cannot be used" in result.stderr
-
-
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
-def test_serve_refuses_an_exit_timeout_that_is_none(seconds: str) -> None:
-    result = subprocess.run([*SERVE, f"--exit-timeout={seconds}"], capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 2
-    assert f"argument --exit-timeout: {seconds} is not allowed; give seconds above 0" in result.stderr
-
-
-def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
-    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    command = [
-        *SERVE,
-        "--model",
-        str(endless_voice),
-        "--device",
-        "cpu",
-        "--option",
-        "max_num_seqs=2",
-        *ports,
-        "--exit-timeout",
-        str(PATIENCE),
-        "--log-file",
-        str(tmp_path / "log"),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
-        assert serve.stdout is not None
-        lines = [serve.stdout.readline() for _ in range(3)]
-        serve.send_signal(signal.SIGTERM)
-        assert serve.wait(PATIENCE) == 0
-    assert lines[1] == "ready: codec_decoder, qwen3_tts, qwen3_tts_offline, talker, voices\n"
-    assert lines[2].startswith("http ")
-
-
-def test_serve_refuses_to_drain_for_longer_than_it_may_take_to_end(endless_voice: Path) -> None:
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", "--option", "drain_seconds=60", "--exit-timeout", "60"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 1
-    assert "drain_seconds: 60 is not less than --exit-timeout (60)" in result.stderr
-
-
-def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(endless_voice: Path, tmp_path: Path) -> None:
-    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    explicit = ["--triton-argument=--model-control-mode=explicit", "--triton-argument=--load-model=qwen3_tts"]
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, *explicit, "--log-file", str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}) as serve:
-        assert serve.stdout is not None
-        lines = [serve.stdout.readline() for _ in range(3)]
-        assert lines[1] == "ready: codec_decoder, qwen3_tts, talker\n"
-        [server] = map(int, subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split())
-        processes = [model_process(server, model) for model in MODELS]
-        with Stream(int(lines[2].split()[3].strip(",")), inputs(sampling=ENDLESS)) as stream:
-            stream.next()
-            serve.send_signal(signal.SIGKILL)
-            end = last_chunk(stream)
-    assert (end.finish_reason, end.error) == ("error", "the server is shutting down")
-    eventually(lambda: not Path(f"/proc/{server}").exists(), "the server ends")
-    nothing_is_left_of(processes)

@@ -12,8 +12,8 @@ import numpy as np
 from engine_lib.talker.parallel.rank_zero import RANK_MODULE
 from patience import PATIENCE, eventually
 from server.conftest import new_server
+from server.ends import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 from server.streams import Stream, audio_of, in_process_audio, inputs, model_process
-from server.test_end import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine_lib.server.installation import ServerError
 from server.conftest import new_server
-from server.test_end import repository_with
+from server.ends import repository_with
 
 TALKER_BREAKS = """
 from engine_lib.talker.device.worker import TalkerWorker

@@ -1,0 +1,132 @@
+"""serve.py: what it prints and refuses, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc.aio as triton_aio
+
+from engine_lib.server.process import MODEL_REPOSITORY
+from patience import PATIENCE, eventually
+from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of
+from server.streams import Stream, inputs, model_process
+
+SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
+
+
+def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [*SERVE, "--model", str(endless_voice), "--http-port", str(port)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert f"http port {port} cannot be used" in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_serve_refuses_an_exit_timeout_that_is_none(seconds: str) -> None:
+    result = subprocess.run([*SERVE, f"--exit-timeout={seconds}"], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    assert f"argument --exit-timeout: {seconds} is not allowed; give seconds above 0" in result.stderr
+
+
+def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [
+        *SERVE,
+        "--model",
+        str(endless_voice),
+        "--device",
+        "cpu",
+        "--option",
+        "max_num_seqs=2",
+        *ports,
+        "--exit-timeout",
+        str(PATIENCE),
+        "--log-file",
+        str(tmp_path / "log"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
+        assert serve.stdout is not None
+        lines = [serve.stdout.readline() for _ in range(3)]
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(PATIENCE) == 0
+    assert lines[1] == "ready: codec_decoder, qwen3_tts, qwen3_tts_offline, talker, voices\n"
+    assert lines[2].startswith("http ")
+
+
+def test_serve_refuses_to_drain_for_longer_than_it_may_take_to_end(endless_voice: Path) -> None:
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", "--option", "drain_seconds=60", "--exit-timeout", "60"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert "drain_seconds: 60 is not less than --exit-timeout (60)" in result.stderr
+
+
+def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(endless_voice: Path, tmp_path: Path) -> None:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    explicit = ["--triton-argument=--model-control-mode=explicit", "--triton-argument=--load-model=qwen3_tts"]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, *explicit, "--log-file", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}) as serve:
+        assert serve.stdout is not None
+        lines = [serve.stdout.readline() for _ in range(3)]
+        assert lines[1] == "ready: codec_decoder, qwen3_tts, talker\n"
+        [server] = map(int, subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split())
+        processes = [model_process(server, model) for model in MODELS]
+        with Stream(int(lines[2].split()[3].strip(",")), inputs(sampling=ENDLESS)) as stream:
+            stream.next()
+            serve.send_signal(signal.SIGKILL)
+            end = last_chunk(stream)
+    assert (end.finish_reason, end.error) == ("error", "the server is shutting down")
+    eventually(lambda: not Path(f"/proc/{server}").exists(), "the server ends")
+    nothing_is_left_of(processes)
+
+
+async def cancel_at_the_last_chunk(port: int, num_streams: int = 60, frames: int = 4) -> None:
+    """Streams that are cancelled while their final message is on its way; 24.10 keeps some of them, in a toy model too."""
+    places = asyncio.Semaphore(12)
+
+    async def speak(client: triton_aio.InferenceServerClient) -> None:
+        async def requests() -> AsyncIterator[dict[str, object]]:
+            yield {"model_name": "qwen3_tts", "inputs": inputs(sampling={"max_frames": frames, "chunk_frames": [1]})}
+
+        async with places:
+            answers, count = client.stream_infer(requests()), 0
+            async for _, error in answers:
+                assert error is None
+                count += 1
+                if count == frames:
+                    answers.cancel()
+                    return
+
+    async with triton_aio.InferenceServerClient(f"localhost:{port}") as client:
+        await asyncio.gather(*(speak(client) for _ in range(num_streams)))
+
+
+@pytest.mark.parametrize("client", ["leaves its stream open", "cancels at the last chunk"])
+def test_serve_ends_well_whatever_a_client_does_at_the_end_of_its_streams(endless_voice: Path, tmp_path: Path, client: str) -> None:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, "--exit-timeout", str(PATIENCE)]
+    command += ["--log-file", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve, ExitStack() as stack:
+        assert serve.stdout is not None
+        assert serve.stderr is not None
+        port = int([serve.stdout.readline() for _ in range(3)][2].split()[3].strip(","))
+        if client == "leaves its stream open":
+            stack.enter_context(Stream(port, inputs(sampling={"max_frames": 3}))).all()
+        else:
+            asyncio.run(cancel_at_the_last_chunk(port))
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(PATIENCE) == 0
+        if client == "leaves its stream open":
+            assert "every stream has ended; tritonserver itself did not end and was killed" in serve.stderr.read()
