@@ -1,4 +1,4 @@
-"""Exit with 0 if every model of a Triton server is ready, else with 1 and the reason; for containers and probes.
+"""Exit with 0 if every model of a Triton server is ready, else with 1 and the reason.
 
     python docker/healthcheck.py
     python docker/healthcheck.py --url http://localhost:8000 --timeout 5

@@ -47,4 +47,6 @@ def _encoded(value: object) -> object:
 
 def _decoded(_kind: object, value: Any) -> object:
     dtype, shape, data = value
+    if not isinstance(data, bytes):  # a number would become so many zeros
+        raise ValueError("the data of an array are not bytes")
     return np.frombuffer(bytearray(data), dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""One server serves one version of a model: the latest, which the ensemble runs and control requests reach."""
+"""A server serves one version of a model: the latest, which ensemble and control requests reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech is never cut in silence: a text without room is refused, a cut is warned of, each result says how it ended."""
+"""Speech is never cut in silence: a text without room is refused, a cut gives a warning."""
 
 from __future__ import annotations
 

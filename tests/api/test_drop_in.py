@@ -1,4 +1,4 @@
-"""Calls that public scripts make of the official class: taken here too, with one warning for what has no effect."""
+"""Calls that scripts make of the official class are taken, with one warning for those without effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alert rules are valid and fire when docker/prometheus/alerts_test.yml says; they name metrics that exist."""
+"""The alert rules are valid, name metrics that exist, and fire as alerts_test.yml says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Helm chart renders valid Kubernetes objects, keeps its promises, and refuses wrong values by name."""
+"""The Helm chart renders valid objects, keeps its promises, and refuses wrong values by name."""
 
 from __future__ import annotations
 

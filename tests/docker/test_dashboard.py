@@ -1,4 +1,4 @@
-"""Every query of the dashboard and every rule is evaluated by a real Prometheus that scrapes a real server under load."""
+"""A real Prometheus evaluates every query and rule on a real server under load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docker/healthcheck.py succeeds only while every model of a real server is ready, and says what is not."""
+"""docker/healthcheck.py succeeds only while every model is ready, and names those that are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dockerfiles have no fault that hadolint finds, take in all that they copy, and are built from the locks alone."""
+"""The Dockerfiles pass hadolint, copy files that exist, and install from the locks alone."""
 
 from __future__ import annotations
 

@@ -57,3 +57,9 @@ class Stranger(Message, frozen=True):
 def test_what_is_none_of_the_messages_is_refused(data: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         WIRE.unpack(data)
+
+
+def test_a_number_in_place_of_an_arrays_data_takes_no_memory() -> None:
+    message = msgspec.msgpack.encode(["Answer", ["<i2", [0, 0], 2**40]])
+    with pytest.raises(msgspec.ValidationError, match="not bytes"):
+        WIRE.unpack(message)

@@ -1,4 +1,4 @@
-"""A server in an operator's surroundings: proxies, folders with any name, a terminal that is closed, a parent that is killed."""
+"""A server behind proxies, in folders of any name, with a closed terminal or a killed parent."""
 
 from __future__ import annotations
 
