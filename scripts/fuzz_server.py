@@ -42,9 +42,9 @@ from tqdm import tqdm
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from make_checkpoint import make_checkpoint
 
-WARM_UP_SHARE = 0.1  # of the requests, before the first snapshot: allocators settle
+WARM_UP_SHARE = 0.4  # of the requests, before the first snapshot: allocators settle
 SETTLE_SECONDS = 90.0  # until everything must be free again
-OWN_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "512", "max_num_seqs": "8", "codec_idle_timeout": "5"}
+OWN_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "512", "max_num_seqs": "8", "codec_idle_timeout": "20"}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
         log = "follows" if server.log_file == STDOUT else f"is {server.log_file}"
         print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}", flush=True)
         server.start()
-        server.wait_ready(report=lambda text: print(text, flush=True))
+        server.wait_ready(report=lambda text: print(f"serve.py: {text}", file=sys.stderr, flush=True))
         print(f"ready: {', '.join(server.models)}")
         print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
         code = server.wait()

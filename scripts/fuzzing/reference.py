@@ -37,7 +37,10 @@ class Reference:
         """Speak it once more."""
         self.spoken += 1
         try:
-            audio = np.concatenate([np.frombuffer(raw["audio"], np.float32) for raw in self._responses(self._model)])
+            responses = self._responses(self._model)
+            if problem := responses[-1]["error"][4:].decode():
+                raise RuntimeError(problem)
+            audio = np.concatenate([np.frombuffer(raw["audio"], np.float32) for raw in responses])
         except (grpc.RpcError, RuntimeError, ValueError) as error:
             self._differs(f"{type(error).__name__}: {error}")
             return

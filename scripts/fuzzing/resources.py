@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from engine_lib.serving.server_guard import REGION_PREFIX
+
 FREE = {  # metrics that are zero, or equal to another one, in a server without streams
     "active_streams": None,
     "running_requests": None,
@@ -29,7 +31,7 @@ class Resources:
     Attributes:
         processes, descriptors, threads: of tritonserver and its children.
         memory_mb: their private memory.
-        shared_memory_mb: of all files in /dev/shm.
+        shared_memory_mb: of the regions in /dev/shm that the models' processes share with the server.
     """
 
     processes: int
@@ -43,7 +45,8 @@ class Resources:
         """Those of the server `pid`."""
         root = psutil.Process(pid)
         tree = [root, *root.children(recursive=True)]
-        shared = sum(file.stat().st_blocks * 512 for file in Path("/dev/shm").iterdir() if file.is_file())
+        regions = {argument for process in tree for argument in process.cmdline() if argument.startswith(REGION_PREFIX)}
+        shared = sum(Path("/dev/shm", region).stat().st_blocks * 512 for region in regions)
         return cls(
             processes=len(tree),
             descriptors=sum(process.num_fds() for process in tree),

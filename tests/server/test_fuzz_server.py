@@ -20,8 +20,9 @@ REQUESTS = 150
 
 @pytest.fixture(scope="module")
 def attacked(tiny_custom_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server that soon forgets a stream without messages."""
-    with new_server(tiny_custom_voice, tmp_path_factory.mktemp("attacked") / "log", codec_idle_timeout="2") as running:
+    """A server that forgets a stream without messages, though not one that a slow machine keeps waiting."""
+    log_file = tmp_path_factory.mktemp("attacked") / "log"
+    with new_server(tiny_custom_voice, log_file, exit_seconds=20.0, codec_idle_timeout="20") as running:
         yield running
 
 

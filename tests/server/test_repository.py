@@ -112,9 +112,19 @@ def test_a_bad_option_is_named_before_a_server_starts(
 
 
 def test_a_quoted_path_survives_config_pbtxt(tmp_path: Path, models: dict[str, Path]) -> None:
-    copied = Path(shutil.copytree(models["base"], tmp_path / 'a "base" \\ größe'))
+    copied = Path(shutil.copytree(models["base"], tmp_path / 'a "base" \\ size'))
     repository = lay(tmp_path, [copied])
     assert engine_config(arguments(repository, "talker"), {}).model_path == str(copied)
+
+
+def test_folders_with_other_names_reach_the_models_as_ascii_links(tmp_path: Path, models: dict[str, Path]) -> None:
+    copied = Path(shutil.copytree(models["base"], tmp_path / 'a "base" \\ größe'))
+    repository = lay(tmp_path, [copied], every={"voice_store": str(tmp_path / "голоса" / "new")})
+    for model in ("talker", "voices", "codec_decoder"):
+        config = engine_config(arguments(repository, model), {})
+        assert (config.model_path + config.voice_store).isascii()
+        assert Path(config.model_path).resolve() == copied
+        assert Path(config.voice_store).resolve() == tmp_path / "голоса" / "new"
 
 
 def test_a_codec_with_other_weights_is_refused_by_name(tmp_path: Path, models: dict[str, Path], tiny_base: Path) -> None:
