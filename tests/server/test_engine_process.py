@@ -14,7 +14,7 @@ from engine_lib.talker.isolation.remote_engine import CHILD_MODULE
 from patience import PATIENCE, eventually
 from server.conftest import new_server
 from server.ends import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
-from server.streams import Stream, audio_of, in_process_audio, inputs, model_process
+from server.streams import Stream, audio_of, in_process_audio, inputs, metric, model_process
 
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 
@@ -34,8 +34,7 @@ def test_a_talker_whose_engine_has_its_own_process_serves_and_ends_with_it(endle
             audio = audio_of(stream.all())
         expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (4,)))
         np.testing.assert_allclose(audio, expected, atol=1e-5)
-        counted = 'qwen3_tts_frames_total{model="talker",version="1"} 12'
-        eventually(lambda: counted in server.metrics(), "frames are counted, but for the warm-up's")
+        eventually(lambda: metric(server, "frames_total", model="talker", version="1") == 12, "frames are counted, but for the warm-up's")
         with streams_in_flight(server) as streams:
             os.kill(engine, signal.SIGKILL)
             for one in streams:
