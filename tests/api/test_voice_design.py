@@ -61,8 +61,8 @@ def test_a_stream_joined_is_generate_with_the_same_seed(designer: Qwen3TTS):
         ({"instruct": 5}, "instruct: is a int; give a string"),
         ({"language": "klingon"}, "language: 'klingon' .* english"),
         ({"text": ""}, "text: is empty"),
-        ({"speaker": "ryan"}, "speaker: unknown"),
-        ({"voice_clone_prompt": []}, "voice_clone_prompt: unknown"),
+        ({"speakers": "ryan"}, "speakers: unknown"),
+        ({"voice_prompt": []}, "voice_prompt: unknown"),
     ],
     ids=str,
 )
