@@ -77,4 +77,9 @@ def test_a_new_instance_counts_in_series_of_its_own(reloadable: TritonServer) ->
     with Stream(reloadable, inputs(sampling={"max_frames": 2})) as stream:
         stream.all()
     new = str(model_process(reloadable, "talker").pid)
+
+    def is_counted() -> bool:
+        return any("frames_total" in line and f'pid="{new}"' in line for line in reloadable.metrics().splitlines())
+
+    eventually(is_counted, "its series is there")
     eventually(lambda: metric(reloadable, "frames_total", pid=new) == 2, "its frames are counted")
