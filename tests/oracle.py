@@ -71,12 +71,12 @@ def _no_output() -> Iterator[None]:
 
 
 @functools.cache
-def load_official(path: str | Path) -> Any:
-    """Return the official `Qwen3TTSModel` of a checkpoint folder, float32 on the CPU, eager attention; cached by path."""
+def load_official(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the official `Qwen3TTSModel` of a checkpoint folder, on the CPU, with eager attention; kept until its file of tests ends."""
     package = import_official()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return package.Qwen3TTSModel.from_pretrained(str(path), dtype=torch.float32, attn_implementation="eager")
+        return package.Qwen3TTSModel.from_pretrained(str(path), dtype=dtype, attn_implementation="eager")
 
 
 def official_decoder(path: str | Path) -> torch.nn.Module:

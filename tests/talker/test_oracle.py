@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +87,7 @@ def test_with_the_same_random_numbers_sampled_codes_equal_the_official_ones(
     monkeypatch.setattr(torch, "multinomial", _MultinomialOfTheEngine(sampling, fresh_seed))
     arguments = {name: value for name, value in asdict(sampling).items() if name not in ("seed", "max_frames")}
     [expected], _wavs = oracle.official_codes(
-        load_official_in_float64(voice),
+        oracle.load_official(voice, torch.float64),  # as exact as the engine: rounding would change a sample now and then
         text=utterance.text,
         speaker=utterance.voice,
         non_streaming_mode=False,
@@ -113,9 +111,3 @@ class _MultinomialOfTheEngine:
         uniform = frame_uniforms(self._seed, torch.tensor([frame]), 16)[:, codebook]
         cumulative = probabilities.cumsum(-1)
         return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-
-
-@functools.cache
-def load_official_in_float64(path: Path) -> Any:
-    """The official model in the precision of an exact engine: rounding would change a sample now and then."""
-    return oracle.import_official().Qwen3TTSModel.from_pretrained(str(path), dtype=torch.float64, attn_implementation="eager")
