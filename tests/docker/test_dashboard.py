@@ -23,7 +23,7 @@ from server.conftest import CAN_SERVE, serve_several
 
 from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
-from patience import eventually
+from patience import PATIENCE, eventually
 from qwen3_tts_client import Client
 
 pytestmark = [
@@ -54,7 +54,7 @@ class Prometheus:
         self.url = f"http://127.0.0.1:{port}"
 
     def get(self, path: str, **parameters: str) -> Any:
-        with OPENER.open(f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
+        with OPENER.open(f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def is_ready(self) -> bool:
