@@ -105,13 +105,7 @@ class Stream:
         Raises:
             InferenceServerException: the server sent an error instead.
         """
-        result, error = self._received.get(timeout=PATIENCE)
-        if error is not None:
-            self._has_ended = True
-            raise error
-        chunk = Chunk.read(result)
-        self._has_ended = chunk.has_final_flag
-        return chunk
+        return Chunk.read(self._receive())
 
     def next_message(self) -> dict[str, npt.NDArray[Any]]:
         """Wait for the next message of a talker that is called directly; its tensors, none if the stream has ended.
@@ -119,12 +113,16 @@ class Stream:
         Raises:
             InferenceServerException: the server sent an error instead.
         """
+        result = self._receive()
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+    def _receive(self) -> Any:
         result, error = self._received.get(timeout=PATIENCE)
         if error is not None:
             self._has_ended = True
             raise error
         self._has_ended = result.get_response().parameters["triton_final_response"].bool_param
-        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+        return result
 
     def all(self, first: int = 0) -> list[Chunk]:
         """Wait for the stream's end; return its chunks, which must be well formed, with indices from `first` on."""
