@@ -6,7 +6,7 @@ A step on a GPU that the codec shares is irregular by itself. Here a timer is th
 takes --step-ms, and all time above that is the host's: the engine in its process, the pipe, and the reader at its other end, all
 as served. CUDA's launches are not included.
 
-Closed loops: each stream makes its next request when it has been answered, for speech of random length (speech_load.py).
+Closed loops: each stream makes its next request when it has been answered, for speech of random length (qwen3_tts_client/load/texts.py).
 --senders adds the threads of a service that send each chunk; they need Python's interpreter lock. --thread also measures the
 engine on a thread beside them, which shares that lock.
 
@@ -35,7 +35,6 @@ from benching import fake_device
 from benching.arguments import add_checkpoints, require_matplotlib
 from benching.fake_device import FakeConfig, FakeEngine
 from benching.measuring import command, machine, random_checkpoint, random_prompt, write_results
-from benching.speech_load import LONGEST, speech_frames
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.delivery import Delivery
 from engine_lib.process.garbage import freeze_loaded
@@ -45,6 +44,7 @@ from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from qwen3_tts_client.load.texts import LONGEST, speech_frames
 
 KEPT = 1_000_000  # durations of a point; more than any run has
 PATIENCE = 60.0  # seconds after which a cancelled stream that has not ended counts as hanging

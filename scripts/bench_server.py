@@ -3,11 +3,11 @@
     python scripts/bench_server.py --mps --output bench_server.json --plot bench_server.png
     python scripts/bench_server.py --size tiny --device cpu --streams 1 2 --rates 1 --seconds 3
 
-Points are numbers of streams (closed loops) and rates of requests (open loops); speech_load.py describes the load. The server is
-started on a checkpoint of random weights (written once into --checkpoints; speed does not depend on them) or on --model. --url
-measures a running server; the machine named is then the client's. The server decodes as many streams together as the largest load
-has, and at least 64, so that no stream of a closed loop waits to start; to see them wait, set max_num_seqs and codec_slots with
---option. --output is written again after every point; the server's log lies beside it.
+Points are numbers of streams (closed loops) and rates of requests (open loops). The load is that of `qwen3-tts bench`:
+docs/load_testing.md describes it. The server is started on a checkpoint of random weights (written once into --checkpoints; speed does
+not depend on them) or on --model. --url measures a running server; the machine named is then the client's. The server decodes as many
+streams together as the largest load has, and at least 64, so that no stream of a closed loop waits to start; to see them wait, set
+max_num_seqs and codec_slots with --option. --output is written again after every point; the server's log lies beside it.
 
 first audio: from the call until the first chunk with samples is at the client, over the streams that got any. gap: between
 two chunks of a stream. underruns: streams with a chunk that came after the audio before it was played out, and all such chunks.
@@ -21,16 +21,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.pool import Pool
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
@@ -43,10 +39,12 @@ from benching.round_trip import round_trips
 from benching.server import running_server
 from benching.server_metrics import metric_figures, metrics_line
 from benching.server_peers import comparisons, peers_of
-from benching.speech_load import Load, drive, summary
+from qwen3_tts_client import DEFAULT_MODEL
+from qwen3_tts_client.load.clients import BUSY_CLIENT, DEFAULT_PROCESSES, LEAD_SECONDS, Clients, running_clients
+from qwen3_tts_client.load.streams import Load
+from qwen3_tts_client.load.table import load_name, number
+from qwen3_tts_client.load.texts import read_utterances
 
-LEAD_SECONDS = 0.2  # from handing a load to the client processes until it begins
-BUSY_CLIENT = 0.7  # of a core; above it the figures include the client's own time
 MIN_SLOTS = 64
 READ_SECONDS = 0.4  # between two readings of /metrics
 LONGEST_SECONDS = 40.0  # of an open loop that waits for --fewest-requests
@@ -73,7 +71,7 @@ def main() -> None:
         if arguments.output:
             write_results(arguments.output, results)
 
-    with _server(arguments) as server, _clients(arguments.client_processes) as clients, GpuUtilization() as gpu:
+    with _server(arguments) as server, running_clients(arguments.client_processes, watched=False) as clients, GpuUtilization() as gpu:
         start = server.start | round_trips(server.url)
         add(start)
         print(f"{server.url}, {start['checkpoint']}" + (f"; ready in {start['ready_s']:.1f} s" if start["ready_s"] else ""))
@@ -90,9 +88,9 @@ def main() -> None:
     for line in comparisons(results, peers):
         print(line)
     if arguments.plot:
-        from benching.server_plot import plot
+        from benching.server_plot import plot_beside_peers
 
-        plot(results, peers, machine(), arguments.plot)
+        plot_beside_peers(results, peers, machine(), arguments.plot)
 
 
 def _arguments() -> argparse.Namespace:
@@ -114,8 +112,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, default=4, help="seconds of the same load before the measured time")
     parser.add_argument("--patience", type=float, default=10, help="seconds after the measured time until running streams are cut")
     parser.add_argument("--chunk-frames", type=int, nargs="+", help="frames in the first, second, ... chunk (default: the server's)")
-    default_processes = max(1, min(4, (os.cpu_count() or 1) // 4))
-    parser.add_argument("--client-processes", type=int, default=default_processes, help="processes that share the load")
+    parser.add_argument(
+        "--texts", type=Path, help="what to say: a text a line, or a .json that perf_analyzer takes (default: random turns)"
+    )
+    parser.add_argument("--client-processes", type=int, default=DEFAULT_PROCESSES, help="processes that share the load")
     parser.add_argument("--seed", type=int, default=0, help="seed of texts, lengths, sampling and arrivals")
     parser.add_argument("--log-file", type=Path, help="file for the server's output (default: beside --output)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
@@ -124,6 +124,10 @@ def _arguments() -> argparse.Namespace:
     for name in ("streams", "rates"):
         if any(value <= 0 for value in getattr(arguments, name)):
             parser.error(f"--{name}: {getattr(arguments, name)} is not allowed; give numbers above 0")
+    try:
+        arguments.utterances = read_utterances(arguments.texts) if arguments.texts else None
+    except ValueError as error:
+        parser.error(f"--texts: {error}")
     require_matplotlib(parser, arguments, "; or draw it later from --output with server_plot.py")
     if arguments.output and not arguments.log_file:
         arguments.log_file = arguments.output.with_suffix(".log")
@@ -169,68 +173,44 @@ def _server(arguments: argparse.Namespace) -> Iterator[_Server]:
         yield _Server(f"127.0.0.1:{server.grpc_port}", start, server.metrics)
 
 
-@contextmanager
-def _clients(processes: int) -> Iterator[Pool]:
-    """Client processes that have started; at the end they are terminated."""
-    context = multiprocessing.get_context("spawn")
-    started = context.Barrier(processes + 1)
-    with context.Pool(processes, initializer=_wait_for_all, initargs=(started,)) as pool:
-        _wait_for_all(started)
-        yield pool
-
-
-def _wait_for_all(started: Barrier) -> None:
-    started.wait(timeout=120)
-
-
 def _measure(
-    clients: Pool, gpu: GpuUtilization, arguments: argparse.Namespace, server: _Server, streams: int, rate: float, seconds: float
+    clients: Clients, gpu: GpuUtilization, arguments: argparse.Namespace, server: _Server, streams: int, rate: float, seconds: float
 ) -> dict[str, object]:
     """Figures of one point."""
-    begin = time.monotonic() + LEAD_SECONDS + arguments.warm_up
-    end = begin + seconds
-    loads = [
-        Load(
-            url=server.url,
-            voice=arguments.voice or None,
-            chunk_frames=tuple(arguments.chunk_frames) if arguments.chunk_frames else None,
-            streams=streams,
-            rate=rate,
-            index=index,
-            processes=arguments.client_processes,
-            warm_up=arguments.warm_up,
-            begin=begin,
-            end=end,
-            patience=arguments.patience,
-            seed=arguments.seed,
-        )
-        for index in range(arguments.client_processes)
-    ]
-    driving = clients.map_async(drive, loads, chunksize=1)
+    load = Load(
+        url=server.url,
+        model=DEFAULT_MODEL,
+        streams=streams,
+        rate=rate,
+        warm_up=arguments.warm_up,
+        patience=arguments.patience,
+        seed=arguments.seed,
+        options={"voice": arguments.voice or None, "chunk_frames": arguments.chunk_frames},
+        utterances=arguments.utterances,
+    )
     readings = []
-    driving.wait(begin - time.monotonic())
-    while not driving.ready() and time.monotonic() < end:
-        with suppress(OSError):
-            readings.append((time.monotonic(), server.metrics()))
-        driving.wait(min(READ_SECONDS, max(end - time.monotonic(), 0.0)))
-    reports = driving.get(arguments.patience + 30)
-    return {**summary(reports, begin, end), "seconds": seconds, "gpu_utilization": gpu.mean(begin, end), **metric_figures(readings)}
+
+    def read_metrics(begin: float, _: object) -> None:
+        if begin <= time.monotonic() < begin + seconds:
+            with suppress(OSError):
+                readings.append((time.monotonic(), server.metrics()))
+
+    measured = clients.measure(load, seconds, read_metrics, READ_SECONDS)
+    return {**measured.figures, "gpu_utilization": gpu.mean(measured.begin, measured.end), **metric_figures(readings)}
 
 
 def _row(point: dict[str, object]) -> str:
     """One line of the table, and below it the server's metrics, the first failure and a warning if the client was busy."""
 
-    def number(name: str, decimals: int = 1, scale: float = 1.0) -> str:
-        value = point[name]
-        return f"{value * scale:.{decimals}f}" if isinstance(value, (int, float)) else "-"
-
-    load = f"{point['streams']} streams" if point["streams"] else f"{point['rate']:g} /s"
     underruns = f"{point['streams_with_underruns']}/{point['underruns']}"
-    row = (
-        f"{load:>12} {number('first_audio_p50_ms'):>15} {number('first_audio_p95_ms'):>7} {number('first_audio_p99_ms'):>7} "
-        f"{number('gap_p99_ms'):>10} {underruns:>10} {number('audio_seconds_per_second'):>9} {point['done']:>5} {point['refused']:>7} "
-        f"{point['failed']:>6} {point['unfinished']:>4} {number('gpu_utilization', 0):>5} {number('client_cpu', 0, 100):>5}"
+    cells = (
+        f"{load_name(point):>12} {number(point, 'first_audio_p50_ms'):>15}",
+        f"{number(point, 'first_audio_p95_ms'):>7} {number(point, 'first_audio_p99_ms'):>7}",
+        f"{number(point, 'gap_p99_ms'):>10} {underruns:>10} {number(point, 'audio_seconds_per_second'):>9}",
+        f"{point['done']:>5} {point['refused']:>7} {point['failed']:>6} {point['unfinished']:>4}",
+        f"{number(point, 'gpu_utilization', 0):>5} {number(point, 'client_cpu', 0, 100):>5}",
     )
+    row = " ".join(cells)
     if inside := metrics_line(point):
         row += f"\n{'':>12} {inside}"
     if point["first_error"]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from qwen3_tts_client.load.figures import P50, P95, THROUGHPUT
+
 MEASURED = "measured by this project over its HTTP API, random weights"
 PUBLISHED = "published by its authors"
 
@@ -34,7 +36,6 @@ class Peer:
     value: float
 
 
-P50, P95, THROUGHPUT = "first_audio_p50_ms", "first_audio_p95_ms", "audio_seconds_per_second"
 NARI, SGLANG, VLLM = "nari-qwen3-tts", "sglang-omni", "vLLM-Omni"
 PEERS = (
     Peer(NARI, "H200", MEASURED, 1, 0, P50, 12.8),

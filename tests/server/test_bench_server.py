@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benching.speech_load import Report, Spoken, summary
 from patience import PATIENCE, PROGRAM_PATIENCE
 
 LONGEST_SECONDS = 128
@@ -59,26 +56,3 @@ def test_the_benchmark_measures_closed_and_open_loops_on_a_server_of_its_own(tmp
         assert point["mean_running"] >= 0
         assert point["cohorts_per_second"] > 0
         assert {"underruns", "streams_with_underruns", "gpu_utilization"} <= point.keys()
-
-
-def test_a_chunk_is_late_only_when_what_came_before_it_was_played_out() -> None:
-    # Frames of 80 ms: the second is in time, the third 20 ms late, the fourth in time only because playback waited for the third.
-    stream = Spoken(sent=0.0, arrivals=[1.0, 1.05, 1.18, 1.25], seconds=[0.08, 0.08, 0.08, 0.08])
-    assert stream.late_chunks() == 1
-
-
-def test_streams_are_measured_by_their_beginning_and_audio_by_its_arrival() -> None:
-    before = Spoken(sent=0.5, outcome="done", arrivals=[0.9, 1.5], seconds=[1.0, 2.0])
-    within = Spoken(sent=1.25, outcome="done", arrivals=[1.75, 2.5], seconds=[4.0, 8.0])
-    refused = Spoken(sent=1.5, outcome="refused")
-    figures = summary([Report([before, refused], 0.1), Report([within], 0.2)], begin=1.0, end=2.0)
-    assert figures["first_audio_p50_ms"] == pytest.approx(500)
-    assert figures["gap_p99_ms"] == pytest.approx(750)
-    assert figures["audio_seconds_per_second"] == pytest.approx(6.0)
-    assert (figures["done"], figures["refused"], figures["client_cpu"]) == (1, 1, 0.2)
-
-
-def test_a_point_at_which_nothing_was_answered_has_no_percentiles() -> None:
-    figures = summary([Report([Spoken(sent=1.0, outcome="failed", error="gone")], 0.0)], begin=1.0, end=2.0)
-    assert figures["first_audio_p99_ms"] is None
-    assert figures["first_error"] == "gone"
