@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_voices
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_bench, cli_options, cli_voices
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed
 
 if TYPE_CHECKING:
     from qwen3_tts_client.audio_file import AudioWriter
-    from qwen3_tts_client.recording import Recording
 
 STANDARD_STREAM = "-"
 
@@ -85,73 +84,54 @@ def say(
             help="Audio file, its format from the suffix (16-bit WAV, FLAC, ...); - streams a WAV to standard output.",
         ),
     ] = "speech.wav",
-    voice: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A built-in speaker, or a stored voice for a Base checkpoint; see: voices list.")
-    ] = None,
-    language: Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: detected from the text]")] = None,
-    instruct: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="How to speak, in words; for VoiceDesign checkpoints a description of the voice.")
-    ] = None,
-    reference: Annotated[Path | None, typer.Option(metavar="FILE", help="Clone the voice of this recording; for Base checkpoints.")] = None,
-    reference_text: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")
-    ] = None,
-    x_vector_only: Annotated[bool, typer.Option("--x-vector-only", help="Clone only the timbre of the recording.")] = False,
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="Model to use if the server has several: qwen3_tts_base, qwen3_tts_design, ..")
-    ] = DEFAULT_MODEL,
-    url: Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")] = DEFAULT_URL,
-    timeout: Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")] = None,
+    voice: cli_options.Voice = None,
+    language: cli_options.Language = None,
+    instruct: cli_options.Instruct = None,
+    reference: cli_options.Reference = None,
+    reference_text: cli_options.ReferenceText = None,
+    x_vector_only: cli_options.XVectorOnly = False,
+    model: cli_options.Model = DEFAULT_MODEL,
+    url: cli_options.Url = DEFAULT_URL,
+    timeout: cli_options.Timeout = None,
     chunks: Annotated[
         bool, typer.Option("--chunks", help="Print each chunk as it arrives: index, time since the request, seconds of audio.")
     ] = False,
-    chunk_frames: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Frames in the first, second, ... chunk; the last number repeats. [default: the server's]"),
-    ] = None,
+    chunk_frames: cli_options.ChunkFrames = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech.")] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1 repeats less.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest code, without sampling.")] = False,
-    max_frames: Annotated[int | None, typer.Option(metavar="N", help="Cut the speech after this many frames of 80 ms.")] = None,
-    non_streaming: Annotated[
-        bool | None,
-        typer.Option(
-            "--non-streaming/--streaming-text", help="Give the model the whole text before the first audio, or feed it while speaking."
-        ),
-    ] = None,
+    temperature: cli_options.Temperature = None,
+    top_k: cli_options.TopK = None,
+    top_p: cli_options.TopP = None,
+    repetition_penalty: cli_options.RepetitionPenalty = None,
+    greedy: cli_options.Greedy = False,
+    max_frames: cli_options.MaxFrames = None,
+    non_streaming: cli_options.NonStreaming = None,
 ) -> None:
     """Speak a text and write the audio while it arrives."""
     from rich.console import Console
 
     from qwen3_tts_client.client import Client
     from qwen3_tts_client.errors import Qwen3TTSClientError
-    from qwen3_tts_client.protocol import RequestOptions
     from qwen3_tts_client.report import StreamReport
 
-    sampling = {
-        "seed": seed,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "max_frames": max_frames,
-        "non_streaming_mode": non_streaming,
-    } | ({"do_sample": False, "subtalker_dosample": False} if greedy else {})
-    options = RequestOptions(
+    options = cli_options.request_options(
         voice=voice,
         language=language,
         instruct=instruct,
-        sampling={name: value for name, value in sampling.items() if value is not None},
-        chunk_frames=_chunk_frames(chunk_frames),
+        reference=reference,
         reference_text=reference_text,
-        x_vector_only=x_vector_only or None,
+        x_vector_only=x_vector_only,
+        chunk_frames=chunk_frames,
+        greedy=greedy,
+        sampling={
+            "seed": seed,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "max_frames": max_frames,
+            "non_streaming_mode": non_streaming,
+        },
     )
-    if reference is not None:
-        clip = _recording(reference)
-        options |= RequestOptions(reference_audio=clip.audio, reference_sample_rate=clip.sample_rate)
     spoken, writer = _text(text), _writer(output)
     report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)
     try:
@@ -173,6 +153,9 @@ def say(
             report.line(f"{_name(output)}: {report.summary()}")
 
 
+app.command(epilog=cli_bench.EPILOG)(cli_bench.bench)
+
+
 def main() -> None:
     """Entry point of the command `qwen3-tts`."""
     app()
@@ -186,27 +169,6 @@ def _text(argument: str) -> str:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT") from None
-
-
-def _chunk_frames(argument: str | None) -> list[int] | None:
-    """Parse "1,2,4,8": frames of the first, second, ... chunk."""
-    if argument is None:
-        return None
-    try:
-        return [int(part) for part in argument.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{argument!r} is not allowed; give whole numbers separated by commas, as 1,2,4,8", param_hint="--chunk-frames"
-        ) from None
-
-
-def _recording(path: Path) -> Recording:
-    from qwen3_tts_client.recording import Recording
-
-    try:
-        return Recording.read(path)
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--reference") from None
 
 
 def _writer(output: str) -> AudioWriter:

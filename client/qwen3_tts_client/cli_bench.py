@@ -1,0 +1,256 @@
+"""The command `qwen3-tts bench`: load on a running server, and its figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_options
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OVERLOADED, EXIT_STREAM_FAILED, exit_code, failed
+
+if TYPE_CHECKING:
+    from qwen3_tts_client.load.clients import Clients
+    from qwen3_tts_client.load.figures import Spoken
+    from qwen3_tts_client.load.streams import Load
+    from qwen3_tts_client.load.table import LiveTable
+    from qwen3_tts_client.load.texts import Utterance
+
+TICK_SECONDS = 0.25  # between two updates of the table
+
+# "\b" keeps the lines of a paragraph as they are.
+EPILOG = """
+Examples:
+
+\b
+  # 1, 4 and 16 streams at a time, then 2 and 10 requests a second
+  qwen3-tts bench --streams 1,4,16 --rates 2,10 --voice vivian
+\b
+  # your own texts, figures and picture into files
+  qwen3-tts bench --streams 8 --texts texts.txt --seconds 60 \\
+      -o bench.json --plot bench.png
+\b
+  # the requests that perf_analyzer makes
+  qwen3-tts bench --streams 4 --texts client/perf/speech.json
+
+In a closed loop each stream makes its next request when it has been answered: it shows what a number of listeners get. In
+an open loop requests come at random (Poisson), however long the others take: it shows the waiting when too many come.
+Without --texts the requests are like spoken turns, 5.7 s of audio on average.
+
+\b
+Columns:
+  first audio  from sending a request to its first samples, percentiles
+  gap          between two chunks of a stream
+  late chunks  underruns: chunks that came after the audio before them was
+               played out; first the streams that had any, then the chunks
+  RTF          real-time factor, p50: time taken / seconds of audio
+  audio-s/s    seconds of audio that arrive in a second
+  errors       requests that were refused, failed or cut (--patience)
+  CPU          share of a core of the busiest client process
+
+\b
+Exit codes:
+  0    every request was answered
+  1    requests failed or were cut
+  2    an option is not allowed, or the server refuses the requests
+  3    no server answers, or its model is not ready
+  4    the server was overloaded and refused requests; no others failed
+  130  interrupted; the points measured before are in the JSON
+"""
+
+
+def bench(
+    streams: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Closed loops: streams at a time. [default: 1,4,16 without --rates]")
+    ] = None,
+    rates: Annotated[str | None, typer.Option(metavar="X,X,...", help="Open loops: requests a second.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Measured time of each point.")] = 15,
+    warm_up: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="The same load before the measured time.")] = 4,
+    patience: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time after the measured time until running streams are cut.")
+    ] = 10,
+    texts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text a line, or perf_analyzer's input data if its name ends with .json.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of texts, lengths, arrivals and sampling.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the figures as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures; needs matplotlib.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Client processes that share the load. [default: by the number of cores]")
+    ] = None,
+    voice: cli_options.Voice = None,
+    language: cli_options.Language = None,
+    instruct: cli_options.Instruct = None,
+    reference: cli_options.Reference = None,
+    reference_text: cli_options.ReferenceText = None,
+    x_vector_only: cli_options.XVectorOnly = False,
+    model: cli_options.Model = DEFAULT_MODEL,
+    url: cli_options.Url = DEFAULT_URL,
+    timeout: cli_options.Timeout = None,
+    chunk_frames: cli_options.ChunkFrames = None,
+    temperature: cli_options.Temperature = None,
+    top_k: cli_options.TopK = None,
+    top_p: cli_options.TopP = None,
+    repetition_penalty: cli_options.RepetitionPenalty = None,
+    greedy: cli_options.Greedy = False,
+    max_frames: cli_options.MaxFrames = None,
+    non_streaming: cli_options.NonStreaming = None,
+) -> None:
+    """Put load on a server and measure it: first audio, gaps, underruns, throughput, errors."""
+    from rich.console import Console
+
+    from qwen3_tts_client.load.clients import DEFAULT_PROCESSES, running_clients
+    from qwen3_tts_client.load.streams import Load
+    from qwen3_tts_client.load.table import LiveTable
+
+    points = _points(streams, rates)
+    _check_files(output, plot)
+    options = cli_options.request_options(
+        voice=voice,
+        language=language,
+        instruct=instruct,
+        reference=reference,
+        reference_text=reference_text,
+        x_vector_only=x_vector_only,
+        chunk_frames=chunk_frames,
+        greedy=greedy,
+        sampling={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "max_frames": max_frames,
+            "non_streaming_mode": non_streaming,
+        },
+    )
+    load = Load(
+        url=url,
+        model=model,
+        streams=0,
+        rate=0,
+        warm_up=warm_up,
+        patience=patience,
+        seed=seed,
+        options=options,
+        utterances=_utterances(texts),
+        timeout=timeout,
+    )
+    _try_one_request(load)
+    results: list[dict[str, object]] = []
+    record = {"command": " ".join(["qwen3-tts", *sys.argv[1:]]), "url": url, "model": model, "seed": seed, "results": results}
+    console = Console()
+    try:
+        with (
+            running_clients(processes or DEFAULT_PROCESSES, watched=True) as clients,
+            LiveTable(console, len(points) * (warm_up + seconds)) as table,
+        ):
+            for number, (count, rate) in enumerate(points):
+                results.append(_measure(clients, table, load, (count, rate), seconds, number))
+                table.add(results[-1])
+                if output is not None:
+                    output.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    except KeyboardInterrupt:
+        raise failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
+    except OSError as error:
+        raise failed(EXIT_INVALID, f"{output}: {error.strerror or error}") from None
+    if plot is not None:
+        from qwen3_tts_client.load.plot import plot as draw
+
+        draw(results, f"{url}, model {model}", plot)
+    raise typer.Exit(_code(results))
+
+
+def _measure(clients: Clients, table: LiveTable, load: Load, point: tuple[int, float], seconds: float, number: int) -> dict[str, object]:
+    """Measure point `number` of the benchmark, and show it meanwhile."""
+    from dataclasses import replace
+
+    from qwen3_tts_client.load.figures import audio_figures, stream_figures
+
+    streams, rate = point
+    ended: list[Spoken] = []
+    before = number * (load.warm_up + seconds)
+
+    def tick(begin: float, more: list[Spoken]) -> None:
+        if not table.is_live:
+            return
+        ended.extend(more)
+        now, end = time.monotonic(), begin + seconds
+        measured = [spoken for spoken in ended if spoken.sent >= begin]
+        figures = stream_figures(measured) | (audio_figures(ended, begin, min(now, end)) if now > begin else {})
+        doing = "warm-up" if now < begin else "measuring" if now < end else "waiting for the last streams"
+        table.show({"streams": streams, "rate": rate, **figures}, before + min(load.warm_up + now - begin, load.warm_up + seconds), doing)
+
+    measured = clients.measure(replace(load, streams=streams, rate=rate), seconds, tick, TICK_SECONDS)
+    return {"streams": streams, "rate": rate, **measured.figures}
+
+
+def _points(streams: str | None, rates: str | None) -> list[tuple[int, float]]:
+    """(streams, rate) of each point: closed loops, then open loops; the other number is 0."""
+    if streams is None and rates is None:
+        streams = "1,4,16"
+    closed = [] if streams is None else cli_options.numbers(streams, int, "--streams")
+    opened = [] if rates is None else cli_options.numbers(rates, float, "--rates")
+    for option, values in (("--streams", closed), ("--rates", opened)):
+        if wrong := [value for value in values if not 0 < value < float("inf")]:
+            raise typer.BadParameter(f"{wrong[0]} is not allowed; give numbers above 0", param_hint=option)
+    return [(count, 0.0) for count in closed] + [(0, rate) for rate in opened]
+
+
+def _check_files(output: Path | None, plot: Path | None) -> None:
+    """Refuse what could not be written after minutes of measuring."""
+    for option, path in (("--output", output), ("--plot", plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"the folder {str(path.parent)!r} does not exist; make it first", param_hint=option)
+    if plot is not None:
+        if find_spec("matplotlib") is None:
+            raise typer.BadParameter("needs matplotlib: pip install matplotlib", param_hint="--plot")
+        from matplotlib.figure import Figure
+
+        known = Figure().canvas.get_supported_filetypes()
+        if plot.suffix[1:].lower() not in known:
+            raise typer.BadParameter(f"{str(plot)!r} has no known suffix; give one of .png, .svg, .pdf", param_hint="--plot")
+
+
+def _utterances(texts: Path | None) -> tuple[Utterance, ...] | None:
+    from qwen3_tts_client.load.texts import read_utterances
+
+    try:
+        return None if texts is None else read_utterances(texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--texts") from None
+
+
+def _try_one_request(load: Load) -> None:
+    """Make one short request, so that a wrong option or address is told at once. A full server may be measured.
+
+    Raises:
+        typer.Exit: the server refuses it, or there is none.
+    """
+    import numpy as np
+
+    from qwen3_tts_client.client import Client
+    from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, ServerUnavailable
+
+    text, options = next(load.turns(np.random.default_rng(load.seed)))
+    options["sampling"] = {**(options.get("sampling") or {}), "max_frames": 1}
+    try:
+        with Client(load.url, load.model) as client:
+            client.synthesize(text, timeout=load.timeout, **options)
+    except (InvalidRequest, ServerUnavailable) as error:
+        raise failed(exit_code(error), error.message, error.hint) from None
+    except Qwen3TTSClientError:
+        pass  # it is counted when it happens to a request of the load
+    except KeyboardInterrupt:
+        raise failed(EXIT_INTERRUPTED, "interrupted") from None
+
+
+def _code(results: list[dict[str, Any]]) -> int:
+    """The exit code for these points."""
+    if any(point["failed"] or point["unfinished"] for point in results):
+        return EXIT_STREAM_FAILED
+    return EXIT_OVERLOADED if any(point["refused"] for point in results) else 0

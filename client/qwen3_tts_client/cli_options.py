@@ -1,0 +1,112 @@
+"""Options of a request that several commands have: `say` and `bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qwen3_tts_client.protocol import RequestOptions
+    from qwen3_tts_client.recording import Recording
+
+Voice = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A built-in speaker, or a stored voice for a Base checkpoint; see: voices list.")
+]
+Language = Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: detected from the text]")]
+Instruct = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="How to speak, in words; for VoiceDesign checkpoints a description of the voice.")
+]
+Reference = Annotated[Path | None, typer.Option(metavar="FILE", help="Clone the voice of this recording; for Base checkpoints.")]
+ReferenceText = Annotated[str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")]
+XVectorOnly = Annotated[bool, typer.Option("--x-vector-only", help="Clone only the timbre of the recording.")]
+Model = Annotated[str, typer.Option(metavar="NAME", help="Model to use if the server has several: qwen3_tts_base, qwen3_tts_design, ..")]
+Url = Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")]
+Timeout = Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")]
+ChunkFrames = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,...", help="Frames in the first, second, ... chunk; the last number repeats. [default: the server's]"),
+]
+Temperature = Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")]
+TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")]
+TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(metavar="X", help="Above 1 repeats less.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the likeliest code, without sampling.")]
+MaxFrames = Annotated[int | None, typer.Option(metavar="N", help="Cut the speech after this many frames of 80 ms.")]
+NonStreaming = Annotated[
+    bool | None,
+    typer.Option(
+        "--non-streaming/--streaming-text", help="Give the model the whole text before the first audio, or feed it while speaking."
+    ),
+]
+
+
+def request_options(
+    *,
+    voice: str | None,
+    language: str | None,
+    instruct: str | None,
+    reference: Path | None,
+    reference_text: str | None,
+    x_vector_only: bool,
+    chunk_frames: str | None,
+    greedy: bool,
+    sampling: dict[str, Any],
+) -> RequestOptions:
+    """The options of a request from those of a command line.
+
+    Args:
+        voice, language, instruct, reference_text: as in RequestOptions.
+        reference: file of the recording.
+        x_vector_only: False is not sent.
+        chunk_frames: whole numbers separated by commas.
+        greedy: no sampling.
+        sampling: other sampling parameters by name; None is not sent.
+
+    Raises:
+        typer.BadParameter: the recording cannot be read, or chunk_frames are not whole numbers.
+    """
+    from qwen3_tts_client.protocol import RequestOptions
+
+    chosen = sampling | ({"do_sample": False, "subtalker_dosample": False} if greedy else {})
+    options = RequestOptions(
+        voice=voice,
+        language=language,
+        instruct=instruct,
+        sampling={name: value for name, value in chosen.items() if value is not None},
+        chunk_frames=None if chunk_frames is None else numbers(chunk_frames, int, "--chunk-frames"),
+        reference_text=reference_text,
+        x_vector_only=x_vector_only or None,
+    )
+    if reference is not None:
+        clip = _recording(reference)
+        options |= RequestOptions(reference_audio=clip.audio, reference_sample_rate=clip.sample_rate)
+    return options
+
+
+def numbers(argument: str, kind: type, option: str) -> list[Any]:
+    """Parse "1,2,4,8".
+
+    Args:
+        argument: the value of the option.
+        kind: int or float.
+        option: its name.
+
+    Raises:
+        typer.BadParameter: it holds something else.
+    """
+    try:
+        return [kind(part) for part in argument.split(",")]
+    except ValueError:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{argument!r} is not allowed; give {wanted} separated by commas, as 1,2,4,8", param_hint=option) from None
+
+
+def _recording(path: Path) -> Recording:
+    from qwen3_tts_client.recording import Recording
+
+    try:
+        return Recording.read(path)
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--reference") from None
