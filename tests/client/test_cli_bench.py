@@ -16,6 +16,7 @@ from qwen3_tts_client.cli import app
 
 BENCH = ["bench", "--seconds", "3", "--warm-up", "0", "--patience", str(PATIENCE), "--processes", "1"]
 SHORT = ["--chunk-frames", "1,2", "--max-frames", "4"]
+DOCUMENT = Path(__file__).parents[2] / "docs" / "load_testing.md"
 RUNNING = 8  # streams of the server, beside one that waits
 
 server_test = pytest.mark.server
@@ -64,7 +65,7 @@ def test_without_a_server_it_exits_with_three(runner: CliRunner) -> None:
 
 
 @server_test
-def test_both_loops_are_measured(runner: CliRunner, url: str) -> None:
+def test_both_loops_are_measured_and_every_figure_is_explained(runner: CliRunner, url: str) -> None:
     Path("texts.txt").write_text("Good morning.\nHow are you today?\n")
     load = ["--streams", "1,2", "--rates", "4", "--texts", "texts.txt"]
     result = runner.invoke(app, [*BENCH, *load, *SHORT, "--voice", "ryan", "--url", url, "-o", "bench.json", "--plot", "bench.png"])
@@ -78,6 +79,8 @@ def test_both_loops_are_measured(runner: CliRunner, url: str) -> None:
         assert point["mean_frames"] == 4
         assert 0 < point["first_audio_p50_ms"] <= point["first_audio_p99_ms"]
         assert point["client_cpu"] > 0
+    explained = set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
+    assert {*written, *points[0]} - explained == set()
     rows = result.stdout.splitlines()
     assert [row.split()[:2] for row in rows[-3:]] == [["1", "streams"], ["2", "streams"], ["4", "/s"]]
     assert Path("bench.png").read_bytes().startswith(b"\x89PNG")
