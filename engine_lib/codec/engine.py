@@ -44,6 +44,7 @@ class CodecStats:
         open_streams: slots in use; streams that wait for one are not counted.
         queued_chunks: chunks not answered yet.
         num_steps, num_frames: cohorts and frames launched since the start.
+        num_decoded_pieces: the streams of all these cohorts together; pieces a step are the cohort size.
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
         num_recalled_references: references since the start with a known state.
     """
@@ -53,6 +54,7 @@ class CodecStats:
     queued_chunks: int
     num_steps: int
     num_frames: int
+    num_decoded_pieces: int
     num_failed_streams: int
     num_recalled_references: int
 
@@ -115,7 +117,7 @@ class CodecEngine:
         self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
         self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec, on_idle)
-        self._num_steps = self._num_frames = 0
+        self._num_steps = self._num_frames = self._num_decoded_pieces = 0
 
         self._changed = threading.Condition()
         self._inbox: deque[CodecRequest | str] = deque()  # a string is the stream key of a stream to drop
@@ -212,6 +214,7 @@ class CodecEngine:
             queued_chunks=len(self._inbox) + self.batcher.num_pending,
             num_steps=self._num_steps,
             num_frames=self._num_frames,
+            num_decoded_pieces=self._num_decoded_pieces,
             num_failed_streams=self._lifecycle.num_failed_streams,
             num_recalled_references=self._references.num_recalled,
         )
@@ -280,6 +283,7 @@ class CodecEngine:
         if cohort is None:
             return None
         self._num_steps += 1
+        self._num_decoded_pieces += len(cohort.streams)
         self._num_frames += len(cohort.streams) * cohort.frames
         step = Step(cohort, self.runner.step(cohort.slots(), cohort.codes()))
         for stream in cohort.streams:

@@ -31,6 +31,7 @@ class TalkerStats:
 
     Attributes:
         free_blocks: blocks that no request uses, also if they keep a prefix.
+        num_decode_steps, num_decode_rows: decode steps, and the streams of all of them together: rows a step are the batch size.
         num_prefix_hits: requests that found their first rows in the prefix cache; a preempted one counts each time it comes back.
         num_cached_rows: rows that they found.
     """
@@ -42,6 +43,8 @@ class TalkerStats:
     total_blocks: int
     num_frames: int
     num_steps: int
+    num_decode_steps: int
+    num_decode_rows: int
     num_preemptions: int
     num_prefix_hits: int
     num_cached_rows: int

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ class Emitter:
         if self._must_announce:
             self._must_announce = False
             self._call(self._listener.on_start)
+
+    def report(self, times: StreamTimes) -> None:
+        """Pass on the times of a request that says `announce_times`."""
+        self._call(partial(self._listener.on_times, times))
 
     def emit(self, chunk: CodesChunk) -> None:
         """Pass `chunk` to the listener."""

@@ -143,6 +143,8 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             total_blocks=blocks.num_usable_blocks,
             num_frames=self._num_frames,
             num_steps=self._num_steps,
+            num_decode_steps=scheduler.num_decode_steps,
+            num_decode_rows=scheduler.num_decode_rows,
             num_preemptions=scheduler.num_preemptions,
             num_prefix_hits=scheduler.num_prefix_hits,
             num_cached_rows=scheduler.num_cached_rows,
@@ -234,7 +236,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         """Launch the prompts of new sequences beside the step that runs; the next step samples their first frames."""
         schedule = self.scheduler.schedule_prefill()
         for sequence in schedule.admitted:
-            sequence.emitter.start()
+            sequence.begin()
         self._unread.extend(self.launch(schedule))  # adds nothing: no frame is sampled yet
         self._prefilled_ahead |= bool(schedule.prefill)
 
@@ -245,7 +247,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self._step_began = begin
         schedule = self.scheduler.schedule()
         for sequence in schedule.admitted:
-            sequence.emitter.start()
+            sequence.begin()
         for frames in self.launch(schedule):
             self._unread.append(frames)
             if not self._pipelined:

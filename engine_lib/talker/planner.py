@@ -5,6 +5,7 @@ Plans are made one by one, so that the host makes the next one while the device 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,6 +43,9 @@ class Planner:
             plan = self._prefill(schedule.prefill, after)
             self._scheduler.prefilled(schedule.prefill)
             yield plan, NONE
+            now = time.monotonic()
+            for chunk in schedule.prefill:
+                chunk.sequence.prefilled_at = now
         for sequence in schedule.admitted:
             yield self._slot(sequence, after), NONE
         if schedule.grown:

@@ -47,6 +47,21 @@ class CodesChunk(Message, frozen=True):
     is_reference: bool = False
 
 
+class StreamTimes(Message, frozen=True):
+    """When a stream came how far: time.monotonic(), which all processes of a machine share.
+
+    Attributes:
+        begun_at: its first step was about to be launched.
+        prefilled_at: its prompt had been launched; on a CPU: computed. `begun_at` if all of it was in the prefix cache.
+        first_frames_at: the frames of its first chunk had been read.
+    """
+
+    stream_key: str
+    begun_at: float
+    prefilled_at: float
+    first_frames_at: float
+
+
 class Request(Message, frozen=True):
     """A prompt to be spoken. It never changes, and is also the message to an engine in another process.
 
@@ -57,6 +72,7 @@ class Request(Message, frozen=True):
         delivery: how the stream is delivered.
         deadline: time.monotonic() at which the stream ends with an error, waiting or running; None: never.
         announce_start: whether the listener's `on_start` is called.
+        announce_times: whether the listener's `on_times` is called.
     """
 
     stream_key: str
@@ -65,6 +81,7 @@ class Request(Message, frozen=True):
     delivery: Delivery
     deadline: float | None = None
     announce_start: bool = False
+    announce_times: bool = False
 
 
 class RequestListener:
@@ -72,6 +89,9 @@ class RequestListener:
 
     def on_start(self) -> None:
         """Called once, when the first step of the request is about to be launched, if the request says `announce_start`."""
+
+    def on_times(self, times: StreamTimes) -> None:
+        """Called once, just before the first chunk with frames, if the request says `announce_times`."""
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """Called for each chunk."""

@@ -82,13 +82,13 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []  # holders of a slot, oldest first
+        self.num_decode_steps = self.num_decode_rows = 0  # rows: the sequences of all these steps together
         self.num_preemptions = 0
         self.num_prefix_hits = 0
         self.num_cached_rows = 0
         self._block_keys, self._backpressure = block_keys, backpressure or AdmissionPause()
         self._free_slots = deque(range(max_num_seqs))
         self._num_rows_ahead = 0  # already prefilled for the next step
-        self._num_decode_steps = 0
         # for each slot and block: the last decode step that its former owner may be part of
         self._last_steps_of_slots = [0] * max_num_seqs
         self._last_steps_of_blocks = [0] * (block_manager.num_usable_blocks + 1)
@@ -151,9 +151,10 @@ class Scheduler:
                 sequence.num_launched_frames = len(sequence.frames) + 1
                 sequence.status = RUNNING
 
-    def decoded(self, sequences: Iterable[Sequence]) -> None:
+    def decoded(self, sequences: list[Sequence]) -> None:
         """Record that a frame of each of `sequences` is launched."""
-        self._num_decode_steps += 1
+        self.num_decode_steps += 1
+        self.num_decode_rows += len(sequences)
         for sequence in sequences:
             sequence.num_launched_frames += 1
             sequence.status = RUNNING
@@ -174,9 +175,9 @@ class Scheduler:
         if sequence.slot >= 0:
             self.active.remove(sequence)
             self._free_slots.append(sequence.slot)
-            self._last_steps_of_slots[sequence.slot] = self._num_decode_steps
+            self._last_steps_of_slots[sequence.slot] = self.num_decode_steps
             for block in sequence.block_table:
-                self._last_steps_of_blocks[block] = self._num_decode_steps
+                self._last_steps_of_blocks[block] = self.num_decode_steps
             sequence.slot = -1
             self.block_manager.free(sequence.block_table)
         elif sequence in self.waiting:

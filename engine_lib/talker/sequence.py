@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from enum import Enum
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
 from engine_lib.talker.emitter import Emitter
-from engine_lib.talker.request import FinishReason, Request, RequestListener
+from engine_lib.talker.request import FinishReason, Request, RequestListener, StreamTimes
 
 
 class SequenceStatus(Enum):
@@ -42,6 +43,7 @@ class Sequence:
         num_launched_frames: frames launched on the device, read or not.
         num_preemptions: a result launched before the latest preemption is void.
         frames: [num_code_groups] int16 each, as read.
+        prefilled_at: as in StreamTimes; 0.0 if no row of the prompt has been launched.
     """
 
     def __init__(self, request: Request, listener: RequestListener, max_frames: int, growth: ChunkGrowth | None = None) -> None:
@@ -61,6 +63,7 @@ class Sequence:
         self.num_launched_frames = 0
         self.num_preemptions = 0
         self.frames: list[npt.NDArray[np.int16]] = []
+        self.prefilled_at = self._begun_at = 0.0
         self._num_sent_frames = 0
         self._cutter = ChunkCutter(request.delivery.chunk_frames, growth)
 
@@ -91,6 +94,11 @@ class Sequence:
             codes = np.concatenate([codes, np.array(self.frames[first:last], np.int32)])
         return text_ids, codes
 
+    def begin(self) -> None:
+        """Its next step is about to be launched, the first one or the one after a preemption."""
+        self._begun_at = self._begun_at or time.monotonic()
+        self.emitter.start()
+
     def append_frame(self, codes: npt.NDArray[np.int16], now: float, num_running: int) -> None:
         """Keep one frame [num_code_groups], and send a chunk if it is due; `now` and `num_running` are for ChunkCutter."""
         self.frames.append(codes)
@@ -107,6 +115,9 @@ class Sequence:
         self.emitter.end(reason, error)
 
     def _send_frames(self) -> None:
+        if self.request.announce_times and not self._num_sent_frames:
+            begun_at = self._begun_at
+            self.emitter.report(StreamTimes(self.request.stream_key, begun_at, self.prefilled_at or begun_at, time.monotonic()))
         frames = np.array(self.frames[self._num_sent_frames :])  # a third of the time of np.stack
         self._num_sent_frames = len(self.frames)
         self.emitter.emit_frames(frames)

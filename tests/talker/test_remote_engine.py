@@ -20,7 +20,7 @@ from engine_lib.delivery import Delivery
 from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.talker.isolation import remote_engine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
-from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request, RequestListener
+from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request, RequestListener, StreamTimes
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE, eventually
 from talker.speaking import (
@@ -73,27 +73,36 @@ def test_a_process_gives_the_codes_of_a_thread_while_requests_join_leave_and_are
         assert len(engine.step_times.host) > len(engine.step_times.interval) > 10
 
 
-def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start(tiny_base_1b7: Path):
+def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start_and_the_times(tiny_base_1b7: Path):
     utterance = clone(tiny_base_1b7, "Good morning!", 1, 3)
     with running_engine(tiny_base_1b7) as thread:
         expected = speak(thread, utterance, max_frames=8)
     happened: list[object] = []
+    all_times: list[StreamTimes] = []
     with running_process(tiny_base_1b7) as engine:
 
         class WatchedStream(Stream):
             def on_start(self) -> None:
                 happened.append("start")
 
+            def on_times(self, times: StreamTimes) -> None:
+                happened.append("times")
+                all_times.append(times)
+
             def on_chunk(self, chunk: CodesChunk) -> None:
                 happened.append(chunk.index)
                 super().on_chunk(chunk)
 
         prompt, sampling = utterance.prompt(tiny_base_1b7), replace(GREEDY, max_frames=8)
-        stream = submit(engine, Request("one", prompt, sampling, Delivery((1, 2)), announce_start=True), WatchedStream())
+        announced = Request("one", prompt, sampling, Delivery((1, 2)), announce_start=True, announce_times=True)
+        submitted_at = time.monotonic()
+        stream = submit(engine, announced, WatchedStream())
         stream.end()
         np.testing.assert_array_equal(stream.codes, expected)
         assert [len(chunk.codes) for chunk in stream.chunks] == [1, 2, 2, 2, 1, 0]
-    assert happened == ["start", 0, 1, 2, 3, 4, 5]
+    assert happened == ["start", "times", 0, 1, 2, 3, 4, 5]
+    [times] = all_times
+    assert submitted_at < times.begun_at < times.prefilled_at < times.first_frames_at < time.monotonic()
 
 
 def test_chunks_grow_as_the_policy_says(checkpoints: Path):

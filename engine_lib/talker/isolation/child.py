@@ -37,7 +37,7 @@ from engine_lib.talker.isolation.messages import (
     StopEngine,
     StreamStarted,
 )
-from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 
 REPORT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 0.1  # for a message; then it checks whether a rank has ended
@@ -69,7 +69,7 @@ class OutboxHandler(logging.Handler):
 
 
 class PipedListener(RequestListener):
-    """Sends the events of one stream: its start at once, its chunks with those of the same step."""
+    """Sends the events of one stream: its start and its times at once, its chunks with those of the same step."""
 
     def __init__(self, stream_key: str, chunks: list[CodesChunk], outbox: Outbox) -> None:
         self._stream_key, self._chunks, self._outbox = stream_key, chunks, outbox
@@ -77,6 +77,10 @@ class PipedListener(RequestListener):
     def on_start(self) -> None:
         """See RequestListener."""
         self._outbox.send(StreamStarted(self._stream_key))
+
+    def on_times(self, times: StreamTimes) -> None:
+        """See RequestListener."""
+        self._outbox.send(times)
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """See RequestListener."""

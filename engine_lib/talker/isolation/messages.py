@@ -1,4 +1,4 @@
-"""The messages to and from a talker's engine in another process, besides Request and LoadFailed."""
+"""Messages to and from a talker's engine in another process, besides Request, StreamTimes, LoadFailed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message, Wire
 from engine_lib.talker.base_engine import TalkerStats
-from engine_lib.talker.request import CodesChunk, Request
+from engine_lib.talker.request import CodesChunk, Request, StreamTimes
 
 # to the engine
 
@@ -80,7 +80,7 @@ class EngineReport(Message, frozen=True):
 
 
 ToEngine = LoadEngine | StartEngine | Request | CancelStream | ApplyBackpressure | StopEngine
-FromEngine = EngineLoaded | LoadFailed | LogRecord | StreamStarted | StepChunks | EngineReport
+FromEngine = EngineLoaded | LoadFailed | LogRecord | StreamStarted | StreamTimes | StepChunks | EngineReport
 
 TO_ENGINE: Wire[ToEngine] = Wire(ToEngine)
 FROM_ENGINE: Wire[FromEngine] = Wire(FromEngine)

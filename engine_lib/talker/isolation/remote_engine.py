@@ -40,7 +40,7 @@ from engine_lib.talker.isolation.messages import (
     StopEngine,
     StreamStarted,
 )
-from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,9 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
             case StreamStarted():
                 if message.stream_key in self._open:
                     self._open[message.stream_key].start()
+            case StreamTimes():
+                if message.stream_key in self._open:
+                    self._open[message.stream_key].report(message)
             case EngineReport():
                 self._stats = message.stats
                 for durations, seconds in ((self.step_times.interval, message.intervals), (self.step_times.host, message.hosts)):
