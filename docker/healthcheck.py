@@ -3,8 +3,9 @@
     python docker/healthcheck.py
     python docker/healthcheck.py --url http://localhost:8000 --timeout 5
 
-The server's own readiness is not enough: before 26.04 it says nothing of an ensemble that failed to load. A server that drains is
-alive, but not ready. Needs nothing but Python.
+The server's own readiness is not enough: before 26.04 it says nothing of an ensemble that failed to load, and before 26.03 no model is
+asked whether it drains or its engine hangs. Both models publish that as qwen3_tts_model_ready, which is read from the port of the metrics;
+if nothing answers there, the models are taken at Triton's word. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_METRICS_URL = "http://127.0.0.1:8002/metrics"
+MODEL_READY = re.compile(r'^qwen3_tts_model_ready\{.*\bmodel="([^"]+)".*\} (\S+)$', re.MULTILINE)
 # A proxy is no way to one's own machine.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -44,6 +48,19 @@ def unready(url: str, timeout: float) -> list[str]:
     return reasons
 
 
+def not_serving(metrics_url: str, timeout: float) -> list[str]:
+    """The models that would not serve a new request, by their own metric, each with a sentence."""
+    try:
+        metrics = _answer(metrics_url, timeout).decode()
+    except OSError:
+        return []
+    # A model that has been loaded again has a series more while its old instance ends.
+    serve: dict[str, bool] = {}
+    for model, value in MODEL_READY.findall(metrics):
+        serve[model] = serve.get(model, False) or float(value) == 1
+    return [f"{model}: it drains, or its engine hangs or has ended" for model, is_serving in serve.items() if not is_serving]
+
+
 def _answer(url: str, timeout: float, body: bytes | None = None) -> bytes:
     with OPENER.open(urllib.request.Request(url, data=body), timeout=timeout) as response:
         content: bytes = response.read()
@@ -54,10 +71,15 @@ def main() -> int:
     """Read the command line, ask the server, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default=os.environ.get("HEALTHCHECK_URL", DEFAULT_URL), help=f"default {DEFAULT_URL}, or HEALTHCHECK_URL")
+    parser.add_argument(
+        "--metrics-url",
+        default=os.environ.get("HEALTHCHECK_METRICS_URL", DEFAULT_METRICS_URL),
+        help=f"default {DEFAULT_METRICS_URL}, or HEALTHCHECK_METRICS_URL",
+    )
     parser.add_argument("--timeout", type=float, default=4.0, metavar="SECONDS", help="of each question (default 4)")
     arguments = parser.parse_args()
     try:
-        reasons = unready(arguments.url, arguments.timeout)
+        reasons = unready(arguments.url, arguments.timeout) or not_serving(arguments.metrics_url, arguments.timeout)
     except (OSError, ValueError) as error:
         reasons = [f"{arguments.url}: {error}"]
     print("\n".join(reasons) or "ready")

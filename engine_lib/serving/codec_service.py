@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from math import ceil
 from typing import Any
@@ -26,6 +26,7 @@ from engine_lib.serving.backend import Reply, TritonBackend, request_name
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.playback import Playback, PlaybackMetrics
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.warm_up import warm_up_codec
@@ -37,6 +38,14 @@ MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
+
+
+@dataclass
+class OpenStream:
+    """A stream whose final message has not been answered; `is_cancelled` once the talker was asked to end it."""
+
+    is_cancelled: bool = False
+    playback: Playback = field(default_factory=Playback)
 
 
 class CodecService(EngineService):
@@ -58,7 +67,7 @@ class CodecService(EngineService):
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
         self._first_audio_times = LatencyWindow()
-        self._streams: dict[str, bool] = {}  # open streams; True once the talker was asked to cancel it
+        self._streams: dict[str, OpenStream] = {}
         self._controller = OrderedSender("codec-control", 1, backend.log_failure)
         self._slowed_talkers: set[str] = set()
         with self._started():
@@ -82,7 +91,8 @@ class CodecService(EngineService):
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, too_old))
             return
-        self._streams.setdefault(chunk.stream_key, False)
+        if chunk.stream_key not in self._streams:
+            self._streams[chunk.stream_key] = OpenStream()
         if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
@@ -122,21 +132,26 @@ class CodecService(EngineService):
             error=chunk.error if failed else codes.error,
             audio_format=message.delivery.audio_format,
         )
-        self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
+        seconds = len(chunk.audio) / self._engine.sample_rate
+        self._audio_seconds.add(seconds)
+        stream = self._streams.get(codes.stream_key)
         if codes.is_final:
             self._streams.pop(codes.stream_key, None)
         elif chunk.error:
             self._cancel(codes.stream_key, self._failures)
         reply.send(answer.pack(), is_final=True)
+        self._playback.send(stream.playback if stream else None, seconds, time.monotonic())
 
     def _cancel_if_client_gone(self, chunk: CodesChunk, reply: Reply) -> None:
-        if not chunk.is_final and not self._streams.get(chunk.stream_key) and reply.is_cancelled():
+        stream = self._streams.get(chunk.stream_key)
+        if not chunk.is_final and not (stream and stream.is_cancelled) and reply.is_cancelled():
             self._cancel(chunk.stream_key, self._client_cancels)
 
     def _cancel(self, stream_key: str, counter: Counter) -> None:
         """Ask the talker, once, to end the stream."""
-        if not self._streams.get(stream_key, True):
-            self._streams[stream_key] = True
+        stream = self._streams.get(stream_key)
+        if stream is not None and not stream.is_cancelled:
+            stream.is_cancelled = True
             counter.add(1)
             self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
 
@@ -159,7 +174,10 @@ class CodecService(EngineService):
         metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
         metrics.quantiles("first_audio_seconds", "From a stream's first codes until they are decoded", self._first_audio_times)
         metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)
+        self._playback = PlaybackMetrics(metrics)
         metrics.total("codec_steps_total", "Cohorts of streams the codec has begun to decode", lambda: stats().num_steps)
+        together = "Streams in all cohorts that the codec has begun to decode, added up"
+        metrics.total("codec_cohort_streams_total", together, lambda: stats().num_decoded_pieces)
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")

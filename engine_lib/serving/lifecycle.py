@@ -75,6 +75,10 @@ class Lifecycle:
         self._has_died = self._all_told = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
+
+    def start(self) -> None:
+        """Publish the metrics as they are now, then start the thread."""
+        self._metrics.publish()
         self._thread.start()
 
     def stop(self, timeout: float) -> None:

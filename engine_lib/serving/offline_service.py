@@ -23,6 +23,7 @@ from tritonclient.grpc import service_pb2
 from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.errors import RelayedError
+from engine_lib.serving.helper_metrics import HelperMetrics
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 
@@ -43,6 +44,7 @@ class OfflineService:
         url = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
         self._stream_call = stream_call(grpc.insecure_channel(url, (*CHANNEL_OPTIONS, NO_PROXY)))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
+        self._metrics = HelperMetrics(backend)
         backend.guard.watch(holds_streams=False)
 
     def handle(self, request: Any) -> None:
@@ -51,7 +53,10 @@ class OfflineService:
         try:
             message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), request.timeout())
         except (TypeError, ValueError):
-            reply.refuse(InvalidRequestError("parameters", "one has a value that is not allowed; give strings, numbers or true or false"))
+            with self._metrics.answering():
+                reply.refuse(
+                    InvalidRequestError("parameters", "one has a value that is not allowed; give strings, numbers or true or false")
+                )
         else:
             self._pool.submit(self._answer, reply, message)
 
@@ -59,14 +64,16 @@ class OfflineService:
         """End. Triton calls this when every request has been answered."""
         self._backend.guard.release()
         self._pool.shutdown(wait=False)
+        self._metrics.close()
 
     def _answer(self, reply: Reply, message: service_pb2.ModelInferRequest) -> None:
-        try:
-            answer = self._speech(reply, message)
-        except Exception as error:
-            reply.refuse(error)
-        else:
-            reply.send(answer, is_final=True)
+        with self._metrics.answering():
+            try:
+                answer = self._speech(reply, message)
+            except Exception as error:
+                reply.refuse(error)
+            else:
+                reply.send(answer, is_final=True)
 
     def _speech(self, reply: Reply, message: service_pb2.ModelInferRequest) -> Tensors:
         """Have the request spoken; returns the outputs of this model.

@@ -57,7 +57,10 @@ class EngineService:
         freeze_loaded()
         self._progress = progress
         self._metrics.gauge("stalled_seconds", "Time since the last step of an engine that has work", progress.stalled_seconds)
+        ready = "1 if a new request would be served; 0 if the engine has ended, drains, or has stalled for stall_seconds"
+        self._metrics.gauge("model_ready", ready, lambda: self.is_ready)
         self._lifecycle = Lifecycle(self._engine, self._backend, streams, self._metrics, drain_seconds=drain_seconds)
+        self._lifecycle.start()
         self._backend.guard.watch(holds_streams=True)
 
     @property

@@ -47,6 +47,8 @@ class TalkerMetrics:
         metrics.quantiles("first_codes_seconds", "From the arrival of a request to its first codec frame", self._first_codes_times)
         metrics.quantiles("step_interval_seconds", "Time from one decode step of the talker to the next", engine.step_times.interval)
         metrics.quantiles("step_host_seconds", "Work of the host in a decode step of the talker", engine.step_times.host)
+        metrics.total("decode_steps_total", "Decode steps of the talker", lambda: stats().num_decode_steps)
+        metrics.total("decode_rows_total", "Streams in all decode steps of the talker, added up", lambda: stats().num_decode_rows)
         metrics.total("frames_total", "Codec frames generated", lambda: stats().num_frames)
         self.finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
         metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES, counter=refusals)

@@ -21,6 +21,7 @@ from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.helper_metrics import HelperMetrics
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
@@ -48,21 +49,24 @@ class VoicesService:
         self._served = served_checkpoints(args, own, config.model_path)
         self._configs = {checkpoint.ensemble: CheckpointConfig.read(Path(checkpoint.model_path)) for checkpoint in self._served}
         self._store = VoiceStore.of(config)
+        self._metrics = HelperMetrics(backend)
         backend.guard.watch(holds_streams=False)
 
     def handle(self, request: Any) -> None:
         """Carry out one request and answer it."""
         reply = self._backend.reply(request)
-        try:
-            result = self._result(RequestValues(self._backend.tensors(request), request.parameters()), request.timeout())
-        except Exception as error:
-            reply.refuse(error)
-        else:
-            reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
+        with self._metrics.answering():
+            try:
+                result = self._result(RequestValues(self._backend.tensors(request), request.parameters()), request.timeout())
+            except Exception as error:
+                reply.refuse(error)
+            else:
+                reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
 
     def shutdown(self) -> None:
         """End. Triton calls this when every request has been answered."""
         self._backend.guard.release()
+        self._metrics.close()
 
     def _result(self, values: RequestValues, timeout: int) -> Facts:
         """Carry out a request of `timeout` microseconds (0: no limit); returns its answer.

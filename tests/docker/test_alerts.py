@@ -43,5 +43,5 @@ def test_each_alert_has_a_test() -> None:
 def test_every_metric_is_one_of_the_page(file: str) -> None:
     listed = set(re.findall(r"^\| `(qwen3_tts_\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE))
     text = re.sub(r"name: .*", "", (DOCKER / file).read_text(encoding="utf-8"))  # of the adapter's own metrics
-    used = {name.removesuffix("_bucket") for name in re.findall(r"qwen3_tts_\w+", text)}
+    used = {re.sub("_(bucket|count)$", "", name) for name in re.findall(r"qwen3_tts_\w+", text)}
     assert used - listed == set()

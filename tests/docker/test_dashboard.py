@@ -94,6 +94,7 @@ def load(server: TritonServer) -> Iterator[Future[None]]:
                 if stop.is_set():
                     return
                 list(plain.stream(TEXT, sampling=SHORT))
+                plain.voices.list()
                 list(clone.stream(TEXT, sampling=SHORT, reference_audio=recording, reference_sample_rate=24_000, x_vector_only=True))
 
     with ThreadPoolExecutor(1) as pool:

@@ -21,10 +21,11 @@ pytestmark = [
 SCRIPT = Path(__file__).parents[2] / "docker" / "healthcheck.py"
 
 
-def ask(port: int) -> subprocess.CompletedProcess[str]:
+def ask(server: TritonServer) -> subprocess.CompletedProcess[str]:
     """The check as a container runs it, in an environment that has a proxy."""
+    urls = ["--url", f"http://127.0.0.1:{server.http_port}", "--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--url", f"http://127.0.0.1:{port}", "--timeout", "30"],
+        [sys.executable, str(SCRIPT), *urls, "--timeout", "30"],
         env={"PATH": "", "http_proxy": "http://127.0.0.1:9"},
         capture_output=True,
         text=True,
@@ -42,11 +43,10 @@ def server(tiny_custom_voice: Path, tmp_path: Path) -> Iterator[TritonServer]:
 
 
 def test_a_server_is_healthy_until_a_model_is_gone(server: TritonServer) -> None:
-    ready = ask(server.http_port)
+    ready = ask(server)
     assert (ready.returncode, ready.stdout) == (0, "ready\n"), ready.stdout + ready.stderr
-    port = server.http_port
     server.stop()
-    gone = ask(port)
+    gone = ask(server)
     assert gone.returncode == 1
     assert "Connection refused" in gone.stdout
 
@@ -60,7 +60,7 @@ def test_an_ensemble_that_did_not_load_is_named(tiny_custom_voice: Path, tmp_pat
     server.start()
     try:
         eventually(lambda: server.is_model_ready("talker"), "the other models are ready")
-        answer = ask(server.http_port)
+        answer = ask(server)
         assert answer.returncode == 1
         assert answer.stdout == "qwen3_tts: not loaded; see the log of the server\n"
     finally:

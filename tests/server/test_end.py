@@ -56,6 +56,7 @@ def test_streams_get_the_seconds_of_the_operator_to_end_and_new_ones_are_refused
             terminating = threading.Thread(target=server.terminate)
             terminating.start()
             eventually(lambda: "the server is shutting down; use another one" in refusal_of(server), "new streams are refused")
+            eventually(lambda: metric(server, "model_ready", model="talker") == 0, "it says that it is not ready")
             assert stream.all(first=1)[-1].finish_reason == "length"
         terminating.join(PATIENCE)
         assert server.wait(PATIENCE) == 0

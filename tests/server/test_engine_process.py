@@ -1,21 +1,23 @@
-"""A server with the talker's engine in its own process: same audio; no process remains after a death."""
+"""A server with its engine in a process of its own: same audio, hangs noticed, no process left."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from engine_lib.server.process import TritonServer
+from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
 from engine_lib.talker.isolation.remote_engine import CHILD_MODULE
 from patience import PATIENCE, eventually
 from server.conftest import new_server
-from server.ends import MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
+from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 from server.streams import Stream, audio_of, in_process_audio, inputs, metric, model_process
 
+HEALTHCHECK = MODEL_REPOSITORY.parent / "docker" / "healthcheck.py"
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 
 
@@ -59,10 +61,33 @@ def test_a_server_whose_engine_has_its_own_process_stops_with_streams_in_flight(
     assert not Path(f"/proc/{engine}").exists()
 
 
-def test_a_model_process_that_is_killed_takes_its_engine_with_it(endless_voice: Path, tmp_path: Path) -> None:
-    with new_server(endless_voice, tmp_path / "log", talker_isolation="process") as server:
+def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with_its_model(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log", talker_isolation="process", stall_seconds="5") as server:
         engine = engine_process(server)
+        with Stream(server, inputs(sampling=ENDLESS)) as stream:
+            stream.next()
+            assert health(server) == "ready\n"
+            os.kill(engine, signal.SIGSTOP)
+            try:
+                eventually(lambda: health(server) != "ready\n", "the hang is noticed")
+                assert health(server) == "talker: it drains, or its engine hangs or has ended\n"
+                assert metric(server, "stalled_seconds", model="talker") > 5
+                assert metric(server, "model_ready", model="codec_decoder") == 1
+            finally:
+                os.kill(engine, signal.SIGCONT)
+            eventually(lambda: health(server) == "ready\n", "the engine goes on")
+            stream.next()
+            eventually(lambda: metric(server, "underruns_total") > 0, "its client had run out of audio")
+            assert metric(server, "underrun_seconds_total") > 0
+            assert metric(server, "audio_chunks_total") > 1
         with streams_in_flight(server):
             os.kill(model_process(server, MODELS[0]).pid, signal.SIGKILL)
             eventually(lambda: not Path(f"/proc/{engine}").exists(), "the engine's process ends")
             server.wait(PATIENCE)
+
+
+def health(server: TritonServer) -> str:
+    """What the container's check says."""
+    urls = ["--url", f"http://127.0.0.1:{server.http_port}", "--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
+    command = [sys.executable, str(HEALTHCHECK), *urls, "--timeout", str(PATIENCE)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False).stdout

@@ -60,11 +60,17 @@ def test_many_share_the_batch_and_each_gets_its_own(server: TritonServer) -> Non
     eventually_free(server)
 
 
-def test_a_refusal_names_the_field_and_has_the_code(server: TritonServer) -> None:
+def test_a_refusal_names_the_field_has_the_code_and_is_counted(server: TritonServer) -> None:
+    def counted(name: str, **labels: str) -> float:
+        return metric(server, name, model="qwen3_tts_offline", **labels)
+
+    answered, errors = counted("helper_request_seconds_count"), counted("helper_errors_total", code="INVALID_ARG")
     with pytest.raises(InferenceServerException) as error:
         unary(server, inputs(voice="nobody"))
     assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert error.value.message().startswith("INVALID_ARG: voice: 'nobody' is unknown; allowed: ")
+    eventually(lambda: counted("helper_errors_total", code="INVALID_ARG") == errors + 1, "the error is counted")
+    eventually(lambda: counted("helper_request_seconds_count") > answered, "the request is counted")
 
 
 def test_a_client_that_goes_away_stops_the_work(small_server: TritonServer) -> None:
