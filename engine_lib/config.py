@@ -101,6 +101,12 @@ class EngineConfig:
         30.0, "A model whose engine has work and has taken no step for this long says that it is not ready; 0: never.", minimum=0
     )
 
+    trace_url: str = option(
+        "",
+        "Collector (OTLP over HTTP, such as http://collector:4318/v1/traces) of the spans that talker and codec add to Triton's trace of a "
+        "request; empty: that of OTEL_EXPORTER_OTLP_ENDPOINT, or none. serve.py --trace sets it, and Triton's own part.",
+    )
+
     chunk_frames: tuple[int, ...] = option(
         (1, 2, 4, 8), "Frames in the first, second, ... chunk of a stream; the last one repeats.", minimum=1, maximum=64, group="Chunks"
     )
@@ -159,6 +165,8 @@ class EngineConfig:
                     f"{name}: {getattr(self, name)!a} is not ASCII, and this Python has ASCII for the names of files, as those of Triton's "
                     f"models do; give a symbolic link with an ASCII name, or start the server with scripts/serve.py, which makes one"
                 ) from None
+        if self.trace_url and not self.trace_url.startswith(("http://", "https://")):
+            raise ConfigError(f"trace_url: {self.trace_url!r} is not allowed; give a URL that begins with http:// or https://")
         if self.reference_min_seconds > self.reference_max_seconds:
             raise ConfigError(
                 f"reference_min_seconds: {self.reference_min_seconds:g} is more than reference_max_seconds ({self.reference_max_seconds:g})"

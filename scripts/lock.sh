@@ -6,7 +6,7 @@
 #
 # Needs uv (pip install uv). One set a Python version, for Linux on x86_64:
 #
-#   run-3.N.txt           serving: the package, the Triton server wheel, the gateway; all but torch's own
+#   run-3.N.txt           serving: the package, the Triton server wheel, the gateway, traces; all but torch's own
 #   test-3.N.txt          the same and the tools of the tests (from Python 3.11: import-linter needs it)
 #   ngc-3.12.txt          serving in the NGC image, which has a server of its own
 #   torch-cuda-3.N.txt    torch for CUDA and what it alone needs: NVIDIA's libraries, triton
@@ -41,7 +41,7 @@ for version in 3.10 3.11 3.12; do
     for name in $(sed -nE 's/^(torch|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==.*/\1/p' "requirements/torch-cuda-$version.txt"); do
         torch_alone+=(--no-emit-package "$name")
     done
-    run=(pyproject.toml "$work/build.in" --extra gateway --python-version "$version" --constraint "$work/pins.txt"
+    run=(pyproject.toml "$work/build.in" --extra gateway --extra trace --python-version "$version" --constraint "$work/pins.txt"
         --constraint "requirements/torch-cuda-$version.txt" "${torch_alone[@]}")
     compile "run-$version.txt" "${run[@]}" --extra server
     [[ $version == 3.10 ]] || compile "test-$version.txt" "${run[@]}" --extra server --extra test --extra dev --constraint "requirements/run-$version.txt"

@@ -36,6 +36,7 @@ from engine_lib.server.mps import MpsDaemon
 from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
+from engine_lib.serving.tracing import SERVICE_NAME, SERVICE_NAME_VARIABLE
 
 KILLED = "--exit-timeout is too short for its streams or for this machine"
 DRAIN_SECONDS = EngineConfig().drain_seconds
@@ -111,7 +112,10 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         repository=repository,
         ports=Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port),
         log_file=arguments.log_file,
-        arguments=arguments.triton_argument,
+        arguments=[
+            *trace_arguments(arguments.trace, arguments.trace_rate),
+            *arguments.triton_argument,
+        ],
         environment=NO_VARIABLES | environment,
         exit_seconds=exit_seconds,
     )
@@ -132,13 +136,23 @@ def _model_paths(arguments: argparse.Namespace) -> list[Path]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     """Engine options of the command line: NAME is for every model, MODEL.NAME for one."""
-    devices = {"device": arguments.device, "codec_device": arguments.codec_device}
-    every: dict[str, str] = {name: device for name, device in devices.items() if device}
+    own = {"device": arguments.device, "codec_device": arguments.codec_device, "trace_url": arguments.trace}
+    every: dict[str, str] = {name: value for name, value in own.items() if value}
     of_model: dict[str, dict[str, str]] = {}
     for key, value in arguments.option:
         model, dot, name = key.rpartition(".")
         (of_model.setdefault(model, {}) if dot else every)[name] = value
     return Options(os.environ, every, of_model)
+
+
+def trace_arguments(url: str | None, rate: int) -> list[str]:
+    """The arguments that let Triton trace every `rate`-th request, with times alone, for the collector at `url`."""
+    if not url:
+        return []
+    service = os.environ.get(SERVICE_NAME_VARIABLE) or SERVICE_NAME
+    own = (f"url={url}", f"resource=service.name={service}")
+    settings = ("mode=opentelemetry", "level=TIMESTAMPS", f"rate={rate}", *(f"opentelemetry,{setting}" for setting in own))
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 def _option(text: str) -> tuple[str, str]:
@@ -153,6 +167,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; give seconds above 0")
     return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; give 1 or more")
+    return count
 
 
 def _failed(error: Qwen3TTSError) -> int:
@@ -196,6 +217,13 @@ def _parser() -> argparse.ArgumentParser:
         f"drain_seconds is more than {DRAIN_SECONDS:g}). Give a slow machine more, and the "
         "container a grace period that is longer (terminationGracePeriodSeconds, docker stop --time)",
     )
+    parser.add_argument(
+        "--trace",
+        metavar="URL",
+        help="send traces of requests to this collector (OpenTelemetry, OTLP over HTTP), such as http://collector:4318/v1/traces. They "
+        "hold times, no texts. The spans of talker and codec need the extra `trace` (default: no traces)",
+    )
+    parser.add_argument("--trace-rate", type=_count, default=1, metavar="N", help="trace one of N requests (default 1: all)")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="file or pipe for the server's output (default: standard output)")
     parser.add_argument(
         "--triton-argument",

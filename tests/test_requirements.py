@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LOCKS = {file.stem: file for file in sorted((ROOT / "requirements").glob("*.txt"))}
 ENTRY = re.compile(r"([a-z0-9-]+)==([\w.+!]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
-EXTRAS = {"run": ("server", "gateway"), "test": ("server", "gateway", "test", "dev"), "ngc": ("gateway",)}
+SERVING = ("gateway", "trace")
+EXTRAS = {"run": ("server", *SERVING), "test": ("server", *SERVING, "test", "dev"), "ngc": SERVING}
 COMPLETE = [name for name in LOCKS if name.split("-")[0] in EXTRAS]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

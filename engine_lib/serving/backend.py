@@ -6,6 +6,7 @@ tested, without a server. Nothing here imports torch: two of the models do witho
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.server_guard import ServerGuard
+from engine_lib.serving.tracing import Span, Tracing
 
 SIGNATURE_PARAMETER = "server_signature"  # request parameter of a control request: hexadecimal, of its `signed_order`
 
@@ -37,6 +39,7 @@ class TritonBackend:
         refusals: requests refused with an error, by status code.
         secret: of the server.
         forgeries: control requests and messages refused because no model of this server has signed them.
+        tracing: sends spans of the requests that Triton traces; None: it is off.
     """
 
     def __init__(self, pb_utils: Any, args: Mapping[str, str], guard: ServerGuard) -> None:
@@ -57,6 +60,7 @@ class TritonBackend:
         self.send_times = LatencyWindow()
         self.refusals, self.forgeries = Counter(), Counter()
         self.secret = ServerSecret.of_this_server()
+        self.tracing: Tracing | None = None
 
     def log_failure(self, error: BaseException, request_id: str = "") -> None:
         """Log type and place of an error, without its text, which might quote a user."""
@@ -65,6 +69,11 @@ class TritonBackend:
     def tensors(self, request: Any) -> Tensors:
         """The inputs of `request`. They are views of shared memory: copy those that must outlive the request."""
         return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+    def trace_context(self, request: Any) -> dict[str, str]:
+        """The headers (W3C) that make a call part of the trace that Triton makes of `request`; none if it makes none."""
+        context: str | None = request.trace().get_context()
+        return json.loads(context) if context else {}
 
     def reply(self, request: Any) -> Reply:
         """The object that answers `request`."""
@@ -143,12 +152,20 @@ class Reply:
 
     Attributes:
         request_id: the client's own name of the request, for the log; "" if it gave none.
+        is_traced: whether `trace` sends spans.
     """
 
     def __init__(self, backend: TritonBackend, pb_utils: Any, request: Any) -> None:
         self.request_id: str = request.request_id()
         self._backend, self._pb_utils = backend, pb_utils
         self._sender = request.get_response_sender()
+        self._trace_context = backend.trace_context(request) if backend.tracing is not None else {}
+        self.is_traced = bool(self._trace_context)
+
+    def trace(self, *spans: Span) -> None:
+        """Add spans to the request's trace, if Triton makes one."""
+        if self._backend.tracing is not None and self._trace_context:
+            self._backend.tracing.record(self._trace_context, spans)
 
     def send(self, tensors: Mapping[str, npt.NDArray[Any]], *, is_final: bool) -> None:
         """Send one answer. Blocks on the server."""

@@ -29,6 +29,7 @@ from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.playback import Playback, PlaybackMetrics
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.talker.request import CodesChunk, FinishReason
 
@@ -106,13 +107,18 @@ class CodecService(EngineService):
 
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
+        decoded_at = time.monotonic()
         if chunk.index == 0 and len(chunk.audio):
-            self._first_audio_times.add(time.monotonic() - arrived_at)
+            self._first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
         if is_first_frame and len(self._streams) == 1:
             self._answer(message, reply, chunk)
         else:
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, chunk), urgent=is_first_frame)
+        if reply.is_traced:
+            numbers = {"chunk_index": chunk.index, "frames": len(message.chunk.codes)}
+            span = Span("decoding", arrived_at, decoded_at, numbers, bool(chunk.error))
+            self._sender.put(chunk.stream_key, partial(reply.trace, span))
 
     def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
         codes = message.chunk

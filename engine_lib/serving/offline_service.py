@@ -58,7 +58,7 @@ class OfflineService:
                     InvalidRequestError("parameters", "one has a value that is not allowed; give strings, numbers or true or false")
                 )
         else:
-            self._pool.submit(self._answer, reply, message)
+            self._pool.submit(self._answer, reply, message, self._backend.trace_context(request))
 
     def shutdown(self) -> None:
         """End. Triton calls this when every request has been answered."""
@@ -66,24 +66,24 @@ class OfflineService:
         self._pool.shutdown(wait=False)
         self._metrics.close()
 
-    def _answer(self, reply: Reply, message: service_pb2.ModelInferRequest) -> None:
+    def _answer(self, reply: Reply, message: service_pb2.ModelInferRequest, trace_context: Mapping[str, str]) -> None:
         with self._metrics.answering():
             try:
-                answer = self._speech(reply, message)
+                answer = self._speech(reply, message, trace_context)
             except Exception as error:
                 reply.refuse(error)
             else:
                 reply.send(answer, is_final=True)
 
-    def _speech(self, reply: Reply, message: service_pb2.ModelInferRequest) -> Tensors:
-        """Have the request spoken; returns the outputs of this model.
+    def _speech(self, reply: Reply, message: service_pb2.ModelInferRequest, trace_context: Mapping[str, str]) -> Tensors:
+        """Have the request spoken, as part of its own trace; returns the outputs of this model.
 
         Raises:
             RelayedError: it was refused, or its stream failed.
         """
         audio, encoded = [], []
         last: dict[str, bytes] = {}
-        call = self._stream_call(message)
+        call = self._stream_call(message, metadata=tuple(trace_context.items()))
         try:
             for response in call:
                 if response.error_message:

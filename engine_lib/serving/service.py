@@ -16,6 +16,7 @@ from engine_lib.serving.metrics import Metrics, instance_labels
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.server_log import log_to_server
+from engine_lib.serving.tracing import Tracing
 
 SHUTDOWN_SECONDS = 4.0
 # A thread that wants the GIL takes it from another one after this time. After every wait for the device the engine thread is one
@@ -31,6 +32,7 @@ class EngineService:
     def __init__(self, backend: TritonBackend, config: EngineConfig, *, sender_threads: int) -> None:
         """Prepare the process: its log, threads of torch and of Python, senders, metrics."""
         log_to_server(backend.log)
+        backend.tracing = Tracing.of(backend.name, config.trace_url)
         sys.setswitchinterval(SWITCH_SECONDS)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
@@ -76,3 +78,5 @@ class EngineService:
         self._engine.shutdown(SHUTDOWN_SECONDS)
         self._sender.close(SHUTDOWN_SECONDS)
         self._metrics.close()
+        if self._backend.tracing is not None:
+            self._backend.tracing.close(SHUTDOWN_SECONDS)

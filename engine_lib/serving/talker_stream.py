@@ -26,8 +26,9 @@ from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
+from engine_lib.serving.tracing import Span
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, FinishReason, Request, RequestListener
+from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class TalkerStream(RequestListener):
         self._arrived_at, self._deadline = arrived_at, deadline
         self.due_at: float | None = None
         self._encoding: Future[VoiceClonePromptItem] | None = None
+        self._encoded_at = 0.0  # time.monotonic(); 0.0: no recording has been encoded
+        self._times: StreamTimes | None = None
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         talker.streams[self.stream_key] = self
@@ -103,6 +106,10 @@ class TalkerStream(RequestListener):
             chunk = CodesChunk(self.stream_key, 0, self._reference, is_reference=True)
             self._talker.sender.put(self.stream_key, partial(self._send, chunk))
 
+    def on_times(self, times: StreamTimes) -> None:
+        """See RequestListener."""
+        self._times = times
+
     def on_chunk(self, chunk: CodesChunk) -> None:
         """On an engine's thread: count, and leave the rest to a sender thread."""
         talker, is_first = self._talker, chunk.index == 0
@@ -123,6 +130,7 @@ class TalkerStream(RequestListener):
         if self._has_ended:
             return
         self.due_at = self._encoding = None
+        self._encoded_at = time.monotonic()
         try:
             self._submit(voice.result())
         except Exception as error:
@@ -144,8 +152,15 @@ class TalkerStream(RequestListener):
             voice_prompt=voice,
         )
         self._reference = prompt.reference_codes
-        announce_start = self._reference is not None
-        request = Request(self.stream_key, prompt, speech.sampling, speech.delivery, self._deadline, announce_start=announce_start)
+        request = Request(
+            self.stream_key,
+            prompt,
+            speech.sampling,
+            speech.delivery,
+            self._deadline,
+            announce_start=self._reference is not None,
+            announce_times=self._reply.is_traced,
+        )
         talker.engine.submit(request, self)
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
 
@@ -192,3 +207,23 @@ class TalkerStream(RequestListener):
             self._send(chunk)
         finally:
             del self._talker.streams[self.stream_key]
+        if self._reply.is_traced:
+            self._reply.trace(*self._spans(chunk, time.monotonic()))
+
+    def _spans(self, chunk: CodesChunk, ended_at: float) -> list[Span]:
+        """The spans of the stream, which `chunk` has ended."""
+        end: dict[str, int | str] = {"finish_reason": chunk.finish_reason, "chunks": chunk.index}
+        has_failed = chunk.finish_reason == FinishReason.ERROR.value
+        spans, waits_since, times = [], self._arrived_at, self._times
+        if self._encoded_at:
+            spans.append(Span("encoding", waits_since, self._encoded_at))
+            waits_since = self._encoded_at
+        if times is None:
+            return [*spans, Span("waiting", waits_since, ended_at, end, has_failed)]
+        return [
+            *spans,
+            Span("waiting", waits_since, times.begun_at),
+            Span("prefill", times.begun_at, times.prefilled_at),
+            Span("first frame", times.prefilled_at, times.first_frames_at),
+            Span("speaking", times.first_frames_at, ended_at, end, has_failed),
+        ]

@@ -18,7 +18,8 @@ from engine_lib.serving.parse import SpeechRequest
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
-from engine_lib.talker.request import CodesChunk
+from engine_lib.serving.tracing import Span
+from engine_lib.talker.request import CodesChunk, StreamTimes
 from engine_lib.talker.step_times import StepTimes
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
@@ -28,7 +29,8 @@ SECRET = ServerSecret(b"of the tests")
 class Reply:
     """Keeps the answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_traced: bool = False) -> None:
+        self.is_traced, self.spans = is_traced, list[Span]()
         self.sent: list[CodesChunk] = []
         self.refused: list[Exception] = []
 
@@ -36,6 +38,9 @@ class Reply:
         chunk = CodesMessage.unpack(tensors, SECRET).chunk
         assert chunk.is_final == is_final
         self.sent.append(chunk)
+
+    def trace(self, *spans: Span) -> None:
+        self.spans += spans
 
     def refuse(self, error: Exception) -> None:
         self.refused.append(error)
@@ -82,9 +87,11 @@ class Talker:
         engine, sender, no_voices = cast(Any, self.engine), cast(Any, self.sender), cast(Any, None)
         self._parts = TalkerParts("talker", SECRET, engine, prompt_builder(path), no_voices, sender, metrics, self.streams, {})
 
-    def stream(self, voice: VoiceClonePromptItem | None = None, text: str = "Hello.") -> tuple[TalkerStream, Reply]:
+    def stream(
+        self, voice: VoiceClonePromptItem | None = None, text: str = "Hello.", *, is_traced: bool = False
+    ) -> tuple[TalkerStream, Reply]:
         """A stream whose request has been queued or refused."""
-        reply = Reply()
+        reply = Reply(is_traced=is_traced)
         speech = SpeechRequest(text=text, sampling=checkpoint(self.path).sampling_defaults(), delivery=ONE_FRAME)
         stream = TalkerStream(self._parts, cast(Any, reply), speech, arrived_at=0.0, deadline=None)
         stream.begin(voice)
@@ -149,3 +156,22 @@ def test_a_refused_stream_is_answered_once_and_is_not_open(
     _, reply = talker.stream(text=text)
     assert not talker.streams
     assert [type(error) for error in reply.refused] == [kind]
+
+
+def test_a_traced_stream_ends_with_a_span_for_each_of_its_parts(tiny_custom_voice: Path) -> None:
+    talker = Talker(tiny_custom_voice)
+    stream, reply = talker.stream(is_traced=True)
+    stream.on_times(StreamTimes(stream.stream_key, begun_at=1.0, prefilled_at=2.0, first_frames_at=3.0))
+    for chunk in (FIRST, LAST):
+        stream.on_chunk(chunk)
+    talker.sender.run()
+    assert [span[:2] for span in reply.spans] == [("waiting", 0.0), ("prefill", 1.0), ("first frame", 2.0), ("speaking", 3.0)]
+    assert reply.spans[-1].numbers == {"finish_reason": "stop", "chunks": 2}
+
+
+def test_a_stream_that_is_not_traced_has_no_spans(tiny_custom_voice: Path) -> None:
+    talker = Talker(tiny_custom_voice)
+    stream, reply = talker.stream()
+    stream.on_chunk(LAST)
+    talker.sender.run()
+    assert not reply.spans
