@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import signal
 import sys
 from contextlib import nullcontext
@@ -62,7 +63,10 @@ def main() -> int:
         with TemporaryDirectory(prefix="qwen3-tts-models-") as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
             options = _options(arguments)
-            served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options)
+            histogram = arguments.first_response_histogram
+            if histogram and not shutil.which("tritonserver"):
+                raise ConfigError("--first-response-histogram: needs Triton 24.11 or newer on PATH; the wheel nvidia-pytriton has 24.10")
+            served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options, first_response_histogram=histogram)
             exit_seconds = _exit_seconds(arguments.exit_timeout, [options.of(checkpoint.talker) for checkpoint in served])
             return _serve(_server(arguments, repository, mps.environment if mps else {}, exit_seconds), served)
     except Qwen3TTSError as error:
@@ -114,6 +118,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         log_file=arguments.log_file,
         arguments=[
             *trace_arguments(arguments.trace, arguments.trace_rate),
+            *(["--metrics-config=histogram_latencies=true"] if arguments.first_response_histogram else []),
             *arguments.triton_argument,
         ],
         environment=NO_VARIABLES | environment,
@@ -224,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
         "hold times, no texts. The spans of talker and codec need the extra `trace` (default: no traces)",
     )
     parser.add_argument("--trace-rate", type=_count, default=1, metavar="N", help="trace one of N requests (default 1: all)")
+    parser.add_argument(
+        "--first-response-histogram",
+        action="store_true",
+        help="let Triton publish the time to the first audio of each ensemble as a histogram, nv_inference_first_response_histogram_ms; "
+        "needs Triton 24.11 or newer",
+    )
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="file or pipe for the server's output (default: standard output)")
     parser.add_argument(
         "--triton-argument",

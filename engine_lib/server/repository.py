@@ -29,6 +29,17 @@ PARAMETER = re.compile(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*
 STEP = re.compile(r'model_name:\s*"([^"]+)"')
 # The environment would override config.pbtxt in every model alike; its options have been written there instead.
 NO_VARIABLES: dict[str, str | None] = {ENVIRONMENT_PREFIX + name.upper(): None for name in OPTION_NAMES}
+# Up to 24.10 a server does not load a model with this.
+FIRST_RESPONSE_HISTOGRAM = """
+model_metrics {
+  metric_control: [
+    {
+      metric_identifier: { family: "nv_inference_first_response_histogram_ms" }
+      histogram_options: { buckets: [ 5, 10, 20, 30, 50, 75, 100, 150, 250, 500, 1000, 2500, 5000, 10000 ] }
+    }
+  ]
+}
+"""
 MAX_CODEC_SLOTS = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "codec_slots")
 
 
@@ -53,13 +64,16 @@ class Options:
         return by_environment | dict(self.every) | dict(self.of_model.get(model, {}))
 
 
-def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: Options) -> list[ServedCheckpoint]:
+def lay_out(
+    template: Path, folder: Path, model_paths: Sequence[Path], options: Options, *, first_response_histogram: bool = False
+) -> list[ServedCheckpoint]:
     """Write a repository into `folder`; its server must start with the changes of NO_VARIABLES to its environment.
 
     Args:
         template: the repository of one checkpoint, as in git.
         folder: must not exist. Links to folders with names that are not ASCII go beside it.
         model_paths: checkpoint folders, at least one.
+        first_response_histogram: give the ensembles the buckets of Triton's histogram; for servers from 24.11 on.
 
     Raises:
         ConfigError: an option is not allowed, or the codec would have too few slots.
@@ -72,6 +86,9 @@ def lay_out(template: Path, folder: Path, model_paths: Sequence[Path], options: 
     shutil.copytree(template, folder)
     for checkpoint in served[1:]:
         _copy_models(folder, checkpoint)
+    for checkpoint in served if first_response_histogram else ():
+        with Path(folder, checkpoint.ensemble, "config.pbtxt").open("a", encoding="utf-8") as file:
+            file.write(FIRST_RESPONSE_HISTOGRAM)
     models = {name: _Model(folder / name, options.of(name)) for name in _models_with_options(folder)}
     for name in options.of_model:
         if name not in models:

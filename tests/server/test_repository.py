@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import CheckpointError, ConfigError
 from engine_lib.server.process import MODEL_REPOSITORY
-from engine_lib.server.repository import Options, check_same_codec, lay_out
+from engine_lib.server.repository import FIRST_RESPONSE_HISTOGRAM, Options, check_same_codec, lay_out
 from engine_lib.serving.options import engine_config
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints, where_to_go
 from make_checkpoint import make_checkpoint
@@ -54,6 +54,18 @@ def test_the_first_checkpoint_keeps_the_plain_names_and_the_others_get_their_kin
         ("base", "qwen3_tts_base_2", "talker_base_2"),
     ]
     assert [one.model_path for one in served] == [str(models[one.kind]) for one in served]
+
+
+def test_each_ensemble_gets_the_buckets_of_tritons_histogram_if_it_is_wanted(tmp_path: Path, models: dict[str, Path]) -> None:
+    for wanted in (True, False):
+        repository = tmp_path / str(wanted)
+        lay_out(MODEL_REPOSITORY, repository, [models["custom_voice"], models["base"]], Options(), first_response_histogram=wanted)
+        for ensemble in ("qwen3_tts", "qwen3_tts_base"):
+            controls = config_of(repository, ensemble).model_metrics.metric_control
+            families = [control.metric_identifier.family for control in controls]
+            assert families == (["nv_inference_first_response_histogram_ms"] if wanted else [])
+            assert all(list(control.histogram_options.buckets) == sorted(control.histogram_options.buckets) for control in controls)
+    assert FIRST_RESPONSE_HISTOGRAM in (MODEL_REPOSITORY.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_every_model_is_named_as_its_folder_and_calls_its_own_talker_and_the_one_codec(tmp_path: Path, models: dict[str, Path]) -> None:
