@@ -9,8 +9,10 @@ import difflib
 import logging
 import traceback
 from collections.abc import Iterable
+from math import ceil
 
 SHUTDOWN_ERROR = "the server is shutting down"  # of streams that a stopping server ends
+DEADLINE_ERROR = "DEADLINE_EXCEEDED: timeout: the time this request was given has passed; give it more, or ask a server with less load"
 
 
 class Qwen3TTSError(Exception):
@@ -37,8 +39,28 @@ class InvalidRequestError(Qwen3TTSError, ValueError):
         self.field = field
 
 
+class NotFoundError(InvalidRequestError):
+    """A request names a voice that is not there."""
+
+
 class OverloadedError(Qwen3TTSError):
-    """The engine's queue of waiting requests is full; try again later or on another server."""
+    """The engine's queue of waiting requests is full; try again later or on another server.
+
+    Attributes:
+        retry_after: seconds after which to try again, from the speed of the queue; None: unknown. The message ends with it, as
+            (retry_after_ms=1200).
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message if retry_after is None else f"{message} (retry_after_ms={ceil(1000 * retry_after)})")
+        self.retry_after = retry_after
+
+
+class DeadlineError(Qwen3TTSError):
+    """The time that a request was given has passed before its work began."""
+
+    def __init__(self) -> None:
+        super().__init__(DEADLINE_ERROR)
 
 
 class EngineDeadError(Qwen3TTSError):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import InvalidRequestError, NotFoundError
 
 # Codes of some rows: of codebook 0 [rows], of all codebooks [rows, num_code_groups], or none.
 Codes = Sequence[int] | npt.NDArray[np.int32]
@@ -223,7 +223,7 @@ class PromptBuilder:
         if voice is None:
             return self.default_voice
         if voice and voice.lower() not in self.config.talker.speaker_ids:
-            raise InvalidRequestError("voice", f"{voice[:100]!r} is unknown; allowed: {', '.join(self.speakers)}")
+            raise NotFoundError("voice", f"{voice[:100]!r} is unknown; allowed: {', '.join(self.speakers)}")
         return voice.lower()
 
     def _language_id(self, language: str | None, voice: str | None) -> int | None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qwen3_tts_client.client import AsyncClient, Client
     from qwen3_tts_client.errors import (
         InvalidRequest,
+        NotFound,
         Qwen3TTSClientError,
         RequestTimeout,
         ServerOverloaded,
@@ -33,6 +34,7 @@ __all__ = [
     "AudioChunk",
     "Client",
     "InvalidRequest",
+    "NotFound",
     "Qwen3TTSClientError",
     "Recording",
     "RequestOptions",

@@ -27,7 +27,7 @@ def exit_code(error: Qwen3TTSClientError) -> int:
         errors.ServerOverloaded: EXIT_OVERLOADED,
         errors.RequestTimeout: EXIT_TIMEOUT,
     }
-    return codes.get(type(error), EXIT_STREAM_FAILED)
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), EXIT_STREAM_FAILED)
 
 
 def failed(code: int, message: str, hint: str = "") -> typer.Exit:

@@ -16,8 +16,15 @@ import grpc  # type: ignore[import-untyped]
 
 MODEL_ERROR = re.compile(r"^(?:in ensemble '[^']*', )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
 # The server's own codes on a call with one response; gRPC itself does not begin its details with a code.
-MODEL_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+MODEL_CODES = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+)
 FIELD = re.compile(r"^([a-z][a-z0-9_]*): ")
+# The end of the server's message if it knows when to try again.
+RETRY_AFTER = re.compile(r" \(retry_after_ms=(?P<milliseconds>\d{1,9})\)$")
 # Triton's own messages if a model cannot be called.
 MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
 
@@ -53,12 +60,24 @@ class InvalidRequest(Qwen3TTSClientError, ValueError):
         self.field = field
 
 
+class NotFound(InvalidRequest):
+    """The request names a voice that is not there."""
+
+
 class ServerUnavailable(Qwen3TTSClientError):
     """No server answers at this address, or its model is not ready."""
 
 
 class ServerOverloaded(Qwen3TTSClientError):
-    """The server takes no more requests: its queue is full, or it is about to stop."""
+    """The server takes no more requests: its queue is full, or it is about to stop.
+
+    Attributes:
+        retry_after: seconds after which to try again, from the speed of the server's queue; None if the server does not say.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class StreamFailed(Qwen3TTSClientError):
@@ -91,12 +110,23 @@ def error_from_message(message: str, chunks_received: int) -> Qwen3TTSClientErro
         return ServerUnavailable(message, hint=NOT_READY_HINT)
     parts = MODEL_ERROR.match(message)
     code, message = (parts["code"], parts["message"]) if parts else ("", message)
-    if code == "INVALID_ARG":
+    if code in ("INVALID_ARG", "NOT_FOUND"):
         field = FIELD.match(message)
-        return InvalidRequest(message, field=field[1] if field else None)
+        kind = NotFound if code == "NOT_FOUND" else InvalidRequest
+        return kind(message, field=field[1] if field else None)
     if code == "UNAVAILABLE":
-        return ServerOverloaded(message, hint=OVERLOADED_HINT)
+        return _overloaded(message)
+    if code == "DEADLINE_EXCEEDED":
+        return RequestTimeout(f"the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
     return StreamFailed(message, chunks_received=chunks_received)
+
+
+def _overloaded(message: str) -> ServerOverloaded:
+    if (found := RETRY_AFTER.search(message)) is None:
+        return ServerOverloaded(message, hint=OVERLOADED_HINT)
+    seconds = int(found["milliseconds"]) / 1000
+    hint = f"try again in {seconds:.1f} s, or on another server"
+    return ServerOverloaded(message[: found.start()], hint=hint, retry_after=seconds)
 
 
 def error_from_rpc(error: grpc.RpcError, url: str, chunks_received: int) -> Qwen3TTSClientError:

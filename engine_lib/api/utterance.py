@@ -159,7 +159,7 @@ class UtteranceBuilder:
             except InvalidRequestError as error:
                 if error.field not in NAMES_HERE:
                     raise
-                raise InvalidRequestError(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
+                raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
             utterances.append(self._utterance(prompt, arguments))
         return utterances
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 
-from engine_lib.errors import SHUTDOWN_ERROR, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.errors import (
+    SHUTDOWN_ERROR,
+    DeadlineError,
+    EngineDeadError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    Qwen3TTSError,
+)
 
-STATUS_CODES = ("INVALID_ARG", "UNAVAILABLE", "INTERNAL")
+STATUS_CODES = ("INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "INTERNAL")
 # Codes that a stream ends with in-band and Triton does not have.
 OTHER_CODES = {"DEADLINE_EXCEEDED": "UNAVAILABLE"}
 CODE = re.compile(r"([A-Z_]+): ")
@@ -24,7 +32,11 @@ def status(error: BaseException) -> tuple[str, str]:
     """
     if isinstance(error, RelayedError) and (named := CODE.match(str(error))):
         return named[1] if named[1] in STATUS_CODES else OTHER_CODES.get(named[1], "INTERNAL"), str(error)
-    if isinstance(error, InvalidRequestError):
+    if isinstance(error, DeadlineError):
+        return OTHER_CODES["DEADLINE_EXCEEDED"], str(error)
+    if isinstance(error, NotFoundError):
+        code, message = "NOT_FOUND", str(error)
+    elif isinstance(error, InvalidRequestError):
         code, message = "INVALID_ARG", str(error)
     elif isinstance(error, OverloadedError | EngineDeadError) or str(error) == SHUTDOWN_ERROR:
         code, message = "UNAVAILABLE", str(error)

@@ -78,7 +78,7 @@ class RequestVoices:
             if not any(checkpoint.kind == "custom_voice" for checkpoint in self._served):
                 raise
             elsewhere = f"for a built-in speaker {where_to_go(self._served, 'custom_voice')}"
-            raise InvalidRequestError("voice", f"{_text(error)}; {elsewhere}") from None
+            raise type(error)("voice", f"{_text(error)}; {elsewhere}") from None
 
     def _check_built_in(self, voice: str | None) -> None:
         """Refuse a voice that another kind of checkpoint has, and say which model to call. PromptBuilder refuses unknown speakers."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.errors import DEADLINE_ERROR
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.client_watch import Watched
@@ -28,7 +29,7 @@ from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.tracing import Span
 from engine_lib.talker.base_engine import BaseTalkerEngine
-from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, FinishReason, Request, RequestListener, StreamTimes
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 logger = logging.getLogger(__name__)

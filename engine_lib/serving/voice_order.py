@@ -7,12 +7,11 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from engine_lib.errors import OverloadedError
+from engine_lib.errors import DeadlineError, OverloadedError
 from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import new_stream_key
 from engine_lib.serving.parse import Reference
 from engine_lib.serving.talker_stream import TalkerParts
-from engine_lib.talker.request import DEADLINE_ERROR
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore
 
@@ -65,14 +64,14 @@ class VoiceOrder:
         if self._has_ended:
             return
         if self.due_at is not None and time.monotonic() >= self.due_at:
-            error = DEADLINE_ERROR
+            error: Exception = DeadlineError()
         elif self._reply.is_cancelled():
-            error = "the client has gone"
+            error = OverloadedError("the client has gone")
         else:
             return
         self._end()
         self._encoding.cancel()
-        self._reply.refuse(OverloadedError(error))
+        self._reply.refuse(error)
 
     def _on_encoded(self, voice: Future[VoiceClonePromptItem]) -> None:
         """On the encoder's thread: leave the rest to a sender thread."""

@@ -22,7 +22,7 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
-from engine_lib.errors import SHUTDOWN_ERROR
+from engine_lib.errors import DEADLINE_ERROR, SHUTDOWN_ERROR
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
@@ -31,7 +31,7 @@ from engine_lib.talker.device.load_summary import load_summary
 from engine_lib.talker.device.worker import FrameResult, TalkerWorker
 from engine_lib.talker.parallel.rank_zero import start_ranks
 from engine_lib.talker.planner import Planner
-from engine_lib.talker.request import DEADLINE_ERROR, FinishReason, Request, RequestListener
+from engine_lib.talker.request import FinishReason, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule, Scheduler
 from engine_lib.talker.sequence import RUNNING, Sequence
 

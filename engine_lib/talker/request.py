@@ -12,8 +12,6 @@ from engine_lib.process.wire import Message
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 
-DEADLINE_ERROR = "DEADLINE_EXCEEDED: timeout: the time this request was given has passed; give it more, or ask a server with less load"
-
 
 class FinishReason(str, Enum):
     """Why a stream ended."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
-from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
+from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, Qwen3TTSError
 from engine_lib.voices.stored_voice import FACTS_SUFFIX, TENSORS_SUFFIX, Arrays, RefusedError, StoredVoice, digest, is_unicode, pack_tensors
 
 if TYPE_CHECKING:
@@ -218,10 +218,10 @@ class VoiceStore:
         except RefusedError as error:
             raise InvalidRequestError(field, f"{name!r} cannot be used: {error}; remove it and add it again") from None
 
-    def _unknown(self, name: str, field: str) -> InvalidRequestError:
+    def _unknown(self, name: str, field: str) -> NotFoundError:
         names = self.names()
         stored = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
-        return InvalidRequestError(field, f"{name!r} is not a stored voice; stored: {stored}")
+        return NotFoundError(field, f"{name!r} is not a stored voice; stored: {stored}")
 
     def _read(self, name: str) -> tuple[StoredVoice, Arrays]:
         """Facts and tensors of one voice.

@@ -6,7 +6,15 @@ import pickle
 
 import pytest
 
-from qwen3_tts_client import InvalidRequest, Qwen3TTSClientError, RequestTimeout, ServerOverloaded, ServerUnavailable, StreamFailed
+from qwen3_tts_client import (
+    InvalidRequest,
+    NotFound,
+    Qwen3TTSClientError,
+    RequestTimeout,
+    ServerOverloaded,
+    ServerUnavailable,
+    StreamFailed,
+)
 from qwen3_tts_client.errors import error_from_message
 
 
@@ -14,12 +22,14 @@ from qwen3_tts_client.errors import error_from_message
     ("message", "kind", "text"),
     [
         (
-            "in ensemble 'qwen3_tts', INVALID_ARG: voice: 'bob' is unknown; allowed: eric",
-            InvalidRequest,
+            "in ensemble 'qwen3_tts', NOT_FOUND: voice: 'bob' is unknown; allowed: eric",
+            NotFound,
             "voice: 'bob' is unknown; allowed: eric",
         ),
         ("INVALID_ARG: text: is empty\nreally", InvalidRequest, "text: is empty\nreally"),
         ("in ensemble 'qwen3_tts', UNAVAILABLE: 5 requests are open", ServerOverloaded, "5 requests are open"),
+        ("UNAVAILABLE: full; try again later (retry_after_ms=1200)", ServerOverloaded, "full; try again later"),
+        ("DEADLINE_EXCEEDED: timeout: it has passed", RequestTimeout, "the timeout passed after 0 chunks"),
         ("in ensemble 'qwen3_tts', INTERNAL: unexpected KeyError", StreamFailed, "unexpected KeyError"),
         ("Request for unknown model: 'nope' is not found", ServerUnavailable, "Request for unknown model: 'nope' is not found"),
         ("something Triton says of itself", StreamFailed, "something Triton says of itself"),
@@ -39,6 +49,7 @@ def test_a_refused_request_names_its_field_if_the_server_did() -> None:
 
 
 def test_every_error_is_caught_by_the_base_class_and_the_builtin_it_is() -> None:
+    assert issubclass(NotFound, InvalidRequest)
     for kind in (InvalidRequest, RequestTimeout, ServerOverloaded, ServerUnavailable, StreamFailed):
         assert issubclass(kind, Qwen3TTSClientError)
     assert issubclass(InvalidRequest, ValueError)
@@ -49,3 +60,12 @@ def test_an_error_reads_with_its_hint_and_survives_a_process_boundary() -> None:
     error = ServerUnavailable("cannot reach a server", hint="start one")
     assert str(error) == "cannot reach a server (start one)"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_an_overloaded_server_says_when_to_try_again_or_nothing() -> None:
+    timed, untimed = (error_from_message(f"UNAVAILABLE: full{hint}", 0) for hint in (" (retry_after_ms=1200)", ""))
+    assert isinstance(timed, ServerOverloaded)
+    assert isinstance(untimed, ServerOverloaded)
+    assert (timed.retry_after, untimed.retry_after) == (1.2, None)
+    assert timed.hint == "try again in 1.2 s, or on another server"
+    assert pickle.loads(pickle.dumps(timed)).retry_after == 1.2

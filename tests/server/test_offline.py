@@ -64,12 +64,12 @@ def test_a_refusal_names_the_field_has_the_code_and_is_counted(server: TritonSer
     def counted(name: str, **labels: str) -> float:
         return metric(server, name, model="qwen3_tts_offline", **labels)
 
-    answered, errors = counted("helper_request_seconds_count"), counted("helper_errors_total", code="INVALID_ARG")
+    answered, errors = counted("helper_request_seconds_count"), counted("helper_errors_total", code="NOT_FOUND")
     with pytest.raises(InferenceServerException) as error:
         unary(server, inputs(voice="nobody"))
-    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
-    assert error.value.message().startswith("INVALID_ARG: voice: 'nobody' is unknown; allowed: ")
-    eventually(lambda: counted("helper_errors_total", code="INVALID_ARG") == errors + 1, "the error is counted")
+    assert error.value.status() == "StatusCode.NOT_FOUND"
+    assert error.value.message().startswith("NOT_FOUND: voice: 'nobody' is unknown; allowed: ")
+    eventually(lambda: counted("helper_errors_total", code="NOT_FOUND") == errors + 1, "the error is counted")
     eventually(lambda: counted("helper_request_seconds_count") > answered, "the request is counted")
 
 

@@ -23,7 +23,6 @@ INVALID = [
     ("blank text", inputs(" \n"), "text", "give at least one word"),
     ("over-long text", inputs("word " * 1000), "text", "at most 4000"),
     ("text that is not UTF-8", inputs(b"\xff\xfe"), "text", "UTF-8"),
-    ("unknown voice", inputs(voice="nobody"), "voice", "vivian"),
     ("voice that is not UTF-8", inputs(voice=b"\xff"), "voice", "UTF-8"),
     ("unknown language", inputs(language="klingon"), "language", "english"),
     ("sampling that is not JSON", inputs(sampling="{"), "sampling_parameters", "JSON object"),
@@ -58,6 +57,12 @@ def test_a_bad_field_is_named_with_what_is_allowed(server: TritonServer, tensors
     message = refusal(server, tensors)
     assert message.startswith(f"INVALID_ARG: {field}: ")
     assert allowed in message
+
+
+def test_an_unknown_voice_is_not_found(server: TritonServer) -> None:
+    message = refusal(server, inputs(voice="nobody"))
+    assert message.startswith("NOT_FOUND: voice: 'nobody' is unknown; allowed: ")
+    assert "vivian" in message
 
 
 def test_reference_audio_needs_a_base_checkpoint(server: TritonServer) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.errors import (
+    DEADLINE_ERROR,
+    DeadlineError,
+    EngineDeadError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    Qwen3TTSError,
+)
 from engine_lib.serving.errors import RelayedError, status
 
 
@@ -12,11 +20,16 @@ from engine_lib.serving.errors import RelayedError, status
     ("error", "code", "message"),
     [
         (InvalidRequestError("voice", "is unknown"), "INVALID_ARG", "INVALID_ARG: voice: is unknown"),
+        (NotFoundError("voice", "is unknown"), "NOT_FOUND", "NOT_FOUND: voice: is unknown"),
         (OverloadedError("full"), "UNAVAILABLE", "UNAVAILABLE: full"),
+        (OverloadedError("full", 1.2), "UNAVAILABLE", "UNAVAILABLE: full (retry_after_ms=1200)"),
+        (DeadlineError(), "UNAVAILABLE", DEADLINE_ERROR),
         (EngineDeadError("gone"), "UNAVAILABLE", "UNAVAILABLE: gone"),
         (Qwen3TTSError("broken"), "INTERNAL", "INTERNAL: broken"),
         (ValueError("a user's words"), "INTERNAL", "INTERNAL: unexpected ValueError; the server's log has the place"),
         (RelayedError("INVALID_ARG: voice: is unknown"), "INVALID_ARG", "INVALID_ARG: voice: is unknown"),
+        (RelayedError("NOT_FOUND: voice: is unknown"), "NOT_FOUND", "NOT_FOUND: voice: is unknown"),
+        (RelayedError("the server is shutting down"), "UNAVAILABLE", "UNAVAILABLE: the server is shutting down"),
         (RelayedError("DEADLINE_EXCEEDED: timeout: passed"), "UNAVAILABLE", "DEADLINE_EXCEEDED: timeout: passed"),
         (RelayedError("the server stops"), "INTERNAL", "INTERNAL: the server stops"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, NotFoundError, OverloadedError
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import STATUS_CODES, status
 from engine_lib.serving.metrics import Metrics
@@ -94,7 +94,9 @@ def test_every_error_has_a_status_and_none_quotes_what_was_not_meant_for_clients
     assert status(EngineDeadError("dead")) == ("UNAVAILABLE", "UNAVAILABLE: dead")
     assert status(ConfigError("odd")) == ("INTERNAL", "INTERNAL: odd")
     assert "secret" not in status(RuntimeError("secret"))[1]
-    assert {status(error)[0] for error in (InvalidRequestError("a", ""), OverloadedError(), RuntimeError())} == set(STATUS_CODES)
+    assert {
+        status(error)[0] for error in (InvalidRequestError("a", ""), NotFoundError("a", ""), OverloadedError(""), RuntimeError())
+    } == set(STATUS_CODES)
 
 
 def test_quantiles_of_durations_are_gauges_and_are_set_only_when_they_change() -> None:

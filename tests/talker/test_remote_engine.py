@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from engine_lib.delivery import Delivery
-from engine_lib.errors import ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.errors import DEADLINE_ERROR, ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.talker.isolation import remote_engine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
-from engine_lib.talker.request import DEADLINE_ERROR, CodesChunk, Request, RequestListener, StreamTimes
+from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE, eventually
 from talker.speaking import (
