@@ -87,7 +87,12 @@ class EngineConfig:
         0, "CUDA priority of the talker's kernels: 0, or a negative number for a higher one.", minimum=-5, maximum=0
     )
 
-    max_waiting_requests: int = option(256, "Requests that may wait to start; one more is refused.", minimum=0, group="Requests")
+    max_waiting_requests: int = option(
+        256,
+        "Requests that may wait to start; one more is refused. One client, and batch requests, leave a quarter to others.",
+        minimum=0,
+        group="Requests",
+    )
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
 
     drain_seconds: float = option(

@@ -93,6 +93,8 @@ def say(
     model: cli_options.Model = DEFAULT_MODEL,
     url: cli_options.Url = DEFAULT_URL,
     timeout: cli_options.Timeout = None,
+    priority: cli_options.Priority = None,
+    client_name: cli_options.ClientName = None,
     chunks: Annotated[
         bool, typer.Option("--chunks", help="Print each chunk as it arrives: index, time since the request, seconds of audio.")
     ] = False,
@@ -131,6 +133,8 @@ def say(
             "max_frames": max_frames,
             "non_streaming_mode": non_streaming,
         },
+        priority=priority,
+        client=client_name,
     )
     spoken, writer = _text(text), _writer(output)
     report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)

@@ -92,6 +92,8 @@ def bench(
     model: cli_options.Model = DEFAULT_MODEL,
     url: cli_options.Url = DEFAULT_URL,
     timeout: cli_options.Timeout = None,
+    priority: cli_options.Priority = None,
+    client_name: cli_options.ClientName = None,
     chunk_frames: cli_options.ChunkFrames = None,
     temperature: cli_options.Temperature = None,
     top_k: cli_options.TopK = None,
@@ -127,6 +129,8 @@ def bench(
             "max_frames": max_frames,
             "non_streaming_mode": non_streaming,
         },
+        priority=priority,
+        client=client_name,
     )
     load = Load(
         url=url,

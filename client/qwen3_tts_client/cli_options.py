@@ -24,6 +24,12 @@ XVectorOnly = Annotated[bool, typer.Option("--x-vector-only", help="Clone only t
 Model = Annotated[str, typer.Option(metavar="NAME", help="Model to use if the server has several: qwen3_tts_base, qwen3_tts_design, ..")]
 Url = Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")]
 Timeout = Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")]
+Priority = Annotated[
+    str | None, typer.Option(metavar="interactive|batch", help="batch waits while interactive requests wait. [default: interactive]")
+]
+ClientName = Annotated[
+    str | None, typer.Option("--client", metavar="NAME", help="Clients with requests that wait take turns. [default: none]")
+]
 ChunkFrames = Annotated[
     str | None,
     typer.Option(metavar="N,N,...", help="Frames in the first, second, ... chunk; the last number repeats. [default: the server's]"),
@@ -53,6 +59,8 @@ def request_options(
     chunk_frames: str | None,
     greedy: bool,
     sampling: dict[str, Any],
+    priority: str | None = None,
+    client: str | None = None,
 ) -> RequestOptions:
     """The options of a request from those of a command line.
 
@@ -63,6 +71,7 @@ def request_options(
         chunk_frames: whole numbers separated by commas.
         greedy: no sampling.
         sampling: other sampling parameters by name; None is not sent.
+        priority, client: as `request_priority` and `client` in RequestOptions.
 
     Raises:
         typer.BadParameter: the recording cannot be read, or chunk_frames are not whole numbers.
@@ -78,6 +87,8 @@ def request_options(
         chunk_frames=None if chunk_frames is None else numbers(chunk_frames, int, "--chunk-frames"),
         reference_text=reference_text,
         x_vector_only=x_vector_only or None,
+        request_priority=priority,
+        client=client,
     )
     if reference is not None:
         clip = _recording(reference)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, StreamFailed, error_from_message
-from qwen3_tts_client.wire import add_reference, add_string, checked_timeout, read_string
+from qwen3_tts_client.wire import add_parameter, add_reference, add_string, checked_timeout, read_string
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,6 +40,8 @@ class RequestOptions(TypedDict, total=False):
         reference_text: the words of `reference_audio`.
         x_vector_only: clone only the timbre of the reference; needs no `reference_text`.
         request_id: name of the request in the server's log and metrics; need not be unique.
+        request_priority: "interactive" (default) or "batch", which waits while interactive requests wait.
+        client: a name of 1 to 64 characters; clients that wait take turns. If left out, the request is a client of its own.
     """
 
     voice: str | None
@@ -52,6 +54,8 @@ class RequestOptions(TypedDict, total=False):
     reference_text: str | None
     x_vector_only: bool | None
     request_id: str
+    request_priority: str | None
+    client: str | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ def build_request(model: str, text: str, timeout: float | None = None, **options
     timeout = checked_timeout(timeout)
     if timeout is not None:
         request.parameters["timeout"].int64_param = max(1, round(timeout * MICROSECONDS))
+    for name, value in (("request_priority", options.get("request_priority")), ("client", options.get("client"))):
+        if value is not None:
+            add_parameter(request, name, value)
     add_string(request, "text", text)
     for name, value in (("voice", options.get("voice")), ("language", options.get("language")), ("instruct", options.get("instruct"))):
         if value is not None:

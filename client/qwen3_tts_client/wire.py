@@ -34,18 +34,23 @@ def add_input(request: service_pb2.ModelInferRequest, name: str, datatype: str, 
     request.raw_input_contents.append(values.tobytes())
 
 
+def add_parameter(request: service_pb2.ModelInferRequest, name: str, value: str) -> None:
+    """Set a request parameter.
+
+    Raises:
+        InvalidRequest: the value cannot be encoded as UTF-8.
+    """
+    _encoded(name, value)
+    request.parameters[name].string_param = value
+
+
 def add_string(request: service_pb2.ModelInferRequest, name: str, value: str) -> None:
     """Append a BYTES input of shape [1]: on the wire, 4 bytes of length and the UTF-8 text.
 
     Raises:
         InvalidRequest: the value cannot be encoded as UTF-8.
     """
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)
-    try:
-        encoded = value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{name}: is not valid Unicode (a lone surrogate); give text that UTF-8 can hold", field=name) from None
+    encoded = _encoded(name, value)
     request.inputs.add(name=name, datatype="BYTES", shape=[1])
     request.raw_input_contents.append(len(encoded).to_bytes(4, "little") + encoded)
 
@@ -78,6 +83,15 @@ def add_reference(
 def read_string(raw: bytes) -> str:
     """The text of a BYTES output of shape [1]."""
     return raw[4:].decode("utf-8")
+
+
+def _encoded(name: str, value: str) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)
+    try:
+        return value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name}: is not valid Unicode (a lone surrogate); give text that UTF-8 can hold", field=name) from None
 
 
 def _checked_rate(sample_rate: object) -> int:

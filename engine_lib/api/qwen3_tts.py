@@ -133,7 +133,9 @@ class Qwen3TTS:
             non_streaming_mode: put the whole text into the prompt instead of feeding it while audio comes out.
             generation: the sampling arguments of SamplingParams and `max_new_tokens`; one that is left out or None comes
                 from generation_config.json. `max_new_tokens=N` gives at most N - 1 frames, and no more than `max_model_len` has room for.
-                Other arguments of transformers' generate() have no effect, as in the official package, and give one warning.
+                Other arguments of transformers' generate() have no effect, as in the official package, and give one warning. Two more
+                order the texts of several calls that wait: `request_priority`, "interactive" or "batch", which waits for the first, and
+                `client`, a name; clients take turns.
 
         Returns:
             (waveforms [samples] float32 in the order of the texts, sample rate). The list of waveforms also has `finish_reasons`: of each,
@@ -326,12 +328,13 @@ class Qwen3TTS:
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
-        return SpeechStream.start(self._talker, self._codec, utterance.prompt, utterance.sampling, delivery)
+        return SpeechStream.start(self._talker, self._codec, utterance, delivery)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
         """Queue one utterance and gather its codes; leaving `stack` cancels it."""
         listener = _CodesListener()
-        request = Request(uuid.uuid4().hex, utterance.prompt, utterance.sampling, Delivery(WHOLE_UTTERANCE_CHUNK))
+        key, delivery = uuid.uuid4().hex, Delivery(WHOLE_UTTERANCE_CHUNK)
+        request = Request(key, utterance.prompt, utterance.sampling, delivery, turn=utterance.turn)
         self._talker.submit(request, listener)
         stack.callback(self._talker.cancel, request.stream_key)  # no effect if the request has ended
         return listener.codes

@@ -12,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.api.utterance import Utterance
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt
-from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
@@ -62,15 +62,17 @@ class SpeechStream(Iterator[SpeechChunk]):
         self.finish_reason = ""
 
     @classmethod
-    def start(cls, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt, sampling: SamplingParams, delivery: Delivery) -> SpeechStream:
+    def start(cls, talker: TalkerEngine, codec: CodecEngine, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue a request.
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
         """
+        prompt = utterance.prompt
         pipe = _Pipe(talker, codec, prompt)
         announce_start = prompt.reference_codes is not None
-        talker.submit(Request(pipe.stream_key, prompt, sampling, delivery, announce_start=announce_start), pipe)
+        request = Request(pipe.stream_key, prompt, utterance.sampling, delivery, announce_start=announce_start, turn=utterance.turn)
+        talker.submit(request, pipe)
         return cls(pipe.chunks, partial(talker.cancel, pipe.stream_key))
 
     def __next__(self) -> SpeechChunk:

@@ -6,11 +6,12 @@ As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
+from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.api import official
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceReferences
@@ -34,12 +35,14 @@ class Utterance:
     """One text, ready to be spoken.
 
     Attributes:
+        turn: how it waits to start.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
 
     prompt: Prompt
     sampling: SamplingParams
     limit: str = ""
+    turn: Turn = DEFAULT_TURN
 
 
 class UtteranceBuilder:
@@ -148,6 +151,7 @@ class UtteranceBuilder:
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
+        turn = Turn.of(*(generation.pop(name, None) for name in TURN_NAMES))
         arguments = official.sampling_arguments(generation, self.kind, self._eos)
         if non_streaming_mode is not None:
             non_streaming_mode = official.flag("non_streaming_mode", non_streaming_mode)
@@ -160,7 +164,7 @@ class UtteranceBuilder:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(self._utterance(prompt, arguments))
+            utterances.append(replace(self._utterance(prompt, arguments), turn=turn))
         return utterances
 
     def _utterance(self, prompt: Prompt, generation: Mapping[str, Any]) -> Utterance:

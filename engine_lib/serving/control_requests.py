@@ -68,5 +68,5 @@ class ControlRequests:
     def _store_voice(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, deadline: float | None, reply: Reply) -> None:
         order = RequestValues(tensors, parameters).json_object("store_voice")
         name, consent = (str(order.get(field) or "") for field in ("name", "consent"))
-        store, reference = self._talker.voices.store(), self._parser.parse_reference(tensors, parameters)
-        VoiceOrder(self._talker, reply, store, name, consent, reference, deadline).begin()
+        store, (reference, turn) = self._talker.voices.store(), self._parser.parse_reference(tensors, parameters)
+        VoiceOrder(self._talker, reply, store, name, consent, reference, deadline).begin(turn)

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.delivery import DELIVERY_NAMES, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
-from engine_lib.serving.request_values import RequestValues
+from engine_lib.serving.request_values import RequestValues, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
-FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters")
+FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters", *TURN_NAMES)
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that do not control how codes are sampled.
 SERVING_NAMES = (*DELIVERY_NAMES, "non_streaming_mode")
@@ -48,7 +49,11 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechRequest:
-    """A client's request. PromptBuilder checks text, voice, language and instruct against the checkpoint."""
+    """A client's request. PromptBuilder checks text, voice, language and instruct against the checkpoint.
+
+    Attributes:
+        turn: how it waits: for the encoder of its recording, and to start.
+    """
 
     text: str
     voice: str | None = None
@@ -58,6 +63,7 @@ class SpeechRequest:
     sampling: SamplingParams
     delivery: Delivery
     reference: Reference | None = None
+    turn: Turn = DEFAULT_TURN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,8 @@ class RequestParser:
         options = values.json_object("sampling_parameters")
         serving = {name: options.pop(name) for name in SERVING_NAMES if name in options}
         for name in options:
+            if name in TURN_NAMES:
+                raise InvalidRequestError(name, "is a request parameter; take it out of sampling_parameters")
             if name not in SAMPLING_NAMES:
                 allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES)
                 raise InvalidRequestError("sampling_parameters", f"{name[:100]!r} is unknown; allowed: {allowed}")
@@ -114,18 +122,20 @@ class RequestParser:
             sampling=self.sampling.updated(options),
             delivery=self.delivery.updated(serving),
             reference=reference,
+            turn=turn_of(values),
         )
 
-    def parse_reference(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> Reference:
-        """The recording in a request to store a voice.
+    def parse_reference(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> tuple[Reference, Turn]:
+        """The recording in a request to store a voice, and how it waits.
 
         Raises:
             InvalidRequestError: there is none, or a field of it has a value that is not allowed.
         """
-        reference = self._reference(RequestValues(tensors, parameters))
+        values = RequestValues(tensors, parameters)
+        reference = self._reference(values)
         if reference is None:
             raise InvalidRequestError("reference_audio", "is missing; give a recording of the voice")
-        return reference
+        return reference, turn_of(values)
 
     def _reference(self, values: RequestValues) -> Reference | None:
         given = [name for name in REFERENCE_FIELDS if values.has(name)]

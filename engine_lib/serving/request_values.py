@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.admission.turn import TURN_NAMES, Turn
 from engine_lib.errors import InvalidRequestError, nearest
 
 logger = logging.getLogger(__name__)
 
-# Parameters that Triton and its clients add.
-TRITON_NAMES = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output", "binary_data_size"}
+# Parameters that Triton and its clients add. `priority` is not among them: Triton keeps it for itself, except on /generate.
+TRITON_NAMES = {"sequence_id", "sequence_start", "sequence_end", "timeout", "headers", "binary_data_output", "binary_data_size"}
 MAX_REPORTED = 100  # because clients choose the names
 _reported: set[str] = set()
 
@@ -136,6 +137,15 @@ class RequestValues:
         if not isinstance(value, dict):
             raise InvalidRequestError(name, f"is a JSON {type(value).__name__}; give a JSON object")
         return value
+
+
+def turn_of(values: RequestValues) -> Turn:
+    """How a request waits.
+
+    Raises:
+        InvalidRequestError: a value is not allowed.
+    """
+    return Turn.of(*(values.parameters.get(name) for name in TURN_NAMES))
 
 
 def _refuse_constant(constant: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from engine_lib.admission.turn import Turn
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
@@ -46,10 +47,10 @@ class RequestVoices:
             raise InvalidRequestError("reference_audio", f"is missing, and a base checkpoint has no voice of its own; {advice}")
         return self._stored(speech.voice)
 
-    def encode(self, reference: Reference) -> Future[VoiceClonePromptItem]:
+    def encode(self, reference: Reference, turn: Turn) -> Future[VoiceClonePromptItem]:
         """Make the voice of a recording; see VoiceLibrary.encode."""
         text, x_vector_only = reference.text, reference.x_vector_only
-        return self._library.encode(reference.audio, reference.sample_rate, x_vector_only=x_vector_only, reference_text=text)
+        return self._library.encode(reference.audio, reference.sample_rate, x_vector_only=x_vector_only, reference_text=text, turn=turn)
 
     def store(self) -> VoiceStore:
         """The store.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
+from engine_lib.admission.turn import Priority
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import STATUS_CODES
 from engine_lib.serving.metrics import Counter, Metrics
@@ -20,6 +21,7 @@ class TalkerMetrics:
     Attributes:
         accept_times: how long the latest requests took from their arrival to the engine.
         finished: accepted requests that ended, by finish reason.
+        overloads: requests refused because no place was left, by priority.
     """
 
     def __init__(self, metrics: Metrics, engine: BaseTalkerEngine[Any], streams: Sized, refusals: Counter) -> None:
@@ -34,6 +36,11 @@ class TalkerMetrics:
         metrics.gauge("active_streams", "Streams whose last message has not been sent", lambda: len(streams))
         metrics.gauge("running_requests", "Requests the talker decodes together", lambda: stats().running)
         metrics.gauge("waiting_requests", "Requests that wait for a place in the talker's batch", lambda: stats().waiting)
+        waiting: dict[str, Callable[[], float]] = {
+            Priority.INTERACTIVE.value: lambda: max(stats().waiting - stats().waiting_batch, 0),
+            Priority.BATCH.value: lambda: stats().waiting_batch,
+        }
+        metrics.gauges("waiting_by_priority", "Those that wait, by the priority of the request", "priority", waiting)
         metrics.gauge("requests_held", "1 while requests wait for the codec to catch up", lambda: engine.has_backpressure)
         metrics.gauge("kv_blocks_free", "Free blocks of the talker's KV cache", lambda: stats().free_blocks)
         metrics.gauge("kv_blocks_total", "Blocks of the talker's KV cache", lambda: stats().total_blocks)
@@ -52,6 +59,9 @@ class TalkerMetrics:
         metrics.total("frames_total", "Codec frames generated", lambda: stats().num_frames)
         self.finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
         metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES, counter=refusals)
+        priorities = [priority.value for priority in Priority]
+        overloads = "Requests refused because no place was left to wait in, by their priority"
+        self.overloads = metrics.counter("overload_refusals_total", overloads, "priority", priorities)
 
     def add_first_codes(self, seconds: float) -> None:
         """On an engine's thread: a stream got its first frames `seconds` after it arrived."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.errors import DEADLINE_ERROR
+from engine_lib.errors import DEADLINE_ERROR, OverloadedError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.client_watch import Watched
@@ -92,8 +92,8 @@ class TalkerStream(RequestListener):
         try:
             if isinstance(voice, Reference):
                 talker.prompts.check(text=speech.text, language=speech.language, instruct=speech.instruct)
-                talker.engine.reserve(self.stream_key)
-                self._encoding = talker.voices.encode(voice)
+                talker.engine.reserve(self.stream_key, speech.turn)
+                self._encoding = talker.voices.encode(voice, speech.turn)
                 self.due_at = self._deadline
                 self._encoding.add_done_callback(self._on_encoded)
             else:
@@ -161,6 +161,7 @@ class TalkerStream(RequestListener):
             self._deadline,
             announce_start=self._reference is not None,
             announce_times=self._reply.is_traced,
+            turn=speech.turn,
         )
         talker.engine.submit(request, self)
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
@@ -191,6 +192,8 @@ class TalkerStream(RequestListener):
 
     def _refuse(self, error: Exception) -> None:
         self._has_ended = True
+        if isinstance(error, OverloadedError):
+            self._talker.metrics.overloads.add(1, self._speech.turn.priority.value)
         self._talker.engine.release(self.stream_key)
         del self._talker.streams[self.stream_key]
         self._reply.refuse(error)

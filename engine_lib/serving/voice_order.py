@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from engine_lib.admission.turn import Turn
 from engine_lib.errors import DeadlineError, OverloadedError
 from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import new_stream_key
@@ -48,14 +49,14 @@ class VoiceOrder:
         self._has_ended = False
         self.due_at = deadline  # see Watched
 
-    def begin(self) -> None:
-        """Start to encode.
+    def begin(self, turn: Turn) -> None:
+        """Let the recording wait for its turn to be encoded.
 
         Raises:
             OverloadedError, EngineDeadError: as in TalkerEngine.reserve.
         """
-        self._talker.engine.reserve(self._stream_key)
-        self._encoding = self._talker.voices.encode(self._reference)
+        self._talker.engine.reserve(self._stream_key, turn)
+        self._encoding = self._talker.voices.encode(self._reference, turn)
         self._talker.orders[self._stream_key] = self
         self._encoding.add_done_callback(self._on_encoded)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engine_lib.admission.turn import TURN_NAMES
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
@@ -28,7 +29,7 @@ from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
-FIELDS = ("action", "name", "consent", "model", *REFERENCE)
+FIELDS = ("action", "name", "consent", "model", *REFERENCE, *TURN_NAMES)
 # Private facts: `show` gives them; `list` leaves them out, because it serves clients that only look for a name.
 PRIVATE = ("consent", "reference_text", "sha256")
 
@@ -106,7 +107,7 @@ class VoicesService:
         order = {"name": name, "consent": values.string("consent", MAX_CONSENT_LENGTH) or ""}
         store.check_addition(**order)
         tensors = {field: values.tensors[field] for field in REFERENCE if field in values.tensors}
-        parameters = {field: value for field, value in values.parameters.items() if field in REFERENCE}
+        parameters = {field: value for field, value in values.parameters.items() if field in (*REFERENCE, *TURN_NAMES)}
         packed = np.array([json.dumps(order).encode()], np.object_)
         talker = self._talker(values.string("model"))
         self._backend.control(talker, "store_voice", packed, tensors, parameters, timeout=timeout)

@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from engine_lib.admission.room import Room
+from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.prompt import Prompt
 from engine_lib.talker.backpressure import AdmissionPause
 from engine_lib.talker.request import Request, RequestListener
@@ -30,6 +32,7 @@ class TalkerStats:
     """A snapshot for metrics and tests. Counters count since the start.
 
     Attributes:
+        waiting_batch: how many of those that wait are of priority batch.
         free_blocks: blocks that no request uses, also if they keep a prefix.
         num_decode_steps, num_decode_rows: decode steps, and the streams of all of them together: rows a step are the batch size.
         num_prefix_hits: requests that found their first rows in the prefix cache; a preempted one counts each time it comes back.
@@ -38,6 +41,7 @@ class TalkerStats:
 
     running: int
     waiting: int
+    waiting_batch: int
     free_slots: int
     free_blocks: int
     total_blocks: int
@@ -67,7 +71,7 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         self.step_times = StepTimes()
         self._changed = threading.Condition()
         self._open: dict[str, OpenStream] = {}
-        self._reserved: set[str] = set()  # stream keys of requests to come
+        self._room = Room(config.max_num_seqs, config.max_waiting_requests)  # for open requests, and those to come
         self._alive = False
         self._backpressure = AdmissionPause()
 
@@ -116,20 +120,20 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
             self._backpressure.until = until
             self._accept_backpressure()
 
-    def reserve(self, stream_key: str) -> None:
+    def reserve(self, stream_key: str, turn: Turn = DEFAULT_TURN) -> None:
         """Reserve a place for a request while its prompt is made; `submit` takes it, `release` gives it up.
 
         Raises:
             OverloadedError, EngineDeadError: as in `submit`.
         """
         with self._changed:
-            self._check_room()
-            self._reserved.add(stream_key)
+            self._enter(stream_key, turn)
 
     def release(self, stream_key: str) -> None:
         """Give up a place of `reserve`; no effect if `submit` has taken it."""
         with self._changed:
-            self._reserved.discard(stream_key)
+            if stream_key not in self._open:
+                self._room.leave(stream_key, has_run=False)
 
     def submit(self, request: Request, listener: RequestListener) -> None:
         """Accept `request`; `listener` gets its chunks, on a thread of the engine.
@@ -143,9 +147,12 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         with self._changed:
             if request.stream_key in self._open:
                 raise InvalidRequestError("stream_key", f"{request.stream_key!r} is already open; give every request its own")
-            self._reserved.discard(request.stream_key)
-            self._check_room()
-            self._open[request.stream_key] = self._accept(request, listener)
+            self._enter(request.stream_key, request.turn)
+            try:
+                self._open[request.stream_key] = self._accept(request, listener)
+            except BaseException:
+                self._room.leave(request.stream_key, has_run=False)
+                raise
 
     def cancel(self, stream_key: str) -> None:
         """End a stream with finish reason `cancelled`; no effect if it is not open."""
@@ -153,16 +160,16 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
             if stream_key in self._open:
                 self._accept_cancel(stream_key)
 
-    def _check_room(self) -> None:
-        """Refuse a request if the engine has ended, or if as many as may be are open. The lock must be held."""
+    def _enter(self, stream_key: str, turn: Turn) -> None:
+        """Give a request its place, or refuse it. The lock must be held."""
         if not self._alive:
             raise EngineDeadError("the talker engine has stopped; restart the process")
-        limit, taken = self.config.max_num_seqs + self.config.max_waiting_requests, len(self._open) + len(self._reserved)
-        if taken >= limit:
-            raise OverloadedError(
-                f"{taken} requests are open and at most {limit} are allowed "
-                f"({self.config.max_num_seqs} running, {self.config.max_waiting_requests} waiting); try again later"
-            )
+        self._room.enter(stream_key, turn)
+
+    def _forget(self, stream_key: str, *, has_run: bool) -> None:
+        """Close a stream and free its place. The lock must be held."""
+        del self._open[stream_key]
+        self._room.leave(stream_key, has_run=has_run)
 
     def max_frames_behind(self, prompt: Prompt) -> int:
         """Frames that fit behind `prompt`; 0 or less if the prompt itself does not fit."""

@@ -28,6 +28,11 @@ class Emitter:
         self._num_chunks = 0
         self.has_failed = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the listener has got a chunk."""
+        return self._num_chunks > 0
+
     def start(self) -> None:
         """Announce that work begins, once: not again after a preemption."""
         if self._must_announce:

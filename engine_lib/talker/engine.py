@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine_lib.admission.turn import Priority
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
@@ -138,6 +139,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         return TalkerStats(
             running=running,
             waiting=max(len(self._open) - running, 0),
+            waiting_batch=scheduler.waiting.count(Priority.BATCH),
             free_slots=scheduler.num_free_slots,
             free_blocks=blocks.num_free_blocks,
             total_blocks=blocks.num_usable_blocks,
@@ -306,5 +308,5 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         """Free the slot and the blocks of `sequence`, then end its stream."""
         self.scheduler.release(sequence)
         with self._changed:
-            del self._open[sequence.request.stream_key]
+            self._forget(sequence.request.stream_key, has_run=sequence.emitter.has_begun)
         sequence.finish(reason, error)

@@ -7,6 +7,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.delivery import Delivery
 from engine_lib.process.wire import Message
 from engine_lib.prompt import Prompt
@@ -71,6 +72,7 @@ class Request(Message, frozen=True):
         deadline: time.monotonic() at which the stream ends with an error, waiting or running; None: never.
         announce_start: whether the listener's `on_start` is called.
         announce_times: whether the listener's `on_times` is called.
+        turn: how it waits to start.
     """
 
     stream_key: str
@@ -80,6 +82,7 @@ class Request(Message, frozen=True):
     deadline: float | None = None
     announce_start: bool = False
     announce_times: bool = False
+    turn: Turn = DEFAULT_TURN
 
 
 class RequestListener:

@@ -2,7 +2,8 @@
 
 Running streams come first: each gets the block its next row needs, and prefill has a row budget a step, so that a long
 prompt never stalls them for longer than that budget. When the pool runs dry the youngest stream gives its blocks back and
-is recomputed later from its prompt and kept codes; the oldest always makes progress.
+is recomputed later from its prompt and kept codes; the oldest always makes progress. Priorities and clients (fair_queue.py) order those
+that wait to begin. They change nothing for a stream that has begun: the youngest is preempted whatever its priority, and comes back first.
 
 A prompt's last row gives the first frame. If streams run, that row joins their decode step, which samples for all of them at once:
 sampling takes two thirds of a step, for one stream as for many. If none runs, prefill samples, and the frame is there sooner.
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from engine_lib.admission.fair_queue import FairQueue
 from engine_lib.talker.backpressure import AdmissionPause
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
@@ -80,7 +82,7 @@ class Scheduler:
         """
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: FairQueue[Sequence] = FairQueue()
         self.active: list[Sequence] = []  # holders of a slot, oldest first
         self.num_decode_steps = self.num_decode_rows = 0  # rows: the sequences of all these steps together
         self.num_preemptions = 0
@@ -108,10 +110,10 @@ class Scheduler:
 
     @property
     def _next_may_begin(self) -> bool:
-        return bool(self.waiting) and (self.waiting[0].num_preemptions > 0 or not self._backpressure.is_on)
+        return bool(self.waiting) and (self.waiting.head.num_preemptions > 0 or not self._backpressure.is_on)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.waiting.add(sequence, sequence.request.turn)
 
     def schedule(self) -> Schedule:
         """Plan one step and reserve the slots and blocks it needs."""
@@ -180,8 +182,8 @@ class Scheduler:
                 self._last_steps_of_blocks[block] = self.num_decode_steps
             sequence.slot = -1
             self.block_manager.free(sequence.block_table)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        else:
+            self.waiting.discard(sequence)
 
     def _reserve_next_row(self, sequence: Sequence) -> bool:
         """Get a block for the next row, if need be by preempting the youngest streams. Returns False if `sequence` itself was preempted."""
@@ -200,7 +202,7 @@ class Scheduler:
         sequence.num_launched_frames = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give `sequence` a slot, and blocks for all rows it has. Returns False if running streams may soon need those blocks."""
@@ -238,8 +240,8 @@ class Scheduler:
         for sequence in self.active:
             if sequence.status is PREFILLING and self._plan_prefill(sequence, schedule, others_run):
                 ready.append(sequence)
-        while self._room(schedule) and self._free_slots and self._next_may_begin and self._admit(self.waiting[0]):
-            sequence = self.waiting.popleft()
+        while self._room(schedule) and self._free_slots and self._next_may_begin and self._admit(self.waiting.head):
+            sequence = self.waiting.take()
             schedule.admitted.append(sequence)
             schedule.grown.append(sequence)
             schedule.prefill_after = max(schedule.prefill_after, self._last_step_of(sequence))

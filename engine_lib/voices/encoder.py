@@ -1,5 +1,7 @@
 """VoiceEncoder: recordings to voice prompts, batched on its own thread, remembered by content.
 
+Recordings wait as in FairQueue, by size: a short one need not wait for all the long ones that came before it.
+
 The encoders run in float32 whatever the talker's dtype is: a code is the nearest of 2048 entries, and bfloat16 would move many to
 another. On a GPU they have a stream of their own at the lowest priority, so a new voice only takes time that running streams leave.
 """
@@ -9,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine_lib.admission.fair_queue import FairQueue
+from engine_lib.admission.pace import Pace
+from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, on_stream, own_stream, resolve_device
@@ -97,7 +103,8 @@ class VoiceEncoder:
             self._warm_up(config.reference_max_seconds)
 
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: FairQueue[_Job] = FairQueue(by_size=True)
+        self._pace = Pace()
         self._voices: OrderedDict[bytes, EncodedVoice] = OrderedDict()  # least recently used first
         self._num_requests = self._num_encoded = self._num_batches = 0
         self._alive = True
@@ -113,6 +120,7 @@ class VoiceEncoder:
         x_vector_only: bool = False,
         reference_text: str | None = None,
         answer: Future[VoiceClonePromptItem] | None = None,
+        turn: Turn = DEFAULT_TURN,
     ) -> Future[VoiceClonePromptItem]:
         """Make the prompt of a voice, as the official package does for this recording alone.
 
@@ -123,6 +131,7 @@ class VoiceEncoder:
             x_vector_only: clone by the speaker embedding alone; the prompt then has no codes.
             reference_text: the words of the recording; needed unless `x_vector_only`.
             answer: the future to use, not running yet; a new one unless given.
+            turn: how the recording waits.
 
         Returns:
             A future of the prompt. Its tensors are on the CPU and belong to the caller. A recording cancelled in time is not encoded.
@@ -142,12 +151,17 @@ class VoiceEncoder:
                 raise EngineDeadError("the voice encoder has stopped")
             voice = self._remembered(job)
             if voice is None:
-                if len(self._waiting) >= self._max_waiting:
-                    raise OverloadedError(f"{len(self._waiting)} reference recordings are waiting; try again later or on another server")
-                self._waiting.append(job)
+                num_waiting, now = len(self._waiting), time.monotonic()
+                if num_waiting >= self._max_waiting:
+                    problem = f"{num_waiting} reference recordings are waiting; try again later or on another server"
+                    raise OverloadedError(problem, self._pace.seconds_for(num_waiting, now))
+                self._waiting.add(job, turn, size=len(audio))
+                self._pace.waits(now)
                 self._changed.notify()
             self._num_requests += 1
-        if voice is not None and job.answer.set_running_or_notify_cancel():
+        if voice is None:
+            job.answer.add_done_callback(lambda answer: self._withdraw(job) if answer.cancelled() else None)
+        elif job.answer.set_running_or_notify_cancel():
             job.answer.set_result(_prompt_item(job, voice))
         return job.answer
 
@@ -175,7 +189,7 @@ class VoiceEncoder:
             with self._changed:
                 self._alive = False
                 jobs += self._waiting
-                self._waiting.clear()
+                self._waiting = FairQueue(by_size=True)
             for job in jobs:
                 if not job.answer.done() and (job.answer.running() or job.answer.set_running_or_notify_cancel()):
                     job.answer.set_exception(EngineDeadError("the voice encoder has stopped"))
@@ -190,14 +204,24 @@ class VoiceEncoder:
             clips: set[bytes] = set()
             longest = 0
             while self._waiting:
-                job = self._waiting[0]
+                job = self._waiting.head
                 if job.key not in clips:  # a clip that is in the batch already costs nothing
                     longest, count = max(longest, len(job.audio)), len(clips) + 1
                     if jobs and (count > self._max_batch_clips or longest * count > MAX_BATCH_SECONDS * SAMPLE_RATE):
                         break
                     clips.add(job.key)
-                jobs.append(self._waiting.popleft())
+                jobs.append(self._waiting.take())
+                self._pace.starts(time.monotonic())
+            if not self._waiting:
+                self._pace.rests()
             return jobs
+
+    def _withdraw(self, job: _Job) -> None:
+        """A recording that nobody waits for any more waits no longer."""
+        with self._changed:
+            self._waiting.discard(job)
+            if not self._waiting:
+                self._pace.rests()
 
     def _answer(self, jobs: list[_Job]) -> None:
         """Answer those of `jobs` that have not been cancelled."""

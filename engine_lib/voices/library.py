@@ -1,15 +1,21 @@
 """VoiceLibrary: the voices that one checkpoint can clone, from the store or from recordings.
 
 The in-process API and the server each have one. Recordings are checked and resampled on a small pool and encoded on the encoder's
-thread, so a caller never waits here: it gets one future, which the pool refuses or the encoder answers.
+thread, so a caller never waits here: it gets one future, which the pool refuses or the encoder answers. In both places recordings
+wait as in FairQueue, by size.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import numpy.typing as npt
 
+from engine_lib.admission.fair_queue import FairQueue
+from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, InvalidRequestError
@@ -37,6 +43,8 @@ class VoiceLibrary:
         self._store = VoiceStore.of(config)
         self._min_seconds, self._max_seconds = config.reference_min_seconds, config.reference_max_seconds
         self._encoder = VoiceEncoder(checkpoint, config) if checkpoint.config.kind == "base" else None
+        self._lock = threading.Lock()
+        self._waiting: FairQueue[Callable[[], None]] = FairQueue(by_size=True)
         self._pool = ThreadPoolExecutor(RESAMPLING_THREADS, thread_name_prefix="reference")
 
     # stored voices
@@ -78,12 +86,13 @@ class VoiceLibrary:
         x_vector_only: bool = False,
         reference_text: str | None = None,
         field: str = "reference_audio",
+        turn: Turn = DEFAULT_TURN,
     ) -> Future[VoiceClonePromptItem]:
         """Make the prompt of the voice in a recording.
 
         Args:
             samples, sample_rate, field: as in `checked_reference_audio`; the samples must not change before the future is done.
-            x_vector_only, reference_text: as in VoiceEncoder.encode.
+            x_vector_only, reference_text, turn: as in VoiceEncoder.encode.
 
         Returns:
             A future of the prompt, or of an InvalidRequestError, OverloadedError, EngineDeadError or Qwen3TTSError.
@@ -102,16 +111,23 @@ class VoiceLibrary:
                 audio = checked_reference_audio(
                     samples, sample_rate, min_seconds=self._min_seconds, max_seconds=self._max_seconds, field=field
                 )
-                encoder.encode(audio, x_vector_only=x_vector_only, reference_text=reference_text, answer=answer)
+                encoder.encode(audio, x_vector_only=x_vector_only, reference_text=reference_text, answer=answer, turn=turn)
             except Exception as error:
                 if answer.set_running_or_notify_cancel():
                     answer.set_exception(error)
 
+        with self._lock:
+            self._waiting.add(prepare, turn, size=np.size(samples))
         try:
-            self._pool.submit(prepare)
+            self._pool.submit(self._prepare_next)
         except RuntimeError as error:  # the pool takes nothing after its shutdown
             raise EngineDeadError("the voice encoder has stopped") from error
         return answer
+
+    def _prepare_next(self) -> None:
+        with self._lock:
+            prepare = self._waiting.take()
+        prepare()
 
     def stats(self) -> VoiceEncoderStats:
         """A snapshot of the encoder.

@@ -42,6 +42,21 @@ def test_a_list_that_does_not_fit_is_refused_and_leaves_nothing_running(method: 
         assert "at most 4 are allowed" in str(refusal.value)
 
 
+def test_an_interactive_text_starts_before_a_batch_text_that_came_earlier(endless: Path):
+    with load(endless, max_num_seqs=1, codec_slots=1, max_model_len=4096, num_kv_blocks=600) as tts:
+        arguments: dict[str, Any] = {"text": "Good morning!", "speaker": "ryan", "max_new_tokens": 3000}
+        running = tts.stream_custom_voice(**arguments)
+        next(running)
+        batch = tts.stream_custom_voice(**arguments, request_priority="batch", client="night")
+        interactive = tts.stream_custom_voice(**arguments)
+        running.close()
+        next(interactive)
+        assert tts._talker.stats().waiting_batch == 1
+        for stream in (interactive, batch):
+            stream.close()
+        eventually(lambda: is_idle(tts), "both engines are idle")
+
+
 def test_a_text_too_long_for_the_engine_takes_the_others_of_its_list_along(endless: Path):
     with load(endless, max_model_len=128) as tts:
         with pytest.raises(InvalidRequestError):

@@ -38,6 +38,8 @@ from patience import eventually
         ({"max_new_tokens": "20"}, "max_new_tokens: '20'"),
         ({"max_new_tokens": True}, "max_new_tokens: True"),
         ({"max_frames": 4095}, "max_frames: 4095 .* at most"),
+        ({"request_priority": "urgent"}, "request_priority: 'urgent' .* interactive or batch"),
+        ({"client": ""}, "client: has 0 characters"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from server.conftest import new_server
 from server.streams import metric
+from typer.testing import CliRunner
 
 from client.conftest import RUNNING
 from engine_lib.server.process import TritonServer
@@ -29,6 +31,8 @@ from qwen3_tts_client import (
     ServerUnavailable,
     StreamFailed,
 )
+from qwen3_tts_client.cli import app
+from qwen3_tts_client.cli_errors import EXIT_OVERLOADED
 
 pytestmark = pytest.mark.server
 
@@ -172,7 +176,7 @@ async def test_a_refused_request_says_which_field_and_what_is_allowed(
         assert message in error.message
 
 
-def test_one_request_too_many_is_told_so_and_harms_no_other(server: TritonServer, url: str) -> None:
+async def test_one_request_too_many_is_told_so_and_harms_no_other(server: TritonServer, url: str, tmp_path: Path) -> None:
     def speak() -> str:
         return client.synthesize(TEXT, voice=VOICE, sampling={"max_frames": 1}).finish_reason
 
@@ -184,7 +188,16 @@ def test_one_request_too_many_is_told_so_and_harms_no_other(server: TritonServer
         eventually(lambda: metric(server, "waiting_requests") == 1, "one request waits")
         with pytest.raises(ServerOverloaded, match="are open and at most") as caught:
             speak()
-        assert caught.value.hint
+        async with AsyncClient(url) as async_client:
+            with pytest.raises(ServerOverloaded) as async_caught:
+                await async_client.synthesize(TEXT)
+        for error in (caught.value, async_caught.value):
+            assert error.retry_after is not None
+            assert error.retry_after > 0
+            assert error.hint == f"try again in {error.retry_after:.1f} s, or on another server"
+        said = CliRunner().invoke(app, ["say", TEXT, "--url", url, "--output", str(tmp_path / "out.wav")])
+        assert said.exit_code == EXIT_OVERLOADED
+        assert re.search(r"hint: try again in \d+\.\d s, or on another server", said.output)
         assert not next(streams[0]).is_final
         open_streams.close()
         assert waiting.result() == "length"

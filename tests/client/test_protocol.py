@@ -70,7 +70,10 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
         reference_text="hello",
         x_vector_only=True,
         request_id="mine",
+        request_priority="batch",
+        client="alice",
     )
+    assert {name: value.string_param for name, value in request.parameters.items()} == {"request_priority": "batch", "client": "alice"}
     inputs = inputs_of(request)
     sampling = json.loads(inputs.pop("sampling_parameters")[0])
     assert request.id == "mine"

@@ -107,6 +107,11 @@ class Stream:
         """
         return Chunk.read(self._receive())
 
+    @property
+    def has_received(self) -> bool:
+        """Whether a response that was not read has come."""
+        return not self._received.empty()
+
     def next_message(self) -> dict[str, npt.NDArray[Any]]:
         """Wait for the next message of a talker that is called directly; its tensors, none if the stream has ended.
 

@@ -87,6 +87,17 @@ def test_a_deadline_passes_while_a_recording_waits_and_while_it_is_encoded(cloni
     assert metric(cloning_server, "references_encoded_total") - before <= 1
 
 
+def test_a_short_recording_need_not_wait_for_all_long_ones(cloning_server: TritonServer) -> None:
+    before = metric(cloning_server, "references_encoded_total")
+    with ExitStack() as stack:
+        for seed in range(110, 110 + NUM_WAITING):
+            stack.enter_context(Stream(cloning_server, clone(seed, LONG)))
+        eventually(lambda: metric(cloning_server, "waiting_references") >= 3, "long ones wait")
+        assert stack.enter_context(Stream(cloning_server, clone(130, 1.0))).all()[-1].finish_reason == "length"
+        assert metric(cloning_server, "references_encoded_total") - before < NUM_WAITING
+    eventually_free(cloning_server)
+
+
 def test_an_order_to_store_a_voice_has_a_deadline_too(cloning_server: TritonServer) -> None:
     order = '{"name": "eve", "consent": "In writing."}'
     tensors = [*strings(store_voice=order), *reference(recording(50, LONG), text=None, x_vector_only=True)]

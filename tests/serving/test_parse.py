@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_lib.admission.turn import DEFAULT_TURN, Priority, Turn
 from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
+from engine_lib.serving import request_values
 from engine_lib.serving.parse import RequestParser, SpeechRequest
 
 DEFAULTS, DELIVERY = SamplingParams(temperature=0.5), Delivery((1, 2))
@@ -64,6 +66,22 @@ def test_parameters_fill_in_for_tensors_and_tensors_win() -> None:
 
 def test_parameters_this_project_does_not_know_are_left_alone() -> None:
     assert parse({"x-request-header": "1", "priority": 2}, text="a").text == "a"
+
+
+def test_how_a_request_waits_comes_in_parameters() -> None:
+    assert parse(text="a").turn is DEFAULT_TURN
+    assert parse({"request_priority": "batch", "client": "alice"}, text="a").turn == Turn(Priority.BATCH, "alice")
+    refused("request_priority", "interactive or batch", {"request_priority": 2}, text="a")
+    refused("client", "1 to 64", {"client": ""}, text="a")
+    refused("client", "take it out of sampling_parameters", text="a", sampling_parameters='{"client": "alice"}')
+
+
+def test_the_priority_of_triton_which_only_generate_hands_on_is_said_to_have_no_effect(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_values, "_reported", set())
+    parse({"priority": 2}, text="a")
+    assert caplog.messages == ["the request parameter 'priority' has no effect; did you mean request_priority?"]
 
 
 def test_an_empty_string_of_sampling_parameters_is_none() -> None:

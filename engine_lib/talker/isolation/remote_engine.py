@@ -175,7 +175,9 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
     def _receive_chunk(self, chunk: CodesChunk) -> None:
         key = chunk.stream_key
         with self._changed:
-            emitter = self._open.pop(key, None) if chunk.is_final else self._open.get(key)
+            emitter = self._open.get(key)
+            if emitter is not None and chunk.is_final:
+                self._forget(key, has_run=emitter.has_begun)
         if emitter is None:
             return
         if emitter.has_failed and chunk.is_final:
