@@ -16,12 +16,11 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, StreamFailed, error_from_message
-from qwen3_tts_client.wire import add_parameter, add_reference, add_string, checked_timeout, read_string
+from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_string
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-MICROSECONDS = 1_000_000  # in a second
 DEADLINE_CODE = "DEADLINE_EXCEEDED: "  # the server's error begins so if the request's timeout has passed
 
 
@@ -123,9 +122,7 @@ def build_request(model: str, text: str, timeout: float | None = None, **options
     if not isinstance(request_id, str):
         raise InvalidRequest(f"request_id: {type(request_id).__name__} is not allowed; give a str", field="request_id")
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
-    timeout = checked_timeout(timeout)
-    if timeout is not None:
-        request.parameters["timeout"].int64_param = max(1, round(timeout * MICROSECONDS))
+    add_timeout(request, checked_timeout(timeout))
     for name, value in (("request_priority", options.get("request_priority")), ("client", options.get("client"))):
         if value is not None:
             add_parameter(request, name, value)

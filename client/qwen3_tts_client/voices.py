@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.errors import Qwen3TTSClientError, error_from_rpc
-from qwen3_tts_client.wire import add_reference, add_string, checked_timeout, read_string
+from qwen3_tts_client.wire import add_reference, add_string, add_timeout, checked_timeout, read_string
 
 if TYPE_CHECKING:
     from tritonclient.grpc import service_pb2_grpc
@@ -118,8 +118,10 @@ class Voices:
         self._ask(_request("remove", name), timeout)
 
     def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
+        timeout = checked_timeout(timeout)
+        add_timeout(request, timeout)
         try:
-            return _result(self._stub.ModelInfer(request, timeout=checked_timeout(timeout)))
+            return _result(self._stub.ModelInfer(request, timeout=timeout))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self._url, 0) from None
 
@@ -159,8 +161,10 @@ class AsyncVoices:
         await self._ask(_request("remove", name), timeout)
 
     async def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
+        timeout = checked_timeout(timeout)
+        add_timeout(request, timeout)
         try:
-            return _result(await self._stub.ModelInfer(request, timeout=checked_timeout(timeout)))
+            return _result(await self._stub.ModelInfer(request, timeout=timeout))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self._url, 0) from None
 

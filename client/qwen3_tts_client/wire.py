@@ -12,6 +12,7 @@ from qwen3_tts_client.errors import InvalidRequest
 
 # Seconds; more are no limit. gRPC and Triton count in integers that a much larger number overflows.
 LONGEST_TIMEOUT = 1e8
+MICROSECONDS = 1_000_000  # in a second
 
 
 def checked_timeout(timeout: float | None) -> float | None:
@@ -42,6 +43,12 @@ def add_parameter(request: service_pb2.ModelInferRequest, name: str, value: str)
     """
     _encoded(name, value)
     request.parameters[name].string_param = value
+
+
+def add_timeout(request: service_pb2.ModelInferRequest, timeout: float | None) -> None:
+    """Let the server end the request after `timeout` seconds, from `checked_timeout`; None: never."""
+    if timeout is not None:
+        request.parameters["timeout"].int64_param = max(1, round(timeout * MICROSECONDS))
 
 
 def add_string(request: service_pb2.ModelInferRequest, name: str, value: str) -> None:

@@ -1,8 +1,8 @@
 """ClientWatch: notices clients that have gone, and recordings that wait for too long.
 
-The codec notices a client that leaves the ensemble. It never hears of one that called the talker itself, of one that left while its
-request still waits, or of a recording that is still to be encoded. To ask the server takes up to half a millisecond, so a sender
-asks, between the messages of the stream: never on an engine's thread, and never after the stream's last message.
+The codec notices a client that leaves the ensemble, on the stream's next chunk. A stream that waits, or a recording that is still to
+be encoded, has no chunks, and a client of another model never reaches the codec. To ask the server takes up to half a millisecond,
+so a sender asks, between the messages of the stream: never on an engine's thread, and never after the stream's last message.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Watched(Protocol):
 
 
 class ClientWatch:
-    """A slow thread beside one talker."""
+    """A slow thread beside one model."""
 
     def __init__(self, sender: OrderedSender, *watched: Mapping[str, Watched]) -> None:
         """
         Args:
-            sender: of the talker's messages.
-            watched: all work under way, by stream key.
+            sender: of the model's messages.
+            watched: all work under way, by stream key or another key.
         """
         self._sender, self._watched = sender, watched
         self._asked_at: dict[str, float] = {}

@@ -1,9 +1,9 @@
 """CodecService: messages of the talker in, audio out, without Triton's types.
 
 Every message gets exactly one answer, with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
-whole ensemble request. (A reference is answered by FINAL alone, which no client sees.) A stream that must stop early is stopped
-at its source: the codec asks the talker to cancel it, answers the messages that still come, and the talker's final message ends
-it like any other.
+whole ensemble request. (A reference and a question are answered by FINAL alone, which no client sees.) A stream that must stop
+early is stopped at its source: the codec asks the talker to cancel it, answers the messages that still come, and the talker's
+final message ends it like any other.
 """
 
 from __future__ import annotations
@@ -88,6 +88,9 @@ class CodecService(EngineService):
             reply.refuse(InvalidRequestError("header", f"is not a message of the talker ({error})"))
             return
         chunk = message.chunk
+        if message.is_question:
+            self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
+            return
         if arrived_at - message.sent_at > MAX_AGE_SECONDS:
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, too_old))
@@ -147,6 +150,13 @@ class CodecService(EngineService):
             self._cancel(codes.stream_key, self._failures)
         reply.send(answer.pack(), is_final=True)
         self._playback.send(stream.playback if stream else None, seconds, time.monotonic())
+
+    def _answer_question(self, stream_key: str, reply: Reply) -> None:
+        """Tell the talker if the client of a stream that has no audio yet has gone. FINAL alone reaches no client."""
+        if reply.is_cancelled():
+            self._client_cancels.add(1)
+            self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
+        reply.finish()
 
     def _cancel_if_client_gone(self, chunk: CodesChunk, reply: Reply) -> None:
         stream = self._streams.get(chunk.stream_key)

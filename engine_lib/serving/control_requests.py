@@ -41,7 +41,7 @@ class ControlRequests:
             if name in tensors:
                 self._check_signature(name, tensors[name], parameters)
         if "cancel" in tensors:
-            self._talker.engine.cancel(tensors["cancel"][0].decode("ascii", "replace"))
+            self._talker.cancel(tensors["cancel"][0].decode("ascii", "replace"))
             reply.finish()
         elif "hold" in tensors:
             self._hold(float(tensors["hold"][0]))

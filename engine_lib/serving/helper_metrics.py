@@ -38,7 +38,11 @@ class HelperMetrics:
         try:
             yield
         finally:
-            self._seconds.observe(time.perf_counter() - begin)
+            self.answered(time.perf_counter() - begin)
+
+    def answered(self, seconds: float) -> None:
+        """Record a request that took so long, its waiting included."""
+        self._seconds.observe(seconds)
 
     def close(self) -> None:
         """End the thread and release the server's metrics."""

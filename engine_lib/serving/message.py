@@ -41,11 +41,14 @@ class CodesMessage(Message, frozen=True):
             or repeat.
         delivery: as the client asked for it.
         sent_at: time.monotonic() of `pack`. All processes of a machine read the same clock.
+        is_question: no chunk: the codec looks whether the client is still there. Up to Triton 26.04 only a model further down the
+            ensemble can see that.
     """
 
     chunk: CodesChunk
     delivery: Delivery
     sent_at: float = 0.0
+    is_question: bool = False
 
     def pack(self, secret: ServerSecret, sent_at: float | None = None) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature.

@@ -2,8 +2,8 @@
 
 Unary gRPC and HTTP /infer need it, because they refuse decoupled models. It is a client of its own server: it calls the ensemble
 over gRPC and joins the chunks. (The Python backend's own requests to other models, BLS, cannot be used: frequent calls crash the
-process. Tried on 24.10 from one thread and from many.) One thread waits for each request; it notices at the next chunk that a
-client has gone.
+process. Tried on 24.10 from one thread and from many.) One thread waits for each request, and the client watch asks once a second
+whether its client has gone.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -22,13 +25,16 @@ from tritonclient.grpc import service_pb2
 
 from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
+from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.helper_metrics import HelperMetrics
+from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 
 # The talker limits the number of requests, so every one must reach it.
 MAX_THREADS = 2048
+SHUTDOWN_SECONDS = 4.0
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
 ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
 
@@ -45,6 +51,10 @@ class OfflineService:
         self._stream_call = stream_call(grpc.insecure_channel(url, (*CHANNEL_OPTIONS, NO_PROXY)))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
         self._metrics = HelperMetrics(backend)
+        self._calls: dict[str, _Call] = {}  # those under way, by number
+        self._numbers = count()
+        self._asking = OrderedSender(f"{backend.name}-watch", 1, backend.log_failure)
+        self._client_watch = ClientWatch(self._asking, self._calls)
         backend.guard.watch(holds_streams=False)
 
     def handle(self, request: Any) -> None:
@@ -63,6 +73,8 @@ class OfflineService:
     def shutdown(self) -> None:
         """End. Triton calls this when every request has been answered."""
         self._backend.guard.release()
+        self._client_watch.stop(SHUTDOWN_SECONDS)
+        self._asking.close(SHUTDOWN_SECONDS)
         self._pool.shutdown(wait=False)
         self._metrics.close()
 
@@ -83,17 +95,15 @@ class OfflineService:
         """
         audio, encoded = [], []
         last: dict[str, bytes] = {}
-        call = self._stream_call(message, metadata=tuple(trace_context.items()))
         try:
-            for response in call:
-                if response.error_message:
-                    raise RelayedError(ENSEMBLE_PREFIX.sub("", response.error_message))
-                result = response.infer_response
-                last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
-                audio.append(np.frombuffer(last["audio"], np.float32))
-                encoded.append(base64.b64decode(last["audio_base64"][4:]))
-                if not last["is_final"][0] and reply.is_cancelled():
-                    call.cancel()
+            with self._watched(_Call(self._stream_call(message, metadata=tuple(trace_context.items())), reply)) as responses:
+                for response in responses:
+                    if response.error_message:
+                        raise RelayedError(ENSEMBLE_PREFIX.sub("", response.error_message))
+                    result = response.infer_response
+                    last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
+                    audio.append(np.frombuffer(last["audio"], np.float32))
+                    encoded.append(base64.b64decode(last["audio_base64"][4:]))
         except grpc.RpcError as error:
             raise RelayedError(f"{error.code().name}: the stream broke") from None
         if not last:
@@ -106,6 +116,42 @@ class OfflineService:
             "finish_reason": np.array([last["finish_reason"][4:]], np.object_),
             "audio_base64": np.array([base64.b64encode(b"".join(encoded))], np.object_),
         }
+
+    @contextmanager
+    def _watched(self, call: _Call) -> Iterator[Any]:
+        """The responses of `call`, which is cancelled if its client goes."""
+        key = str(next(self._numbers))
+        self._calls[key] = call
+        try:
+            yield call.stream
+        finally:
+            del self._calls[key]
+            call.end()
+
+
+class _Call:
+    """One call of the ensemble.
+
+    Attributes:
+        due_at: as in Watched; the ensemble minds the deadline.
+    """
+
+    due_at: float | None = None
+
+    def __init__(self, stream: Any, reply: Reply) -> None:
+        self.stream, self._reply = stream, reply
+        self._lock, self._has_ended = threading.Lock(), False
+
+    def look_after(self) -> None:
+        """See Watched."""
+        with self._lock:  # the server is not asked while or after the request is answered
+            if not self._has_ended and self._reply.is_cancelled():
+                self.stream.cancel()
+
+    def end(self) -> None:
+        """Nothing is asked any more."""
+        with self._lock:
+            self._has_ended = True
 
 
 def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> service_pb2.ModelInferRequest:

@@ -18,7 +18,7 @@ from engine_lib.delivery import Delivery
 from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.backend import Reply, Tensors, TritonBackend
+from engine_lib.serving.backend import Reply, Tensors, TritonBackend, deadline_of
 from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.control_requests import ControlRequests
 from engine_lib.serving.helpers import Helpers
@@ -34,8 +34,6 @@ from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 
-MICROSECONDS = 1_000_000  # in a second
-LONGEST_TIMEOUT = 1e8  # seconds; a longer one is none, and no wait overflows
 SENDER_THREADS = 2  # its messages are small; each further thread takes the GIL from those that accept requests
 
 
@@ -82,8 +80,7 @@ class TalkerService(EngineService):
         reply = self._backend.reply(request)
         try:
             tensors, parameters = self._backend.tensors(request), request.parameters()
-            seconds = request.timeout() / MICROSECONDS
-            deadline = arrived_at + seconds if 0 < seconds < LONGEST_TIMEOUT else None
+            deadline = deadline_of(request, arrived_at)
             if not self._control_requests.handle(tensors, parameters, deadline, reply):
                 self._accept(tensors, parameters, deadline, reply, arrived_at)
         except Exception as error:

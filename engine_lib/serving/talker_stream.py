@@ -56,6 +56,11 @@ class TalkerParts:
     streams: dict[str, TalkerStream]
     orders: dict[str, Watched]
 
+    def cancel(self, stream_key: str) -> None:
+        """End a stream because its client has gone; no effect if it is not open."""
+        if (stream := self.streams.get(stream_key)) is not None:
+            self.sender.put(stream_key, stream.cancel)
+
 
 class TalkerStream(RequestListener):
     """One stream, among the open ones until its last message has been sent or its request is refused.
@@ -82,6 +87,7 @@ class TalkerStream(RequestListener):
         self._encoding: Future[VoiceClonePromptItem] | None = None
         self._encoded_at = 0.0  # time.monotonic(); 0.0: no recording has been encoded
         self._times: StreamTimes | None = None
+        self._has_begun = False  # its first message is on its way
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         talker.streams[self.stream_key] = self
@@ -113,6 +119,7 @@ class TalkerStream(RequestListener):
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """On an engine's thread: count, and leave the rest to a sender thread."""
+        self._has_begun = True
         talker, is_first = self._talker, chunk.index == 0
         if is_first and len(chunk.codes):
             talker.metrics.add_first_codes(time.monotonic() - self._arrived_at)
@@ -167,28 +174,39 @@ class TalkerStream(RequestListener):
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
 
     def look_after(self) -> None:
-        """See Watched. A recording that nobody waits for any more is not encoded, unless that has begun."""
+        """See Watched."""
+        if self._has_ended:
+            return
+        if self.due_at is not None and time.monotonic() >= self.due_at:
+            self._give_up(FinishReason.ERROR, DEADLINE_ERROR)
+        elif self._reply.is_cancelled():
+            self.cancel()
+        elif not self._has_begun:
+            nothing = CodesChunk(self.stream_key, 0, self._no_codes)
+            self._reply.send(CodesMessage(nothing, self._speech.delivery, is_question=True).pack(self._talker.secret), is_final=False)
+
+    def cancel(self) -> None:
+        """On its sender: the client has gone. Its recording is not encoded, unless that has begun."""
         if self._has_ended:
             return
         if self._encoding is None:
-            if self._reply.is_cancelled():
-                self._talker.engine.cancel(self.stream_key)
-        elif self.due_at is not None and time.monotonic() >= self.due_at:
-            self._give_up(FinishReason.ERROR, DEADLINE_ERROR)
-        elif self._reply.is_cancelled():
+            self._talker.engine.cancel(self.stream_key)
+        else:
             self._give_up(FinishReason.CANCELLED)
 
     def _give_up(self, reason: FinishReason, error: str = "") -> None:
         """End the stream before the engine has it."""
         encoding, self._encoding, self.due_at = self._encoding, None, None
-        num_code_groups = self._talker.prompts.config.talker.num_code_groups
-        codes = np.empty((0, num_code_groups), np.int16)
         self._talker.engine.release(self.stream_key)
         try:
-            self._end(CodesChunk(self.stream_key, 0, codes, is_final=True, finish_reason=reason.value, error=error))
+            self._end(CodesChunk(self.stream_key, 0, self._no_codes, is_final=True, finish_reason=reason.value, error=error))
         finally:
             if encoding is not None:
                 encoding.cancel()
+
+    @property
+    def _no_codes(self) -> npt.NDArray[np.int16]:
+        return np.empty((0, self._talker.prompts.config.talker.num_code_groups), np.int16)
 
     def _refuse(self, error: Exception) -> None:
         self._has_ended = True

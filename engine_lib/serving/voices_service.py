@@ -1,17 +1,17 @@
 """VoicesService: list, show, add and remove the voices of a server: the work of the model `voices`.
 
 The folder of the store is shared, so voices are listed and removed here. The encoders are beside the talker, on its device: to
-add a voice, this model sends a control request to the talker of a base checkpoint, which encodes and stores it. Requests are
-answered one after the other on Triton's own thread, because BLS calls from several threads crash the stub (24.10). Built-in
-speakers are read from each checkpoint's config.json. No type of Triton's is used here.
+add a voice, this model sends a control request to the talker of a base checkpoint, which encodes and stores it
+(voice_additions.py). Other requests are answered one after the other on Triton's own thread. Built-in speakers are read from each
+checkpoint's config.json. No type of Triton's is used here.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from engine_lib.admission.turn import TURN_NAMES
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
-from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.backend import Reply, TritonBackend, deadline_of
 from engine_lib.serving.helper_metrics import HelperMetrics
-from engine_lib.serving.request_values import RequestValues
+from engine_lib.serving.request_values import RequestValues, turn_of
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
+from engine_lib.serving.voice_additions import SHUTDOWN_SECONDS, Addition, VoiceAdditions
+from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
 FIELDS = ("action", "name", "consent", "model", *REFERENCE, *TURN_NAMES)
+ACTIONS = ("list", "show", "add", "remove")
 # Private facts: `show` gives them; `list` leaves them out, because it serves clients that only look for a name.
 PRIVATE = ("consent", "reference_text", "sha256")
 
@@ -50,42 +53,36 @@ class VoicesService:
         self._served = served_checkpoints(args, own, config.model_path)
         self._configs = {checkpoint.ensemble: CheckpointConfig.read(Path(checkpoint.model_path)) for checkpoint in self._served}
         self._store = VoiceStore.of(config)
+        self._max_reference_seconds = config.reference_max_seconds
+        self._additions = VoiceAdditions(backend)
         self._metrics = HelperMetrics(backend)
         backend.guard.watch(holds_streams=False)
 
     def handle(self, request: Any) -> None:
-        """Carry out one request and answer it."""
-        reply = self._backend.reply(request)
-        with self._metrics.answering():
-            try:
-                result = self._result(RequestValues(self._backend.tensors(request), request.parameters()), request.timeout())
-            except Exception as error:
-                reply.refuse(error)
-            else:
-                reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
+        """Carry out one request and answer it, or let it wait if it adds a voice."""
+        arrived_at, reply = time.monotonic(), self._backend.reply(request)
+        actions: dict[str, Callable[[RequestValues], Facts]] = {"list": self._list, "show": self._show, "remove": self._remove}
+        try:
+            values = RequestValues(self._backend.tensors(request), request.parameters())
+            values.report_unknown(FIELDS)
+            action = values.string("action") or ""
+            if action == "add":
+                self._queue(values, reply, arrived_at, deadline_of(request, arrived_at))
+                return
+            if action not in actions:
+                raise InvalidRequestError("action", f"{action[:100]!r} is unknown; give one of {', '.join(ACTIONS)}")
+            result = actions[action](values)
+        except Exception as error:
+            reply.refuse(error)
+        else:
+            _answer(reply, result)
+        self._metrics.answered(time.monotonic() - arrived_at)
 
     def shutdown(self) -> None:
         """End. Triton calls this when every request has been answered."""
         self._backend.guard.release()
+        self._additions.shutdown(SHUTDOWN_SECONDS)
         self._metrics.close()
-
-    def _result(self, values: RequestValues, timeout: int) -> Facts:
-        """Carry out a request of `timeout` microseconds (0: no limit); returns its answer.
-
-        Raises:
-            InvalidRequestError, RelayedError, Qwen3TTSError: it is not allowed, or failed.
-        """
-        actions: dict[str, Callable[[RequestValues], Facts]] = {
-            "list": self._list,
-            "show": self._show,
-            "add": partial(self._add, timeout),
-            "remove": self._remove,
-        }
-        values.report_unknown(FIELDS)
-        action = values.string("action") or ""
-        if action not in actions:
-            raise InvalidRequestError("action", f"{action[:100]!r} is unknown; give one of {', '.join(actions)}")
-        return actions[action](values)
 
     def _list(self, _values: RequestValues) -> Facts:
         voices = self._built_in()
@@ -100,18 +97,44 @@ class VoicesService:
                 return voice
         return self._stored(self._open_store().show(name))
 
-    def _add(self, timeout: int, values: RequestValues) -> Facts:
+    def _queue(self, values: RequestValues, reply: Reply, arrived_at: float, deadline: float | None) -> None:
+        """Check a request to add a voice, as far as it can be without the talker, and let it wait.
+
+        Raises:
+            InvalidRequestError, OverloadedError, Qwen3TTSError: it is refused.
+        """
         store, name = self._open_store(), self._name(values)
         if any(voice["name"] == name for voice in self._built_in()):
             raise InvalidRequestError("name", f"{name!r} is a built-in speaker of this server; choose another name")
         order = {"name": name, "consent": values.string("consent", MAX_CONSENT_LENGTH) or ""}
         store.check_addition(**order)
-        tensors = {field: values.tensors[field] for field in REFERENCE if field in values.tensors}
+        talker, turn = self._talker(values.string("model")), turn_of(values)
+        num_samples = self._num_samples(values)
+        # Copies, because the tensors are the server's memory.
+        tensors = {field: values.tensors[field].copy() for field in REFERENCE if field in values.tensors}
         parameters = {field: value for field, value in values.parameters.items() if field in (*REFERENCE, *TURN_NAMES)}
-        packed = np.array([json.dumps(order).encode()], np.object_)
-        talker = self._talker(values.string("model"))
-        self._backend.control(talker, "store_voice", packed, tensors, parameters, timeout=timeout)
-        return self._stored(store.show(name))
+
+        def carry_out(timeout: int) -> None:
+            packed = np.array([json.dumps(order).encode()], np.object_)
+            try:
+                self._backend.control(talker, "store_voice", packed, tensors, parameters, timeout=timeout)
+                result = self._stored(store.show(name))
+            except Exception as error:
+                reply.refuse(error)
+            else:
+                _answer(reply, result)
+            self._metrics.answered(time.monotonic() - arrived_at)
+
+        self._additions.put(Addition(reply, carry_out, deadline), turn, num_samples)
+
+    def _num_samples(self, values: RequestValues) -> int:
+        """Samples of the recording, which the talker checks; only a size that it refuses is refused here, before it is copied."""
+        audio, limit = values.samples("reference_audio"), self._max_reference_seconds
+        if audio is not None and len(audio) > limit * MAX_SAMPLE_RATE:
+            raise InvalidRequestError(
+                "reference_audio", f"has {len(audio)} samples, more than {limit:g} s at any rate; give a shorter recording"
+            )
+        return 0 if audio is None else len(audio)
 
     def _remove(self, values: RequestValues) -> Facts:
         name = self._name(values)
@@ -161,6 +184,10 @@ class VoicesService:
         ]
         facts = asdict(voice)
         return {"name": facts.pop("name"), "source": "stored", "models": models, **facts}
+
+
+def _answer(reply: Reply, result: Facts) -> None:
+    reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
 
 
 def _ensembles(served: list[ServedCheckpoint]) -> str:

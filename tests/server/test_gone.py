@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.process import TritonServer
-from patience import eventually
+from patience import PATIENCE, eventually
 from server.conftest import new_server
 from server.streams import Stream, eventually_free, inputs, metric, signature
-from server.test_voices import recording, reference, strings
+from server.test_voices import recording, reference, strings, voices
 
 ENDLESS = {"max_frames": 1900, "chunk_frames": [8]}
 NUM_WAITING = 12
@@ -87,6 +89,36 @@ def test_a_deadline_passes_while_a_recording_waits_and_while_it_is_encoded(cloni
     assert metric(cloning_server, "references_encoded_total") - before <= 1
 
 
+def test_the_server_asks_for_clients_that_wait_inside_an_ensemble(small_server: TritonServer) -> None:
+    """Triton tells no talker of them (up to 26.04): streams and whole utterances, in the queue."""
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(Stream(small_server, inputs(sampling=ENDLESS))).next()
+        with Stream(small_server, inputs(sampling=ENDLESS)):
+            eventually(lambda: metric(small_server, "waiting_requests") == 1, "the third stream waits")
+        eventually(lambda: metric(small_server, "waiting_requests") == 0, "it does not wait any more")
+        with triton.InferenceServerClient(f"localhost:{small_server.grpc_port}") as client:
+            call = client.async_infer("qwen3_tts_offline", inputs(sampling=ENDLESS), lambda result, error: None)
+            eventually(lambda: metric(small_server, "waiting_requests") == 1, "an utterance waits")
+            call.cancel()
+            eventually(lambda: metric(small_server, "waiting_requests") == 0, "it does not wait any more")
+        assert metric(small_server, "running_requests") == 2
+    eventually_free(small_server)
+
+
+def test_a_recording_inside_an_ensemble_is_not_encoded_either(cloning_server: TritonServer) -> None:
+    before, cancelled = metric(cloning_server, "references_encoded_total"), ends(cloning_server, "cancelled")
+    with Stream(cloning_server, clone(100, LONG), model="talker"):
+        eventually(lambda: metric(cloning_server, "active_streams") == 1, "one recording is being encoded")
+        with ExitStack() as stack:
+            for seed in range(101, 101 + NUM_WAITING):
+                stack.enter_context(Stream(cloning_server, clone(seed, LONG)))
+            eventually(lambda: metric(cloning_server, "active_streams") >= 5, "four more wait")
+        eventually(lambda: ends(cloning_server, "cancelled") >= cancelled + 4, "their clients have gone")
+    eventually_free(cloning_server)
+    assert metric(cloning_server, "references_encoded_total") - before <= 1 + NUM_WAITING - 3
+
+
 def test_a_short_recording_need_not_wait_for_all_long_ones(cloning_server: TritonServer) -> None:
     before = metric(cloning_server, "references_encoded_total")
     with ExitStack() as stack:
@@ -95,6 +127,30 @@ def test_a_short_recording_need_not_wait_for_all_long_ones(cloning_server: Trito
         eventually(lambda: metric(cloning_server, "waiting_references") >= 3, "long ones wait")
         assert stack.enter_context(Stream(cloning_server, clone(130, 1.0))).all()[-1].finish_reason == "length"
         assert metric(cloning_server, "references_encoded_total") - before < NUM_WAITING
+    eventually_free(cloning_server)
+
+
+def test_voices_are_listed_while_one_is_added_and_the_next_one_has_a_deadline(cloning_server: TritonServer) -> None:
+    with (
+        Stream(cloning_server, clone(140, LONG)),
+        triton.InferenceServerClient(f"localhost:{cloning_server.grpc_port}") as client,
+    ):
+        eventually(lambda: metric(cloning_server, "active_streams") == 1, "one recording is being encoded")
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for name, timeout in (("first", None), ("second", 100_000)):
+            tensors = [
+                *strings(action="add", name=name, consent="In writing."),
+                *reference(recording(150, LONG), text=None, x_vector_only=True),
+            ]
+            client.async_infer("voices", tensors, lambda result, error: answers.put(error or result), timeout=timeout)
+        error = answers.get(timeout=PATIENCE)
+        assert isinstance(error, InferenceServerException)
+        assert error.message().startswith("DEADLINE_EXCEEDED: timeout: ")
+        assert error.status() == "StatusCode.UNAVAILABLE"
+        assert voices(cloning_server, [], action="list")["voices"] == []
+        assert not isinstance(answers.get(timeout=PATIENCE), Exception)
+    assert [voice["name"] for voice in voices(cloning_server, [], action="list")["voices"]] == ["first"]
+    voices(cloning_server, [], action="remove", name="first")
     eventually_free(cloning_server)
 
 
