@@ -9,7 +9,7 @@ The row order is that of `Qwen3TTSForConditionalGeneration.generate` in qwen-tts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError, NotFoundError
+from engine_lib.streamed_text import SafeBorders, StreamedText, TextRows, check_text, empty
 
 # Codes of some rows: of codebook 0 [rows], of all codebooks [rows, num_code_groups], or none.
 Codes = Sequence[int] | npt.NDArray[np.int32]
@@ -25,8 +26,8 @@ Codes = Sequence[int] | npt.NDArray[np.int32]
 NO_ID = -1  # a row without text, or without a code in that codebook
 SPEAKER_EMBEDDING_ID = -2  # in codebook 0: the `speaker_embedding` of the prompt
 
-# Token counts of "<|im_start|>assistant\n" and "<|im_end|>\n<|im_start|>assistant\n" around the text, and of "<|im_end|>\n"
-# after a reference text.
+ROLE, TAIL = "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>assistant\n"  # around the text
+# Token counts of these, and of "<|im_end|>\n" after a reference text.
 ROLE_LENGTH = 3
 TAIL_LENGTH = 5
 REFERENCE_TAIL_LENGTH = 2
@@ -62,7 +63,7 @@ class Prompt:
     """The inputs of the talker for one request.
 
     Attributes:
-        text_ids: [rows] int32, NO_ID if a row has no text.
+        text_ids: [rows] int32, NO_ID if a row has no text. Fewer than the rows if they are to come, as in PromptBuilder.open.
         codes: [rows, num_code_groups] int32, NO_ID if a row has no code; column 0 may hold special codec ids and SPEAKER_EMBEDDING_ID.
         trailing_text_ids: [n] int32; entry i joins the codes of frame i in the next input row, tts_pad after the last.
         num_text_tokens: tokens of the text to be spoken, for the frame budget.
@@ -79,7 +80,7 @@ class Prompt:
     reference_codes: npt.NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
-        return len(self.text_ids)
+        return len(self.codes)
 
 
 class PromptBuilder:
@@ -90,6 +91,7 @@ class PromptBuilder:
         self.config = checkpoint.config
         self.max_text_length = max_text_length
         self._tokenizer = checkpoint.tokenizer
+        self._borders = SafeBorders(self._tokenizer.backend_tokenizer)
         self._languages = sorted(["auto", *(name for name in self.config.talker.language_ids if "dialect" not in name)])
 
     @property
@@ -107,13 +109,14 @@ class PromptBuilder:
         """The voice if a request names none: the first in the checkpoint."""
         return next(iter(self.config.talker.speaker_ids), None) if self.config.kind == "custom_voice" else None
 
-    def check(self, *, text: str, language: str | None = None, instruct: str | None = None) -> None:
-        """Check these fields as `build` does, while the voice is still being encoded.
+    def check(self, *, text: str | None, language: str | None = None, instruct: str | None = None) -> None:
+        """Check these fields as `build` does, while the voice is still being encoded; `text` is None if it is to come.
 
         Raises:
             InvalidRequestError: a field has a value this checkpoint does not allow.
         """
-        self._check_text("text", text)
+        if text is not None:
+            self._check_text("text", text)
         self._language_id(language, None)
         self._instruct_ids(instruct)
 
@@ -142,23 +145,53 @@ class PromptBuilder:
             InvalidRequestError: a field has a value this checkpoint does not allow.
         """
         self._check_text("text", text)
-        cloned = self._checked_clone(voice_prompt)
-        voice = self._checked_voice(voice)
-        language_id = self._language_id(language, voice)
-        instruct_ids = self._instruct_ids(instruct)
+        ids = self._tokenize(f"{ROLE}{text}{TAIL}")
+        role, spoken = ids[:ROLE_LENGTH], ids[ROLE_LENGTH:-TAIL_LENGTH]
+        rows, cloned = self._begin(role, voice, language, instruct, voice_prompt)
         if non_streaming_mode is None:
             non_streaming_mode = self.config.kind != "base"
-        ids = self._tokenize(f"<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n")
-        role, spoken = ids[:ROLE_LENGTH], ids[ROLE_LENGTH:-TAIL_LENGTH]
-
-        rows = _Rows(self.config.talker.num_code_groups)
-        rows.add(instruct_ids)
-        rows.add(role)
-        speaker = SPEAKER_EMBEDDING_ID if cloned else self.config.talker.speaker_ids[voice] if voice else None
-        self._add_codec_tags(rows, language_id, speaker)
         add_text = self._add_whole_text if non_streaming_mode else self._add_first_text
         trailing = add_text(rows, spoken, cloned)
         return rows.prompt(trailing, len(spoken), cloned)
+
+    def open(
+        self,
+        *,
+        voice: str | None = None,
+        language: str | None = None,
+        instruct: str | None = None,
+        voice_prompt: VoiceToClone | None = None,
+    ) -> tuple[Prompt, TextRows]:
+        """Lay out the prompt of a request with text to come: as `build` does with `non_streaming_mode` False, for any text.
+
+        Args, raises:
+            As in `build`.
+
+        Returns:
+            The prompt without the text of its rows, and the object that makes that text, and the trailing one, of pieces.
+        """
+        rows, cloned = self._begin([NO_ID] * ROLE_LENGTH, voice, language, instruct, voice_prompt)
+        head, frames = [*rows.text_ids], self._bos_and_reference(cloned)
+        rows.add([NO_ID] * len(frames), frames)
+        prompt = replace(rows.prompt([], 0, cloned), text_ids=np.empty(0, np.int32))
+        text = StreamedText(self._borders, self._tokenize, before=ROLE, after=TAIL)
+        role = slice(head.index(NO_ID), head.index(NO_ID) + ROLE_LENGTH)
+        end = self.config.tts_eos_token_id
+        return prompt, TextRows(text, [*head, *self._reference_ids(cloned)], role, end=end, max_length=self.max_text_length)
+
+    def _begin(
+        self, role: list[int], voice: str | None, language: str | None, instruct: str | None, voice_prompt: VoiceToClone | None
+    ) -> tuple[_Rows, ClonedVoice | None]:
+        """The rows before the text, and the voice to clone."""
+        cloned = self._checked_clone(voice_prompt)
+        voice = self._checked_voice(voice)
+        language_id = self._language_id(language, voice)
+        rows = _Rows(self.config.talker.num_code_groups)
+        rows.add(self._instruct_ids(instruct))
+        rows.add(role)
+        speaker = SPEAKER_EMBEDDING_ID if cloned else self.config.talker.speaker_ids[voice] if voice else None
+        self._add_codec_tags(rows, language_id, speaker)
+        return rows, cloned
 
     def _add_codec_tags(self, rows: _Rows, language_id: int | None, speaker: int | None) -> None:
         """Add tts_pad.. + tts_bos over [think.., language, .., speaker, pad]; the codec's bos belongs to a row of the text."""
@@ -244,17 +277,10 @@ class PromptBuilder:
         self._check_text("instruct", instruct)
         return self._tokenize(f"<|im_start|>user\n{instruct}<|im_end|>\n")
 
-    def _check_text(self, field: str, text: object) -> None:
-        if not isinstance(text, str):
-            raise InvalidRequestError(field, f"is a {type(text).__name__}; give a string")
+    def _check_text(self, field: str, text: str) -> None:
+        check_text(field, text, self.max_text_length)
         if not text.strip():
-            raise InvalidRequestError(field, "is empty; give at least one word")
-        if len(text) > self.max_text_length:
-            raise InvalidRequestError(field, f"has {len(text)} characters; at most {self.max_text_length} are allowed")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequestError(field, "holds a lone surrogate; give valid Unicode text") from None
+            raise empty(field)
 
     def _tokenize(self, text: str) -> list[int]:
         # The fast tokenizer itself: the wrapper of transformers doubles the time and adds nothing a request needs.
@@ -267,22 +293,22 @@ class _Rows:
 
     def __init__(self, num_code_groups: int) -> None:
         self._num_code_groups = num_code_groups
-        self._text_ids: list[int] = []
+        self.text_ids: list[int] = []
         self._first_codes: list[int] = []
         self._frames: list[tuple[int, npt.NDArray[np.int32]]] = []  # first row, and the codes of all codebooks from there on
 
     def add(self, text_ids: Sequence[int], codes: Codes = ()) -> None:
         """Append rows of `text_ids` without codes, with codes of codebook 0 [rows], or of all codebooks [rows, num_code_groups]."""
         if isinstance(codes, np.ndarray):
-            self._frames.append((len(self._text_ids), codes))
+            self._frames.append((len(self.text_ids), codes))
             codes = ()
-        self._text_ids.extend(text_ids)
+        self.text_ids.extend(text_ids)
         self._first_codes.extend(codes or [NO_ID] * len(text_ids))
 
     def prompt(self, trailing: Sequence[int], num_text_tokens: int, cloned: ClonedVoice | None) -> Prompt:
         """The prompt of all rows so far."""
         embedding, reference = (cloned.speaker_embedding, cloned.reference_codes) if cloned else (None, None)
-        text_ids, trailing_ids = np.array(self._text_ids, np.int32), np.array(trailing, np.int32)
+        text_ids, trailing_ids = np.array(self.text_ids, np.int32), np.array(trailing, np.int32)
         codes = np.full((len(text_ids), self._num_code_groups), NO_ID, np.int32)
         codes[:, 0] = self._first_codes
         for start, frames in self._frames:

@@ -9,7 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENGINE = ROOT / "engine_lib"
-GROUND = {"errors", "config", "checkpoint", "checkpoint_config", "checkpoint_files", "prompt", "sampling", "delivery", "devices"}
+GROUND = {
+    "errors",
+    "config",
+    "checkpoint",
+    "checkpoint_config",
+    "checkpoint_files",
+    "prompt",
+    "streamed_text",
+    "sampling",
+    "delivery",
+    "devices",
+}
 MOST_LINES, MOST_ARGUMENTS, LONGEST_OPENING = 400, 8, 100
 
 

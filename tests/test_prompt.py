@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,52 @@ def test_prompts_are_built_on_any_number_of_threads(builder: PromptBuilder):
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda text: builder.build(text=text), texts))
     assert all(same(prompt, builder.build(text=text)) for prompt, text in zip(together, texts, strict=True))
+
+
+# Text that comes in pieces
+
+
+def assert_pieces_make_the_same_rows(builder: PromptBuilder, text: str, rng: np.random.Generator, **fields: Any) -> None:
+    """Fails unless text in random pieces fills the rows of the prompt that feeds one row of the whole text with each frame."""
+    whole = builder.build(text=text, non_streaming_mode=False, **fields)
+    opened, rows = builder.open(**fields)
+    cuts = sorted(rng.integers(0, len(text) + 1, size=int(rng.integers(0, 10))).tolist())
+    ids = [i for start, stop in itertools.pairwise([0, *cuts, len(text)]) for i in rows.append(text[start:stop])]
+    ids += rows.append("", is_last=True)
+    expected = [*whole.text_ids, *whole.trailing_text_ids]
+    padding = [builder.config.tts_pad_token_id] * (len(expected) - len(ids))
+    assert ids + padding == expected
+    assert rows.num_rows == len(ids)
+    assert same(
+        replace(opened, text_ids=whole.text_ids, trailing_text_ids=whole.trailing_text_ids, num_text_tokens=rows.num_text_tokens), whole
+    )
+    for ours, expected_of_voice in ((opened.speaker_embedding, whole.speaker_embedding), (opened.reference_codes, whole.reference_codes)):
+        np.testing.assert_equal(ours, expected_of_voice)
+    assert (len(opened), len(opened.text_ids), len(opened.trailing_text_ids)) == (len(whole), 0, 0)
+
+
+def test_a_text_in_pieces_gives_the_rows_of_the_whole_text(custom_voice: Official, base: Official):
+    rng = fresh_rng()
+    for text in [*TEXTS, *random_texts(rng, 20)]:
+        voice, language = rng.choice(VOICES), rng.choice(LANGUAGES)
+        assert_pieces_make_the_same_rows(custom_voice.builder, text, rng, voice=voice, language=language, instruct="Whisper.")
+        for frames in (None, 1, 40):
+            clone = random_voice(base.builder.config, 1) if frames is None else random_voice(base.builder.config, 1, frames)
+            assert_pieces_make_the_same_rows(base.builder, text, rng, voice_prompt=clone, language=language)
+
+
+def test_a_piece_that_is_refused_is_not_part_of_the_text(builder: PromptBuilder):
+    _, rows = builder.open()
+    rows.append("a" * 90)
+    for piece, problem in (("b" * 11, "has 101 characters; at most 100"), ("\udfff", "holds a lone surrogate"), (b"", "is a bytes")):
+        with refusal("text", problem):
+            rows.append(piece)  # type: ignore[arg-type]
+    rows.append("", is_last=True)
+    assert rows.num_text_tokens == builder.build(text="a" * 90).num_text_tokens
+    _, blank = builder.open()
+    blank.append(" \n")
+    with refusal("text", "is empty"):
+        blank.append(" ", is_last=True)
 
 
 # Refusals
