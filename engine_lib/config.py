@@ -95,6 +95,12 @@ class EngineConfig:
     )
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
 
+    text_idle_seconds: float = option(
+        20.0,
+        "Seconds that a stream waits for more of a text that comes in pieces, once it has spoken what there is; then it ends with an "
+        "error. At most eight tenths of codec_idle_timeout.",
+        minimum=0.1,
+    )
     drain_seconds: float = option(
         3.0,
         "Seconds in which running streams may end by themselves when the server is asked to stop; then they end with an error. The exit "

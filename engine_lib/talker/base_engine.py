@@ -17,7 +17,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.prompt import Prompt
 from engine_lib.talker.backpressure import AdmissionPause
-from engine_lib.talker.request import Request, RequestListener
+from engine_lib.talker.request import FurtherText, Request, RequestListener
 from engine_lib.talker.step_times import StepTimes
 
 # Frames that a text may take before it is cut: speech seldom needs more than four frames a token.
@@ -37,6 +37,7 @@ class TalkerStats:
         num_decode_steps, num_decode_rows: decode steps, and the streams of all of them together: rows a step are the batch size.
         num_prefix_hits: requests that found their first rows in the prefix cache; a preempted one counts each time it comes back.
         num_cached_rows: rows that they found.
+        starving: open requests that can do nothing until more of their text comes.
     """
 
     running: int
@@ -52,6 +53,7 @@ class TalkerStats:
     num_preemptions: int
     num_prefix_hits: int
     num_cached_rows: int
+    starving: int
 
 
 class BaseTalkerEngine(ABC, Generic[OpenStream]):
@@ -87,8 +89,8 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
 
     @property
     def has_work(self) -> bool:
-        """Whether the engine should step: requests are open, and nothing keeps them waiting."""
-        return bool(self._open) and not self._backpressure.is_on
+        """Whether the engine should step: requests are open, and nothing keeps all of them waiting."""
+        return bool(self._open) and not self._backpressure.is_on and self.stats().starving < len(self._open)
 
     @abstractmethod
     def start(self) -> None:
@@ -107,7 +109,11 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         """Pass on a checked request; return its entry in `_open`. The lock is held."""
 
     @abstractmethod
-    def _accept_cancel(self, stream_key: str) -> None:
+    def _accept_text(self, text: FurtherText) -> None:
+        """Pass on text of an open request. The lock is held."""
+
+    @abstractmethod
+    def _accept_cancel(self, stream_key: str, error: str) -> None:
         """Pass on that an open stream must end. The lock is held."""
 
     @abstractmethod
@@ -154,11 +160,19 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
                 self._room.leave(request.stream_key, has_run=False)
                 raise
 
-    def cancel(self, stream_key: str) -> None:
-        """End a stream with finish reason `cancelled`; no effect if it is not open."""
+    def feed(self, text: FurtherText) -> bool:
+        """Give a request with `text_is_open` more of its text; False if it is not open (any more)."""
+        with self._changed:
+            is_open = text.stream_key in self._open
+            if is_open:
+                self._accept_text(text)
+            return is_open
+
+    def cancel(self, stream_key: str, error: str = "") -> None:
+        """End a stream with finish reason `cancelled`, or with `error`; no effect if it is not open."""
         with self._changed:
             if stream_key in self._open:
-                self._accept_cancel(stream_key)
+                self._accept_cancel(stream_key, error)
 
     def _enter(self, stream_key: str, turn: Turn) -> None:
         """Give a request its place, or refuse it. The lock must be held."""
@@ -175,11 +189,15 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         """Frames that fit behind `prompt`; 0 or less if the prompt itself does not fit."""
         return self.config.max_model_len - len(prompt) + 1  # the last frame needs no input row of its own
 
-    def max_frames(self, request: Request) -> int:
-        """Frames after which `request` ends: its own limit or else a budget from its text, at most those that fit."""
-        prompt = request.prompt
-        wanted = request.sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * prompt.num_text_tokens
-        return min(wanted, self.max_frames_behind(prompt))
+    def max_frames(self, request: Request, num_text_tokens: int | None = None) -> int:
+        """Frames after which `request` ends: its own limit or else a budget from its text, at most those that fit.
+
+        Args:
+            num_text_tokens: of its text so far; None: its prompt says.
+        """
+        tokens = request.prompt.num_text_tokens if num_text_tokens is None else num_text_tokens
+        wanted = request.sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * tokens
+        return min(wanted, self.max_frames_behind(request.prompt))
 
     def _check_length(self, request: Request) -> None:
         """Refuse a prompt that does not fit, or more frames than fit behind it."""

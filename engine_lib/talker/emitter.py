@@ -25,7 +25,7 @@ class Emitter:
         self._stream_key, self._listener = request.stream_key, listener
         self._must_announce = request.announce_start
         self._num_code_groups = request.prompt.codes.shape[1]
-        self._num_chunks = 0
+        self._num_chunks = self._num_frames = 0
         self.has_failed = False
 
     @property
@@ -46,6 +46,7 @@ class Emitter:
     def emit(self, chunk: CodesChunk) -> None:
         """Pass `chunk` to the listener."""
         self._num_chunks += 1
+        self._num_frames += len(chunk.codes)
         self._call(partial(self._listener.on_chunk, chunk))
 
     def emit_frames(self, codes: npt.NDArray[np.int16]) -> None:
@@ -57,7 +58,8 @@ class Emitter:
         if self.has_failed:
             reason, error = FinishReason.CANCELLED, ""
         nothing = np.empty((0, self._num_code_groups), np.int16)
-        self.emit(CodesChunk(self._stream_key, self._num_chunks, nothing, is_final=True, finish_reason=reason.value, error=error))
+        key, reason_text, num_frames = self._stream_key, reason.value, self._num_frames
+        self.emit(CodesChunk(key, self._num_chunks, nothing, is_final=True, finish_reason=reason_text, error=error, num_frames=num_frames))
 
     def _call(self, listener: Callable[[], None]) -> None:
         try:

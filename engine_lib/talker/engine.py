@@ -32,14 +32,16 @@ from engine_lib.talker.device.load_summary import load_summary
 from engine_lib.talker.device.worker import FrameResult, TalkerWorker
 from engine_lib.talker.parallel.rank_zero import start_ranks
 from engine_lib.talker.planner import Planner
-from engine_lib.talker.request import FinishReason, Request, RequestListener
+from engine_lib.talker.request import TEXT_IDLE_ERROR, FinishReason, FurtherText, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule, Scheduler
 from engine_lib.talker.sequence import RUNNING, Sequence
+from engine_lib.talker.text.waits import TextWaits
 
 logger = logging.getLogger(__name__)
 
 LAUNCH_SHARE = 0.6  # the next step is launched after this share of the shortest recent step; launching it takes the host the rest
 RECENT_STEPS = 8
+TEXT_IDLE_SHARE = 0.8  # of codec_idle_timeout: the most that a stream may wait for text
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,15 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._step_began = 0.0  # when the device began with the oldest unread result
         self._step_seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # from one result to the next
 
-        self._prefilled_ahead = False  # since the last step
+        self._is_disturbed = False  # since the last step, by prefill or by text
         self._rank_ended = False
         self._inbox: list[Sequence] = []
-        self._cancelled: set[str] = set()
+        self._fed: list[FurtherText] = []
+        self._cancelled: dict[str, str] = {}  # stream keys, and the error that each ends with
         self._deadlines: list[tuple[float, str]] = []  # a heap; requests that have ended stay in it
+        # The codec forgets a stream that it has heard nothing of for its own time.
+        self._text_idle_seconds = min(config.text_idle_seconds, TEXT_IDLE_SHARE * config.codec_idle_timeout)
+        self._text_waits = TextWaits(self._text_idle_seconds, self.worker.frame_seconds)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
@@ -115,8 +121,12 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._changed.notify()
         return sequence
 
-    def _accept_cancel(self, stream_key: str) -> None:
-        self._cancelled.add(stream_key)
+    def _accept_text(self, text: FurtherText) -> None:
+        self._fed.append(text)
+        self._changed.notify()
+
+    def _accept_cancel(self, stream_key: str, error: str) -> None:
+        self._cancelled[stream_key] = error
         self._changed.notify()
 
     def _accept_backpressure(self) -> None:
@@ -150,6 +160,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             num_preemptions=scheduler.num_preemptions,
             num_prefix_hits=scheduler.num_prefix_hits,
             num_cached_rows=scheduler.num_cached_rows,
+            starving=scheduler.num_starving,
         )
 
     # engine thread
@@ -191,37 +202,66 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._stopping or self._rank_ended or self._inbox or self._cancelled)
+        return bool(self._stopping or self._rank_ended or self._inbox or self._fed or self._cancelled)
 
     def _seconds_to_launch(self) -> float | None:
         """Seconds until the next step must be launched or read; None if there is nothing to do."""
         if self._unread or self.scheduler.has_work:
             return self._launch_due() - time.perf_counter()
-        if not self.scheduler.waiting:
+        if not (self.scheduler.waiting or self._text_waits):
             return None
-        return min([self._backpressure.until, *(deadline for deadline, _ in self._deadlines[:1])]) - time.monotonic()
+        due = [*self._text_waits.due, *(deadline for deadline, _ in self._deadlines[:1])]
+        if self._backpressure.is_on:
+            due.append(self._backpressure.until)
+        return min(due) - time.monotonic() if due else None
 
     def _take_inbox(self) -> bool:
-        """Wait for work; take in new, cancelled and late requests. Returns False if the engine must stop."""
+        """Wait for work; take in new, fed, cancelled and late requests. Returns False if the engine must stop."""
+        if self._text_waits:
+            self._text_waits.look(time.monotonic())
         self._wait_for_news()
         with self._changed:
             if self._stopping:
                 return False
             self._ranks.check()
             arrived, self._inbox = self._inbox, []
-            cancelled, self._cancelled = self._cancelled, set()
+            fed, self._fed = self._fed, []
+            cancelled, self._cancelled = self._cancelled, {}
         for sequence in arrived:
             self.scheduler.add(sequence)
+            if sequence.text_is_open:
+                self._text_waits.add(sequence)
             if sequence.request.deadline is not None:
                 heappush(self._deadlines, (sequence.request.deadline, sequence.request.stream_key))
-        for stream_key in cancelled:
+        for text in fed:
+            if text.stream_key in self._open:
+                self._take_text(self._open[text.stream_key], text)
+        for stream_key, error in cancelled.items():
             if stream_key in self._open:
-                self._close(self._open[stream_key], FinishReason.CANCELLED)
+                self._close(self._open[stream_key], FinishReason.ERROR if error else FinishReason.CANCELLED, error)
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             deadline, stream_key = heappop(self._deadlines)
             if stream_key in self._open and self._open[stream_key].request.deadline == deadline:
                 self._close(self._open[stream_key], FinishReason.ERROR, DEADLINE_ERROR)
+        if self._text_waits:
+            self._end_text_waits(time.monotonic())
         return True
+
+    def _take_text(self, sequence: Sequence, text: FurtherText) -> None:
+        """Add text to a sequence; its next step may have waited for it."""
+        if sequence.text_is_open:
+            sequence.feed(text, self.max_frames(sequence.request, text.num_text_tokens))
+            self.scheduler.fed(sequence)
+            self._text_waits.fed(sequence)
+            self._is_disturbed = True  # steps that waited for text have no rhythm
+
+    def _end_text_waits(self, now: float) -> None:
+        """Let streams that wait for text send what they have, and end those that have waited for too long."""
+        self._text_waits.look(now)  # one may have been closed meanwhile
+        for sequence in self._text_waits.to_flush(now):
+            sequence.flush()
+        for sequence in self._text_waits.to_end(now):
+            self._close(sequence, FinishReason.ERROR, TEXT_IDLE_ERROR.format(self._text_idle_seconds))
 
     def _notice_end_of_rank(self) -> None:
         with self._changed:
@@ -240,7 +280,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         for sequence in schedule.admitted:
             sequence.begin()
         self._unread.extend(self.launch(schedule))  # adds nothing: no frame is sampled yet
-        self._prefilled_ahead |= bool(schedule.prefill)
+        self._is_disturbed |= bool(schedule.prefill)
 
     def _step(self) -> None:
         """Launch one prefill and one decode step, then read the results that are due."""
@@ -254,11 +294,11 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self._unread.append(frames)
             if not self._pipelined:
                 self._read_unread(0)
-        self._num_steps += 1
-        launched_anything = schedule.prefill or schedule.decode
+        launched_anything = bool(schedule.prefill or schedule.decode)
+        self._num_steps += launched_anything
         self._read_unread(1 if self._pipelined and launched_anything else 0)
-        is_steady = bool(schedule.decode) and not schedule.prefill and not self._prefilled_ahead
-        self._prefilled_ahead = False
+        is_steady = bool(schedule.decode) and not schedule.prefill and not self._is_disturbed
+        self._is_disturbed = False
         self.step_times.add(begin, self._seconds_waited, time.perf_counter(), is_steady=is_steady)
 
     def launch(self, schedule: Schedule) -> Iterator[LaunchedFrames]:

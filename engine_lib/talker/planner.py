@@ -11,7 +11,17 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.talker.device.plan import BlockTablePlan, DecodePlan, ErasePlan, FirstFramesPlan, Plan, PrefillPlan, SlotPlan, SpeakerPlan
+from engine_lib.talker.device.plan import (
+    BlockTablePlan,
+    DecodePlan,
+    ErasePlan,
+    FirstFramesPlan,
+    Plan,
+    PrefillPlan,
+    SlotPlan,
+    SpeakerPlan,
+    TextPlan,
+)
 from engine_lib.talker.device.prefill_layout import NULL_BLOCK, PrefillLayout
 from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.scheduler import PrefillChunk, Schedule, Scheduler
@@ -53,6 +63,9 @@ class Planner:
         if sampled:
             yield FirstFramesPlan(0, len(sampled)), sampled
 
+        if schedule.fed:
+            yield self._text(schedule.fed), NONE
+
         # decode
         if schedule.decode:
             yield self._decode(schedule.decode), schedule.decode
@@ -80,8 +93,9 @@ class Planner:
 
     def _slot(self, sequence: Sequence, after: int) -> SlotPlan:
         """The sampling and the text of `sequence`, and the state that follows from its kept frames (after a preemption)."""
-        frames, prompt, num_rows = sequence.frames, sequence.prompt, sequence.num_rows
+        frames, num_rows = sequence.frames, sequence.num_rows
         _, last_codes = sequence.rows(num_rows - 1, num_rows, self._pad_text_id)
+        sequence.num_text_rows_on_device = len(sequence.text_ids)
         return SlotPlan(
             after=after,
             slot=sequence.slot,
@@ -91,8 +105,20 @@ class Planner:
             seed=sequence.seed,
             sampling=sequence.request.sampling,
             seen_ids=np.array([codes[0] for codes in frames], np.int64),
-            text_ids=np.concatenate([prompt.text_ids[-1:], prompt.trailing_text_ids]).astype(np.int64),
+            text_ids=sequence.text_ids[sequence.num_prompt_rows - 1 :].astype(np.int64),
         )
+
+    def _text(self, sequences: list[Sequence]) -> TextPlan:
+        """The text that has come for `sequences` since the device last heard of their text."""
+        slots, columns, text_ids = [], [], []
+        for sequence in sequences:
+            first, stop = sequence.num_text_rows_on_device, len(sequence.text_ids)
+            sequence.num_text_rows_on_device = stop
+            slots.append(np.full(stop - first, sequence.slot))
+            columns.append(np.arange(first, stop) - (sequence.num_prompt_rows - 1))
+            text_ids.append(sequence.text_ids[first:])
+        # No step that has been launched reads these rows, so they need not be written after any.
+        return TextPlan(0, *(np.concatenate(parts).astype(np.int64) for parts in (slots, columns, text_ids)))
 
     def _block_tables(self, sequences: list[Sequence]) -> BlockTablePlan:
         tables = np.full((len(sequences), self._worker.table_width), NULL_BLOCK, np.int32)

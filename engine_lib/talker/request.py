@@ -13,6 +13,8 @@ from engine_lib.process.wire import Message
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
 
+TEXT_IDLE_ERROR = "text: no more of it has come for {:g} s, and its end has not been said; send it sooner, or raise text_idle_seconds"
+
 
 class FinishReason(str, Enum):
     """Why a stream ended."""
@@ -35,6 +37,7 @@ class CodesChunk(Message, frozen=True):
         error: the reason in words if finish_reason is "error".
         is_reference: the codes are a clone's reference, sent ahead of chunk 0: the codec takes them as the stream's past and
             gives no audio for them.
+        num_frames: of the final chunk: frames in all chunks of the stream, those of a cancelled one too.
     """
 
     stream_key: str
@@ -44,6 +47,7 @@ class CodesChunk(Message, frozen=True):
     finish_reason: str = ""
     error: str = ""
     is_reference: bool = False
+    num_frames: int = 0
 
 
 class StreamTimes(Message, frozen=True):
@@ -73,6 +77,7 @@ class Request(Message, frozen=True):
         announce_start: whether the listener's `on_start` is called.
         announce_times: whether the listener's `on_times` is called.
         turn: how it waits to start.
+        text_is_open: more text of the prompt's rows, and of those behind it, comes as FurtherText.
     """
 
     stream_key: str
@@ -83,6 +88,23 @@ class Request(Message, frozen=True):
     announce_start: bool = False
     announce_times: bool = False
     turn: Turn = DEFAULT_TURN
+    text_is_open: bool = False
+
+
+class FurtherText(Message, frozen=True):
+    """More text of an open request.
+
+    Attributes:
+        stream_key: of the request.
+        text_ids: [n] int32, text of the rows behind those that have theirs; n may be 0.
+        num_text_tokens: as in Prompt, of all text so far.
+        is_last: nothing follows: further rows have tts_pad.
+    """
+
+    stream_key: str
+    text_ids: npt.NDArray[np.int32]
+    num_text_tokens: int
+    is_last: bool = False
 
 
 class RequestListener:

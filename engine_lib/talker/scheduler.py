@@ -13,6 +13,9 @@ frame that was sampled from them has been read: then they are on the device and 
 
 Prefill may run beside a decode step that was launched earlier (worker.py). A stream's end is seen one step late, so a slot or a block
 that has just come free may still be written to; the schedule says after which step the prefill of its next owner must run.
+
+A sequence with text to come keeps its slot and its blocks while its next row lacks text; no step is spent on it. If the pool runs dry
+such a sequence is preempted first. Without a slot it waits apart, so that it keeps no other from beginning.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class Schedule:
     Attributes:
         prefill_after: number, counted from 1, of the last decode step that may still use slots or blocks of `admitted`; 0: none.
         erase: blocks to be erased before anything else.
+        fed: sequences with a slot that have got more text.
     """
 
     admitted: list[Sequence] = field(default_factory=list)
@@ -57,6 +61,7 @@ class Schedule:
     decode: list[Sequence] = field(default_factory=list)
     prefill_after: int = 0
     erase: list[int] = field(default_factory=list)
+    fed: list[Sequence] = field(default_factory=list)
 
     @property
     def num_prefill_rows(self) -> int:
@@ -85,12 +90,14 @@ class Scheduler:
         self.waiting: FairQueue[Sequence] = FairQueue()
         self.active: list[Sequence] = []  # holders of a slot, oldest first
         self.num_decode_steps = self.num_decode_rows = 0  # rows: the sequences of all these steps together
+        self.without_text: list[Sequence] = []  # those without a slot that lack text
         self.num_preemptions = 0
         self.num_prefix_hits = 0
         self.num_cached_rows = 0
         self._block_keys, self._backpressure = block_keys, backpressure or AdmissionPause()
         self._free_slots = deque(range(max_num_seqs))
         self._num_rows_ahead = 0  # already prefilled for the next step
+        self._fed: list[Sequence] = []
         # for each slot and block: the last decode step that its former owner may be part of
         self._last_steps_of_slots = [0] * max_num_seqs
         self._last_steps_of_blocks = [0] * (block_manager.num_usable_blocks + 1)
@@ -101,7 +108,14 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.active) or self._next_may_begin
+        if not self.active:
+            return self._next_may_begin
+        return not all(sequence.lacks_text for sequence in self.active) or (self._next_may_begin and self._fits(self.waiting.head))
+
+    @property
+    def num_starving(self) -> int:
+        """Sequences that can do nothing until more of their text comes."""
+        return len(self.without_text) + sum(sequence.lacks_text for sequence in list(self.active))
 
     @property
     def will_decode(self) -> bool:
@@ -113,7 +127,21 @@ class Scheduler:
         return bool(self.waiting) and (self.waiting.head.num_preemptions > 0 or not self._backpressure.is_on)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.add(sequence, sequence.request.turn)
+        if sequence.has_text:
+            self.waiting.add(sequence, sequence.request.turn)
+        else:
+            self.without_text.append(sequence)
+
+    def fed(self, sequence: Sequence) -> None:
+        """Record that `sequence` has got more text."""
+        if sequence.slot >= 0:
+            self._fed.append(sequence)
+        elif sequence in self.without_text and sequence.has_text:
+            self.without_text.remove(sequence)
+            if sequence.num_preemptions:
+                self.waiting.put_back(sequence)
+            else:
+                self.waiting.add(sequence, sequence.request.turn)
 
     def schedule(self) -> Schedule:
         """Plan one step and reserve the slots and blocks it needs."""
@@ -133,6 +161,9 @@ class Scheduler:
             sequence.num_launched_frames = len(sequence.frames)
             schedule.decode.append(sequence)
         self._num_rows_ahead = 0
+        if self._fed:  # the slots of new sequences are written with all their text
+            news = dict.fromkeys(self._fed)
+            schedule.fed, self._fed = [sequence for sequence in news if sequence.slot >= 0 and sequence not in schedule.admitted], []
         schedule.erase = self.block_manager.take_unclean()
         return schedule
 
@@ -182,15 +213,18 @@ class Scheduler:
                 self._last_steps_of_blocks[block] = self.num_decode_steps
             sequence.slot = -1
             self.block_manager.free(sequence.block_table)
+        elif sequence in self.without_text:
+            self.without_text.remove(sequence)
         else:
             self.waiting.discard(sequence)
 
     def _reserve_next_row(self, sequence: Sequence) -> bool:
-        """Get a block for the next row, if need be by preempting the youngest streams. Returns False if `sequence` itself was preempted."""
+        """Get a block for the next row, if need be by preempting those that lack text, then the youngest. False: it was one itself."""
         while not self.block_manager.grow(sequence.block_table, sequence.num_rows_on_device + 1):
-            youngest = self.active[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            youngest_first = self.active[::-1]
+            victim = next((other for other in youngest_first if other.lacks_text), youngest_first[0])
+            self._preempt(victim)
+            if victim is sequence:
                 return False
         return True
 
@@ -202,20 +236,32 @@ class Scheduler:
         sequence.num_launched_frames = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.put_back(sequence)
+        if sequence.has_text:
+            self.waiting.put_back(sequence)
+        else:
+            self.without_text.append(sequence)
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether `sequence` could be admitted now."""
+        return bool(self._free_slots) and self._free_blocks_after(sequence, self._shared(sequence)) >= len(self.active)
+
+    def _shared(self, sequence: Sequence) -> list[int]:
+        """The published blocks that `sequence` may begin with. Its last row is always computed: a frame is sampled from it."""
+        return self.block_manager.published(self._block_keys.of(sequence, sequence.num_rows - 1)) if self._block_keys else []
+
+    def _free_blocks_after(self, sequence: Sequence, shared: list[int]) -> int:
+        """Blocks that are left free once `sequence` has got its own."""
+        blocks = self.block_manager
+        return blocks.num_free_blocks - blocks.num_idle(shared) - (blocks.blocks_for(_rows_at_first(sequence)) - len(shared))
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give `sequence` a slot, and blocks for all rows it has. Returns False if running streams may soon need those blocks."""
         blocks = self.block_manager
-        soon_needed = len(self.active)  # every running stream may ask for one more block
-        num_rows = min(sequence.num_rows + 1, sequence.max_rows)
-        # The last row is always computed: a frame is sampled from it.
-        shared = blocks.published(self._block_keys.of(sequence, sequence.num_rows - 1)) if self._block_keys else []
-        free_after = blocks.num_free_blocks - blocks.num_idle(shared) - (blocks.blocks_for(num_rows) - len(shared))
-        if free_after < soon_needed:
+        shared = self._shared(sequence)
+        if self._free_blocks_after(sequence, shared) < len(self.active):  # every running stream may ask for one more block
             return False
         blocks.share(sequence.block_table, shared)
-        blocks.grow(sequence.block_table, num_rows)
+        blocks.grow(sequence.block_table, _rows_at_first(sequence))
         sequence.num_prefilled_rows = sequence.num_sound_rows = len(shared) * blocks.block_size
         self.num_prefix_hits += bool(shared)
         self.num_cached_rows += sequence.num_prefilled_rows
@@ -265,4 +311,9 @@ class Scheduler:
 
 
 def _has_frames_to_come(sequence: Sequence) -> bool:
-    return sequence.status is RUNNING and sequence.num_launched_frames < sequence.max_frames
+    return sequence.status is RUNNING and sequence.num_launched_frames < sequence.num_possible_frames
+
+
+def _rows_at_first(sequence: Sequence) -> int:
+    """Rows that `sequence` gets blocks for when it is admitted."""
+    return min(sequence.num_rows + 1, sequence.max_rows)

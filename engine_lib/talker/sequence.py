@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
 from engine_lib.talker.emitter import Emitter
-from engine_lib.talker.request import FinishReason, Request, RequestListener, StreamTimes
+from engine_lib.talker.request import FinishReason, FurtherText, Request, RequestListener, StreamTimes
 
 
 class SequenceStatus(Enum):
@@ -34,12 +34,16 @@ class Sequence:
         request, prompt: the caller's choices.
         emitter: the way to the listener.
         seed: of the random numbers.
+        text_ids: [n] int32, text of the first n rows, the prompt's and those behind it; further rows have tts_pad.
+        text_is_open: further rows have text that has not come yet.
         max_frames: frames after which the stream ends.
+        num_possible_frames: frames that can be sampled with the text there is.
         slot: -1 unless it has one.
         block_table: numbers of its KV blocks.
         block_keys: keys of its first blocks, as far as computed.
         num_prefilled_rows: rows in the cache, or launched.
         num_sound_rows: rows known to be in the cache and free of NaN.
+        num_text_rows_on_device: of `text_ids`, once it has a slot.
         num_launched_frames: frames launched on the device, read or not.
         num_preemptions: a result launched before the latest preemption is void.
         frames: [num_code_groups] int16 each, as read.
@@ -51,8 +55,10 @@ class Sequence:
         self.request, self.prompt = request, request.prompt
         self.emitter = Emitter(request, listener)
         self.seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        self.max_frames = max_frames
         self.num_prompt_rows = len(request.prompt)
+        self.text_ids = np.concatenate([request.prompt.text_ids, request.prompt.trailing_text_ids])
+        self.text_is_open = request.text_is_open
+        self._set_max_frames(max_frames)
 
         self.status = SequenceStatus.WAITING
         self.slot = -1
@@ -60,6 +66,7 @@ class Sequence:
         self.block_keys: list[bytes] = []
         self.num_prefilled_rows = 0
         self.num_sound_rows = 0
+        self.num_text_rows_on_device = 0
         self.num_launched_frames = 0
         self.num_preemptions = 0
         self.frames: list[npt.NDArray[np.int16]] = []
@@ -82,16 +89,38 @@ class Sequence:
         """Input rows it can ever need: its last frame is sampled, but never fed back."""
         return self.num_prompt_rows + self.max_frames - 1
 
+    @property
+    def has_text(self) -> bool:
+        """Whether there is text for all rows known so far, so that they can be prefilled."""
+        return not self.text_is_open or self.num_rows <= len(self.text_ids)
+
+    @property
+    def lacks_text(self) -> bool:
+        """Whether it can do nothing until more text comes."""
+        if self.status is RUNNING:
+            return self.num_possible_frames <= self.num_launched_frames < self.max_frames
+        return self.status is SequenceStatus.WAITING and not self.has_text
+
+    def feed(self, text: FurtherText, max_frames: int) -> None:
+        """Take in more text, and the limit of frames that goes with it."""
+        self.text_ids = np.concatenate([self.text_ids, text.text_ids])
+        self.text_is_open = not text.is_last
+        self._set_max_frames(max_frames)
+
+    def _set_max_frames(self, max_frames: int) -> None:
+        self.max_frames = self.num_possible_frames = max_frames
+        if self.text_is_open:
+            self.num_possible_frames = min(max(len(self.text_ids) - self.num_prompt_rows + 1, 0), max_frames)
+
     def rows(self, start: int, stop: int, pad_text_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Text ids [n] and codes [n, num_code_groups] of input rows start..stop; those behind the prompt are kept frames."""
-        prompt, length = self.prompt, self.num_prompt_rows
-        text_ids, codes = prompt.text_ids[start:stop], prompt.codes[start:stop]
+        length = self.num_prompt_rows
+        text_ids, codes = self.text_ids[start:stop], self.prompt.codes[start:stop]
         if stop > length:
             first, last = max(start - length, 0), stop - length
-            trailing = prompt.trailing_text_ids[first:last]
-            padding = np.full(last - first - len(trailing), pad_text_id, np.int32)
-            text_ids = np.concatenate([text_ids, trailing, padding])
             codes = np.concatenate([codes, np.array(self.frames[first:last], np.int32)])
+        if stop > len(self.text_ids):
+            text_ids = np.concatenate([text_ids, np.full(stop - start - len(text_ids), pad_text_id, np.int32)])
         return text_ids, codes
 
     def begin(self) -> None:
@@ -105,6 +134,12 @@ class Sequence:
         num_gathered = len(self.frames) - self._num_sent_frames
         if self._cutter.is_due(num_gathered, now, num_running):
             self._cutter.sent(num_gathered, now)
+            self._send_frames()
+
+    def flush(self) -> None:
+        """Send the frames gathered for the next chunk, if there are any."""
+        if num_gathered := len(self.frames) - self._num_sent_frames:
+            self._cutter.sent(num_gathered, time.perf_counter())
             self._send_frames()
 
     def finish(self, reason: FinishReason, error: str = "") -> None:

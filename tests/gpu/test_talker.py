@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ import pytest
 import torch
 from bench_engine import launch
 from random_voices import random_voice
-from talker.speaking import GREEDY, Utterance, checkpoint, make_engine, running_engine, speak, start, unheard, write_block_tables
+from talker.speaking import (
+    GREEDY,
+    Utterance,
+    checkpoint,
+    make_engine,
+    open_stream,
+    running_engine,
+    speak,
+    start,
+    unheard,
+    write_block_tables,
+)
 
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.engine import LaunchedFrames, TalkerEngine
@@ -45,6 +56,25 @@ def test_greedy_float32_codes_equal_the_cpu_engines_in_a_mixed_batch(
         for stream, codes in zip(streams, expected, strict=True):
             assert stream.end().error == ""
             np.testing.assert_array_equal(stream.codes, codes)
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])
+def test_text_that_comes_in_pieces_gives_the_codes_of_the_whole_text_beside_others(eager: bool, tiny_custom_voice: Path) -> None:
+    """New rows of text are written beside the step that runs, on the prefill stream."""
+    fed = [utterance for utterance in UTTERANCES if not utterance.non_streaming_mode]
+    with running_engine(tiny_custom_voice, device="cpu") as engine:
+        expected = [speak(engine, utterance, max_frames=40) for utterance in fed]
+    with running_engine(tiny_custom_voice, device="cuda", dtype="float32", enforce_eager=eager) as engine:
+        opened = [open_stream(engine, utterance, replace(GREEDY, max_frames=40)) for utterance in fed]
+        mates = [start(engine, utterance, max_frames=40) for utterance in UTTERANCES]
+        for begin in range(0, max(len(utterance.text) for utterance in fed), 4):
+            for (_, feed), utterance in zip(opened, fed, strict=True):
+                feed.append(utterance.text[begin : begin + 4])
+        for (stream, feed), codes in zip(opened, expected, strict=True):
+            feed.append("", is_last=True)
+            assert stream.end().error == ""
+            np.testing.assert_array_equal(stream.codes, codes)
+        assert all(mate.end().error == "" for mate in mates)
 
 
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])

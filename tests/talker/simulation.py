@@ -12,7 +12,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.device.prefill_layout import NULL_BLOCK
-from engine_lib.talker.request import Request, RequestListener
+from engine_lib.talker.request import FurtherText, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule, Scheduler
 from engine_lib.talker.sequence import Sequence, SequenceStatus
 
@@ -30,6 +30,13 @@ def make_sequence(name: str, num_rows: int, max_frames: int) -> Sequence:
     """A sequence with a prompt of `num_rows` empty rows."""
     prompt = Prompt(np.zeros(num_rows, np.int32), np.full((num_rows, 16), NO_ID, np.int32), np.zeros(0, np.int32), 1)
     return sequence_of(name, prompt, SamplingParams(max_frames=max_frames, seed=0))
+
+
+def make_open_sequence(name: str, num_rows: int, max_frames: int) -> Sequence:
+    """A sequence as by `make_sequence`, with all text to come."""
+    prompt = Prompt(np.zeros(0, np.int32), np.full((num_rows, 16), NO_ID, np.int32), np.zeros(0, np.int32), 1)
+    request = Request(name, prompt, SamplingParams(max_frames=max_frames, seed=0), Delivery((1,)), text_is_open=True)
+    return Sequence(request, RequestListener(), max_frames)
 
 
 class Simulation:
@@ -54,13 +61,17 @@ class Simulation:
 
     def step(self) -> Schedule:
         active = list(self.scheduler.active)
-        oldest = active[0] if active else None
+        oldest = next((sequence for sequence in active if not sequence.lacks_text), None)
         schedule = self.scheduler.schedule()
         self._erase(schedule.erase)
         self._check(schedule, oldest)
 
         launched = [chunk.sequence for chunk in schedule.prefill if chunk.completes_prompt]
         self._prefill(schedule)
+        self._write_text(schedule)
+        for sequence in schedule.decode:
+            has_ended = not sequence.text_is_open and sequence.num_text_rows_on_device == len(sequence.text_ids)
+            assert sequence.num_rows_on_device < sequence.num_text_rows_on_device or has_ended
         if schedule.decode:
             self._launched_steps.append([(sequence, [*sequence.block_table], sequence.num_rows_on_device) for sequence in schedule.decode])
             self.scheduler.decoded(schedule.decode)
@@ -83,7 +94,20 @@ class Simulation:
         assert not any(chunk.completes_prompt for chunk in schedule.prefill)
         self._check(schedule, None)
         self._prefill(schedule)
+        self._write_text(schedule)
         return schedule
+
+    def feed(self, sequence: Sequence, num_rows: int, *, is_last: bool) -> None:
+        """Text comes for `num_rows` more rows."""
+        sequence.feed(FurtherText(sequence.request.stream_key, np.arange(num_rows, dtype=np.int32), 1, is_last), sequence.max_frames)
+        self.scheduler.fed(sequence)
+
+    @staticmethod
+    def _write_text(schedule: Schedule) -> None:
+        """Do as the planner: the device hears of the text of new sequences, and of text that has come since."""
+        for sequence in [*schedule.admitted, *schedule.fed]:
+            assert sequence.slot >= 0
+            sequence.num_text_rows_on_device = len(sequence.text_ids)
 
     def _prefill(self, schedule: Schedule) -> None:
         while self._num_steps < schedule.prefill_after:
@@ -136,14 +160,11 @@ class Simulation:
 
     def _contents_of(self, sequence: Sequence, num_rows: int) -> list[int]:
         contents, prompt = self._contents.setdefault(sequence.request.stream_key, []), sequence.prompt
+        assert not sequence.text_is_open or num_rows <= len(sequence.text_ids)
         for row in range(len(contents), num_rows):
             frame = row - len(prompt)
-            if frame < 0:
-                text_id, codes = int(prompt.text_ids[row]), prompt.codes[row]
-            else:
-                trailing = prompt.trailing_text_ids
-                text_id = int(trailing[frame]) if frame < len(trailing) else PAD_TEXT_ID
-                codes = _frame(sequence, frame).astype(np.int32)
+            text_id = int(sequence.text_ids[row]) if row < len(sequence.text_ids) else PAD_TEXT_ID
+            codes = prompt.codes[row] if frame < 0 else _frame(sequence, frame).astype(np.int32)
             contents.append(hash((contents[-1] if contents else None, text_id, codes.tobytes())))
         return contents
 
@@ -162,7 +183,9 @@ class Simulation:
         assert all(len(set(sequence.block_table)) == len(sequence.block_table) for sequence in active)
         assert NULL_BLOCK not in used
         assert self.blocks.num_free_blocks == self.blocks.num_usable_blocks - len(used)
-        assert all(sequence.block_table == [] and sequence.slot == -1 for sequence in scheduler.waiting)
+        assert all(sequence.block_table == [] and sequence.slot == -1 for sequence in [*scheduler.waiting, *scheduler.without_text])
+        assert all(sequence.has_text for sequence in scheduler.waiting)
+        assert not any(sequence.has_text for sequence in scheduler.without_text)
         assert not any(self._cache.get((block, row)) == NOT_A_NUMBER for block in used for row in range(size))
         slots = [sequence.slot for sequence in active]
         assert len(set(slots)) == len(slots) == self.max_num_seqs - scheduler.num_free_slots
@@ -177,7 +200,8 @@ class Simulation:
             assert sequence in active
             assert sequence.num_launched_frames < sequence.max_frames
             assert self.blocks.missing(sequence.block_table, sequence.num_rows_on_device + 1) == 0
-        # The oldest is never set back: it decodes or is prefilled, unless all its frames are under way.
+            assert not sequence.text_is_open or sequence.num_rows_on_device < len(sequence.text_ids)
+        # The oldest that has text is never set back: it decodes or is prefilled, unless all its frames are under way.
         if oldest is not None and oldest.num_launched_frames < oldest.max_frames:
             assert oldest in schedule.decode or oldest in [chunk.sequence for chunk in schedule.prefill]
         # An admitted sequence leaves a block for each stream that was there, and takes no block of a stream that failed.

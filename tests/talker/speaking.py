@@ -27,6 +27,7 @@ from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule
 from engine_lib.talker.sequence import Sequence
+from engine_lib.talker.text.feed import TextFeed
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from patience import PATIENCE
 
@@ -192,6 +193,18 @@ def start(
         sampling = replace(sampling, max_frames=max_frames)
     delivery = Delivery(chunk_frames, ChunkPolicy(engine.config.chunk_policy))
     return submit(engine, Request(f"request-{next(_request_ids)}", prompt, sampling, delivery), stream)
+
+
+def open_stream(
+    engine: BaseTalkerEngine[Any], utterance: Utterance, sampling: SamplingParams = GREEDY, *, chunk_frames: tuple[int, ...] = (1,)
+) -> tuple[Stream, TextFeed]:
+    """Submit `utterance` without its text; return its stream, and the way to give it text."""
+    fields = {name: getattr(utterance, name) for name in ("voice", "language", "instruct", "voice_prompt")}
+    prompt, rows = prompt_builder(engine.checkpoint.path).open(**fields)
+    request = Request(f"request-{next(_request_ids)}", prompt, sampling, Delivery(chunk_frames), text_is_open=True)
+    stream, feed = submit(engine, request, Stream()), TextFeed(1000)
+    feed.connect(engine, request.stream_key, rows)
+    return stream, feed
 
 
 def speak(engine: BaseTalkerEngine[Any], utterance: Utterance | Prompt, sampling: SamplingParams = GREEDY, **options: Any) -> Codes:

@@ -8,7 +8,7 @@ import pytest
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.device.prefill_layout import NULL_BLOCK
 from engine_lib.talker.sequence import Sequence, SequenceStatus
-from talker.simulation import Simulation, make_sequence
+from talker.simulation import Simulation, make_open_sequence, make_sequence
 
 # blocks
 
@@ -71,8 +71,12 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
         for _step in range(3000):
             if rng.random() < 0.3 and len(sequences) < 25:
                 num_rows = int(rng.integers(1, max_model_len + 1))
-                sequences.append(make_sequence(str(len(sequences)), num_rows, int(rng.integers(1, max_model_len - num_rows + 2))))
+                make = make_open_sequence if rng.random() < 0.4 else make_sequence
+                sequences.append(make(str(len(sequences)), num_rows, int(rng.integers(1, max_model_len - num_rows + 2))))
                 simulation.scheduler.add(sequences[-1])
+            for sequence in sequences:
+                if sequence.text_is_open and sequence.status is not SequenceStatus.FINISHED and rng.random() < 0.2:
+                    simulation.feed(sequence, int(rng.integers(0, 5)), is_last=rng.random() < 0.2)
             if rng.random() < 0.02 and sequences:
                 victim = sequences[rng.integers(len(sequences))]
                 if victim.status is not SequenceStatus.FINISHED:
@@ -167,3 +171,60 @@ def test_prefill_comes_after_the_steps_that_may_still_use_what_its_request_was_g
     fresh.step()
     fresh.scheduler.add(make_sequence("second", 5, 20))
     assert fresh.step().prefill_after == 0  # no other sequence had its slot or its blocks
+
+
+# text that comes in pieces
+
+
+def test_a_sequence_without_text_keeps_no_other_from_beginning_and_goes_on_when_its_text_comes():
+    simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=2, budget=100, delay=0)
+    open_one, other = make_open_sequence("open", 5, 20), make_sequence("other", 5, 20)
+    simulation.scheduler.add(open_one)
+    assert not simulation.scheduler.has_work
+    simulation.feed(open_one, 4, is_last=False)  # its prompt has five rows
+    simulation.scheduler.add(other)
+    assert simulation.step().admitted == [other]
+    simulation.feed(open_one, 2, is_last=False)  # the fifth, and one more
+    assert open_one in simulation.step().decode
+    assert open_one in simulation.step().decode
+    for _ in range(3):
+        assert simulation.step().decode == [other]
+    assert (len(open_one.frames), open_one.lacks_text, simulation.scheduler.num_starving) == (2, True, 1)
+    assert (open_one.slot >= 0, len(open_one.block_table)) == (True, 2)
+    simulation.feed(open_one, 1, is_last=True)
+    while open_one.status is not SequenceStatus.FINISHED:
+        assert open_one in simulation.step().decode
+    assert len(open_one.frames) == 20
+
+
+def test_the_engine_has_nothing_to_do_while_all_its_sequences_wait_for_text_and_others_find_no_room():
+    simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=1, budget=100, delay=0)
+    open_one, other = make_open_sequence("open", 5, 20), make_sequence("other", 5, 3)
+    simulation.scheduler.add(open_one)
+    simulation.feed(open_one, 5, is_last=False)
+    simulation.step()
+    assert not simulation.scheduler.has_work
+    simulation.scheduler.add(other)
+    assert not simulation.scheduler.has_work
+    simulation.feed(open_one, 0, is_last=True)
+    while simulation.scheduler.has_work:
+        simulation.step()
+    assert simulation.finished == [open_one, other]
+
+
+def test_a_dry_pool_takes_the_blocks_of_a_sequence_that_waits_for_text_first():
+    simulation = Simulation(num_blocks=12, block_size=1, max_num_seqs=3, budget=100, delay=1)
+    waiting, running = make_open_sequence("waiting", 3, 8), make_sequence("running", 3, 10)
+    simulation.scheduler.add(waiting)
+    simulation.feed(waiting, 5, is_last=False)
+    simulation.scheduler.add(running)
+    while running.status is not SequenceStatus.FINISHED:
+        simulation.step()
+    assert (waiting.num_preemptions, running.num_preemptions) == (1, 0)
+    assert simulation.scheduler.without_text == [waiting]
+    assert len(waiting.frames) == 3  # it has heard them, and keeps them
+    simulation.feed(waiting, 0, is_last=True)
+    while simulation.scheduler.has_work:
+        simulation.step()
+    assert simulation.finished == [running, waiting]
+    assert len(waiting.frames) == 8

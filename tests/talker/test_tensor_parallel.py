@@ -43,6 +43,7 @@ from talker.speaking import (
     assert_nothing_is_held,
     checkpoint,
     make_engine,
+    open_stream,
     running_engine,
     speak,
     start,
@@ -101,8 +102,15 @@ def rank_processes(parent: int) -> list[int]:
 def speak_in_a_crowd(engine: TalkerEngine, expected: Sequence[Codes]) -> None:
     """Speak UTTERANCES while a request that is cancelled comes and goes; each must get its own codes."""
     doomed = start(engine, Utterance("Never mind."), at={4: lambda stream: engine.cancel(stream.request.stream_key)})
+    fed, feed = open_stream(engine, UTTERANCES[1], SAMPLINGS[1])
+    for start_of in range(0, len(text := UTTERANCES[1].text), 5):
+        feed.append(text[start_of : start_of + 5])
     streams = speak_together(engine, UTTERANCES[: len(expected)], SAMPLINGS[: len(expected)])
+    feed.append("", is_last=True)
     assert doomed.end().finish_reason == "cancelled"
+    assert fed.end().finish_reason == "length"
+    if len(expected) > 1:
+        np.testing.assert_array_equal(fed.codes, expected[1])
     for stream, codes in zip(streams, expected, strict=True):
         np.testing.assert_array_equal(stream.codes, codes)
     assert_nothing_is_held(engine)

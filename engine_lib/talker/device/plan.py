@@ -66,6 +66,14 @@ class SlotPlan(AheadPlan, frozen=True):
     text_ids: Integers
 
 
+class TextPlan(AheadPlan, frozen=True):
+    """More text of running sequences: `text_ids` [n] int64 for rows `columns` [n] of `slots` [n], which no step has read yet."""
+
+    slots: Integers
+    columns: Integers
+    text_ids: Integers
+
+
 class FirstFramesPlan(AheadPlan, frozen=True):
     """The frames that follow the first `count` rows that the latest PrefillPlan marks as sampled."""
 
@@ -92,5 +100,5 @@ class ErasePlan(Message, frozen=True):
     blocks: Integers
 
 
-Plan = SpeakerPlan | PrefillPlan | SlotPlan | FirstFramesPlan | BlockTablePlan | DecodePlan | ErasePlan
+Plan = SpeakerPlan | PrefillPlan | SlotPlan | TextPlan | FirstFramesPlan | BlockTablePlan | DecodePlan | ErasePlan
 PLAN_WIRE: Wire[Plan] = Wire(Plan)

@@ -42,6 +42,7 @@ from engine_lib.talker.device.plan import (
     PrefillPlan,
     SlotPlan,
     SpeakerPlan,
+    TextPlan,
 )
 from engine_lib.talker.device.pool_size import num_kv_blocks
 from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillBuffer, PrefillInputs, PrefillLayout
@@ -146,6 +147,7 @@ class TalkerWorker:
             SpeakerPlan: self._write_speaker,
             PrefillPlan: self._prefill,
             SlotPlan: self._write_slot,
+            TextPlan: self._write_text,
             FirstFramesPlan: self._sample_first,
             BlockTablePlan: self._write_block_tables,
             DecodePlan: self._decode,
@@ -162,6 +164,7 @@ class TalkerWorker:
         with self.on_stream():
             self.graphs = TalkerGraphs(self, self._prefill_stream)
             self.ranks.release_graphs = self.graphs.release
+            self._write_text(TextPlan(0, *np.zeros((3, 0), np.int64)))  # no request pays for its first call
             torch.cuda.synchronize(self.device)  # graphs share memory: from here on they may be replayed anywhere
         # Allocate now the pinned memory that steps use at a time, in every size class of torch's cache, which keeps it.
         pinned = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]
@@ -238,6 +241,10 @@ class TalkerWorker:
             self.slots.write(self._upload(packed))
         if len(plan.seen_ids):
             self.state.seen[slot, self._upload(plan.seen_ids)] = True
+
+    def _write_text(self, plan: TextPlan) -> None:
+        slots, columns, text_ids = self._upload(np.stack([plan.slots, plan.columns, plan.text_ids]))
+        self.state.text_ids[slots, columns] = text_ids
 
     def _sample_first(self, plan: FirstFramesPlan) -> torch.Tensor:
         if self.graphs is not None:

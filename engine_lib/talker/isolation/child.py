@@ -37,7 +37,7 @@ from engine_lib.talker.isolation.messages import (
     StopEngine,
     StreamStarted,
 )
-from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
+from engine_lib.talker.request import CodesChunk, FurtherText, Request, RequestListener, StreamTimes
 
 REPORT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 0.1  # for a message; then it checks whether a rank has ended
@@ -136,7 +136,9 @@ class PipedTalkerEngine(TalkerEngine):
                     listener = PipedListener(message.stream_key, self._chunks, self._outbox)
                     self._open[message.stream_key] = self._accept(message, listener)
             case CancelStream():
-                self.cancel(message.stream_key)
+                self.cancel(message.stream_key, message.error)
+            case FurtherText():
+                self.feed(message)
             case ApplyBackpressure():
                 self.apply_backpressure(message.until)
             case StopEngine():
@@ -144,7 +146,7 @@ class PipedTalkerEngine(TalkerEngine):
 
     def _after_step(self) -> None:
         # The receiver of the last chunk of all may check at once that the engine holds nothing.
-        if not self._open or time.monotonic() - self._reported_at > REPORT_SECONDS:
+        if not self._open or not (self._unread or self.scheduler.has_work) or time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._report()
         if self._chunks:
             self._outbox.send(StepChunks(tuple(self._chunks)))

@@ -1,4 +1,4 @@
-"""Messages to and from a talker's engine in another process, besides Request, StreamTimes, LoadFailed."""
+"""Messages to and from an engine in another process, besides Request, FurtherText, StreamTimes, LoadFailed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message, Wire
 from engine_lib.talker.base_engine import TalkerStats
-from engine_lib.talker.request import CodesChunk, Request, StreamTimes
+from engine_lib.talker.request import CodesChunk, FurtherText, Request, StreamTimes
 
 # to the engine
 
@@ -27,9 +27,10 @@ class StartEngine(Message, frozen=True):
 
 
 class CancelStream(Message, frozen=True):
-    """An open stream must end."""
+    """An open stream must end: with `error` if there is one, else as cancelled."""
 
     stream_key: str
+    error: str = ""
 
 
 class ApplyBackpressure(Message, frozen=True):
@@ -79,7 +80,7 @@ class EngineReport(Message, frozen=True):
     hosts: npt.NDArray[np.float64]
 
 
-ToEngine = LoadEngine | StartEngine | Request | CancelStream | ApplyBackpressure | StopEngine
+ToEngine = LoadEngine | StartEngine | Request | FurtherText | CancelStream | ApplyBackpressure | StopEngine
 FromEngine = EngineLoaded | LoadFailed | LogRecord | StreamStarted | StreamTimes | StepChunks | EngineReport
 
 TO_ENGINE: Wire[ToEngine] = Wire(ToEngine)

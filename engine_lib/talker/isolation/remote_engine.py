@@ -40,7 +40,7 @@ from engine_lib.talker.isolation.messages import (
     StopEngine,
     StreamStarted,
 )
-from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
+from engine_lib.talker.request import CodesChunk, FinishReason, FurtherText, Request, RequestListener, StreamTimes
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,12 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
         self._send(msgspec.structs.replace(request, prompt=prompt))
         return Emitter(request, listener)
 
-    def _accept_cancel(self, stream_key: str) -> None:
-        self._send(CancelStream(stream_key))
+    def _accept_text(self, text: FurtherText) -> None:
+        self._stats = replace(self._stats, starving=0)  # its step is due; the engine reports anew
+        self._send(text)
+
+    def _accept_cancel(self, stream_key: str, error: str) -> None:
+        self._send(CancelStream(stream_key, error))
 
     def _accept_backpressure(self) -> None:
         self._send(ApplyBackpressure(self._backpressure.until))

@@ -1,0 +1,1 @@
+"""Text that comes while its request speaks."""
