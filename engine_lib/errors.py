@@ -40,7 +40,7 @@ class InvalidRequestError(Qwen3TTSError, ValueError):
 
 
 class NotFoundError(InvalidRequestError):
-    """A request names a voice that is not there."""
+    """A request names what does not exist, or not any more."""
 
 
 class OverloadedError(Qwen3TTSError):

@@ -14,12 +14,13 @@ from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.delivery import DELIVERY_NAMES, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
-from engine_lib.serving.request_values import RequestValues, turn_of
+from engine_lib.serving.request_values import RequestValues, session_key, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
-FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters", *TURN_NAMES)
+SESSION_FIELDS = ("session", "session_action", "text_end")
+FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters", *SESSION_FIELDS, *TURN_NAMES)
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that do not control how codes are sampled.
 SERVING_NAMES = (*DELIVERY_NAMES, "non_streaming_mode")
@@ -53,6 +54,8 @@ class SpeechRequest:
 
     Attributes:
         turn: how it waits: for the encoder of its recording, and to start.
+        session: from session_key, if further requests may name the stream.
+        text_is_open: `text` is the beginning of it, and may be empty.
     """
 
     text: str
@@ -64,6 +67,8 @@ class SpeechRequest:
     delivery: Delivery
     reference: Reference | None = None
     turn: Turn = DEFAULT_TURN
+    session: str | None = None
+    text_is_open: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,12 @@ class RequestParser:
                 )
         values.report_unknown(FIELDS)
         text = values.string("text", self.max_text_length)
+        session, text_is_open = session_key(values), values.boolean("text_end") is False
+        if text_is_open:
+            text = text or ""
+            if session is None:
+                problem = "is missing, and text_end is false; give an id of your own, by which further requests bring the text"
+                raise InvalidRequestError("session", problem)
         if text is None:
             raise InvalidRequestError("text", "is missing; give the text to speak")
         reference = self._reference(values)
@@ -113,16 +124,21 @@ class RequestParser:
             if name not in SAMPLING_NAMES:
                 allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES)
                 raise InvalidRequestError("sampling_parameters", f"{name[:100]!r} is unknown; allowed: {allowed}")
+        non_streaming_mode = _non_streaming_mode(serving.pop("non_streaming_mode", None))
+        if non_streaming_mode and text_is_open:
+            raise InvalidRequestError("non_streaming_mode", "true takes the whole text at once, and text_end is false; leave one out")
         return SpeechRequest(
             text=text,
             voice=values.string("voice"),
             language=values.string("language"),
             instruct=values.string("instruct", self.max_text_length),
-            non_streaming_mode=_non_streaming_mode(serving.pop("non_streaming_mode", None)),
+            non_streaming_mode=non_streaming_mode,
             sampling=self.sampling.updated(options),
             delivery=self.delivery.updated(serving),
             reference=reference,
             turn=turn_of(values),
+            session=session,
+            text_is_open=text_is_open,
         )
 
     def parse_reference(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> tuple[Reference, Turn]:

@@ -6,6 +6,7 @@ only parameters); the tensor wins. Each error names the field as the client wrot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -28,6 +29,8 @@ MAX_NAME_LENGTH = 256  # of a string with no limit of its own: a voice, a langua
 MAX_JSON_LENGTH = 16 * 1024
 MAX_PARAMETERS_LENGTH = 256 * 1024  # three texts of 4,000 characters take 144,000 at most
 MAX_CHARACTER_BYTES = 4  # of UTF-8
+SESSION = "session"
+MIN_SESSION_BYTES = 16  # because no other client may guess the id
 
 
 class RequestValues:
@@ -146,6 +149,21 @@ def turn_of(values: RequestValues) -> Turn:
         InvalidRequestError: a value is not allowed.
     """
     return Turn.of(*(values.parameters.get(name) for name in TURN_NAMES))
+
+
+def session_key(values: RequestValues) -> str | None:
+    """The digest by which a session is kept; None if the request has none. To look it up takes a time that tells nothing about an id.
+
+    Raises:
+        InvalidRequestError: the id is too short or too long.
+    """
+    session = values.string(SESSION)
+    if not session:
+        return None
+    length = len(session.encode("utf-8", "replace"))
+    if length < MIN_SESSION_BYTES:
+        raise InvalidRequestError(SESSION, f"has {length} bytes; give at least {MIN_SESSION_BYTES} random ones, as a UUID of version 4")
+    return hashlib.blake2b(session.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _refuse_constant(constant: str) -> None:

@@ -41,6 +41,7 @@ class TalkerMetrics:
             Priority.BATCH.value: lambda: stats().waiting_batch,
         }
         metrics.gauges("waiting_by_priority", "Those that wait, by the priority of the request", "priority", waiting)
+        metrics.gauge("starving_requests", "Requests that wait for more of their text", lambda: stats().starving)
         metrics.gauge("requests_held", "1 while requests wait for the codec to catch up", lambda: engine.has_backpressure)
         metrics.gauge("kv_blocks_free", "Free blocks of the talker's KV cache", lambda: stats().free_blocks)
         metrics.gauge("kv_blocks_total", "Blocks of the talker's KV cache", lambda: stats().total_blocks)

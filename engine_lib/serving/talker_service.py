@@ -27,6 +27,7 @@ from engine_lib.serving.progress import Progress
 from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.served import OFFLINE_SUFFIX, VOICES, served_checkpoints
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.session_requests import SessionRequests
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
 from engine_lib.serving.warm_up import warm_up_talker
@@ -70,18 +71,21 @@ class TalkerService(EngineService):
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
         self._parts = TalkerParts(backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams, {})
         self._control_requests = ControlRequests(backend, self._parts, self._parser)
+        self._session_requests = SessionRequests(self._parts.sessions, config.max_text_length)
         self._client_watch = ClientWatch(self._sender, streams, self._parts.orders)
         progress = Progress(lambda: self._engine.has_work, lambda: self._engine.stats().num_steps)
         self._watch(streams, progress, drain_seconds=config.drain_seconds)
 
     def handle(self, request: Any) -> None:
-        """Obey a control request of Triton's; queue any other, or refuse it."""
+        """Obey a control request of the server's or a client's for its open stream; queue any other, or refuse it."""
         arrived_at = time.monotonic()
         reply = self._backend.reply(request)
         try:
             tensors, parameters = self._backend.tensors(request), request.parameters()
             deadline = deadline_of(request, arrived_at)
-            if not self._control_requests.handle(tensors, parameters, deadline, reply):
+            if self._control_requests.handle(tensors, parameters, deadline, reply):
+                return
+            if not self._session_requests.handle(tensors, parameters, reply):
                 self._accept(tensors, parameters, deadline, reply, arrived_at)
         except Exception as error:
             reply.refuse(error)

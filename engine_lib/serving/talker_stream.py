@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.errors import DEADLINE_ERROR, OverloadedError
+from engine_lib.errors import DEADLINE_ERROR, InvalidRequestError, OverloadedError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.client_watch import Watched
@@ -30,6 +30,7 @@ from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.tracing import Span
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
+from engine_lib.talker.text.feed import TextFeed
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class TalkerParts:
         secret: of the server.
         streams: the open ones, by stream key.
         orders: those to store a voice that are not answered yet, by stream key.
+        sessions: open streams that further requests may name, by `session_key`.
     """
 
     name: str
@@ -55,11 +57,12 @@ class TalkerParts:
     metrics: TalkerMetrics
     streams: dict[str, TalkerStream]
     orders: dict[str, Watched]
+    sessions: dict[str, TalkerStream] = field(default_factory=dict)
 
     def cancel(self, stream_key: str) -> None:
         """End a stream because its client has gone; no effect if it is not open."""
         if (stream := self.streams.get(stream_key)) is not None:
-            self.sender.put(stream_key, stream.cancel)
+            stream.cancel()
 
 
 class TalkerStream(RequestListener):
@@ -78,7 +81,12 @@ class TalkerStream(RequestListener):
             speech: its request.
             arrived_at: time.monotonic() of its arrival.
             deadline: time.monotonic() at which it ends with an error; None: never.
+
+        Raises:
+            InvalidRequestError: a stream of its session is open.
         """
+        if speech.session is not None and speech.session in talker.sessions:
+            raise InvalidRequestError("session", "is that of an open stream; make a new id for each")
         self.stream_key = new_stream_key(talker.name)
         self._talker, self._reply = talker, reply
         self._speech = replace(speech, reference=None)  # the recording is not needed once it is encoded
@@ -90,14 +98,21 @@ class TalkerStream(RequestListener):
         self._has_begun = False  # its first message is on its way
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
+        self._feed: TextFeed | None = None
+        if speech.text_is_open:
+            self._feed = TextFeed(talker.prompts.max_text_length)
+            self._feed.append(speech.text)
         talker.streams[self.stream_key] = self
+        if speech.session is not None:
+            talker.sessions[speech.session] = self
 
     def begin(self, voice: Reference | VoiceClonePromptItem | None) -> None:
         """Queue the request, or refuse it; if `voice` is a recording, once that has been encoded."""
         talker, speech = self._talker, self._speech
         try:
             if isinstance(voice, Reference):
-                talker.prompts.check(text=speech.text, language=speech.language, instruct=speech.instruct)
+                text = None if speech.text_is_open else speech.text
+                talker.prompts.check(text=text, language=speech.language, instruct=speech.instruct)
                 talker.engine.reserve(self.stream_key, speech.turn)
                 self._encoding = talker.voices.encode(voice, speech.turn)
                 self.due_at = self._deadline
@@ -106,6 +121,32 @@ class TalkerStream(RequestListener):
                 self._submit(voice)
         except Exception as error:
             self._refuse(error)
+
+    @property
+    def has_whole_text(self) -> bool:
+        """Whether its text has ended."""
+        return self._feed is None or self._feed.is_complete
+
+    def append(self, text: str, *, is_last: bool) -> bool:
+        """Add to a text that has not ended; False if the stream has.
+
+        Raises:
+            InvalidRequestError: as in TextFeed.append.
+        """
+        if self._feed is None or self._has_ended:
+            return False
+        try:
+            return self._feed.append(text, is_last=is_last)
+        except InvalidRequestError as error:
+            if self._feed.is_complete:  # it cannot be spoken; a piece that was refused changes nothing
+                self._talker.engine.cancel(self.stream_key, str(error))
+            raise
+
+    def cancel(self) -> None:
+        """Stop; the last message says that it was cancelled."""
+        self._talker.engine.cancel(self.stream_key)
+        if self._encoding is not None:
+            self._talker.sender.put(self.stream_key, self._cancel_encoding)
 
     def on_start(self) -> None:
         """On an engine's thread: let the codec take in the reference while the talker takes in the prompt."""
@@ -151,14 +192,19 @@ class TalkerStream(RequestListener):
             InvalidRequestError, OverloadedError, EngineDeadError: as in PromptBuilder.build and TalkerEngine.submit.
         """
         talker, speech = self._talker, self._speech
-        prompt = talker.prompts.build(
-            text=speech.text,
-            voice=None if voice else speech.voice,
-            language=speech.language,
-            instruct=speech.instruct,
-            non_streaming_mode=speech.non_streaming_mode,
-            voice_prompt=voice,
-        )
+        speaker, prompts = None if voice else speech.voice, talker.prompts
+        rows = None
+        if self._feed is None:
+            prompt = prompts.build(
+                text=speech.text,
+                voice=speaker,
+                language=speech.language,
+                instruct=speech.instruct,
+                non_streaming_mode=speech.non_streaming_mode,
+                voice_prompt=voice,
+            )
+        else:
+            prompt, rows = prompts.open(voice=speaker, language=speech.language, instruct=speech.instruct, voice_prompt=voice)
         self._reference = prompt.reference_codes
         request = Request(
             self.stream_key,
@@ -169,8 +215,14 @@ class TalkerStream(RequestListener):
             announce_start=self._reference is not None,
             announce_times=self._reply.is_traced,
             turn=speech.turn,
+            text_is_open=rows is not None,
         )
         talker.engine.submit(request, self)
+        if self._feed is not None and rows is not None:
+            try:
+                self._feed.connect(talker.engine, self.stream_key, rows)
+            except InvalidRequestError as error:  # too late to refuse the request: the engine has it
+                talker.engine.cancel(self.stream_key, str(error))
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
 
     def look_after(self) -> None:
@@ -185,13 +237,11 @@ class TalkerStream(RequestListener):
             nothing = CodesChunk(self.stream_key, 0, self._no_codes)
             self._reply.send(CodesMessage(nothing, self._speech.delivery, is_question=True).pack(self._talker.secret), is_final=False)
 
-    def cancel(self) -> None:
-        """On its sender: the client has gone. Its recording is not encoded, unless that has begun."""
-        if self._has_ended:
-            return
+    def _cancel_encoding(self) -> None:
+        """On its sender: end a stream with a voice that is not encoded yet, which then is not, unless that has begun."""
         if self._encoding is None:
             self._talker.engine.cancel(self.stream_key)
-        else:
+        elif not self._has_ended:
             self._give_up(FinishReason.CANCELLED)
 
     def _give_up(self, reason: FinishReason, error: str = "") -> None:
@@ -213,8 +263,13 @@ class TalkerStream(RequestListener):
         if isinstance(error, OverloadedError):
             self._talker.metrics.overloads.add(1, self._speech.turn.priority.value)
         self._talker.engine.release(self.stream_key)
-        del self._talker.streams[self.stream_key]
+        self._forget()
         self._reply.refuse(error)
+
+    def _forget(self) -> None:
+        del self._talker.streams[self.stream_key]
+        if self._speech.session is not None:
+            del self._talker.sessions[self._speech.session]
 
     def _send(self, chunk: CodesChunk) -> None:
         self._reply.send(CodesMessage(chunk, self._speech.delivery).pack(self._talker.secret), is_final=chunk.is_final)
@@ -228,7 +283,7 @@ class TalkerStream(RequestListener):
         try:
             self._send(chunk)
         finally:
-            del self._talker.streams[self.stream_key]
+            self._forget()
         if self._reply.is_traced:
             self._reply.trace(*self._spans(chunk, time.monotonic()))
 

@@ -63,9 +63,15 @@ class Chunk:
         )
 
 
-def inputs(text: str | bytes = TEXT, *, sampling: Mapping[str, Any] | str | None = None, **strings: str | bytes) -> list[Any]:
+def inputs(
+    text: str | bytes | None = TEXT,
+    *,
+    sampling: Mapping[str, Any] | str | None = None,
+    text_end: bool | None = None,
+    **strings: str | bytes,
+) -> list[Any]:
     """Input tensors of one request."""
-    values: dict[str, str | bytes] = {"text": text, **strings}
+    values: dict[str, str | bytes] = strings if text is None else {"text": text, **strings}
     if sampling is not None:
         values["sampling_parameters"] = sampling if isinstance(sampling, str) else json.dumps(sampling)
     tensors = []
@@ -73,6 +79,9 @@ def inputs(text: str | bytes = TEXT, *, sampling: Mapping[str, Any] | str | None
         tensor = triton.InferInput(name, [1], "BYTES")
         tensor.set_data_from_numpy(np.array([value.encode() if isinstance(value, str) else value], np.object_))
         tensors.append(tensor)
+    if text_end is not None:
+        tensors.append(triton.InferInput("text_end", [1], "BOOL"))
+        tensors[-1].set_data_from_numpy(np.array([text_end]))
     return tensors
 
 
@@ -98,6 +107,10 @@ class Stream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.cancel()
+
+    def send(self, tensors: list[Any], *, model: str = "qwen3_tts", **arguments: Any) -> None:
+        """Send another request on the same connection, after those before it."""
+        self._client.async_stream_infer(model, tensors, **arguments)
 
     def next(self) -> Chunk:
         """Wait for the next chunk.

@@ -27,8 +27,8 @@ from engine_lib.talker.request import CodesChunk
 
 SECRET = ServerSecret(b"of the tests")
 FUZZ = settings(max_examples=150, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck))
-STRINGS = ("text", "voice", "language", "instruct", "sampling_parameters", "reference_text")
-FIELDS = (*STRINGS, "reference_audio", "reference_sample_rate", "x_vector_only")
+STRINGS = ("text", "voice", "language", "instruct", "sampling_parameters", "reference_text", "session", "session_action")
+FIELDS = (*STRINGS, "reference_audio", "reference_sample_rate", "x_vector_only", "text_end")
 LONGEST_ERROR = 1000
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(), max_size=300))  # with lone surrogates
@@ -46,7 +46,7 @@ def tensors(draw: st.DrawFn) -> dict[str, np.ndarray]:
             values = draw(st.lists(st.one_of(known, st.binary(max_size=300)), min_size=1, max_size=draw(st.sampled_from((1, 1, 1, 2)))))
             made[name] = np.array(values, np.object_)
         else:
-            kind = {"reference_audio": np.float32, "reference_sample_rate": np.int32, "x_vector_only": np.bool_}[name]
+            kind = {"reference_audio": np.float32, "reference_sample_rate": np.int32, "x_vector_only": np.bool_, "text_end": np.bool_}[name]
             shape = draw(st.sampled_from(((1,), (1,), (0,), (2,), (50,), (1, 1), ())))
             made[name] = draw(arrays.arrays(kind, shape))
     return made

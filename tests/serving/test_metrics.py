@@ -94,9 +94,8 @@ def test_every_error_has_a_status_and_none_quotes_what_was_not_meant_for_clients
     assert status(EngineDeadError("dead")) == ("UNAVAILABLE", "UNAVAILABLE: dead")
     assert status(ConfigError("odd")) == ("INTERNAL", "INTERNAL: odd")
     assert "secret" not in status(RuntimeError("secret"))[1]
-    assert {
-        status(error)[0] for error in (InvalidRequestError("a", ""), NotFoundError("a", ""), OverloadedError(""), RuntimeError())
-    } == set(STATUS_CODES)
+    errors = (InvalidRequestError("a", ""), NotFoundError("a", ""), OverloadedError(""), RuntimeError())
+    assert {status(error)[0] for error in errors} == set(STATUS_CODES)
 
 
 def test_quantiles_of_durations_are_gauges_and_are_set_only_when_they_change() -> None:

@@ -204,3 +204,27 @@ def test_a_bad_part_of_a_reference_is_refused_by_name(field: str, allowed: str, 
 def test_a_bad_parameter_of_a_reference_is_refused_by_name(parameters: dict[str, Any], field: str, allowed: str) -> None:
     missing = reference(**{field: None})
     refused(field, allowed, parameters, kind="base", text="a", **missing)
+
+
+# text that streams in
+
+SESSION = "an id that is long and random"
+
+
+def test_a_text_that_is_to_come_needs_a_session_and_may_be_empty() -> None:
+    request = parse(session=SESSION, text_end=np.array([False]))
+    assert (request.text, request.text_is_open) == ("", True)
+    assert request.session is not None
+    assert SESSION not in request.session
+    assert parse({"session": SESSION, "text_end": False}, text="hello").session == request.session
+    whole = parse(text="hello", session=SESSION, text_end=np.array([True]))
+    assert (whole.text_is_open, whole.session) == (False, request.session)
+
+
+def test_what_does_not_go_with_text_that_is_to_come_is_refused() -> None:
+    refused("session", "is missing, and text_end is false", text="hello", text_end=np.array([False]))
+    refused("session", "has 3 bytes; give at least 16", text="hello", session="abc", text_end=np.array([False]))
+    refused("text", "is missing", session=SESSION, text_end=np.array([True]))
+    refused("text_end", "give true or false", {"text_end": "no"}, text="hello", session=SESSION)
+    sampling = {"sampling_parameters": '{"non_streaming_mode": true}'}
+    refused("non_streaming_mode", "text_end is false", text="hello", session=SESSION, text_end=np.array([False]), **sampling)
