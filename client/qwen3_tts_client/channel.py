@@ -37,6 +37,15 @@ def _is_loopback(url: str) -> bool:
         return False
 
 
+def text_stream_call(channel: grpc.Channel | grpc.aio.Channel) -> grpc.StreamStreamMultiCallable | grpc.aio.StreamStreamMultiCallable:
+    """Return the callable that starts one stream with text that comes in further requests."""
+    return channel.stream_stream(
+        STREAM_METHOD,
+        request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+    )
+
+
 def stream_call(channel: grpc.Channel | grpc.aio.Channel) -> grpc.UnaryStreamMultiCallable | grpc.aio.UnaryStreamMultiCallable:
     """Return the callable that starts one stream on `channel`."""
     return channel.unary_stream(

@@ -5,10 +5,14 @@ A command loads slow packages (gRPC, numpy, rich) itself, when it needs them.
 
 from __future__ import annotations
 
+import codecs
+import os
+import stat
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from qwen3_tts_client.audio_file import AudioWriter
 
 STANDARD_STREAM = "-"
+PIECE_BYTES = 4096  # of standard input, at most
 
 # "\b" keeps the lines of a paragraph as they are.
 EPILOG = """
@@ -33,6 +38,9 @@ Examples:
 \b
   # speak a text file, with the same result every time
   qwen3-tts say - -o chapter.flac --voice ryan --seed 7 < chapter.txt
+\b
+  # speak the words of a language model while it writes them
+  llm "Tell me a story." | qwen3-tts say - --voice ryan -o - | aplay
 \b
   # in the voice of a recording, with a Base checkpoint
   qwen3-tts say "Good morning." --reference anna.wav \\
@@ -74,7 +82,7 @@ def options() -> None:
 
 @app.command(epilog=EPILOG)
 def say(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - reads it from standard input.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - speaks standard input as it arrives.")],
     output: Annotated[
         str,
         typer.Option(
@@ -136,7 +144,7 @@ def say(
         priority=priority,
         client=client_name,
     )
-    spoken, writer = _text(text), _writer(output)
+    spoken, writer = _text(text, as_it_arrives=not non_streaming), _writer(output)
     report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)
     try:
         with Client(url, model) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
@@ -165,14 +173,45 @@ def main() -> None:
     app()
 
 
-def _text(argument: str) -> str:
-    """The text to speak: the argument, or standard input without the newline at its end."""
+def _text(argument: str, *, as_it_arrives: bool) -> str | Iterator[str]:
+    """The text to speak: the argument, or standard input without the newlines at its end; in pieces if it comes from a program."""
     if argument != STANDARD_STREAM:
         return argument
+    if as_it_arrives and not _is_file(sys.stdin.buffer):
+        return _pieces(sys.stdin.buffer)
     try:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT") from None
+        raise _not_utf8(error) from None
+
+
+def _is_file(stream: BinaryIO) -> bool:
+    """Whether the whole content is there already."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # no file descriptor: a stream in memory
+        return True
+
+
+def _pieces(stream: BinaryIO) -> Iterator[str]:
+    """What comes from `stream`, as it comes, without the newlines at its end."""
+    decoder, newlines = codecs.getincrementaldecoder("utf-8")(), ""
+    while data := os.read(stream.fileno(), PIECE_BYTES):
+        try:
+            text = newlines + decoder.decode(data)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error) from None
+        piece = text.rstrip("\n")
+        newlines = text[len(piece) :]
+        yield piece
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error) from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> typer.BadParameter:
+    return typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT")
 
 
 def _writer(output: str) -> AudioWriter:

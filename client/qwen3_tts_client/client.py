@@ -12,7 +12,8 @@ that leaks the ensemble's request, and the server then stops only at its exit ti
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
-from qwen3_tts_client.channel import channel_options, stream_call
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_rpc
+from qwen3_tts_client.channel import channel_options, stream_call, text_stream_call
+from qwen3_tts_client.errors import InvalidRequest, NotFound, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, parse_response
+from qwen3_tts_client.text_session import SESSION, AsyncFeeder, Feeder, TextSession, drain
 from qwen3_tts_client.voices import AsyncVoices, Voices
 from qwen3_tts_client.wire import checked_timeout
 
@@ -49,6 +51,7 @@ class Client:
         self._closed = False
         self._channel = grpc.insecure_channel(url, channel_options(url))
         self._stream_call = stream_call(self._channel)
+        self._text_stream_call = text_stream_call(self._channel)
         self.voices = Voices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
 
     def __enter__(self) -> Self:
@@ -62,14 +65,16 @@ class Client:
         self._closed = True
         self._channel.close()
 
-    def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Generator[AudioChunk, None, None]:
+    def stream(
+        self, text: str | Iterable[str], *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> Generator[AudioChunk, None, None]:
         """Speak `text`; yields each chunk when the server has made it.
 
         The request is sent when the first chunk is asked for. Leaving the loop early cancels it on the server; so does `close()`
         on the iterator, which a caller that keeps a reference to it must call.
 
         Args:
-            text: what to say.
+            text: what to say; or an iterator of its pieces, such as the words of a language model, which are spoken as they come.
             timeout: seconds from the request to the end of the whole stream; None, infinity or more than three years: no limit.
             options: see RequestOptions.
 
@@ -78,11 +83,15 @@ class Client:
 
         Raises:
             InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed, RequestTimeout: see qwen3_tts_client.errors.
+            Whatever the iterator of pieces raises.
         """
         timeout = checked_timeout(timeout)
-        return self._chunks(build_request(self.model, text, timeout, **options), timeout)
+        if isinstance(text, str):
+            return self._chunks(build_request(self.model, text, timeout, **options), timeout)
+        _check_pieces(text, Iterable)
+        return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout)
 
-    def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
+    def synthesize(self, text: str | Iterable[str], *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks(list(self.stream(text, timeout=timeout, **options)))
 
@@ -99,6 +108,29 @@ class Client:
             reader.call_failed(error)
         finally:
             call.cancel()  # nothing to cancel when the call has ended
+        yield reader.last()
+
+    def _chunks_of_pieces(self, session: TextSession, pieces: Iterable[str], timeout: float | None) -> Generator[AudioChunk, None, None]:
+        _check_open(self._closed)
+        feeder = Feeder(session, pieces)
+        call = self._text_stream_call(feeder.requests(), timeout=timeout)
+        reader = _Reader(self.url)
+        try:
+            for response in call:
+                chunk = reader.read(response)
+                if chunk is not None:
+                    yield chunk
+                elif reader.has_ended:
+                    feeder.close(cancel=reader.has_failed)
+        except grpc.RpcError as error:
+            reader.call_failed(error)
+        finally:
+            if not reader.has_ended:
+                feeder.close(cancel=True)
+                drain(call)
+            call.cancel()  # nothing to cancel when the call has ended
+        if feeder.failure is not None:
+            raise feeder.failure
         yield reader.last()
 
 
@@ -120,6 +152,7 @@ class AsyncClient:
         self._closed = False
         self._channel = grpc.aio.insecure_channel(url, channel_options(url))
         self._stream_call = stream_call(self._channel)
+        self._text_stream_call = text_stream_call(self._channel)
         self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
 
     async def __aenter__(self) -> Self:
@@ -133,15 +166,22 @@ class AsyncClient:
         self._closed = True
         await self._channel.close()
 
-    def stream(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> AsyncGenerator[AudioChunk, None]:
-        """Speak `text`, chunk by chunk, as Client.stream does.
+    def stream(
+        self, text: str | AsyncIterable[str], *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncGenerator[AudioChunk, None]:
+        """Speak `text`, or pieces of it as they come, chunk by chunk, as Client.stream does.
 
         Leaving the loop early cancels the request in the next turn of the event loop; cancelling the task does so at once.
         """
         timeout = checked_timeout(timeout)
-        return self._chunks(build_request(self.model, text, timeout, **options), timeout)
+        if isinstance(text, str):
+            return self._chunks(build_request(self.model, text, timeout, **options), timeout)
+        _check_pieces(text, AsyncIterable)
+        return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout)
 
-    async def synthesize(self, text: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
+    async def synthesize(
+        self, text: str | AsyncIterable[str], *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> Speech:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks([chunk async for chunk in self.stream(text, timeout=timeout, **options)])
 
@@ -160,26 +200,65 @@ class AsyncClient:
             call.cancel()  # nothing to cancel when the call has ended
         yield reader.last()
 
+    async def _chunks_of_pieces(
+        self, session: TextSession, pieces: AsyncIterable[str], timeout: float | None
+    ) -> AsyncGenerator[AudioChunk, None]:
+        _check_open(self._closed)
+        call = self._text_stream_call(timeout=timeout)
+        reader = _Reader(self.url)
+        feeder = AsyncFeeder(call, session, pieces)
+        try:
+            async for response in call:
+                chunk = reader.read(response)
+                if chunk is not None:
+                    yield chunk
+                elif reader.has_ended:
+                    await feeder.close(cancel=reader.has_failed)
+        except grpc.RpcError as error:
+            reader.call_failed(error)
+        finally:
+            if not reader.has_ended:
+                await feeder.leave()
+            call.cancel()  # nothing to cancel when the call has ended
+        if feeder.failure is not None:
+            raise feeder.failure
+        yield reader.last()
+
 
 class _Reader:
     """The responses of one call, for both clients. The end of the stream (last chunk or error) waits here until the call has ended."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._chunks_received = 0
+        self._chunks_received = self._samples_received = 0
         self._end: AudioChunk | Qwen3TTSClientError | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the stream has ended: with its last chunk, or with an error."""
+        return self._end is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended with an error."""
+        return isinstance(self._end, Qwen3TTSClientError)
 
     def read(self, response: service_pb2.ModelStreamInferResponse) -> AudioChunk | None:
         """The chunk of this response; None if it ends the stream."""
         try:
             chunk = parse_response(response, self._chunks_received)
         except Qwen3TTSClientError as error:
+            if isinstance(error, NotFound) and error.field == SESSION:
+                return None  # more text came when the stream had ended; its last chunk says how
             self._end = self._end or error
             return None
         self._chunks_received += 1
+        self._samples_received += chunk.audio.size
+        if self._end is not None:
+            return None
         if not chunk.is_final:
             return chunk
-        self._end = chunk
+        self._end = replace(chunk, samples_sent=self._samples_received)
         return None
 
     def call_failed(self, error: grpc.RpcError) -> None:
@@ -205,6 +284,12 @@ class _Reader:
 def _check_open(closed: bool) -> None:
     if closed:
         raise Qwen3TTSClientError("the client is closed", hint="make a new one")
+
+
+def _check_pieces(text: object, kind: type) -> None:
+    if not isinstance(text, kind):
+        message = f"text: {type(text).__name__} is not allowed; give a str, or an {kind.__name__} of its pieces"
+        raise InvalidRequest(message, field="text")
 
 
 def _checked_url(url: str) -> str:

@@ -61,7 +61,7 @@ class InvalidRequest(Qwen3TTSClientError, ValueError):
 
 
 class NotFound(InvalidRequest):
-    """The request names a voice that is not there."""
+    """The request names a voice, or the session of a text, that is not there, or not any more."""
 
 
 class ServerUnavailable(Qwen3TTSClientError):

@@ -68,6 +68,7 @@ class AudioChunk:
         is_final: nothing follows.
         finish_reason: why the stream ended: "stop" (the speech is complete), "length" (cut at max_frames) or "cancelled";
             "" before the last chunk.
+        samples_sent: of the last chunk: samples of all chunks of the stream.
     """
 
     audio: npt.NDArray[np.float32]
@@ -75,6 +76,7 @@ class AudioChunk:
     index: int
     is_final: bool
     finish_reason: str
+    samples_sent: int = 0
 
     @property
     def seconds(self) -> float:
@@ -108,8 +110,13 @@ class Speech:
         return self.audio.size / self.sample_rate
 
 
-def build_request(model: str, text: str, timeout: float | None = None, **options: Unpack[RequestOptions]) -> service_pb2.ModelInferRequest:
+def build_request(
+    model: str, text: str | None, timeout: float | None = None, **options: Unpack[RequestOptions]
+) -> service_pb2.ModelInferRequest:
     """The wire message that asks `model` to speak `text`; after `timeout` seconds the server ends it, waiting or speaking.
+
+    Args:
+        text: None leaves it to the caller to add it.
 
     Raises:
         InvalidRequest: a value cannot be encoded.
@@ -126,7 +133,8 @@ def build_request(model: str, text: str, timeout: float | None = None, **options
     for name, value in (("request_priority", options.get("request_priority")), ("client", options.get("client"))):
         if value is not None:
             add_parameter(request, name, value)
-    add_string(request, "text", text)
+    if text is not None:
+        add_string(request, "text", text)
     for name, value in (("voice", options.get("voice")), ("language", options.get("language")), ("instruct", options.get("instruct"))):
         if value is not None:
             add_string(request, name, value)

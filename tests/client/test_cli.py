@@ -12,6 +12,7 @@ import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,9 +119,43 @@ def test_standard_input_is_spoken_to_standard_output(url: str) -> None:
     assert result.returncode == 0, result.stderr
     piped, _ = soundfile.read(io.BytesIO(result.stdout), dtype="float32")
     with Client(url) as client:
-        expected = client.synthesize(TEXT, voice="vivian", sampling={"seed": 3, "max_frames": 4}, chunk_frames=[1, 2])
+        expected = client.synthesize(TEXT, voice="vivian", sampling={"seed": 3, "max_frames": 4, "non_streaming_mode": False})
     np.testing.assert_allclose(piped, expected.audio, atol=QUANTISATION)
     assert SUMMARY.fullmatch(result.stderr.decode().strip())
+
+
+@server_test
+def test_what_a_program_writes_is_spoken_while_it_writes(url: str) -> None:
+    arguments = [*COMMAND, "say", "-", "--voice", "vivian", "--greedy", "--max-frames", "20", "-o", "-"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(url)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"Good morning, ")
+        process.stdin.flush()
+        heard = process.stdout.read(2000)  # more than a header
+        process.stdin.write("你".encode()[:1])
+        process.stdin.flush()
+        process.stdin.write("你".encode()[1:] + b"\n\n")
+        process.stdin.close()
+        heard += process.stdout.read()
+        assert process.wait(PATIENCE) == 0
+    with Client(url) as client:
+        greedy = {"do_sample": False, "subtalker_dosample": False, "max_frames": 20, "non_streaming_mode": False}
+        expected = client.synthesize("Good morning, 你", voice="vivian", sampling=greedy)
+    np.testing.assert_allclose(soundfile.read(io.BytesIO(heard), dtype="float32")[0], expected.audio, atol=QUANTISATION)
+
+
+@server_test
+@pytest.mark.parametrize("flags", [[], ["--non-streaming"]], ids=["file", "whole"])
+def test_a_file_and_a_text_that_is_wanted_whole_are_read_first(url: str, tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "text").write_text(f"{TEXT}\n")
+    arguments = [*COMMAND, "say", "-", *SPEAK[2:], "--max-frames", "4", "-o", str(tmp_path / "a.wav"), *flags]
+    with (tmp_path / "text").open("rb") as file:
+        source: dict[str, Any] = {"input": file.read()} if flags else {"stdin": file}
+        subprocess.run(arguments, **source, env=environment(url), timeout=PATIENCE, check=True)
+    with Client(url) as client:
+        expected = client.synthesize(TEXT, voice="vivian", sampling={"seed": 3, "max_frames": 4}, chunk_frames=[1, 2])
+    np.testing.assert_allclose(soundfile.read(tmp_path / "a.wav", dtype="float32")[0], expected.audio, atol=QUANTISATION)
 
 
 @server_test

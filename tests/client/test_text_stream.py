@@ -1,0 +1,135 @@
+"""Clients that speak an iterator of text against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from typing import Any
+
+import numpy as np
+import pytest
+from server.streams import metric
+
+from engine_lib.server.process import TritonServer
+from patience import PATIENCE, eventually
+from qwen3_tts_client import AsyncClient, Client, InvalidRequest
+
+pytestmark = pytest.mark.server
+
+WORDS = ["Good ", "morning", "", ", every", "one. ", "你", "好。"]
+GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 30}
+OPTIONS: dict[str, Any] = {"voice": "vivian", "sampling": GREEDY}
+ENDLESS: dict[str, Any] = {"voice": "vivian", "sampling": {"max_frames": 1500}}
+
+
+async def later(words: list[str]) -> AsyncIterator[str]:
+    for word in words:
+        await asyncio.sleep(0.01)
+        yield word
+
+
+def endless_words(stop: threading.Event | None = None) -> Iterator[str]:
+    yield "Good "
+    yield "morning, "
+    (stop or threading.Event()).wait(PATIENCE)
+
+
+async def test_both_clients_speak_pieces_as_the_whole_text(url: str) -> None:
+    whole = GREEDY | {"non_streaming_mode": False}
+    with Client(url) as client:
+        expected = client.synthesize("".join(WORDS), voice="vivian", sampling=whole)
+        streamed = list(client.stream(iter(WORDS), **OPTIONS))
+    async with AsyncClient(url) as async_client:
+        async_speech = await async_client.synthesize(later(WORDS), **OPTIONS)
+    assert (streamed[-1].is_final, streamed[-1].finish_reason) == (True, "length")
+    assert streamed[-1].samples_sent == expected.audio.size
+    np.testing.assert_array_equal(np.concatenate([chunk.audio for chunk in streamed]), expected.audio)
+    np.testing.assert_array_equal(async_speech.audio, expected.audio)
+
+
+def test_audio_comes_before_the_text_has_ended(url: str) -> None:
+    heard = threading.Event()
+
+    def words() -> Iterator[str]:
+        yield "Good morning, "
+        assert heard.wait(PATIENCE)
+        yield "everyone."
+
+    with Client(url) as client:
+        finish_reasons = [heard.set() or chunk.finish_reason for chunk in client.stream(words(), **OPTIONS)]
+        assert finish_reasons[-1] == "length"
+
+
+async def test_leaving_the_loop_frees_a_stream_that_waits_for_text(server: TritonServer, url: str) -> None:
+    cancelled = metric(server, "finished_requests_total", reason="cancelled")
+    stop = threading.Event()
+    with Client(url) as client, closing(client.stream(endless_words(stop), **ENDLESS)) as stream:
+        next(stream)
+        eventually(lambda: metric(server, "starving_requests") == 1, "it waits for text")
+    eventually(lambda: metric(server, "finished_requests_total", reason="cancelled") == cancelled + 1, "it is cancelled")
+    stop.set()
+
+    async def words() -> AsyncIterator[str]:
+        yield "Good morning, "
+        await asyncio.sleep(PATIENCE)
+
+    async with AsyncClient(url) as async_client, aclosing(async_client.stream(words(), **ENDLESS)) as async_stream:
+        await anext(async_stream)
+        await asyncio.to_thread(eventually, lambda: metric(server, "starving_requests") == 1, "it waits for text")
+    await asyncio.to_thread(
+        eventually, lambda: metric(server, "finished_requests_total", reason="cancelled") == cancelled + 2, "it is cancelled"
+    )
+
+
+async def test_an_error_of_the_iterator_ends_the_stream_and_reaches_the_caller(url: str) -> None:
+    def broken() -> Iterator[str]:
+        yield "Good morning, "
+        raise RuntimeError("the language model is gone")
+
+    async def async_broken() -> AsyncIterator[str]:
+        yield "Good morning, "
+        raise RuntimeError("the language model is gone")
+
+    with Client(url) as client, pytest.raises(RuntimeError, match="the language model is gone"):
+        list(client.stream(broken(), **ENDLESS))
+    async with AsyncClient(url) as async_client:
+        with pytest.raises(RuntimeError, match="the language model is gone"):
+            await async_client.synthesize(async_broken(), **ENDLESS)
+
+
+def test_a_stream_that_ends_before_its_text_takes_no_more_of_it(url: str) -> None:
+    taken = []
+
+    def words() -> Iterator[str]:
+        for number in range(1000):
+            taken.append(number)
+            yield "word "
+            threading.Event().wait(0.01)
+
+    with Client(url) as client:
+        speech = client.synthesize(words(), voice="vivian", sampling=GREEDY | {"max_frames": 3})
+    assert speech.finish_reason == "length"
+    assert len(taken) < 1000
+
+
+async def test_what_cannot_be_sent_is_refused(url: str) -> None:
+    with Client(url) as client:
+        for pieces, problem in (
+            ([], "text: is empty"),
+            (["", " "], "text: is empty"),
+            (["a" * 3000, "b" * 3000], "text: has 6000 characters"),
+            (["Good ", 7], "text: int is not allowed"),
+        ):
+            with pytest.raises(InvalidRequest, match=problem):
+                list(client.stream(pieces, **OPTIONS))  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="text: int is not allowed; give a str, or an Iterable"):
+            client.stream(7, **OPTIONS)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="voice: 'nobody' is unknown"):
+            list(client.stream(iter(WORDS), voice="nobody"))
+    async with AsyncClient(url) as async_client:
+        with pytest.raises(InvalidRequest, match="text: list is not allowed; give a str, or an AsyncIterable"):
+            async_client.stream(WORDS)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="voice: 'nobody' is unknown"):
+            await async_client.synthesize(later(WORDS), voice="nobody")
