@@ -30,7 +30,7 @@ import torch
 from engine_lib.api import official
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
-from engine_lib.api.utterance import CALLS, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
+from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
@@ -214,59 +214,62 @@ class Qwen3TTS:
 
     def stream_custom_voice(
         self,
-        text: str,
+        text: str | Iterable[str],
         speaker: str,
         language: str | None = None,
         instruct: str | None = None,
-        non_streaming_mode: bool = True,
+        non_streaming_mode: bool | None = None,
         chunk_frames: Sequence[int] | None = None,
         **generation: Any,
     ) -> SpeechStream:
         """Speak one text; each chunk comes when it is computed. Leaving the loop cancels the rest.
 
         Args:
+            text: the text; or an iterator of its pieces, such as the words of a language model, which are spoken as they come. Another
+                thread reads it. The codes are those of the whole text with `non_streaming_mode` False.
+            non_streaming_mode: None is that of the `generate_` method for a whole text, and False for pieces.
             chunk_frames: frames (80 ms each) in the first, second, .. chunk, 1 to 64, the last repeats; None is the engine's option.
             others: as in `generate_custom_voice`.
 
         Raises:
             InvalidRequestError, OverloadedError: as there, when it is called.
-            Qwen3TTSError: from the iterator, if the stream fails.
+            Qwen3TTSError: from the stream, if it fails.
         """
-        delivery = self._stream_delivery(text, chunk_frames)
-        [utterance] = self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation)
+        delivery = self._stream_delivery(chunk_frames)
+        [utterance] = self._utterances.custom_voice(_one_text(text), speaker, language, instruct, non_streaming_mode, **generation)
         return self._start(utterance, delivery)
 
     def stream_voice_design(
         self,
-        text: str,
+        text: str | Iterable[str],
         instruct: str,
         language: str | None = None,
-        non_streaming_mode: bool = True,
+        non_streaming_mode: bool | None = None,
         chunk_frames: Sequence[int] | None = None,
         **generation: Any,
     ) -> SpeechStream:
         """`generate_voice_design` as a stream; see `stream_custom_voice`."""
-        delivery = self._stream_delivery(text, chunk_frames)
-        [utterance] = self._utterances.voice_design(text, instruct, language, non_streaming_mode, **generation)
+        delivery = self._stream_delivery(chunk_frames)
+        [utterance] = self._utterances.voice_design(_one_text(text), instruct, language, non_streaming_mode, **generation)
         return self._start(utterance, delivery)
 
     def stream_voice_clone(
         self,
-        text: str,
+        text: str | Iterable[str],
         language: str | None = None,
         ref_audio: ReferenceInput | None = None,
         ref_text: str | None = None,
         x_vector_only_mode: bool = False,
         voice_clone_prompt: VoiceClonePrompt | None = None,
-        non_streaming_mode: bool = False,
+        non_streaming_mode: bool | None = None,
         chunk_frames: Sequence[int] | None = None,
         voice: str | None = None,
         **generation: Any,
     ) -> SpeechStream:
         """`generate_voice_clone` as a stream; see `stream_custom_voice`."""
         prompt = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
-        delivery = self._stream_delivery(text, chunk_frames)
-        [utterance] = self._utterances.voice_clone(text, language, *prompt, non_streaming_mode, voice, **generation)
+        delivery = self._stream_delivery(chunk_frames)
+        [utterance] = self._utterances.voice_clone(_one_text(text), language, *prompt, non_streaming_mode, voice, **generation)
         return self._start(utterance, delivery)
 
     # talker or codec alone
@@ -320,10 +323,7 @@ class Qwen3TTS:
         _warn_of_cuts(utterances, reasons, stacklevel=4)
         return Spoken(waves, reasons), self.sample_rate
 
-    def _stream_delivery(self, text: object, chunk_frames: Iterable[int] | None) -> Delivery:
-        """The delivery of a stream of `text`, which must be one string."""
-        if not isinstance(text, str):
-            raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string")
+    def _stream_delivery(self, chunk_frames: Iterable[int] | None) -> Delivery:
         return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames)})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
@@ -338,6 +338,15 @@ class Qwen3TTS:
         self._talker.submit(request, listener)
         stack.callback(self._talker.cancel, request.stream_key)  # no effect if the request has ended
         return listener.codes
+
+
+def _one_text(text: object) -> str | TextPieces:
+    """The text of a stream."""
+    if isinstance(text, str):
+        return text
+    if isinstance(text, Iterable) and not isinstance(text, (bytes, list, tuple)):
+        return TextPieces(text)
+    raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string, or an iterator of its pieces")
 
 
 class _CodesListener(RequestListener):

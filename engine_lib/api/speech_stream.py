@@ -43,19 +43,21 @@ class SpeechChunk:
         audio: [samples] float32 in -1..1, at `Qwen3TTS.sample_rate`; the last chunk has none.
         index: 0, 1, 2..
         is_final: True for the last chunk.
-        finish_reason: "" until the last chunk, then stop or length.
+        finish_reason: "" until the last chunk, then stop, length or cancelled.
+        samples_sent: of the last chunk: samples of all chunks of the stream.
     """
 
     audio: npt.NDArray[np.float32]
     index: int
     is_final: bool
     finish_reason: str
+    samples_sent: int = 0
 
 
 class SpeechStream(Iterator[SpeechChunk]):
     """The chunks of one request, each once. Closing or dropping the stream cancels the rest."""
 
-    def __init__(self, chunks: queue.SimpleQueue[SpeechChunk | Qwen3TTSError], cancel: Callable[[], None]) -> None:
+    def __init__(self, chunks: queue.SimpleQueue[SpeechChunk | BaseException], cancel: Callable[[], None]) -> None:
         """Use `start` instead."""
         self._chunks, self._cancel = chunks, cancel
         self._has_ended = False
@@ -71,8 +73,21 @@ class SpeechStream(Iterator[SpeechChunk]):
         prompt = utterance.prompt
         pipe = _Pipe(talker, codec, prompt)
         announce_start = prompt.reference_codes is not None
-        request = Request(pipe.stream_key, prompt, utterance.sampling, delivery, announce_start=announce_start, turn=utterance.turn)
-        talker.submit(request, pipe)
+        text, key = utterance.text, pipe.stream_key
+        talker.submit(
+            Request(
+                key,
+                prompt,
+                utterance.sampling,
+                delivery,
+                announce_start=announce_start,
+                turn=utterance.turn,
+                text_is_open=text is not None,
+            ),
+            pipe,
+        )
+        if text is not None:
+            text.begin(talker, key, pipe.chunks.put)
         return cls(pipe.chunks, partial(talker.cancel, pipe.stream_key))
 
     def __next__(self) -> SpeechChunk:
@@ -80,15 +95,20 @@ class SpeechStream(Iterator[SpeechChunk]):
 
         Raises:
             Qwen3TTSError: the stream has failed.
+            Whatever an iterator of text has raised.
         """
         if self._has_ended:
             raise StopIteration
         chunk = self._chunks.get()
-        if isinstance(chunk, Qwen3TTSError):
+        if isinstance(chunk, BaseException):
             self._has_ended = True
             raise chunk
         self._has_ended, self.finish_reason = chunk.is_final, chunk.finish_reason
         return chunk
+
+    def cancel(self) -> None:
+        """Stop speaking; the chunks that were made are still there, and the last one says how many samples there were."""
+        self._cancel()
 
     def close(self) -> None:
         """End the stream here; the engines stop working on it within a frame."""
@@ -107,7 +127,8 @@ class _Pipe(RequestListener):
 
     def __init__(self, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt) -> None:
         self.stream_key = uuid.uuid4().hex
-        self.chunks: queue.SimpleQueue[SpeechChunk | Qwen3TTSError] = queue.SimpleQueue()
+        self.chunks: queue.SimpleQueue[SpeechChunk | BaseException] = queue.SimpleQueue()
+        self._samples_sent = 0
         self._talker, self._codec, self._reference = talker, codec, prompt.reference_codes
 
     def on_start(self) -> None:
@@ -125,6 +146,8 @@ class _Pipe(RequestListener):
                 self._talker.cancel(self.stream_key)  # no effect if the request has ended
                 self.chunks.put(Qwen3TTSError(error))
             else:
-                self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason))
+                self._samples_sent += len(audio.audio)
+                sent = self._samples_sent if audio.is_final else 0
+                self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent))
 
         self._codec.submit(CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, on_audio))

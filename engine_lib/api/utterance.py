@@ -5,7 +5,7 @@ As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.api import official
+from engine_lib.api.incoming_text import IncomingText
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceReferences
 from engine_lib.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
+from engine_lib.streamed_text import TextRows
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 T = TypeVar("T")
@@ -31,11 +33,19 @@ NAMES_HERE = {"voice": "speaker", "voice_prompt": "voice_clone_prompt"}  # field
 
 
 @dataclass(frozen=True)
+class TextPieces:
+    """One text that comes in pieces."""
+
+    pieces: Iterable[str]
+
+
+@dataclass(frozen=True)
 class Utterance:
     """One text, ready to be spoken.
 
     Attributes:
         turn: how it waits to start.
+        text: of a prompt without text.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
 
@@ -43,6 +53,7 @@ class Utterance:
     sampling: SamplingParams
     limit: str = ""
     turn: Turn = DEFAULT_TURN
+    text: IncomingText | None = None
 
 
 class UtteranceBuilder:
@@ -68,7 +79,7 @@ class UtteranceBuilder:
 
     def custom_voice(
         self,
-        text: str | list[str],
+        text: str | list[str] | TextPieces,
         speaker: str | list[str],
         language: str | list[str] | None = None,
         instruct: str | list[str] | None = None,
@@ -82,7 +93,7 @@ class UtteranceBuilder:
 
     def voice_design(
         self,
-        text: str | list[str],
+        text: str | list[str] | TextPieces,
         instruct: str | list[str],
         language: str | list[str] | None = None,
         non_streaming_mode: bool | None = True,
@@ -94,7 +105,7 @@ class UtteranceBuilder:
 
     def voice_clone(
         self,
-        text: str | list[str],
+        text: str | list[str] | TextPieces,
         language: str | list[str] | None = None,
         ref_audio: ReferenceInput | list[ReferenceInput] | None = None,
         ref_text: str | list[str | None] | None = None,
@@ -145,9 +156,11 @@ class UtteranceBuilder:
             "checkpoint", f"is of kind {self.kind}; use generate_{fits} or stream_{fits}, or load one of kind {kind} for {wanted} calls"
         )
 
-    def _build(self, text: str | list[str], non_streaming_mode: bool | None, generation: dict[str, Any], **fields: Any) -> list[Utterance]:
+    def _build(
+        self, text: str | list[str] | TextPieces, non_streaming_mode: bool | None, generation: dict[str, Any], **fields: Any
+    ) -> list[Utterance]:
         """`fields`: arguments of PromptBuilder.build; one value, a list of one, or a list of one for each text."""
-        texts = text if isinstance(text, list) else [text]
+        texts: list[str] | list[TextPieces] | list[str | TextPieces] = text if isinstance(text, list) else [text]
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
@@ -158,14 +171,24 @@ class UtteranceBuilder:
         utterances = []
         for i, one in enumerate(texts):
             row = {name: column[i] for name, column in columns.items()}
+            incoming = None
             try:
-                prompt = self.prompts.build(text=one, non_streaming_mode=non_streaming_mode, **row)
+                if isinstance(one, TextPieces):
+                    prompt, rows = self._open(non_streaming_mode, row)
+                    incoming = IncomingText(one.pieces, rows, self.prompts.max_text_length)
+                else:
+                    prompt = self.prompts.build(text=one, non_streaming_mode=non_streaming_mode, **row)
             except InvalidRequestError as error:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(replace(self._utterance(prompt, arguments), turn=turn))
+            utterances.append(replace(self._utterance(prompt, arguments), turn=turn, text=incoming))
         return utterances
+
+    def _open(self, non_streaming_mode: bool | None, row: dict[str, Any]) -> tuple[Prompt, TextRows]:
+        if non_streaming_mode:
+            raise InvalidRequestError("non_streaming_mode", "True takes the whole text at once; leave it out for a text in pieces")
+        return self.prompts.open(**row)
 
     def _utterance(self, prompt: Prompt, generation: Mapping[str, Any]) -> Utterance:
         """With the caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package.
