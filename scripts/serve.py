@@ -8,9 +8,9 @@ r"""Serve Qwen3-TTS checkpoints with Triton: start a server, wait until it is re
 The first checkpoint is the model qwen3_tts; each further one has its kind as suffix: qwen3_tts_custom, qwen3_tts_base,
 qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be the same in all of them.
 
-tritonserver comes from PATH (the NGC container) or from the wheel nvidia-pytriton. SIGTERM and SIGINT stop it in order: running streams get
-drain_seconds to end, then they end with an error; then the models unload. The exit code is the server's; 137 if it
-had to be killed before its models had ended.
+tritonserver comes from PATH (the NGC container), else from the wheel nvidia-pytriton; that one is old, and listens on 127.0.0.1 alone
+unless --address says otherwise. SIGTERM and SIGINT stop it in order: running streams get drain_seconds to end, then they end with an
+error; then the models unload. The exit code is the server's; 137 if it had to be killed before its models had ended.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import fields
+from ipaddress import IPv4Address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig, unknown_variables
 from engine_lib.errors import ConfigError, Qwen3TTSError
-from engine_lib.server.installation import ServerError
+from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
 from engine_lib.server.log import STDOUT
 from engine_lib.server.mps import MpsDaemon
 from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
+from engine_lib.server.releases import notice_of
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
 from engine_lib.serving.tracing import SERVICE_NAME, SERVICE_NAME_VARIABLE
@@ -82,6 +84,7 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
         print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}", flush=True)
         server.start()
         server.wait_ready(report=lambda text: print(f"serve.py: {text}", file=sys.stderr, flush=True))
+        print(f"serve.py: {notice_of(server.version)}; docs/compatibility.md", file=sys.stderr, flush=True)
         print(f"ready: {', '.join(server.models)}")
         print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
         code = server.wait()
@@ -115,6 +118,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         options={},
         repository=repository,
         ports=Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port),
+        address=arguments.address,
         log_file=arguments.log_file,
         arguments=[
             *trace_arguments(arguments.trace, arguments.trace_rate),
@@ -181,6 +185,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _address(text: str) -> str:
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address; give one of this machine, or {EVERY_ADDRESS} for all") from None
+
+
 def _failed(error: Qwen3TTSError) -> int:
     print(f"serve.py: {error}", file=sys.stderr)
     return 1
@@ -201,6 +212,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--codec-device", metavar="DEVICE", help="of the codec only: for example cuda:1 beside a talker on cuda:0")
     parser.add_argument(
         "--mps", action="store_true", help="let talker and codec use the GPU at the same time, through a private daemon of NVIDIA MPS"
+    )
+    parser.add_argument(
+        "--address",
+        type=_address,
+        metavar="ADDRESS",
+        help=f"IPv4 address that the three ports listen on; {EVERY_ADDRESS} is every one (default: {EVERY_ADDRESS} with tritonserver from "
+        f"PATH, {LOOPBACK} with the old one of the wheel, because a request to its HTTP port can end it)",
     )
     parser.add_argument("--http-port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="N", help="default 8001; 0 takes a free one")

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import secrets
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,10 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
+
 from engine_lib.config import ENVIRONMENT_PREFIX
-from engine_lib.server.installation import ServerError, ServerInstallation
+from engine_lib.server.installation import EVERY_ADDRESS, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import watch_for_orphan
+from engine_lib.server.ports import check_port, free_port
+from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.secret import SECRET_VARIABLE
@@ -58,6 +61,7 @@ class TritonServer:
         http_port, grpc_port, metrics_port: its ports.
         models: names of the models that it loads at its start, all of which must be ready.
         log_file: the output of the server and the models.
+        version: of tritonserver, as in 2.51.0; "" before `wait_ready`.
         models_have_ended: whether `stop` saw all models' processes end, each in order: nothing was lost if the server was killed then.
     """
 
@@ -67,6 +71,7 @@ class TritonServer:
         options: Mapping[str, str],
         repository: Path = MODEL_REPOSITORY,
         ports: Ports = DEFAULT_PORTS,
+        address: str | None = None,
         log_file: Path | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str | None] | None = None,
@@ -77,6 +82,7 @@ class TritonServer:
             options: options of EngineConfig by name; they override config.pbtxt and the environment.
             repository: the model repository.
             ports: to listen on.
+            address: to listen on, IPv4; None: as in ServerInstallation.default_address.
             log_file: for the server's output, which is never read back; default: the output of this process.
             arguments: further arguments of tritonserver.
             environment: changes to this process's environment, such as those of an MpsDaemon; None removes a variable.
@@ -85,7 +91,8 @@ class TritonServer:
         self.options = dict(options)
         self.repository = repository
         self.models = models_to_load(repository, arguments)
-        self.http_port, self.grpc_port, self.metrics_port = (port or _free_port() for port in ports)
+        self.http_port, self.grpc_port, self.metrics_port = (port or free_port() for port in ports)
+        self._address = address
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or STDOUT
         self._log = ServerLog(self.log_file)
@@ -96,7 +103,7 @@ class TritonServer:
         self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
-        self.models_have_ended = False
+        self.models_have_ended, self.version = False, ""
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -121,12 +128,14 @@ class TritonServer:
         Raises:
             ServerError: no tritonserver, or a port is taken.
         """
-        for name, port in (("http", self.http_port), ("grpc", self.grpc_port), ("metrics", self.metrics_port)):
-            _check_port(name, port)
         run_directory = Path(self._run_directory.name)
         installation = ServerInstallation.find(run_directory)
+        self._address = self._address or installation.default_address
+        ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+        for name, port in ports.items():
+            check_port(name, self._address, port)
         environment = installation.environment(run_directory, os.environ)
-        own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"localhost:{self.grpc_port}"}
+        own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"{self._host}:{self.grpc_port}"}
         changes = {SECRET_VARIABLE: secrets.token_hex()} | self._environment | option_environment(self.options) | own
         environment = {name: value for name, value in (environment | changes).items() if value is not None}
         # Two model processes share the cores; by default torch starts a thread for each core in both.
@@ -139,9 +148,8 @@ class TritonServer:
             "--strict-readiness=true",
             "--exit-on-error=false",  # so that it can still be asked for the reason
             f"--exit-timeout-secs={math.ceil(self._exit_seconds)}",
-            f"--http-port={self.http_port}",
-            f"--grpc-port={self.grpc_port}",
-            f"--metrics-port={self.metrics_port}",
+            *(f"--{name}-port={port}" for name, port in ports.items()),
+            *(f"--{name}-address={self._address}" for name in ports),
         ]
         if installation.backend_directory is not None:
             command.append(f"--backend-directory={installation.backend_directory}")
@@ -171,7 +179,7 @@ class TritonServer:
             report: told every few seconds what is still waited for.
 
         Raises:
-            ServerError: a model failed to load (with its reason), the server exited, or `timeout` seconds passed.
+            ServerError: a model failed to load (with its reason), Triton is too old, the server exited, or `timeout` seconds passed.
         """
         process, begin, missing = self._running(), time.monotonic(), ""
         report_due = begin + REPORT_SECONDS
@@ -180,8 +188,11 @@ class TritonServer:
                 raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
             try:
                 index = json.loads(self._http("v2/repository/index", b"{}"))
+                self.version = json.loads(self._http("v2"))["version"]
             except OSError as error:
                 index, missing = [], f"tritonserver to load its models (its HTTP port {self.http_port}: {error})"
+            if self.version and (problem := problem_of(self.version, np.__version__)) is not None:
+                raise ServerError(problem)
             # Once the server answers, loading is over. A model without a state has a config.pbtxt that cannot be read.
             unknown = sorted(set(self.models).difference(entry["name"] for entry in index))
             if index and unknown:
@@ -214,7 +225,7 @@ class TritonServer:
 
     def metrics(self) -> str:
         """The text of /metrics."""
-        return self._get(f"http://localhost:{self.metrics_port}/metrics").decode()
+        return self._get(f"http://{self._host}:{self.metrics_port}/metrics").decode()
 
     def last_log_lines(self) -> str:
         """The end of the log, for a message."""
@@ -285,8 +296,13 @@ class TritonServer:
             raise ServerError("the server has not been started")
         return self._process
 
+    @property
+    def _host(self) -> str:
+        """At which this machine reaches the server."""
+        return "localhost" if self._address in (None, EVERY_ADDRESS) else self._address
+
     def _http(self, path: str, body: bytes | None = None) -> bytes:
-        return self._get(f"http://localhost:{self.http_port}/{path}", body)
+        return self._get(f"http://{self._host}:{self.http_port}/{path}", body)
 
     def _get(self, url: str, body: bytes | None = None) -> bytes:
         with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
@@ -305,19 +321,3 @@ def _is_running(process: Path) -> bool:
 def option_environment(options: Mapping[str, str]) -> dict[str, str]:
     """The environment variables that set engine options."""
     return {ENVIRONMENT_PREFIX + name.upper(): value for name, value in options.items()}
-
-
-def _check_port(name: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ServerError(f"{name} port {port} cannot be used: {error.strerror}; choose another with --{name}-port") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-    return port

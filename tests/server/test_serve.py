@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 import tritonclient.grpc.aio as triton_aio
 
@@ -57,13 +59,38 @@ def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_pa
         "--log-file",
         str(tmp_path / "log"),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve:
         assert serve.stdout is not None
+        assert serve.stderr is not None
         lines = [serve.stdout.readline() for _ in range(3)]
+        addresses = addresses_of(lines[2])
         serve.send_signal(signal.SIGTERM)
         assert serve.wait(PATIENCE) == 0
+        errors = serve.stderr.read()
     assert lines[1] == "ready: codec_decoder, qwen3_tts, qwen3_tts_offline, talker, voices\n"
     assert lines[2].startswith("http ")
+    if installation_is_the_wheel():
+        assert addresses == {"127.0.0.1"}
+        assert "serve.py: warning: Triton 2.51.0 (24.10) is older than 2.75.0 (26.11), which is recommended: " in errors
+
+
+def addresses_of(ports: str) -> set[str]:
+    """The addresses on which the ports in serve.py's last line are listened to. gRPC names them as IPv6 does."""
+    numbers = [int(word) for word in ports.replace(",", "").split() if word.isdecimal()]
+    connections = [connection for connection in psutil.net_connections("tcp") if connection.status == psutil.CONN_LISTEN]
+    addresses = {connection.laddr.port: connection.laddr.ip.removeprefix("::ffff:") for connection in connections}
+    return {addresses[number].replace("::", "0.0.0.0") for number in numbers}
+
+
+def installation_is_the_wheel() -> bool:
+    return shutil.which("tritonserver") is None
+
+
+@pytest.mark.parametrize("address", ["localhost", "::", "1.2.3", ""])
+def test_serve_refuses_an_address_that_is_none(address: str) -> None:
+    result = subprocess.run([*SERVE, f"--address={address}"], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    assert f"argument --address: '{address}' is no IPv4 address; give one of this machine, or 0.0.0.0 for all" in result.stderr
 
 
 def test_serve_refuses_to_drain_for_longer_than_it_may_take_to_end(endless_voice: Path) -> None:
@@ -117,11 +144,13 @@ async def cancel_at_the_last_chunk(port: int, num_streams: int = 60, frames: int
 def test_serve_ends_well_whatever_a_client_does_at_the_end_of_its_streams(endless_voice: Path, tmp_path: Path, client: str) -> None:
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, "--exit-timeout", str(PATIENCE)]
-    command += ["--log-file", str(tmp_path / "log")]
+    command += ["--log-file", str(tmp_path / "log"), "--address", "0.0.0.0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve, ExitStack() as stack:
         assert serve.stdout is not None
         assert serve.stderr is not None
-        port = int([serve.stdout.readline() for _ in range(3)][2].split()[3].strip(","))
+        last_line = [serve.stdout.readline() for _ in range(3)][2]
+        addresses = addresses_of(last_line)
+        port = int(last_line.split()[3].strip(","))
         if client == "leaves its stream open":
             stack.enter_context(Stream(port, inputs(sampling={"max_frames": 3}))).all()
         else:
@@ -130,3 +159,4 @@ def test_serve_ends_well_whatever_a_client_does_at_the_end_of_its_streams(endles
         assert serve.wait(PATIENCE) == 0
         if client == "leaves its stream open":
             assert "every stream has ended; tritonserver itself did not end and was killed" in serve.stderr.read()
+    assert addresses == {"0.0.0.0"}
