@@ -14,6 +14,7 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"(?<![\w./:-])(\w[\w-]*/(?:[\w*.-]+/)*[\w*.-]+\.(?:py|sh|md|png|wav|toml|pbtxt|json))\b")
 FOLDER = re.compile(r"`((?:[\w*.-]+/)+)`")
 FILE = re.compile(r"`([\w-]+\.(?:py|sh|toml))`")  # without a folder: of the repository wherever it lies
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)  # kernel[grid](...) is no link
 PARENTS = (ROOT, ROOT / "engine_lib", ROOT / "client")  # pages about the engine leave its folder out
 ROOMS = ("engine_lib", "client", "scripts", "tests", "model_repository", "docker")
@@ -52,6 +53,12 @@ def test_every_path_of_the_repository_exists(document: Path) -> None:
 def test_every_file_named_alone_exists(document: Path) -> None:
     names = sorted(set(FILE.findall(document.read_text(encoding="utf-8"))))
     assert [name for name in names if not is_there(name)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_test_named_exists(document: Path) -> None:
+    named = TEST.findall(document.read_text(encoding="utf-8"))
+    assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
 
 
 def test_the_page_of_todays_figures_has_a_hundred_lines_at_most() -> None:
