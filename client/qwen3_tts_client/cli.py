@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_bench, cli_options, cli_voices
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_bench, cli_gateway, cli_options, cli_voices
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ app = typer.Typer(
 
 
 app.add_typer(cli_voices.app)
+app.command()(cli_gateway.gateway)
 
 
 @app.callback()

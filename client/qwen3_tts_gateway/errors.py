@@ -1,0 +1,114 @@
+"""Errors as OpenAI's clients read them: a status and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, ServerOverloaded, ServerUnavailable
+
+RETRY_SECONDS = 1
+# The server's names of fields -> those of a request to the gateway.
+FIELDS = {
+    "text": "input",
+    "instruct": "instructions",
+    "max_frames": "max_new_tokens",
+    "reference_audio": "ref_audio",
+    "reference_sample_rate": "ref_audio",
+    "reference_text": "ref_text",
+    "x_vector_only": "x_vector_only_mode",
+    "chunk_frames": "initial_codec_chunk_frames",
+}
+
+
+class ApiError(Exception):
+    """An answer other than 2xx.
+
+    Attributes:
+        status: HTTP status.
+        message: what is wrong, and what is allowed.
+        kind: OpenAI's `type`.
+        param: the field of the request; None if it is not about one.
+        code: a word for programs; None if there is none.
+        retry_after: seconds after which the same request may succeed; None if it will not.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param, self.code, self.retry_after = status, message, kind, param, code, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def api_error(error: Qwen3TTSClientError) -> ApiError:
+    """The answer for an error of a Triton server."""
+    if isinstance(error, InvalidRequest):
+        param = FIELDS.get(error.field or "", error.field)
+        return ApiError(400, error.message, param=param, code="invalid_value")
+    if isinstance(error, ServerOverloaded):
+        return ApiError(503, error.message, kind="server_error", code="overloaded", retry_after=RETRY_SECONDS)
+    if isinstance(error, ServerUnavailable):
+        return ApiError(503, error.message, kind="server_error", code="no_server", retry_after=RETRY_SECONDS)
+    if isinstance(error, RequestTimeout):
+        return ApiError(504, error.message, kind="server_error", code="timeout")
+    return ApiError(502, error.message, kind="server_error", code="stream_failed")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let every error of `app` leave in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def _api_error(_request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(Qwen3TTSClientError)
+    async def _client_error(_request: Request, error: Qwen3TTSClientError) -> JSONResponse:
+        return api_error(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
+        return _invalid(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
+        answer = ApiError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None).response()
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def _defect(_request: Request, _error: Exception) -> JSONResponse:
+        return ApiError(500, "the gateway failed; its log has the reason", kind="server_error", code="internal").response()
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first thing that a request's schema does not allow. Values are never quoted, because they may be a user's text."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    # A union has the names of its members behind the field's; the field is what a caller knows.
+    field = ".".join(path[:3] if len(path) > 1 and path[1].isdigit() else path[:1]) or None
+    return ApiError(422, f"{field or 'body'}: {first['msg']}", param=field, code=first["type"])
