@@ -1,5 +1,16 @@
-"""Encoders: samples in, bytes of an audio format out, while the samples come."""
+"""From float32 samples to the bytes of a response, in every format, while the speech is being made.
+
+    encoder = make_encoder("mp3", sample_rate=24000)
+    for chunk in stream:
+        send(encoder.encode(chunk.audio))
+    send(encoder.finish())
+
+See formats.py for what each format can say about its own length.
+"""
+
+from __future__ import annotations
 
 from qwen3_tts_gateway.audio.encoders import Encoder, make_encoder
+from qwen3_tts_gateway.audio.formats import FORMATS, Format
 
-__all__ = ["Encoder", "make_encoder"]
+__all__ = ["FORMATS", "Encoder", "Format", "make_encoder"]

@@ -1,57 +1,135 @@
-"""Streaming encoders of uncompressed audio."""
+"""An encoder for each stream: samples in, bytes of the format out, as early as the format can."""
 
 from __future__ import annotations
 
-import struct
-from typing import Protocol
+from types import MappingProxyType
 
+import av
 import numpy as np
 import numpy.typing as npt
 
-UNKNOWN_LENGTH = 0xFFFFFFFF
+from qwen3_tts_gateway.audio.formats import Format, checked_bit_rate, checked_format, checked_rate, encoder_rate
+from qwen3_tts_gateway.audio.stages import Resampler, Samples, Stage, Tempo, audio_frame, checked_speed, clean
+
+LARGEST_INTEGER = 32767
+EVERY_PACKET_AT_ONCE = MappingProxyType({"flush_packets": "1"})
+FLAC_BLOCKS_PER_SECOND = 25
 
 
-class Encoder(Protocol):
-    """One stream's encoder. `media_type` is that of its bytes."""
+def make_encoder(
+    response_format: str,
+    sample_rate: int,
+    source_rate: int = 24000,
+    speed: float = 1.0,
+    bit_rate: int | None = None,
+) -> Encoder:
+    """An encoder for one stream of mono samples.
 
-    media_type: str
-
-    def encode(self, samples: npt.NDArray[np.float32]) -> bytes:
-        """The next bytes, which may be none yet, for float32 [samples], -1 to 1."""
-
-    def finish(self) -> bytes:
-        """What is left at the end of the stream."""
-
-
-class _Pcm:
-    media_type = "audio/pcm"
-
-    def encode(self, samples: npt.NDArray[np.float32]) -> bytes:
-        return np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
-
-    def finish(self) -> bytes:
-        return b""
-
-
-class _Wav(_Pcm):
-    media_type = "audio/wav"
-
-    def __init__(self, rate: int) -> None:
-        sample_format = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)
-        self._header = struct.pack("<4sI4s4sI", b"RIFF", UNKNOWN_LENGTH, b"WAVE", b"fmt ", len(sample_format)) + sample_format
-        self._header += struct.pack("<4sI", b"data", UNKNOWN_LENGTH)
-
-    def encode(self, samples: npt.NDArray[np.float32]) -> bytes:
-        header, self._header = self._header, b""
-        return header + super().encode(samples)
-
-
-def make_encoder(response_format: str, sample_rate: int, source_rate: int = 24000, speed: float = 1.0) -> Encoder:
-    """An encoder of `response_format` (pcm or wav) for samples at `source_rate` Hz.
+    Args:
+        response_format: a name in FORMATS.
+        sample_rate: of the response in Hz. (Opus: the rate of its encoder, the next legal one; decoders give 48 kHz.)
+        source_rate: of the samples in Hz.
+        speed: 0.25 to 4, without change of pitch.
+        bit_rate: in bit/s; None for the default of the format. Only mp3, opus and aac have one.
 
     Raises:
-        ValueError: the format, the rate or the speed cannot be given.
+        InvalidRequest: a value is not allowed; the message has its field, and what is allowed.
     """
-    if sample_rate != source_rate or speed != 1.0 or response_format not in ("pcm", "wav"):
-        raise ValueError(f"{response_format} at {sample_rate} Hz and speed {speed:g} cannot be given; allowed: pcm and wav as they are")
-    return _Pcm() if response_format == "pcm" else _Wav(sample_rate)
+    chosen = checked_format(response_format)
+    rate = encoder_rate(response_format, checked_rate(response_format, sample_rate))
+    bits = checked_bit_rate(response_format, rate, bit_rate)
+    stages: list[Stage] = []
+    if checked_speed(speed) != 1.0:
+        stages.append(Tempo(source_rate, speed))
+    if rate != source_rate:
+        stages.append(Resampler(source_rate, rate))
+    return Encoder(chosen, rate, stages, bits)
+
+
+class Encoder:
+    """Encodes one stream; use it from one thread at a time. One that is dropped before `finish` leaves nothing behind.
+
+    Attributes:
+        media_type: of its bytes, for Content-Type.
+        sample_rate: in Hz, at which it encodes.
+        priming: samples at `sample_rate` that decoders give before the first one of the stream.
+    """
+
+    def __init__(self, chosen: Format, sample_rate: int, stages: list[Stage], bit_rate: int | None) -> None:
+        self.media_type = chosen.media_type
+        self.sample_rate = sample_rate
+        self.priming = chosen.priming
+        self._format = chosen
+        self._stages = stages
+        self._taken = 0
+        self._finished = False
+        self._sink = _Sink()
+        options = {**EVERY_PACKET_AT_ONCE, **chosen.container_options}
+        self._container = av.open(self._sink, "w", format=chosen.container, container_options=options)
+        codec_options = dict(chosen.codec_options)
+        if chosen.codec == "flac":
+            codec_options["frame_size"] = str(sample_rate // FLAC_BLOCKS_PER_SECOND)
+        self._stream = self._container.add_stream(chosen.codec, rate=sample_rate, layout="mono", options=codec_options)
+        self._codec = self._stream.codec_context
+        self._codec.format = chosen.sample_format
+        if bit_rate is not None:
+            self._codec.bit_rate = bit_rate
+        self._container.start_encoding()  # writes the header, which leaves with the first samples
+
+    def encode(self, samples: npt.NDArray[np.float32]) -> bytes:
+        """Take the next samples; returns the bytes that are ready, which may be none yet.
+
+        Args:
+            samples: float32 [n]; what is outside -1..1 is clipped, NaN is 0.
+
+        Raises:
+            ValueError: `samples` has another shape, or the stream is finished.
+        """
+        if self._finished:
+            raise ValueError("the encoder has finished its stream; make one for each stream")
+        self._through(self._stages, clean(samples))
+        return self._sink.take()
+
+    def finish(self) -> bytes:
+        """The last bytes of the stream; none if it is finished already."""
+        if not self._finished:
+            self._finished = True
+            for position, stage in enumerate(self._stages):
+                self._through(self._stages[position + 1 :], stage.finish())
+            self._mux(None)
+            self._container.close()
+        return self._sink.take()
+
+    def _through(self, stages: list[Stage], samples: Samples) -> None:
+        for stage in stages:
+            samples = stage.process(samples)
+        if samples.size:
+            values = np.clip(samples, -1.0, 1.0) if self._stages else samples  # resampled speech may swing out
+            whole = np.rint(values * LARGEST_INTEGER).astype(np.int16) if self._format.sample_format == "s16" else values
+            self._mux(audio_frame(whole, self._format.sample_format, self.sample_rate, self._taken))
+            self._taken += samples.size
+
+    def _mux(self, frame: av.AudioFrame | None) -> None:
+        """Encode a frame, or what is left in the codec."""
+        if frame is None and not self._taken:
+            return  # codecs that never had a frame have no end to give
+        for packet in self._codec.encode(frame):
+            packet.stream = self._stream
+            self._container.mux_one(packet)
+
+
+class _Sink:
+    """The file that a container writes to; it cannot seek, so that no format counts on going back."""
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._waiting += data
+        return len(data)
+
+    def take(self) -> bytes:
+        """The bytes since the last call."""
+        taken = bytes(self._waiting)
+        self._waiting.clear()
+        return taken
