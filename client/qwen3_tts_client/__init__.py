@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech
     from qwen3_tts_client.recording import Recording
-    from qwen3_tts_client.voices import Voice, VoiceList
+    from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_MODEL = "qwen3_tts"
@@ -39,6 +39,7 @@ __all__ = [
     "Recording",
     "RequestOptions",
     "RequestTimeout",
+    "ServedModel",
     "ServerOverloaded",
     "ServerUnavailable",
     "Speech",

@@ -55,6 +55,21 @@ class Voice:
 
 
 @dataclass(frozen=True)
+class ServedModel:
+    """One ensemble that speaks.
+
+    Attributes:
+        name: of the ensemble; `model` of a client.
+        kind: of its checkpoint: "custom_voice", "voice_design" or "base"; only the last clones voices.
+        languages: that its checkpoint names, beside "auto".
+    """
+
+    name: str
+    kind: str
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class VoiceList:
     """All voices of a server.
 
@@ -62,11 +77,13 @@ class VoiceList:
         voices: built-in ones first.
         refused: by name, why a stored voice cannot be used.
         has_store: whether voices can be stored.
+        models: that speak; none if the server is older than this field.
     """
 
     voices: tuple[Voice, ...]
     refused: Mapping[str, str]
     has_store: bool
+    models: tuple[ServedModel, ...] = ()
 
 
 class Voices:
@@ -202,4 +219,6 @@ def _result(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
 
 
 def _voice_list(result: Mapping[str, Any]) -> VoiceList:
-    return VoiceList(tuple(Voice.from_json(values) for values in result["voices"]), result["refused"], result["has_store"])
+    voices = tuple(Voice.from_json(values) for values in result["voices"])
+    models = tuple(ServedModel(m["name"], m["kind"], tuple(m["languages"])) for m in result.get("models", ()))
+    return VoiceList(voices, result["refused"], result["has_store"], models)

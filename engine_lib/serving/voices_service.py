@@ -88,7 +88,11 @@ class VoicesService:
         voices = self._built_in()
         stored, refused = self._store.list() if self._store else ([], {})
         voices += [{name: value for name, value in self._stored(voice).items() if name not in PRIVATE} for voice in stored]
-        return {"voices": voices, "refused": refused, "has_store": self._store is not None}
+        models = [
+            {"name": ensemble, "kind": config.kind, "languages": sorted(config.talker.language_ids)}
+            for ensemble, config in self._configs.items()
+        ]
+        return {"voices": voices, "refused": refused, "has_store": self._store is not None, "models": models}
 
     def _show(self, values: RequestValues) -> Facts:
         name = self._name(values)

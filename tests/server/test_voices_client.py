@@ -22,6 +22,7 @@ RATE = 22_050
 WORDS = "What the reference says."
 CONSENT = "The reader agreed."
 TEXT = "Good morning! How are you today?"
+KINDS = {"qwen3_tts": "custom_voice", "qwen3_tts_base": "base", "qwen3_tts_design": "voice_design"}
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 6}
 
 
@@ -53,7 +54,10 @@ def test_the_client_adds_lists_shows_speaks_with_and_removes_a_voice(three: Trit
         added = client.voices.add("Anna", clip.audio, clip.sample_rate, consent=CONSENT, text=WORDS)
         assert (added.name, added.source, added.models, added.consent) == ("anna", "stored", ("qwen3_tts_base",), CONSENT)
         assert client.voices.show("anna") == added
-        listed = {voice.name: voice for voice in client.voices.list().voices}
+        found = client.voices.list()
+        assert {model.name: model.kind for model in found.models} == KINDS
+        assert all("english" in model.languages for model in found.models)
+        listed = {voice.name: voice for voice in found.voices}
         assert (listed["anna"].consent, listed["vivian"].source) == (None, "built-in")
         by_name = client.synthesize(TEXT, voice="anna", sampling=GREEDY)
         by_reference = client.synthesize(
