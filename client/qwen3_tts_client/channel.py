@@ -14,8 +14,13 @@ import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
-# A minute of reference audio exceeds gRPC's default limit of 4 MB.
-CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+# A minute of reference audio exceeds gRPC's default limit of 4 MB. A server that comes back is found within two seconds; gRPC by
+# itself would wait for up to two minutes between two tries.
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
 # Of gRPC itself: the connection takes no proxy, whatever http_proxy and https_proxy say.
 NO_PROXY = ("grpc.enable_http_proxy", 0)
 STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
