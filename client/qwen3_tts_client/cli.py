@@ -73,7 +73,8 @@ app = typer.Typer(
 
 
 app.add_typer(cli_voices.app)
-app.command()(cli_gateway.gateway)
+app.command(epilog=cli_gateway.EPILOG)(cli_gateway.gateway)
+app.command("gateway-key")(cli_gateway.gateway_key)
 
 
 @app.callback()

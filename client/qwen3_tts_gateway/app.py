@@ -6,24 +6,48 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from qwen3_tts_gateway import models, speech
+from qwen3_tts_gateway import batch, health, models, speech, voices
 from qwen3_tts_gateway.errors import add_error_handlers
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.keys import Keys
+from qwen3_tts_gateway.middleware import Entry
 from qwen3_tts_gateway.settings import GatewaySettings
+from qwen3_tts_gateway.tracing import Tracing
+
+READABLE_HEADERS = ["X-Request-Id", "X-Finish-Reason", "X-Voice", "X-Model", "Retry-After"]
 
 
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
-    """The application; `app.state.gateway` is its Gateway once it has started."""
+    """The application; `app.state.gateway` is its Gateway once it has started.
+
+    Raises:
+        SettingsError: the file of keys cannot be used, or tracing lacks a package.
+    """
+    chosen = settings or GatewaySettings()
+    keys = Keys.read(chosen.keys_file) if chosen.keys_file else None
+    tracing = Tracing.configured()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        app.state.gateway = gateway = Gateway(settings or GatewaySettings())
+        app.state.gateway = gateway = Gateway(chosen)
         yield
         await gateway.close()
+        if tracing:
+            tracing.close()
 
-    app = FastAPI(title="Qwen3-TTS gateway", lifespan=lifespan)
+    app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)
     add_error_handlers(app)
-    for room in (speech, models):
+    for room in (speech, batch, models, voices, health):
         app.include_router(room.router)
+    app.add_middleware(Entry, settings=chosen, keys=keys, tracing=tracing)
+    if chosen.cors_origins:  # outside of Entry, so that a browser can read its refusals, too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(chosen.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=READABLE_HEADERS,
+        )
     return app

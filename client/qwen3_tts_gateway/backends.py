@@ -1,76 +1,146 @@
-"""The Triton servers behind the gateway: which one speaks next, and what happens if one does not answer."""
+"""Backends: which Triton server speaks next, and what happens if one does not begin."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from qwen3_tts_client.client import AsyncClient
+import numpy as np
+import numpy.typing as npt
+
 from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded, ServerUnavailable, StreamFailed
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions
+from qwen3_tts_client.voices import AsyncVoices, Voice, VoiceList
+from qwen3_tts_gateway.backend import Backend
+from qwen3_tts_gateway.context import current_context
+from qwen3_tts_gateway.logs import log
+from qwen3_tts_gateway.metrics import GatewayMetrics
+from qwen3_tts_gateway.settings import GatewaySettings, metrics_url
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
-class Backend:
-    """One Triton server.
-
-    Attributes:
-        url: HOST:PORT of its gRPC port.
-        open_streams: streams of this gateway that have not ended.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.open_streams = 0
-        self._clients: dict[str, AsyncClient] = {}
-
-    def client(self, model: str) -> AsyncClient:
-        """The client of one ensemble. All of them share gRPC's connection."""
-        if model not in self._clients:
-            self._clients[model] = AsyncClient(self.url, model)
-        return self._clients[model]
-
-    async def close(self) -> None:
-        """Close the connection."""
-        for client in self._clients.values():
-            await client.close()
+NO_SERVER = "no Triton server is ready"
+CHANGE_SECONDS = 60.0  # to encode and store a recording
+T = TypeVar("T")
 
 
 class Backends:
     """All the servers of a gateway. Make it, and use it, inside one running event loop."""
 
-    def __init__(self, urls: tuple[str, ...]) -> None:
-        self._backends = [Backend(url) for url in urls]
+    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        self._backends = [Backend(url, settings.model, metrics_url(url, settings.metrics_port)) for url in settings.backends]
+        self._metrics = metrics
+        self._turn = count()
+        for backend in self._backends:
+            metrics.watch_backend(backend.url, partial(_readiness, backend), partial(_open_streams, backend))
+        self._watches = [asyncio.create_task(backend.watch()) for backend in self._backends]
 
     async def close(self) -> None:
         """Close all connections."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         for backend in self._backends:
             await backend.close()
 
-    async def stream(self, model: str, text: str, **options: Unpack[RequestOptions]) -> AsyncGenerator[AudioChunk, None]:
-        """Speak on the server with the fewest streams; on another if the first fails before its first chunk.
+    @property
+    def ready(self) -> list[Backend]:
+        """The servers that are ready."""
+        return [backend for backend in self._backends if backend.is_ready]
+
+    async def voices(self, *, fresh: bool = False) -> VoiceList:
+        """What all servers speak with together.
+
+        Args:
+            fresh: ask now, instead of what they said in the last half minute.
+
+        Raises:
+            Qwen3TTSClientError: none of them says.
+        """
+        failure: Qwen3TTSClientError = ServerUnavailable(NO_SERVER)
+        found = []
+        for backend in self.ready:
+            try:
+                known = await backend.look_at_voices() if fresh or backend.voices is None else backend.voices
+            except Qwen3TTSClientError as error:
+                failure = error
+                continue
+            found.append(known)
+        if not found:
+            raise failure
+        voices = {voice.name: voice for part in reversed(found) for voice in part.voices}
+        models = {model.name: model for part in reversed(found) for model in part.models}
+        refused = {name: reason for part in found for name, reason in part.refused.items()}
+        return VoiceList(tuple(voices.values()), refused, any(part.has_store for part in found), tuple(models.values()))
+
+    async def stream(
+        self, model: str, text: str | AsyncIterator[str], timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncGenerator[AudioChunk, None]:
+        """Speak on the server with the fewest streams; on another one if that one ends the request before its first chunk.
 
         Raises:
             Qwen3TTSClientError: as AsyncClient.stream, of the last server that was asked.
         """
-        waiting = sorted(self._backends, key=lambda backend: backend.open_streams)
-        failure: Qwen3TTSClientError = ServerUnavailable("no server is ready")
-        for backend in waiting:
+        failure: Qwen3TTSClientError = ServerUnavailable(NO_SERVER)
+        for attempt, backend in enumerate(self._in_order(model)):
+            if attempt:
+                self._metrics.retries.inc()
+            current_context().facts["backend"] = backend.url
             has_begun = False
             backend.open_streams += 1
             try:
-                async with aclosing(backend.client(model).stream(text, **options)) as chunks:
+                async with aclosing(backend.client(model).stream(text, timeout=timeout, **options)) as chunks:  # type: ignore[arg-type]
                     async for chunk in chunks:
                         has_begun = True
                         yield chunk
                 return
             except (ServerUnavailable, ServerOverloaded, StreamFailed) as error:
-                if has_begun:
+                if isinstance(error, ServerUnavailable):
+                    backend.failed(error.message)
+                if has_begun or not isinstance(text, str):  # words that have been taken from an iterator do not come again
                     raise
+                log("not begun", backend=backend.url, reason=error.message, request_id=current_context().request_id)
                 failure = error
             finally:
                 backend.open_streams -= 1
         raise failure
+
+    def _in_order(self, model: str) -> list[Backend]:
+        """The servers to ask, one after the other: those that are ready, the least loaded first; all of them if none is ready."""
+        turn = next(self._turn)
+        turned = [self._backends[(turn + i) % len(self._backends)] for i in range(len(self._backends))]
+        serving = [backend for backend in turned if backend.speaks_with(model)]
+        return sorted([backend for backend in serving if backend.is_ready] or serving or turned, key=lambda backend: backend.load)
+
+    async def add_voice(self, name: str, audio: npt.NDArray[np.float32], sample_rate: int, **facts: Any) -> Voice:
+        """Store a voice on a server that does so; arguments and errors are those of AsyncVoices.add."""
+        return await self._change(lambda voices: voices.add(name, audio, sample_rate, timeout=CHANGE_SECONDS, **facts))
+
+    async def remove_voice(self, name: str) -> None:
+        """Delete a stored voice; errors are those of AsyncVoices.remove."""
+        await self._change(lambda voices: voices.remove(name, timeout=CHANGE_SECONDS))
+
+    async def _change(self, change: Callable[[AsyncVoices], Awaitable[T]]) -> T:
+        """Servers that share a folder share its voices, so one of them is asked; then all of them are looked at anew."""
+        storing = [backend for backend in self.ready if backend.voices is None or backend.voices.has_store]
+        if not self.ready:
+            raise ServerUnavailable(NO_SERVER)
+        try:
+            return await change((storing or self.ready)[0].client().voices)
+        finally:
+            for backend in self.ready:
+                with suppress(Qwen3TTSClientError):
+                    await backend.look_at_voices()
+
+
+def _readiness(backend: Backend) -> float:
+    return float(backend.is_ready)
+
+
+def _open_streams(backend: Backend) -> float:
+    return float(backend.open_streams)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -63,10 +64,10 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
-def api_error(error: Qwen3TTSClientError) -> ApiError:
-    """The answer for an error of a Triton server."""
+def api_error(error: Qwen3TTSClientError, fields: Mapping[str, str] = FIELDS) -> ApiError:
+    """The answer for an error of a Triton server; `fields`: its names of fields -> those of the request."""
     if isinstance(error, InvalidRequest):
-        param = FIELDS.get(error.field or "", error.field)
+        param = fields.get(error.field or "", error.field)
         return ApiError(400, error.message, param=param, code="invalid_value")
     if isinstance(error, ServerOverloaded):
         return ApiError(503, error.message, kind="server_error", code="overloaded", retry_after=RETRY_SECONDS)

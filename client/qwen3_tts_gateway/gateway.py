@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+from qwen3_tts_client.errors import Qwen3TTSClientError, RequestTimeout
+from qwen3_tts_client.protocol import AudioChunk
+from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.backends import Backends
+from qwen3_tts_gateway.context import current_context
+from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.limits import Limits
+from qwen3_tts_gateway.metrics import GatewayMetrics
+from qwen3_tts_gateway.routing import Route, route
 from qwen3_tts_gateway.settings import GatewaySettings
+from qwen3_tts_gateway.speech_request import SpeechRequest
+
+ENCODER_THREADS = max(2, min(16, os.cpu_count() or 2))
+NO_VOICES = VoiceList((), {}, False)
 
 
 class Gateway:
@@ -11,13 +30,85 @@ class Gateway:
 
     Attributes:
         settings: its options.
+        metrics, limits: of all protocols.
         backends: the Triton servers.
+        workers: threads for work that would hold up the event loop, such as encoding.
+        is_draining: it is about to stop.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
-        self.backends = Backends(settings.backends)
+        self.metrics = GatewayMetrics()
+        self.limits = Limits(settings)
+        self.metrics.open_streams.set_function(lambda: float(self.limits.open_streams))
+        self.backends = Backends(settings, self.metrics)
+        self.workers = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder")
+        self.is_draining = False
 
     async def close(self) -> None:
         """Close all connections."""
         await self.backends.close()
+        self.workers.shutdown(wait=False)
+
+    async def voices(self, *, fresh: bool = False) -> VoiceList:
+        """All voices of all servers; see Backends.voices."""
+        return await self.backends.voices(fresh=fresh)
+
+    async def route(self, request: SpeechRequest) -> Route:
+        """The model and the voice of a request. If no server says what it has, the request goes to the default model as it is."""
+        try:
+            chosen = route(request, found := await self.voices(), self.settings)
+            if chosen.voice is not None and chosen.voice not in {voice.name for voice in found.voices}:
+                chosen = route(request, await self.voices(fresh=True), self.settings)  # it may have been stored a moment ago
+        except Qwen3TTSClientError:
+            chosen = route(request, NO_VOICES, self.settings)
+        return chosen
+
+    async def stream(
+        self, request: SpeechRequest, text: AsyncIterator[str] | None = None, to: Route | None = None
+    ) -> AsyncGenerator[AudioChunk, None]:
+        """Speak, within the limits, on one of the servers.
+
+        Args:
+            request: what to say and how.
+            text: its words as they come, instead of `request.input`.
+            to: where it goes, if the caller knows already.
+
+        Raises:
+            ApiError: a limit is reached, or a value is not allowed.
+            Qwen3TTSClientError: as AsyncClient.stream.
+        """
+        context, begun, first = current_context(), time.perf_counter(), True
+        if text is None and len(request.input) > self.settings.max_text_length:
+            message = f"input: it has {len(request.input)} characters; allowed: {self.settings.max_text_length}"
+            raise ApiError(400, message, param="input", code="string_above_max_length")
+        reason, samples, rate = "left", 0, 1
+        with self.limits.stream(context.caller):
+            to = to or await self.route(request)
+            options = (
+                await asyncio.get_running_loop().run_in_executor(self.workers, request.options) if request.ref_audio else request.options()
+            )
+            options |= {"voice": to.voice, "request_id": context.request_id}
+            context.facts |= {"model": to.model, "voice": to.voice}
+            try:
+                async with aclosing(
+                    self.backends.stream(to.model, text or request.input, self.settings.timeout or None, **options)
+                ) as chunks:
+                    async for chunk in chunks:
+                        if first:
+                            first = False
+                            waited = time.perf_counter() - begun
+                            self.metrics.first_audio.observe(waited)
+                            context.facts["first_audio_seconds"] = round(waited, 4)
+                        samples, rate = samples + chunk.audio.size, chunk.sample_rate
+                        if chunk.is_final:
+                            reason = chunk.finish_reason
+                        yield chunk
+            except Qwen3TTSClientError as error:
+                reason = "timeout" if isinstance(error, RequestTimeout) else "error"
+                context.facts["error"] = type(error).__name__
+                raise
+            finally:
+                self.metrics.streams.labels(reason).inc()
+                self.metrics.audio_seconds.inc(samples / rate)
+                context.facts |= {"finish_reason": reason, "audio_seconds": round(samples / rate, 3)}

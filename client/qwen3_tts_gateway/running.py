@@ -1,26 +1,76 @@
-"""Run a gateway until a signal ends it: listen, say so, serve."""
+"""Run a gateway until a signal ends it: listen, say so, serve, drain."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.logs import log, start_logging
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
+
+BACKLOG = 2048
+PARENT_VARIABLE = "QWEN3_TTS_GATEWAY_PARENT"  # scripts/serve.py sets it, so that a gateway never outlives it, even if it is killed
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+class _Server(uvicorn.Server):
+    """Tells the gateway of the signal, so that it says that it is not ready while its utterances end."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        gateway = getattr(self._app.state, "gateway", None)
+        if gateway is not None and not gateway.is_draining:
+            gateway.is_draining = True
+            log("draining", open_streams=gateway.limits.open_streams)
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # a second ^C ends it at once
+        self.should_exit = True  # uvicorn's own method would also raise the signal again at the end: the exit code is 0 here
 
 
 def run(settings: GatewaySettings, host: str, port: int) -> None:
-    """Serve on `host` and `port` (0 takes a free one) until SIGTERM or SIGINT.
+    """Serve on `host` and `port` (0 takes a free one) until SIGTERM or SIGINT; running utterances get `drain_seconds` then.
 
     Raises:
-        SettingsError: the port cannot be used.
+        SettingsError: the port, or a file of the settings, cannot be used.
     """
-    config = uvicorn.Config(create_app(settings), host=host, port=port, log_level="warning", access_log=False)
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=config.backlog)
-    except OSError as error:
-        raise SettingsError(f"port {port} of {host} cannot be used: {error.strerror or error}; choose another with --port") from None
-    with listener:
+    start_logging()
+    if parent := os.environ.get(PARENT_VARIABLE):
+        _end_with(int(parent))
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    with _listener(host, port) as listener:
         print(f"gateway: http {listener.getsockname()[1]}", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, app).run(sockets=[listener])
+
+
+def _end_with(parent: int) -> None:
+    """Get SIGTERM when the process that started this one ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended already
+        raise SystemExit(0)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+        # Connections inherit it. asyncio sets it only on sockets that were made with TCP's protocol number, and without it the first
+        # audio, which follows the headers, waits 40 ms for the client's acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except OSError as error:
+        raise SettingsError(f"port: {port} of {host} cannot be used: {error.strerror or error}; choose another") from None

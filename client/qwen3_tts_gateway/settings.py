@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 
 DEFAULT_PORT = 8880
-ADDRESS = re.compile(r"[^\s/@,]+:\d{1,5}")
+DEFAULT_METRICS_PORT = 8002
+ADDRESS = re.compile(r"(?P<host>[^\s/@,]+):(?P<port>\d{1,5})")
 
 
 class SettingsError(ValueError):
@@ -21,18 +24,66 @@ class GatewaySettings:
 
     Attributes:
         backends: HOST:PORT of the gRPC port of each Triton server.
-        model: ensemble that speaks if a request names none that is loaded.
+        metrics_port: of each Triton server, to learn how many streams it has; 0: not asked, own streams alone count.
+        model: ensemble that speaks if neither the request's model nor its voice decides.
+        voice_names: other names of voices, such as "alloy" for "vivian"; they go before the names that are built in.
+        max_text_length: characters of a request's text.
+        max_body_bytes: of a request.
+        max_batch: items of a batch.
+        max_streams: utterances at a time, all callers together.
+        max_streams_per_caller: at a time, of one API key, or of one address if there are no keys; 0: no limit.
+        requests_per_minute: utterances that one caller may begin; 0: no limit.
+        timeout: seconds from a request to the end of its speech; 0: no limit.
+        stall_seconds: a client that takes nothing for so long is left.
+        drain_seconds: for running utterances after SIGTERM.
+        keys_file: lines of NAME and SHA-256 of a key; None: no key is asked for.
+        cors_origins: web pages' origins that may call the gateway from a browser; "*" is all.
+        voice_changes: whether callers may add and delete stored voices.
 
     Raises:
         SettingsError: a value is not allowed.
     """
 
     backends: tuple[str, ...] = (DEFAULT_URL,)
+    metrics_port: int = DEFAULT_METRICS_PORT
     model: str = DEFAULT_MODEL
+    voice_names: Mapping[str, str] = field(default_factory=dict)
+    max_text_length: int = 4096
+    max_body_bytes: int = 32 * 2**20
+    max_batch: int = 32
+    max_streams: int = 1024
+    max_streams_per_caller: int = 0
+    requests_per_minute: int = 0
+    timeout: float = 0.0
+    stall_seconds: float = 60.0
+    drain_seconds: float = 20.0
+    keys_file: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    voice_changes: bool = True
 
     def __post_init__(self) -> None:
         if not self.backends:
-            raise SettingsError("backends: none is given; give HOST:PORT of a Triton server's gRPC port")
+            raise SettingsError("backend: none is given; give HOST:PORT of a Triton server's gRPC port")
         for address in self.backends:
-            if not ADDRESS.fullmatch(address):
-                raise SettingsError(f"backends: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port")
+            found = ADDRESS.fullmatch(address)
+            if not found or not 0 < int(found["port"]) < 2**16:
+                raise SettingsError(f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port")
+        if len(set(self.backends)) < len(self.backends):
+            raise SettingsError("backend: a server is given twice; give each once")
+        for name in ("max_text_length", "max_body_bytes", "max_batch", "max_streams"):
+            self._check(name, 1)
+        for name in ("metrics_port", "max_streams_per_caller", "requests_per_minute", "timeout", "drain_seconds"):
+            self._check(name, 0)
+        if not self.stall_seconds > 0:
+            raise SettingsError(f"stall_seconds: {self.stall_seconds:g} is not allowed; give seconds above 0")
+
+    def _check(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not value >= least:
+            raise SettingsError(f"{name}: {value} is not allowed; give {least} or more")
+
+
+def metrics_url(address: str, port: int) -> str:
+    """The metrics page of the Triton server with this gRPC address; "" if `port` is 0."""
+    found = ADDRESS.fullmatch(address)
+    return f"http://{found['host']}:{port}/metrics" if found and port else ""

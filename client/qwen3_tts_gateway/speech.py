@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import struct
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
-from qwen3_tts_client.protocol import AudioChunk
-from qwen3_tts_gateway.audio import Encoder, make_encoder
-from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.context import current_context
+from qwen3_tts_gateway.delivery import StreamedResponse, encoded, encoder_of
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.openapi import AUDIO, ERRORS
+from qwen3_tts_gateway.routing import Route
 from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.sse import EVENT_STREAM, events
 
-SOURCE_RATE = 24_000  # Hz, of every Qwen3-TTS codec
+WAV_HEADER_BYTES = 44
 
-router = APIRouter()
+router = APIRouter(tags=["speech"])
 
 
-@router.post("/v1/audio/speech")
+@router.post("/v1/audio/speech", response_class=Response, responses={200: AUDIO, **ERRORS})
 async def create_speech(request: Request, body: SpeechRequest) -> Response:
-    """Speak a text."""
+    """Speak a text.
+
+    The audio streams while it is made. An error before the first audio has a status of its own; one after it ends the connection
+    before the end of the body, or comes as an event.
+    """
     gateway: Gateway = request.app.state.gateway
     encoder = encoder_of(body)
-    chunks = gateway.backends.stream(gateway.settings.model, body.input, **body.options())
-    first = await anext(chunks)  # an error before it has a status of its own
-    encoded = _encoded(encoder, first, chunks)
+    context = current_context()
+    context.facts |= {"format": body.response_format, "characters": len(body.input)}
+    to = await gateway.route(body)
+    headers = voice_headers(to)
+    chunks = gateway.stream(body, to=to)
+    first = await anext(chunks)
+    stall_seconds = gateway.settings.stall_seconds
+    if body.stream_format == "sse":
+        headers["Cache-Control"] = "no-cache"
+        return StreamedResponse(events(gateway, body, encoder, first, chunks), EVENT_STREAM, stall_seconds, headers)
+    parts = encoded(gateway, body, encoder, first, chunks)
     if body.stream:
-        return StreamingResponse(encoded, media_type=encoder.media_type)
-    return Response(b"".join([part async for part in encoded]), media_type=encoder.media_type)
+        return StreamedResponse(parts, encoder.media_type, stall_seconds, headers)
+    content = b"".join([part async for part in parts])
+    headers["X-Finish-Reason"] = context.facts["finish_reason"]
+    return Response(with_lengths(content, body.response_format), media_type=encoder.media_type, headers=headers)
 
 
-def encoder_of(body: SpeechRequest) -> Encoder:
-    """The encoder that a request asks for.
-
-    Raises:
-        ApiError: there is none.
-    """
-    try:
-        return make_encoder(body.response_format, body.sample_rate or SOURCE_RATE, SOURCE_RATE, body.speed)
-    except ValueError as error:
-        raise ApiError(400, str(error), param="response_format", code="invalid_value") from None
+def voice_headers(to: Route) -> dict[str, str]:
+    """Headers that say who speaks, because a request may name a voice or a model that is not there."""
+    return {"X-Model": quote(to.model), "X-Voice": quote(to.voice or "default")}
 
 
-async def _encoded(encoder: Encoder, first: AudioChunk, chunks: AsyncGenerator[AudioChunk, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(chunks):
-        yield encoder.encode(first.audio)
-        async for chunk in chunks:
-            yield encoder.encode(chunk.audio)
-        yield encoder.finish()
+def with_lengths(content: bytes, response_format: str) -> bytes:
+    """A whole WAV with its true lengths in the header; a stream cannot know them. Other formats as they are."""
+    if response_format != "wav":
+        return content
+    riff, data = struct.pack("<I", len(content) - 8), struct.pack("<I", len(content) - WAV_HEADER_BYTES)
+    return content[:4] + riff + content[8:40] + data + content[44:]

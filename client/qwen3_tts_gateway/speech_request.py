@@ -7,10 +7,25 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qwen3_tts_client.protocol import RequestOptions
+from qwen3_tts_gateway.languages import language_of
+from qwen3_tts_gateway.recordings import recording_of
 
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm", "mulaw", "alaw"]
-# Fields of a request that are keys of the server's sampling_parameters.
-SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "do_sample", "seed")
+# Fields that have the name of a key of the server's sampling_parameters.
+SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "do_sample",
+    "subtalker_temperature",
+    "subtalker_top_k",
+    "subtalker_top_p",
+    "subtalker_dosample",
+    "seed",
+    "non_streaming_mode",
+)
+RAMP = (1, 2, 4, 8)  # frames in the chunks of a stream, as the server has them by default
 
 
 class VoiceId(BaseModel):
@@ -19,28 +34,44 @@ class VoiceId(BaseModel):
     id: str
 
 
-class SpeechRequest(BaseModel):
-    """One utterance and how it is delivered. Unknown fields are ignored, because clients send what other servers know."""
+class SpeechOptions(BaseModel):
+    """How to speak and how to deliver it. Unknown fields are ignored, because clients send what other servers know."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, allow_inf_nan=False)
 
-    input: str = Field(validation_alias=AliasChoices("input", "text"), min_length=1)
-    model: str | None = None
-    voice: str | VoiceId | None = Field(None, validation_alias=AliasChoices("voice", "speaker"))
-    instructions: str | None = None
-    response_format: Format = "mp3"
-    speed: float = Field(1.0, ge=0.25, le=4.0)
-    stream_format: Literal["audio", "sse"] = "audio"
-    stream: bool = True
-    sample_rate: int | None = Field(None, ge=8000, le=48000)
-    language: str | None = Field(None, validation_alias=AliasChoices("language", "lang_code"))
+    model: str | None = Field(None, description="A model of GET /v1/models; any other name, such as tts-1, lets the gateway choose.")
+    voice: str | VoiceId | None = Field(
+        None,
+        validation_alias=AliasChoices("voice", "speaker"),
+        description="A voice of GET /v1/audio/voices, or one of OpenAI's names; by default the model's first.",
+    )
+    instructions: str | None = Field(
+        None, validation_alias=AliasChoices("instructions", "instruct"), description="How to speak, in words; for VoiceDesign the voice."
+    )
+    response_format: Format = Field("mp3", description="pcm is signed 16-bit little-endian, mono; mulaw and alaw are at 8 kHz.")
+    speed: float = Field(1.0, ge=0.25, le=4.0, description="Faster or slower, at the same pitch.")
+    sample_rate: int | None = Field(None, ge=8000, le=48000, description="In Hz; by default 24000, of mulaw and alaw 8000.")
+    bit_rate: int | None = Field(None, ge=6000, le=320_000, description="In bit/s, of mp3, opus and aac; by default 64000.")
+    language: str | None = Field(
+        None, validation_alias=AliasChoices("language", "lang_code"), description="english, en, en-GB, ..; by default found in the text."
+    )
+    task_type: str | None = Field(None, description="CustomVoice, Base or VoiceDesign: a model of this kind.")
+    ref_audio: str | None = Field(None, description="The voice to clone: the content of an audio file, as a data URL or base64.")
+    ref_text: str | None = Field(None, description="The words of ref_audio.")
+    x_vector_only_mode: bool | None = Field(None, description="Clone the timbre alone; needs no ref_text.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Cut the speech after so many frames of 80 ms.")
+    initial_codec_chunk_frames: int | None = Field(None, ge=0, description="Frames in the first chunk; 0: the server's own.")
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float | None = None
     do_sample: bool | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
+    subtalker_temperature: float | None = None
+    subtalker_top_k: int | None = None
+    subtalker_top_p: float | None = None
+    subtalker_dosample: bool | None = None
+    seed: int | None = Field(None, description="The same seed gives the same speech.")
+    non_streaming_mode: bool | None = Field(None, description="false feeds the text while audio comes out.")
 
     @property
     def voice_name(self) -> str | None:
@@ -48,12 +79,30 @@ class SpeechRequest(BaseModel):
         return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
     def options(self) -> RequestOptions:
-        """The options of the request to the server."""
-        sampling: dict[str, Any] = {name: getattr(self, name) for name in SAMPLING}
-        sampling["max_frames"] = self.max_new_tokens
-        return RequestOptions(
-            voice=self.voice_name,
-            language=self.language,
-            instruct=self.instructions,
+        """The options of the request to the server, without the voice. Decodes `ref_audio`, which takes a while.
+
+        Raises:
+            ApiError: ref_audio holds no recording.
+        """
+        sampling: dict[str, Any] = {name: getattr(self, name) for name in SAMPLING} | {"max_frames": self.max_new_tokens}
+        options = RequestOptions(
+            language=language_of(self.language),
+            instruct=self.instructions or None,
             sampling={name: value for name, value in sampling.items() if value is not None},
+            reference_text=self.ref_text,
+            x_vector_only=self.x_vector_only_mode,
         )
+        if first := self.initial_codec_chunk_frames:
+            options["chunk_frames"] = [first, *(frames for frames in RAMP if frames > first)]
+        if self.ref_audio is not None:
+            clip = recording_of(self.ref_audio, "ref_audio")
+            options |= RequestOptions(reference_audio=clip.audio, reference_sample_rate=clip.sample_rate)
+        return options
+
+
+class SpeechRequest(SpeechOptions):
+    """One utterance."""
+
+    input: str = Field(validation_alias=AliasChoices("input", "text"), min_length=1, description="The text to speak.")
+    stream: bool = Field(True, description="false: one body with its length, and the header X-Finish-Reason.")
+    stream_format: Literal["audio", "sse"] = Field("audio", description="sse: events with base64 audio.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from openai import OpenAI
 from server.conftest import CAN_SERVE, new_server
 from server.streams import eventually_free
 
@@ -15,17 +19,25 @@ from engine_lib.server.process import TritonServer
 from patience import PATIENCE
 
 VOICE_IN_THE_BOX = Path(__file__).parents[2] / "scripts" / "voice_in_the_box" / "checkpoint"
-COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()", "gateway", "--host", "127.0.0.1", "--port", "0"]
+COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"]
+TEXT = "There is a small penguin in the window."
+LONG_TEXT = " ".join([TEXT] * 20)  # a minute
 
 
 class RunningGateway:
     """The command `qwen3-tts gateway` as a child process, listening. As a context manager: ended by SIGTERM outside."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
+    def __init__(self, triton: Sequence[TritonServer], log_file: Path, *arguments: str) -> None:
+        backends = [argument for server in triton for argument in ("--backend", f"127.0.0.1:{server.grpc_port}")]
+        if len(triton) == 1:
+            backends += ["--metrics-port", str(triton[0].metrics_port)]
+        self.log_file = log_file
+        with log_file.open("w") as log:
+            command = [*COMMAND, "gateway", "--host", "127.0.0.1", "--port", "0", *backends, *arguments]
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("gateway: http "), line
+        assert line.startswith("gateway: http "), (line, log_file.read_text())
         self.url = f"http://127.0.0.1:{int(line.split()[-1])}"
 
     def __enter__(self) -> RunningGateway:
@@ -33,7 +45,15 @@ class RunningGateway:
 
     def __exit__(self, *_error: object) -> None:
         self.process.terminate()
-        self.process.wait(PATIENCE)
+        assert self.process.wait(PATIENCE) == 0
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of its log."""
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+    def answered(self, request_id: str) -> dict[str, Any]:
+        """The log's line of an answered request; {} if there is none yet."""
+        return next((line for line in self.log() if line["event"] == "answered" and line["request_id"] == request_id), {})
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +66,9 @@ def shared_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSe
 
 
 @pytest.fixture(scope="session")
-def shared_gateway(shared_triton: TritonServer) -> Iterator[RunningGateway]:
+def running_gateway(shared_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """The gateway of all tests that leave it intact."""
-    with RunningGateway(["--backend", f"127.0.0.1:{shared_triton.grpc_port}"]) as running:
+    with RunningGateway([shared_triton], tmp_path_factory.mktemp("gateway") / "log") as running:
         yield running
 
 
@@ -61,6 +81,20 @@ def triton(shared_triton: TritonServer) -> Iterator[TritonServer]:
 
 
 @pytest.fixture
-def gateway(triton: TritonServer, shared_gateway: RunningGateway) -> str:
+def gateway(triton: TritonServer, running_gateway: RunningGateway) -> str:
     """The gateway's URL."""
-    return shared_gateway.url
+    return running_gateway.url
+
+
+@pytest.fixture
+def http(gateway: str) -> Iterator[httpx.Client]:
+    """A plain HTTP client of the gateway."""
+    with httpx.Client(base_url=gateway, timeout=PATIENCE) as client:
+        yield client
+
+
+@pytest.fixture
+def openai_client(gateway: str) -> Iterator[OpenAI]:
+    """OpenAI's own client of the gateway."""
+    with OpenAI(base_url=f"{gateway}/v1", api_key="unused", max_retries=0, timeout=PATIENCE) as client:
+        yield client

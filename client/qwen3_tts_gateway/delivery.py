@@ -1,0 +1,90 @@
+"""From the chunks of a speech to the bytes of an answer: encoded, streamed, ended with the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
+from qwen3_tts_client.protocol import AudioChunk
+from qwen3_tts_gateway.audio import FORMATS, Encoder, make_encoder
+from qwen3_tts_gateway.context import current_context
+from qwen3_tts_gateway.errors import api_error
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.logs import log
+from qwen3_tts_gateway.speech_request import SpeechOptions
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+SOURCE_RATE = 24_000  # Hz, of every Qwen3-TTS codec
+SAMPLES_PER_FRAME = 1920
+CHEAP_FORMATS = ("pcm", "wav", "mulaw", "alaw")
+STOPPED = "the client took nothing for {:g} s"
+
+
+def encoder_of(request: SpeechOptions) -> Encoder:
+    """The encoder that a request asks for.
+
+    Raises:
+        ApiError: a value is not possible with this format.
+    """
+    rate = request.sample_rate or FORMATS[request.response_format].default_rate
+    try:
+        return make_encoder(request.response_format, rate, SOURCE_RATE, request.speed, request.bit_rate)
+    except InvalidRequest as error:
+        raise api_error(error) from None
+
+
+async def encoded(
+    gateway: Gateway, request: SpeechOptions, encoder: Encoder, first: AudioChunk, chunks: AsyncGenerator[AudioChunk, None]
+) -> AsyncGenerator[bytes, None]:
+    """The bytes of a speech as they become ready; none of them is empty. `first` came from `chunks`, which are closed at the end."""
+    loop = asyncio.get_running_loop()
+    is_cheap = request.response_format in CHEAP_FORMATS and request.speed == 1.0
+
+    async def encode(chunk: AudioChunk) -> bytes:
+        # Work of less than a millisecond is done at once, and so is a first chunk, which somebody waits for.
+        if is_cheap or chunk.audio.size <= SAMPLES_PER_FRAME:
+            return encoder.encode(chunk.audio)
+        return await loop.run_in_executor(gateway.workers, encoder.encode, chunk.audio)
+
+    async with aclosing(chunks):
+        if part := await encode(first):
+            yield part
+        async for chunk in chunks:
+            if part := await encode(chunk):
+                yield part
+        if part := encoder.finish():
+            yield part
+
+
+class StreamedResponse(Response):
+    """An answer whose parts are sent as they come.
+
+    If the speech fails in the middle, the connection is closed before the end of the body, which every HTTP client tells from a
+    complete one. A client that takes nothing for `stall_seconds` is left.
+    """
+
+    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str, stall_seconds: float, headers: Mapping[str, str]) -> None:
+        self._parts, self._stall_seconds = parts, stall_seconds
+        self.status_code, self.media_type, self.background = 200, media_type, None
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._parts) as parts:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            try:
+                async for part in parts:
+                    await asyncio.wait_for(send({"type": "http.response.body", "body": part, "more_body": True}), self._stall_seconds)
+            except Qwen3TTSClientError as error:
+                log("stream broken", request_id=current_context().request_id, reason=error.message)
+                return  # without the last message: the web server then closes the connection
+            except asyncio.TimeoutError:
+                log("stream broken", request_id=current_context().request_id, reason=STOPPED.format(self._stall_seconds))
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,74 @@
+"""API keys: a file of names and hashes; the keys themselves are known to their owners alone."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from qwen3_tts_gateway.settings import SettingsError
+
+LINE = re.compile(r"(?P<name>\S{1,64})\s+(?P<digest>[0-9a-f]{64})")
+HEADERS = (b"authorization", b"xi-api-key")  # OpenAI's clients send the first, ElevenLabs' the second
+QUERY_NAMES = ("api_key", "xi-api-key")  # a browser gives a WebSocket no header
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A new key, and the line of the file that lets it in."""
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    return key, f"{name} {_digest(key)}"
+
+
+class Keys:
+    """The keys that are let in, by the SHA-256 of each. A key has 256 random bits, so a slow hash would add nothing."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        """`names`: digest (64 hex digits) -> name."""
+        self._names = dict(names)
+
+    @classmethod
+    def read(cls, file: Path) -> Keys:
+        """Read a file of lines NAME DIGEST; # begins a comment.
+
+        Raises:
+            SettingsError: it cannot be read, has another line, or no key at all.
+        """
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"keys_file: {file} cannot be read: {error}") from None
+        names = {}
+        for number, line in enumerate(lines, 1):
+            if not (text := line.partition("#")[0].strip()):
+                continue
+            if not (found := LINE.fullmatch(text)):
+                raise SettingsError(f"keys_file: line {number} of {file} is not NAME and the 64 hex digits of a SHA-256")
+            names[found["digest"]] = found["name"]
+        if not names:
+            raise SettingsError(f"keys_file: {file} has no key; make one with qwen3-tts gateway-key NAME")
+        return cls(names)
+
+    def name_of(self, headers: Mapping[bytes, bytes], query: str = "") -> str | None:
+        """The name of the key that a request brings; None if it brings none that is let in.
+
+        Args:
+            headers: of the request, names in lower case.
+            query: of a WebSocket's URL, "" for other requests: keys in URLs end up in logs.
+        """
+        given = [headers[name].decode("latin-1") for name in HEADERS if name in headers]
+        values = parse_qs(query)
+        given += [values[name][0] for name in QUERY_NAMES if name in values]
+        for key in given:
+            digest = _digest(key.removeprefix("Bearer ").strip())
+            for known, name in self._names.items():
+                if hmac.compare_digest(known, digest):
+                    return name
+        return None
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

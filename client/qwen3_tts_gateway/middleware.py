@@ -1,0 +1,180 @@
+"""Entry: what every request passes first: its id, its key, the size of its body; and last: the log and the metrics.
+
+The client is watched from the end of its body on. When it leaves, the task that answers it is cancelled wherever it waits, and with
+it the speech at the Triton server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+
+from qwen3_tts_gateway.context import RequestContext, new_request_id, set_context
+from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.keys import Keys
+from qwen3_tts_gateway.logs import log
+from qwen3_tts_gateway.settings import GatewaySettings
+from qwen3_tts_gateway.tracing import Tracing
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+GUARDED = "/v1/"  # paths that need a key; the others are the pages of the studio, health and metrics
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+LEFT = 499  # nginx's status for a client that has left; it is never sent
+POLICY_VIOLATION = 1008  # a WebSocket's close code
+# Asked for again and again, so that a line for each tells nothing.
+UNLOGGED = ("/health", "/ready", "/metrics", "/studio/status")
+
+
+class Entry:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: the application.
+        settings: of the gateway.
+        keys: that are let in; None: everyone is.
+        tracing: gets a span for each request; None: nobody does.
+    """
+
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, keys: Keys | None = None, tracing: Tracing | None = None) -> None:
+        self._app, self._settings, self._keys, self._tracing = app, settings, keys, tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        context = RequestContext(given if REQUEST_ID.fullmatch(given) else new_request_id())
+        set_context(context)
+        exchange = _Exchange(scope, receive, send, context, self._settings.max_body_bytes)
+        begun = time.perf_counter()
+        with self._tracing.span(scope["path"].partition("?")[0], headers) if self._tracing else nullcontext({}) as attributes:
+            try:
+                self._let_in(scope, headers, context)
+                if scope["type"] == "http":
+                    exchange.check_length(headers)
+                await exchange.run(self._app)
+            except ApiError as error:  # of this middleware: the application answers its own
+                await exchange.refuse(error)
+            except asyncio.CancelledError:
+                if not exchange.has_left:
+                    raise
+                _forget_cancel()
+            finally:
+                attributes |= self._note(scope, exchange, context, time.perf_counter() - begun)
+
+    def _let_in(self, scope: Scope, headers: dict[bytes, bytes], context: RequestContext) -> None:
+        """Name the caller.
+
+        Raises:
+            ApiError: it needs a key.
+        """
+        context.caller = (scope.get("client") or ("unknown",))[0]
+        if self._keys is None or not scope["path"].startswith(GUARDED) or scope.get("method") == "OPTIONS":
+            return
+        query = scope["query_string"].decode("latin-1") if scope["type"] == "websocket" else ""
+        name = self._keys.name_of(headers, query)
+        if name is None:
+            message = "a known API key is needed; send the header Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key")
+        context.caller = name
+
+    def _note(self, scope: Scope, exchange: _Exchange, context: RequestContext, seconds: float) -> dict[str, Any]:
+        """Count the request and write its line; returns what the line says."""
+        route = getattr(scope.get("route"), "path", None) or "other"
+        status = LEFT if exchange.has_left else exchange.status
+        gateway = getattr(scope["app"].state, "gateway", None) if "app" in scope else None
+        if gateway is not None and scope["type"] == "http":
+            gateway.metrics.requests.labels(route, str(status)).inc()
+        facts: dict[str, Any] = {"request_id": context.request_id, "caller": context.caller, "method": scope.get("method", "WEBSOCKET")}
+        facts |= {"route": route, "status": status, "seconds": round(seconds, 4), **context.facts}
+        if scope["path"] not in UNLOGGED:
+            log("answered", **facts)
+        return facts
+
+
+def _forget_cancel() -> None:
+    """The cancel was for the request, not for the task of the connection."""
+    task = asyncio.current_task()
+    if task is not None and sys.version_info >= (3, 11):
+        task.uncancel()
+
+
+class _Exchange:
+    """One request and its answer.
+
+    Attributes:
+        status: of the answer; 0 before it has begun, and of a WebSocket.
+        has_left: the client went away before the end of the answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, most_bytes: int) -> None:
+        self._scope, self._receive, self._send, self._context, self._most_bytes = scope, receive, send, context, most_bytes
+        self._bytes = self.status = 0
+        self._is_answered = self.has_left = False
+        self._watch: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let `app` answer; cancel this task when the client leaves before."""
+        try:
+            await app(self._scope, self._receive_counted if self._scope["type"] == "http" else self._receive, self._send_marked)
+        finally:
+            if self._watch is not None:
+                self._watch.cancel()
+
+    def check_length(self, headers: dict[bytes, bytes]) -> None:
+        """Raises ApiError if the body is too long by its own account."""
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._most_bytes:
+            raise ApiError(413, self._too_long(), code="body_too_large")
+
+    async def refuse(self, error: ApiError) -> None:
+        """Answer with an error."""
+        if self._scope["type"] == "websocket":
+            await self._receive()
+            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.message})
+        else:
+            await error.response()(self._scope, self._receive, self._send_marked)
+
+    def _too_long(self) -> str:
+        return f"the body is too long; allowed: {self._most_bytes} bytes"
+
+    async def _receive_counted(self) -> Message:
+        if self._watch is not None:  # the body is complete, so the client can only leave
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._most_bytes:
+            raise HTTPException(413, self._too_long())
+        if message["type"] == "http.disconnect":
+            self.has_left = True
+            self._gone.set()
+        elif not message.get("more_body", False):
+            self._watch = asyncio.create_task(self._cancel_when_left(asyncio.current_task()))
+        return message
+
+    async def _cancel_when_left(self, answering: asyncio.Task[Any] | None) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone.set()
+        if not self._is_answered and answering is not None:
+            self.has_left = True
+            answering.cancel()
+
+    async def _send_marked(self, message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.accept"):
+            self.status = message.get("status", 101)
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self._context.request_id.encode())]}
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._is_answered = True  # before it is sent: the server then says "disconnect", too
+        await self._send(message)

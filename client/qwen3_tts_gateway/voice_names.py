@@ -1,0 +1,42 @@
+"""Other names of voices: the 13 of OpenAI, which their clients send whatever the server has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+# For each, the first of these that the server has; else its default voice. ada and ben are of the voice in the box.
+OPENAI_VOICES: Mapping[str, tuple[str, ...]] = {
+    "alloy": ("serena", "ada"),
+    "ash": ("ryan", "ben"),
+    "ballad": ("aiden", "ben"),
+    "cedar": ("uncle_fu", "ben"),
+    "coral": ("vivian", "ada"),
+    "echo": ("aiden", "ben"),
+    "fable": ("ryan", "ben"),
+    "marin": ("serena", "ada"),
+    "nova": ("vivian", "ada"),
+    "onyx": ("uncle_fu", "ben"),
+    "sage": ("serena", "ada"),
+    "shimmer": ("vivian", "ada"),
+    "verse": ("aiden", "ben"),
+}
+
+
+def voice_of(name: str, there: Iterable[str], aliases: Mapping[str, str]) -> str | None:
+    """The server's voice for the name in a request; None is its default voice.
+
+    Args:
+        name: any case.
+        there: the voices that the server has.
+        aliases: the operator's own names, in lower case; they go before OpenAI's.
+
+    A name that is neither there nor another name of one comes back as it is, so that the server says what is allowed.
+    """
+    known, wanted = set(there), name.lower()
+    if wanted in aliases:
+        return aliases[wanted]
+    if wanted in known:
+        return wanted
+    if wanted in OPENAI_VOICES:
+        return next((voice for voice in OPENAI_VOICES[wanted] if voice in known), None)
+    return None if wanted in ("", "default") else name

@@ -1,0 +1,113 @@
+"""Keys, sizes, origins and errors of the application, without a Triton server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from qwen3_tts_client.cli import app as cli
+from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.keys import new_key
+from qwen3_tts_gateway.settings import GatewaySettings
+
+NOWHERE = ("127.0.0.1:9",)
+SPEECH = "/v1/audio/speech"
+
+
+@asynccontextmanager
+async def client_of(settings: GatewaySettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+async def test_without_a_known_key_nothing_is_done(tmp_path: Path) -> None:
+    key, line = new_key("reception")
+    file = tmp_path / "keys"
+    file.write_text(line)
+    async with client_of(GatewaySettings(backends=NOWHERE, keys_file=file)) as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = await client.post(SPEECH, json={"input": "x"}, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        answer = await client.post(SPEECH, json={"input": "x"}, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 503  # let in; there is no server
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_is_too_long_is_refused_before_it_is_read(chunked: bool) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * 500
+
+    async with client_of(GatewaySettings(backends=NOWHERE, max_body_bytes=1000)) as client:
+        content = parts() if chunked else b" " * 1500
+        answer = await client.post(SPEECH, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+        assert "1000 bytes" in answer.json()["error"]["message"]
+
+
+async def test_browsers_of_other_origins_are_let_in_only_if_named() -> None:
+    headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        answer = await client.get("/health", headers=headers)
+        assert "access-control-allow-origin" not in answer.headers
+    async with client_of(GatewaySettings(backends=NOWHERE, cors_origins=("https://page.example",))) as client:
+        assert (await client.options(SPEECH, headers=headers)).headers["access-control-allow-origin"] == "https://page.example"
+        answer = await client.get("/health", headers=headers)
+        assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
+
+
+async def test_every_error_has_the_shape_of_openai() -> None:
+    json = {"Content-Type": "application/json"}
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        answers = [
+            await client.get("/nowhere"),
+            await client.get(SPEECH),
+            await client.post(SPEECH, content=b"{", headers=json),
+            await client.post(SPEECH, json=[]),
+            await client.post(SPEECH, content=rb'{"input": "\ud800"}', headers=json),
+            await client.delete("/v1/audio/voices/anna"),
+        ]
+    assert [answer.status_code for answer in answers] == [404, 405, 400, 422, 422, 503]
+    for answer in answers:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_voices_that_may_not_change_do_not() -> None:
+    async with client_of(GatewaySettings(backends=NOWHERE, voice_changes=False)) as client:
+        assert (await client.delete("/v1/audio/voices/anna")).status_code == 403
+
+
+def test_the_command_says_what_is_wrong_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = CliRunner().invoke
+    for arguments, message in (
+        (["--backend", "http://a:1"], "backend: 'http://a:1' is not allowed"),
+        (["--voice-name", "alloy"], "is not NAME=VOICE"),
+        (["--keys-file", "/nowhere/keys"], "keys_file: /nowhere/keys cannot be read"),
+    ):
+        result = run(cli, ["gateway", *arguments], env={"COLUMNS": "200"})
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    monkeypatch.setitem(__import__("sys").modules, "qwen3_tts_gateway.running", None)
+    result = run(cli, ["gateway"])
+    assert result.exit_code == 2
+    assert "pip install qwen3-tts-triton[gateway]" in result.output
+
+
+def test_a_new_key_is_shown_once_and_its_line_kept() -> None:
+    result = CliRunner().invoke(cli, ["gateway-key", "reception"])
+    assert result.stdout.startswith("reception ")
+    assert result.stderr.startswith("sk-")
+    assert CliRunner().invoke(cli, ["gateway-key", "two words"]).exit_code == 2
+
+
+def test_help_fits_eighty_columns() -> None:
+    text = CliRunner().invoke(cli, ["gateway", "--help"], env={"COLUMNS": "80"}).stdout
+    assert max(map(len, text.splitlines())) <= 80

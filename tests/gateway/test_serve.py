@@ -1,0 +1,58 @@
+"""scripts/serve.py --gateway: one command for both, which end together."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from server.conftest import CAN_SERVE
+
+from engine_lib.server.process import MODEL_REPOSITORY
+from gateway.conftest import TEXT, VOICE_IN_THE_BOX
+from patience import PATIENCE, eventually
+
+pytestmark = [pytest.mark.server, pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton")]
+SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py"), "--model", str(VOICE_IN_THE_BOX), "--device", "cpu"]
+FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--gateway", "--gateway-port"]
+
+
+def test_serve_starts_a_gateway_that_speaks_and_ends_with_it(tmp_path: Path) -> None:
+    command = [*SERVE, *FREE, "0", "--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
+        assert serve.stdout is not None
+        lines = []
+        while not {"gateway", "http"} <= {line.split()[0].strip(":,") for line in lines}:
+            lines.append(serve.stdout.readline())
+            assert lines[-1], lines
+        port = next(int(line.split()[-1]) for line in lines if line.startswith("gateway: http "))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+            eventually(lambda: http.get("/ready").status_code == 200, "the gateway is ready")
+            answer = http.post("/v1/audio/speech", json={"input": TEXT, "response_format": "pcm", "max_new_tokens": 3})
+            assert len(answer.content) == 3 * 1920 * 2
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(PATIENCE) == 0
+    eventually(lambda: not _answers(port), "the gateway has ended")
+
+
+def test_a_gateway_that_cannot_start_ends_serve(tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        command = [*SERVE, *FREE, str(taken.getsockname()[1]), "--log-file", str(tmp_path / "log")]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert "cannot be used" in result.stderr
+    assert "the gateway ended by itself with code 2" in result.stderr
+
+
+def _answers(port: int) -> bool:
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE)
+    except httpx.TransportError:
+        return False
+    time.sleep(0.05)
+    return True
