@@ -4,6 +4,7 @@ r"""Serve Qwen3-TTS checkpoints with Triton: start a server, wait until it is re
     python scripts/serve.py --model ./checkpoints/tiny --device cpu --option max_num_seqs=8
     python scripts/serve.py --model /models/Qwen3-TTS-12Hz-1.7B-CustomVoice --model /models/Qwen3-TTS-12Hz-1.7B-Base \
         --option voice_store=/var/lib/voices --option talker_base.max_num_seqs=32
+    python scripts/serve.py --model ./checkpoints/tiny --gateway
 
 The first checkpoint is the model qwen3_tts; each further one has its kind as suffix: qwen3_tts_custom, qwen3_tts_base,
 qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be the same in all of them.
@@ -20,6 +21,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import fields
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig, unknown_variables
 from engine_lib.errors import ConfigError, Qwen3TTSError
+from engine_lib.server.gateway import GatewayProcess
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
 from engine_lib.server.log import STDOUT
 from engine_lib.server.mps import MpsDaemon
@@ -43,6 +46,7 @@ from engine_lib.serving.tracing import SERVICE_NAME, SERVICE_NAME_VARIABLE
 
 KILLED = "--exit-timeout is too short for its streams or for this machine"
 DRAIN_SECONDS = EngineConfig().drain_seconds
+CHECK_SECONDS = 0.5  # between two looks at the gateway
 LINGERED = "a client has left its gRPC stream open, or Triton has leaked a cancelled request"
 
 
@@ -70,26 +74,40 @@ def main() -> int:
                 raise ConfigError("--first-response-histogram: needs Triton 24.11 or newer on PATH; the wheel nvidia-pytriton has 24.10")
             served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options, first_response_histogram=histogram)
             exit_seconds = _exit_seconds(arguments.exit_timeout, [options.of(checkpoint.talker) for checkpoint in served])
-            return _serve(_server(arguments, repository, mps.environment if mps else {}, exit_seconds), served)
+            server = _server(arguments, repository, mps.environment if mps else {}, exit_seconds)
+            gateway = GatewayProcess(server, ["--port", str(arguments.gateway_port)]) if arguments.gateway else None
+            return _serve(server, gateway, served)
     except Qwen3TTSError as error:
         return _failed(error)
     except _StopRequested:
         return 0  # the signal came before the server was started
 
 
-def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
-    """Serve until the server ends or a signal comes; return the exit code."""
+def _serve(server: TritonServer, gateway: GatewayProcess | None, served: list[ServedCheckpoint]) -> int:
+    """Serve until the server or the gateway ends, or a signal comes; return the exit code."""
+    with gateway or nullcontext():
+        return _serve_beside(server, gateway, served)
+
+
+def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: list[ServedCheckpoint]) -> int:
+    def report(text: str) -> None:
+        print(f"serve.py: {text}", file=sys.stderr, flush=True)
+        if gateway:
+            gateway.check()
+
     try:
         log = "follows" if server.log_file == STDOUT else f"is {server.log_file}"
         print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}", flush=True)
         server.start()
-        server.wait_ready(report=lambda text: print(f"serve.py: {text}", file=sys.stderr, flush=True))
-        print(f"serve.py: {notice_of(server.version)}; docs/compatibility.md", file=sys.stderr, flush=True)
+        server.wait_ready(report=report)
+        report(f"{notice_of(server.version)}; docs/compatibility.md")
         print(f"ready: {', '.join(server.models)}")
         print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
-        code = server.wait()
+        code = _wait(server, gateway)
         return _failed(ServerError(f"tritonserver ended by itself with code {code}\n{server.last_log_lines()}"))
     except _StopRequested:
+        if gateway:
+            gateway.terminate()
         code = server.stop() or 0
         if code == -signal.SIGKILL:
             if server.models_have_ended:
@@ -99,6 +117,21 @@ def _serve(server: TritonServer, served: list[ServedCheckpoint]) -> int:
         return 128 - code if code < 0 else code
     finally:
         server.stop()
+
+
+def _wait(server: TritonServer, gateway: GatewayProcess | None) -> int:
+    """Wait for the server's end; returns its exit code.
+
+    Raises:
+        ServerError: the gateway has ended.
+    """
+    while gateway:
+        gateway.check()
+        try:
+            return server.wait(CHECK_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    return server.wait()
 
 
 def _exit_seconds(chosen: float | None, options: list[dict[str, str]]) -> float:
@@ -222,6 +255,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--http-port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="N", help="default 8001; 0 takes a free one")
+    parser.add_argument(
+        "--gateway", action="store_true", help="also start the HTTP gateway (OpenAI's speech API), qwen3-tts gateway, and end with it"
+    )
+    parser.add_argument("--gateway-port", type=int, default=8880, metavar="N", help="default 8880; 0 takes a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, metavar="N", help="default 8002; 0 takes a free one")
     parser.add_argument(
         "--option",
