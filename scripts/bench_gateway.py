@@ -1,0 +1,206 @@
+"""Measure the HTTP gateway against gRPC: first audio, throughput, many streams, memory.
+
+    python scripts/bench_gateway.py --url localhost:8001 --streams 1 64 --formats pcm mp3 opus
+    python scripts/bench_gateway.py --fake --streams 500 --seconds 60
+
+--url is the gRPC port of a running server (scripts/serve.py); a gateway is started in front of it, and the same load goes once through
+the gateway and once straight to the server. --fake puts a make-believe server there instead, which costs next to nothing: then the
+figures are the gateway's own, and every byte of pcm is checked.
+
+Each stream makes its next request when it has been answered. first audio: from sending a request until its first bytes of audio are
+there. audio-s/s: seconds of audio that arrived in a second. cpu: share of one core that the gateway needed; memory: its resident
+set, at the first quarter of the time and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
+
+import numpy as np
+import psutil
+
+from benching.fake_triton import expected_pcm
+from benching.measuring import command, machine, write_results
+from qwen3_tts_client import AsyncClient
+
+TEXT = "The weather is fine this morning, and the two of them walk to the station together."
+FRAMES = 60  # of an utterance, if the server is asked for so many
+SECONDS_PER_FRAME = 0.08
+FAKE = "import asyncio, sys; from benching.fake_triton import serve; asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))"
+GATEWAY = "from qwen3_tts_client.cli import main; main()"
+COLUMNS = (
+    f"{'way':>5} {'streams':>7} {'first audio p50 ms':>18} {'p99':>8} {'audio-s/s':>9} {'done':>6} {'wrong':>5} {'cpu %':>6} "
+    f"{'memory MB':>14}"
+)
+
+
+@dataclass
+class Figures:
+    """What the streams of one point met."""
+
+    first: list[float] = field(default_factory=list)
+    done: int = 0
+    wrong: int = 0
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    arguments = _arguments()
+    print(f"command: {command()}\n{machine()}\n{COLUMNS}", flush=True)
+    asyncio.run(_measure(arguments))
+
+
+async def _measure(arguments: argparse.Namespace) -> None:
+    results: list[dict[str, object]] = []
+    async with AsyncExitStack() as stack:
+        url = arguments.url
+        if arguments.fake:
+            url = await stack.enter_async_context(_fake(arguments.speed))
+        gateway, port = await stack.enter_async_context(_gateway(url))
+        for streams in arguments.streams:
+            for way in ["grpc", *arguments.formats]:
+                result = await _point(way, streams, arguments, url, gateway, port)
+                results.append(result)
+                if arguments.output:
+                    write_results(arguments.output, results)
+
+
+async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str, gateway: psutil.Process, port: int) -> dict[str, object]:
+    figures, begin = Figures(), time.monotonic()
+    end = begin + arguments.seconds
+    busy, memory = gateway.cpu_times(), [0.0, 0.0]
+    async with AsyncExitStack() as stack:
+        if way == "grpc":
+            client = await stack.enter_async_context(AsyncClient(url))
+            loops = [_over_grpc(client, arguments.voice, figures, end) for _ in range(streams)]
+        else:
+            expected = expected_pcm(FRAMES) if arguments.fake and way == "pcm" else None
+            loops = [_over_http(port, way, arguments.voice, figures, end, expected) for _ in range(streams)]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        await asyncio.sleep(arguments.seconds / 4)
+        memory[0] = gateway.memory_info().rss / 2**20
+        await asyncio.gather(*tasks)
+        memory[1] = gateway.memory_info().rss / 2**20
+    elapsed, now = time.monotonic() - begin, gateway.cpu_times()
+    cpu = 100 * (now.user + now.system - busy.user - busy.system) / elapsed
+    p50, p99 = (float(np.percentile(figures.first, share)) * 1e3 for share in (50, 99))
+    rate = figures.done * FRAMES * SECONDS_PER_FRAME / elapsed
+    print(
+        f"{way:>5} {streams:>7} {p50:>18.2f} {p99:>8.2f} {rate:>9.1f} {figures.done:>6} {figures.wrong:>5} {cpu:>6.0f} "
+        f"{memory[0]:>6.0f} {memory[1]:>7.0f}",
+        flush=True,
+    )
+    return {
+        "way": way,
+        "streams": streams,
+        "first_ms_p50": p50,
+        "first_ms_p99": p99,
+        "audio_s_per_s": rate,
+        "done": figures.done,
+        "wrong": figures.wrong,
+        "gateway_cpu": cpu,
+        "gateway_mb": memory,
+    }
+
+
+async def _over_grpc(client: AsyncClient, voice: str | None, figures: Figures, end: float) -> None:
+    while time.monotonic() < end:
+        begun, heard = time.monotonic(), False
+        async for _chunk in client.stream(TEXT, voice=voice, sampling={"max_frames": FRAMES}):
+            if not heard:
+                heard = True
+                figures.first.append(time.monotonic() - begun)
+        figures.done += 1
+
+
+async def _over_http(port: int, audio: str, voice: str | None, figures: Figures, end: float, expected: bytes | None) -> None:
+    """One connection, request after request; written by hand, because a client library would cost more than the gateway."""
+    body = json.dumps({"input": TEXT, "voice": voice, "response_format": audio, "max_new_tokens": FRAMES}).encode()
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    try:
+        while time.monotonic() < end:
+            begun, content = time.monotonic(), []
+            writer.write(head.encode() + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if b" 200 " not in answer.split(b"\r\n", 1)[0]:
+                raise RuntimeError(f"the gateway answered {answer.split(bytes([13]), 1)[0].decode()}")
+            while size := int(await reader.readline(), 16):
+                content.append(await reader.readexactly(size))
+                await reader.readexactly(2)
+                if len(content) == 1:
+                    figures.first.append(time.monotonic() - begun)
+            await reader.readexactly(2)
+            figures.done += 1
+            figures.wrong += expected is not None and b"".join(content) != expected
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def _fake(speed: float) -> AsyncIterator[str]:
+    command = [sys.executable, "-c", FAKE, str(FRAMES), str(speed)]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+@asynccontextmanager
+async def _gateway(url: str) -> AsyncIterator[tuple[psutil.Process, int]]:
+    options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", url, "--max-streams", "100000"]
+    with subprocess.Popen(
+        [sys.executable, "-c", GATEWAY, "gateway", *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().split()[-1])
+            await _until_ready(port)
+            yield psutil.Process(process.pid), port
+        finally:
+            process.terminate()
+
+
+async def _until_ready(port: int) -> None:
+    for _ in range(300):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /ready HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        with suppress(IndexError):
+            if answer.split()[1] == b"200":
+                return
+        await asyncio.sleep(0.1)
+    raise RuntimeError("the gateway does not become ready")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--url", metavar="HOST:PORT", help="gRPC port of a running server")
+    way.add_argument("--fake", action="store_true", help="a make-believe server")
+    parser.add_argument("--speed", type=float, default=4.0, metavar="X", help="audio-s/s of each stream of --fake (default 4); 0: at once")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], metavar="N")
+    parser.add_argument("--formats", nargs="+", default=["pcm", "mp3", "opus"], metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each point (default 10)")
+    parser.add_argument("--voice", metavar="NAME")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
