@@ -1,4 +1,4 @@
-"""What happens to samples before they are encoded: another speed at the same pitch, another sample rate.
+"""What samples go through before they are encoded: another speed at the same pitch, another rate.
 
 A stage takes samples in chunks of any size. Every chunking of a stream gives the same samples, and their number is exact: that of
 the input, divided by the speed or multiplied by the ratio of the rates, rounded.

@@ -43,14 +43,15 @@ def decoded(response_format: str, data: bytes, sample_rate: int | None = None) -
         return np.zeros(0, np.float32), 0
     rate = sample_rate or FORMATS[response_format].default_rate
     options = {"sample_rate": str(rate)} if response_format in RAW else {}
-    with av.open(io.BytesIO(data), format=DEMUXERS.get(response_format, response_format), options=options) as container:
-        stream = container.streams.audio[0]
-        try:
+    try:
+        with av.open(io.BytesIO(data), format=DEMUXERS.get(response_format, response_format), options=options) as container:
+            stream = container.streams.audio[0]
             pieces = [frame.to_ndarray()[0] for frame in container.decode(stream)]
-        except av.EOFError:  # an Ogg without packets
-            pieces = []
-        joined = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
-        return (joined / 32768 if joined.dtype == np.int16 else joined).astype(np.float32), stream.rate
+            rate = stream.rate
+    except av.EOFError:  # an Ogg without packets
+        pieces = []
+    joined = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    return (joined / 32768 if joined.dtype == np.int16 else joined).astype(np.float32), rate
 
 
 def decoded_by_sndfile(response_format: str, data: bytes, sample_rate: int | None = None) -> tuple[Samples, int]:

@@ -50,14 +50,15 @@ def test_another_speed_gives_the_exact_length(speed: float, length: int) -> None
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_speech_keeps_its_place_at_another_speed(speed: float) -> None:
-    """Half of the utterance is spoken when half of its time has passed: its loudest half second stays the loudest."""
+def test_a_sound_keeps_its_place_in_the_utterance_at_any_speed(speed: float) -> None:
+    """To 60 ms, of the source or of the result."""
     source = np.zeros(3 * RATE, np.float32)
     source[RATE : 2 * RATE] = chord()
     result = np.abs(through(Tempo(RATE, speed), source, 1920)) > 0.05
     first, last = np.flatnonzero(result)[[0, -1]]
-    assert first == pytest.approx(RATE / speed, abs=0.06 * RATE)
-    assert last == pytest.approx(2 * RATE / speed, abs=0.06 * RATE)
+    tolerance = 0.06 * RATE / min(1.0, speed)
+    assert first == pytest.approx(RATE / speed, abs=tolerance)
+    assert last == pytest.approx(2 * RATE / speed, abs=tolerance)
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
