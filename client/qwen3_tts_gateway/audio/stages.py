@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import av
 import av.filter
@@ -33,7 +33,7 @@ class Stage(Protocol):
         """The rest, float32 [m], when no more samples come."""
 
 
-def clean(samples: npt.NDArray[np.floating]) -> Samples:
+def clean(samples: npt.NDArray[np.floating[Any]]) -> Samples:
     """Float32 [n] in -1..1: what is outside is clipped, NaN becomes 0.
 
     Raises:

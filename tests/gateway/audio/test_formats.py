@@ -9,6 +9,8 @@ import pytest
 from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_gateway.audio import FORMATS, make_encoder
 
+DEFAULTS: dict[str, Any] = {"response_format": "pcm", "sample_rate": 24000}
+
 
 @pytest.mark.parametrize(
     ("arguments", "field", "allowed"),
@@ -32,7 +34,7 @@ from qwen3_tts_gateway.audio import FORMATS, make_encoder
 )
 def test_a_refusal_names_field_and_allowed_values(arguments: dict[str, Any], field: str, allowed: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^{field}: ") as refused:
-        make_encoder(**{"response_format": "pcm", "sample_rate": 24000} | arguments)
+        make_encoder(**(DEFAULTS | arguments))
     assert refused.value.field == field
     assert allowed in str(refused.value)
 
