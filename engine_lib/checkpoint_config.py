@@ -71,6 +71,11 @@ class TalkerConfig:
     language_ids: Mapping[str, int]
     code_predictor: CodePredictorConfig
 
+    @property
+    def languages(self) -> list[str]:
+        """The languages a request may name, sorted. A dialect comes with its speaker."""
+        return sorted(name for name in self.language_ids if "dialect" not in name)
+
 
 @dataclass(frozen=True)
 class CodecDecoderConfig:

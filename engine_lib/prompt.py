@@ -92,7 +92,7 @@ class PromptBuilder:
         self.max_text_length = max_text_length
         self._tokenizer = checkpoint.tokenizer
         self._borders = SafeBorders(self._tokenizer.backend_tokenizer)
-        self._languages = sorted(["auto", *(name for name in self.config.talker.language_ids if "dialect" not in name)])
+        self._languages = sorted(["auto", *self.config.talker.languages])
 
     @property
     def speakers(self) -> list[str]:
@@ -101,7 +101,7 @@ class PromptBuilder:
 
     @property
     def languages(self) -> list[str]:
-        """`auto` and the languages a request may name, sorted. A dialect comes with its speaker."""
+        """`auto` and the languages a request may name, sorted."""
         return list(self._languages)
 
     @property

@@ -89,8 +89,7 @@ class VoicesService:
         stored, refused = self._store.list() if self._store else ([], {})
         voices += [{name: value for name, value in self._stored(voice).items() if name not in PRIVATE} for voice in stored]
         models = [
-            {"name": ensemble, "kind": config.kind, "languages": sorted(config.talker.language_ids)}
-            for ensemble, config in self._configs.items()
+            {"name": ensemble, "kind": config.kind, "languages": config.talker.languages} for ensemble, config in self._configs.items()
         ]
         return {"voices": voices, "refused": refused, "has_store": self._store is not None, "models": models}
 

@@ -57,6 +57,7 @@ def test_the_client_adds_lists_shows_speaks_with_and_removes_a_voice(three: Trit
         found = client.voices.list()
         assert {model.name: model.kind for model in found.models} == KINDS
         assert all("english" in model.languages for model in found.models)
+        assert not any("dialect" in name for model in found.models for name in model.languages)  # it comes with its speaker
         listed = {voice.name: voice for voice in found.voices}
         assert (listed["anna"].consent, listed["vivian"].source) == (None, "built-in")
         by_name = client.synthesize(TEXT, voice="anna", sampling=GREEDY)
