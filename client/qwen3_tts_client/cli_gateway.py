@@ -53,6 +53,16 @@ def gateway(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", envvar=PREFIX + "PORT", help="Port to listen on; 0 takes a free one.")
     ] = DEFAULT_PORT,
+    wyoming_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="N",
+            envvar=PREFIX + "WYOMING_PORT",
+            help="Port of the Wyoming server, for Home Assistant (usually 10200). [default: none]",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int, typer.Option(metavar="N", envvar=PREFIX + "METRICS_PORT", help="Port of each server's metrics, to see its load; 0: not asked.")
     ] = 8002,
@@ -123,7 +133,7 @@ def gateway(
             cors_origins=tuple(cors_origin or []),
             voice_changes=voice_changes,
         )
-        run(settings, host, port)
+        run(settings, host, port, wyoming_port)
     except SettingsError as error:
         raise failed(EXIT_INVALID, str(error)) from None
 

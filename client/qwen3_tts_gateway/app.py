@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from socket import socket
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -19,8 +20,8 @@ from qwen3_tts_gateway.tracing import Tracing
 READABLE_HEADERS = ["X-Request-Id", "X-Finish-Reason", "X-Voice", "X-Model", "Retry-After"]
 
 
-def create_app(settings: GatewaySettings | None = None) -> FastAPI:
-    """The application; `app.state.gateway` is its Gateway once it has started.
+def create_app(settings: GatewaySettings | None = None, wyoming: socket | None = None) -> FastAPI:
+    """The application; `app.state.gateway` is its Gateway once it has started. It serves Wyoming on a listening socket, too.
 
     Raises:
         SettingsError: the file of keys cannot be used, or tracing lacks a package.
@@ -32,10 +33,17 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         app.state.gateway = gateway = Gateway(chosen)
-        yield
-        await gateway.close()
-        if tracing:
-            tracing.close()
+        async with AsyncExitStack() as stack:
+            if tracing:
+                stack.callback(tracing.close)
+            stack.push_async_callback(gateway.close)
+            if wyoming is not None:
+                from qwen3_tts_gateway.wyoming_server import WyomingServer
+
+                server = WyomingServer(gateway)
+                await server.start(wyoming)
+                stack.push_async_callback(server.close)
+            yield
 
     app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)
     add_error_handlers(app)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -36,25 +37,34 @@ class _Server(uvicorn.Server):
         self.should_exit = True  # uvicorn's own method would also raise the signal again at the end: the exit code is 0 here
 
 
-def run(settings: GatewaySettings, host: str, port: int) -> None:
+def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | None = None) -> None:
     """Serve on `host` and `port` (0 takes a free one) until SIGTERM or SIGINT; running utterances get `drain_seconds` then.
 
+    Args:
+        settings: options of the gateway.
+        host, port: for HTTP and WebSockets.
+        wyoming_port: for Wyoming; None: not served.
+
     Raises:
-        SettingsError: the port, or a file of the settings, cannot be used.
+        SettingsError: a port, or a file of the settings, cannot be used.
     """
     start_logging()
     if parent := os.environ.get(PARENT_VARIABLE):
         _end_with(int(parent))
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-    )
-    with _listener(host, port) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listener(host, port, "--port"))
+        wyoming = None if wyoming_port is None else stack.enter_context(_listener(host, wyoming_port, "--wyoming-port"))
+        app = create_app(settings, wyoming)
         print(f"gateway: http {listener.getsockname()[1]}", flush=True)
+        if wyoming is not None:
+            print(f"gateway: wyoming {wyoming.getsockname()[1]}", flush=True)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        )
         _Server(config, app).run(sockets=[listener])
 
 
@@ -65,7 +75,7 @@ def _end_with(parent: int) -> None:
         raise SystemExit(0)
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _listener(host: str, port: int, option: str) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
         # Connections inherit it. asyncio sets it only on sockets that were made with TCP's protocol number, and without it the first
@@ -73,4 +83,4 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
-        raise SettingsError(f"port: {port} of {host} cannot be used: {error.strerror or error}; choose another") from None
+        raise SettingsError(f"port {port} of {host} cannot be used: {error.strerror or error}; choose another with {option}") from None
