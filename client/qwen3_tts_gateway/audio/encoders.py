@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from types import MappingProxyType
 
 import av
@@ -22,6 +23,7 @@ def make_encoder(
     source_rate: int = 24000,
     speed: float = 1.0,
     bit_rate: int | None = None,
+    is_whole: bool = False,
 ) -> Encoder:
     """An encoder for one stream of mono samples.
 
@@ -31,6 +33,7 @@ def make_encoder(
         source_rate: of the samples in Hz.
         speed: 0.25 to 4, without change of pitch.
         bit_rate: in bit/s; None for the default of the format. Only mp3, opus and aac have one.
+        is_whole: all bytes leave with `finish`, as a file whose header declares its length (wav, flac) and its priming (mp3).
 
     Raises:
         InvalidRequest: a value is not allowed; the message has its field, and what is allowed.
@@ -43,7 +46,7 @@ def make_encoder(
         stages.append(Tempo(source_rate, speed))
     if rate != source_rate:
         stages.append(Resampler(source_rate, rate))
-    return Encoder(chosen, rate, stages, bits)
+    return Encoder(chosen, rate, stages, bits, is_whole=is_whole)
 
 
 class Encoder:
@@ -55,16 +58,16 @@ class Encoder:
         priming: samples at `sample_rate` that decoders give before the first one of the stream.
     """
 
-    def __init__(self, chosen: Format, sample_rate: int, stages: list[Stage], bit_rate: int | None) -> None:
+    def __init__(self, chosen: Format, sample_rate: int, stages: list[Stage], bit_rate: int | None, *, is_whole: bool = False) -> None:
         self.media_type = chosen.media_type
         self.sample_rate = sample_rate
-        self.priming = chosen.priming
+        self.priming = 0 if is_whole and chosen.whole_options else chosen.priming
         self._format = chosen
         self._stages = stages
         self._taken = 0
         self._finished = False
-        self._sink = _Sink()
-        options = {**EVERY_PACKET_AT_ONCE, **chosen.container_options}
+        self._sink: _Sink | _File = _File() if is_whole else _Sink()
+        options = {**({} if is_whole else EVERY_PACKET_AT_ONCE), **chosen.container_options, **(chosen.whole_options if is_whole else {})}
         self._container = av.open(self._sink, "w", format=chosen.container, container_options=options)
         codec_options = dict(chosen.codec_options)
         if chosen.codec == "flac":
@@ -98,6 +101,8 @@ class Encoder:
                 self._through(self._stages[position + 1 :], stage.finish())
             self._mux(None)
             self._container.close()
+            if isinstance(self._sink, _File):
+                self._sink.is_complete = True
         return self._sink.take()
 
     def _through(self, stages: list[Stage], samples: Samples) -> None:
@@ -132,4 +137,18 @@ class _Sink:
         """The bytes since the last call."""
         taken = bytes(self._waiting)
         self._waiting.clear()
+        return taken
+
+
+class _File(BytesIO):
+    """A file in memory in which a container can go back to complete its header."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_complete = False
+
+    def take(self) -> bytes:
+        """All bytes, once, when the file is complete; none before."""
+        taken = self.getvalue() if self.is_complete else b""
+        self.is_complete = False
         return taken

@@ -10,7 +10,8 @@ What decoders give back, for n samples at the encoder's rate:
 | aac | 1024 samples of priming, n, and less than a frame (1024) of silence |
 
 ADTS has no field for priming. The frame before an MP3 file that declares it (Xing, LAME) must say how many frames or bytes follow,
-which a stream cannot know: without one of them FFmpeg plays that frame as silence, which gains nothing.
+which a stream cannot know: without one of them FFmpeg plays that frame as silence, which gains nothing. A file that is made as a
+whole (`is_whole`) has it, and decodes to n samples; the headers of wav and flac then have their length, too.
 
 The first bytes of audio leave after 40 ms of speech (flac, opus), three frames of mp3 (72 ms at 24 kHz), two frames of aac (85 ms
 at 24 kHz), at once in the others. An utterance without samples is a header in wav, flac and opus, and no bytes in the others.
@@ -46,6 +47,7 @@ class Format:
         default_rate: the one to use if it asks for none.
         priming: samples of silence that decoders give before the first sample, because a stream of the format cannot declare them.
         codec_options, container_options: FFmpeg's.
+        whole_options: container options of a file that is written as a whole, if its header can then declare the priming.
     """
 
     media_type: str
@@ -57,6 +59,7 @@ class Format:
     priming: int = 0
     codec_options: Mapping[str, str] = field(default_factory=dict)
     container_options: Mapping[str, str] = field(default_factory=dict)
+    whole_options: Mapping[str, str] = field(default_factory=dict)
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
@@ -71,6 +74,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             priming=1105,
             codec_options={"compression_level": "7"},
             container_options={"write_xing": "0", "id3v2_version": "0"},
+            whole_options={"write_xing": "1"},
         ),
         # A page for each packet of 20 ms: 11 kbit/s of page headers buy the earliest audio.
         "opus": Format(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
 import threading
 
 import numpy as np
 import psutil
 import pytest
+import soundfile
 import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,3 +208,19 @@ def test_a_finished_encoder_takes_no_more(name: str) -> None:
 def test_samples_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \[2, 5\] is not allowed"):
         make_encoder("pcm", RATE).encode(np.zeros((2, 5), np.float32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_file_declares_its_length_and_leaves_at_the_end(name: str) -> None:
+    encoder = make_encoder(name, FORMATS[name].default_rate, RATE, is_whole=True)
+    assert [encoder.encode(part) for part in np.array_split(SPEECH, 5)] == [b""] * 5
+    data = encoder.finish()
+    assert encoder.finish() == b""
+    audio, rate = decoded(name, data)
+    wanted = expected(SPEECH, name, FORMATS[name].default_rate, rate)
+    if name == "aac":  # ADTS has no header
+        assert audio.size >= wanted.size + encoder.priming
+    else:
+        assert (audio.size, encoder.priming) == (wanted.size, 0)
+    if name in ("wav", "flac", "mp3"):
+        assert soundfile.info(io.BytesIO(data)).frames == SPEECH.size
