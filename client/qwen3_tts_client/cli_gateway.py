@@ -103,6 +103,9 @@ def gateway(
         list[str] | None,
         typer.Option(metavar="ORIGIN", envvar=PREFIX + "CORS_ORIGIN", help="Web page that may call it, * for all; repeat it."),
     ] = None,
+    studio: Annotated[
+        bool, typer.Option("--studio/--no-studio", envvar=PREFIX + "STUDIO", help="Serve the studio, a page to speak with, at /.")
+    ] = True,
     voice_changes: Annotated[
         bool,
         typer.Option("--voice-changes/--no-voice-changes", envvar=PREFIX + "VOICE_CHANGES", help="Callers may add and delete voices."),
@@ -131,6 +134,7 @@ def gateway(
             drain_seconds=drain_seconds,
             keys_file=keys_file,
             cors_origins=tuple(cors_origin or []),
+            studio=studio,
             voice_changes=voice_changes,
         )
         run(settings, host, port, wyoming_port)

@@ -9,12 +9,13 @@ from socket import socket
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from qwen3_tts_gateway import batch, health, models, speech, voices
+from qwen3_tts_gateway import batch, elevenlabs, elevenlabs_sockets, health, models, speech, speech_socket, voices
 from qwen3_tts_gateway.errors import add_error_handlers
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Keys
 from qwen3_tts_gateway.middleware import Entry
 from qwen3_tts_gateway.settings import GatewaySettings
+from qwen3_tts_gateway.studio_page import add_studio
 from qwen3_tts_gateway.tracing import Tracing
 
 READABLE_HEADERS = ["X-Request-Id", "X-Finish-Reason", "X-Voice", "X-Model", "Retry-After"]
@@ -47,8 +48,10 @@ def create_app(settings: GatewaySettings | None = None, wyoming: socket | None =
 
     app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)
     add_error_handlers(app)
-    for room in (speech, batch, models, voices, health):
+    for room in (speech, batch, models, voices, health, speech_socket, elevenlabs, elevenlabs_sockets):
         app.include_router(room.router)
+    if chosen.studio:
+        add_studio(app)
     app.add_middleware(Entry, settings=chosen, keys=keys, tracing=tracing)
     if chosen.cors_origins:  # outside of Entry, so that a browser can read its refusals, too
         app.add_middleware(

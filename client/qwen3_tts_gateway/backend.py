@@ -20,7 +20,7 @@ from qwen3_tts_gateway.logs import log
 
 PROBE_SECONDS = 1.0  # between two questions, and for an answer
 VOICES_SECONDS = 30.0  # between two looks at what a server speaks with; a change made here is seen at once
-ACTIVE = re.compile(r"^qwen3_tts_active_streams\{[^}]*\} (\S+)$", re.MULTILINE)
+GAUGES = re.compile(r"^qwen3_tts_(active_streams|waiting_requests)\{[^}]*\} (\S+)$", re.MULTILINE)
 HELPERS = re.compile(r"voices|.*_offline")  # their end takes no stream along
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -33,6 +33,7 @@ class Backend:
         is_ready: as it answered last; True until it has been asked, so that the first request needs no answer.
         has_answered: whether it ever was ready.
         open_streams: utterances of this gateway that have not ended.
+        waiting: utterances of all clients that wait to begin, when its metrics were read.
         voices: what it speaks with; None until it has said so.
     """
 
@@ -42,6 +43,7 @@ class Backend:
         self.is_ready = True
         self.has_answered = False
         self.open_streams = 0
+        self.waiting = 0.0
         self.voices: VoiceList | None = None
         self._model, self._metrics_url = model, metrics_url
         self._clients: dict[str, AsyncClient] = {}
@@ -110,7 +112,7 @@ class Backend:
         self._set_ready(bool(speaking) and not unready, f"not ready: {', '.join(unready) or 'it has no models'}")
         if self._metrics_url:
             with suppress(OSError, ValueError):
-                active = await asyncio.to_thread(_active_streams, self._metrics_url)
+                active, self.waiting = await asyncio.to_thread(_streams_and_waiting, self._metrics_url)
                 self._others_streams = max(0.0, active - self.open_streams)
 
     async def _is_model_ready(self, name: str) -> bool:
@@ -127,6 +129,9 @@ class Backend:
                 log("backend is not ready", logging.WARNING, backend=self.url, reason=reason)
 
 
-def _active_streams(url: str) -> float:
+def _streams_and_waiting(url: str) -> tuple[float, float]:
+    """Streams of all clients, and those of them that wait to begin."""
     with _DIRECT.open(url, timeout=PROBE_SECONDS) as page:
-        return sum(float(value) for value in ACTIVE.findall(page.read().decode()))
+        found = GAUGES.findall(page.read().decode())
+    streams, waiting = (sum(float(value) for name, value in found if name == wanted) for wanted in ("active_streams", "waiting_requests"))
+    return streams, waiting

@@ -94,7 +94,7 @@ class Backends:
             has_begun = False
             backend.open_streams += 1
             try:
-                async with aclosing(backend.client(model).stream(text, timeout=timeout, **options)) as chunks:  # type: ignore[arg-type]
+                async with aclosing(backend.client(model).stream(text, timeout=timeout, **options)) as chunks:
                     async for chunk in chunks:
                         has_begun = True
                         yield chunk
@@ -116,6 +116,10 @@ class Backends:
         turned = [self._backends[(turn + i) % len(self._backends)] for i in range(len(self._backends))]
         serving = [backend for backend in turned if backend.speaks_with(model)]
         return sorted([backend for backend in serving if backend.is_ready] or serving or turned, key=lambda backend: backend.load)
+
+    def load(self) -> tuple[int, int]:
+        """Streams of all servers that are ready, and requests that wait at them, those of others included as far as metrics tell."""
+        return round(sum(backend.load for backend in self.ready)), round(sum(backend.waiting for backend in self.ready))
 
     async def add_voice(self, name: str, audio: npt.NDArray[np.float32], sample_rate: int, **facts: Any) -> Voice:
         """Store a voice on a server that does so; arguments and errors are those of AsyncVoices.add."""

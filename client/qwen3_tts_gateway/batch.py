@@ -15,7 +15,6 @@ from qwen3_tts_gateway.delivery import encoded, encoder_of
 from qwen3_tts_gateway.errors import ApiError, api_error
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import ERRORS
-from qwen3_tts_gateway.speech import with_lengths
 from qwen3_tts_gateway.speech_request import SpeechOptions, SpeechRequest
 
 router = APIRouter(tags=["speech"])
@@ -81,12 +80,12 @@ async def _speak(gateway: Gateway, index: int, request: SpeechRequest, batch: Re
     context = RequestContext(f"{batch.request_id}-{index}", batch.caller)
     set_context(context)  # of this task alone
     try:
-        encoder = encoder_of(request)
+        encoder = encoder_of(request, is_whole=True)
         chunks = gateway.stream(request)
-        parts = [part async for part in encoded(gateway, request, encoder, await anext(chunks), chunks)]
+        parts = [part async for part in encoded(gateway, encoder, await anext(chunks), chunks)]
     except (ApiError, Qwen3TTSClientError) as error:
         answer = error if isinstance(error, ApiError) else api_error(error)
         return BatchResult(index=index, status="error", error=answer.body["error"])
-    audio = base64.b64encode(with_lengths(b"".join(parts), request.response_format)).decode()
+    audio = base64.b64encode(b"".join(parts)).decode()
     reason = context.facts["finish_reason"]
     return BatchResult(index=index, status="success", audio_data=audio, media_type=encoder.media_type, finish_reason=reason)

@@ -23,41 +23,39 @@ if TYPE_CHECKING:
 
 SOURCE_RATE = 24_000  # Hz, of every Qwen3-TTS codec
 SAMPLES_PER_FRAME = 1920
-CHEAP_FORMATS = ("pcm", "wav", "mulaw", "alaw")
 STOPPED = "the client took nothing for {:g} s"
 
 
-def encoder_of(request: SpeechOptions) -> Encoder:
-    """The encoder that a request asks for.
+def encoder_of(request: SpeechOptions, *, is_whole: bool = False) -> Encoder:
+    """The encoder that a request asks for; see make_encoder for `is_whole`.
 
     Raises:
         ApiError: a value is not possible with this format.
     """
     rate = request.sample_rate or FORMATS[request.response_format].default_rate
     try:
-        return make_encoder(request.response_format, rate, SOURCE_RATE, request.speed, request.bit_rate)
+        return make_encoder(request.response_format, rate, SOURCE_RATE, request.speed, request.bit_rate, is_whole)
     except InvalidRequest as error:
         raise api_error(error) from None
 
 
+async def encode(gateway: Gateway, encoder: Encoder, chunk: AudioChunk) -> bytes:
+    """The bytes that are ready after a chunk."""
+    # Work of less than a millisecond is done at once, and so is a first chunk, which somebody waits for.
+    if encoder.is_cheap or chunk.audio.size <= SAMPLES_PER_FRAME:
+        return encoder.encode(chunk.audio)
+    return await asyncio.get_running_loop().run_in_executor(gateway.workers, encoder.encode, chunk.audio)
+
+
 async def encoded(
-    gateway: Gateway, request: SpeechOptions, encoder: Encoder, first: AudioChunk, chunks: AsyncGenerator[AudioChunk, None]
+    gateway: Gateway, encoder: Encoder, first: AudioChunk, chunks: AsyncGenerator[AudioChunk, None]
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of a speech as they become ready; none of them is empty. `first` came from `chunks`, which are closed at the end."""
-    loop = asyncio.get_running_loop()
-    is_cheap = request.response_format in CHEAP_FORMATS and request.speed == 1.0
-
-    async def encode(chunk: AudioChunk) -> bytes:
-        # Work of less than a millisecond is done at once, and so is a first chunk, which somebody waits for.
-        if is_cheap or chunk.audio.size <= SAMPLES_PER_FRAME:
-            return encoder.encode(chunk.audio)
-        return await loop.run_in_executor(gateway.workers, encoder.encode, chunk.audio)
-
     async with aclosing(chunks):
-        if part := await encode(first):
+        if part := await encode(gateway, encoder, first):
             yield part
         async for chunk in chunks:
-            if part := await encode(chunk):
+            if part := await encode(gateway, encoder, chunk):
                 yield part
         if part := encoder.finish():
             yield part

@@ -70,7 +70,7 @@ def api_error(error: Qwen3TTSClientError, fields: Mapping[str, str] = FIELDS) ->
         param = fields.get(error.field or "", error.field)
         return ApiError(400, error.message, param=param, code="invalid_value")
     if isinstance(error, ServerOverloaded):
-        return ApiError(503, error.message, kind="server_error", code="overloaded", retry_after=RETRY_SECONDS)
+        return ApiError(503, error.message, kind="server_error", code="overloaded", retry_after=error.retry_after or RETRY_SECONDS)
     if isinstance(error, ServerUnavailable):
         return ApiError(503, error.message, kind="server_error", code="no_server", retry_after=RETRY_SECONDS)
     if isinstance(error, RequestTimeout):

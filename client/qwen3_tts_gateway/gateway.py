@@ -89,6 +89,8 @@ class Gateway:
                 await asyncio.get_running_loop().run_in_executor(self.workers, request.options) if request.ref_audio else request.options()
             )
             options |= {"voice": to.voice, "request_id": context.request_id}
+            if self.settings.keys_file:  # those who wait take turns by key; addresses may be a proxy's
+                options["client"] = context.caller
             context.facts |= {"model": to.model, "voice": to.voice}
             try:
                 async with aclosing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -47,6 +48,13 @@ class GatewayMetrics:
         """Show a Triton server, read from it whenever the page is asked for."""
         self.backend_up.labels(url).set_function(readiness)
         self.backend_streams.labels(url).set_function(open_streams)
+
+    def first_audio_counts(self) -> tuple[tuple[float, ...], list[int]]:
+        """Upper bounds of the first-audio histogram in seconds, and how many are in each bucket; the last one is above all bounds."""
+        up_to = [
+            round(sample.value) for metric in self.first_audio.collect() for sample in metric.samples if sample.name.endswith("_bucket")
+        ]
+        return FIRST_AUDIO_SECONDS, [later - earlier for earlier, later in pairwise([0, *up_to])]
 
     def page(self) -> bytes:
         """The text of the page."""

@@ -30,7 +30,7 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 LEFT = 499  # nginx's status for a client that has left; it is never sent
 POLICY_VIOLATION = 1008  # a WebSocket's close code
 # Asked for again and again, so that a line for each tells nothing.
-UNLOGGED = ("/health", "/ready", "/metrics", "/studio/status")
+UNLOGGED = ("/health", "/ready", "/metrics", "/v1/studio/status")
 
 
 class Entry:

@@ -38,6 +38,7 @@ class GatewaySettings:
         drain_seconds: for running utterances after SIGTERM.
         keys_file: lines of NAME and SHA-256 of a key; None: no key is asked for.
         cors_origins: web pages' origins that may call the gateway from a browser; "*" is all.
+        studio: whether the page of the studio is served at /.
         voice_changes: whether callers may add and delete stored voices.
 
     Raises:
@@ -59,6 +60,7 @@ class GatewaySettings:
     drain_seconds: float = 20.0
     keys_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    studio: bool = True
     voice_changes: bool = True
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -16,8 +15,6 @@ from qwen3_tts_gateway.routing import Route
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.sse import EVENT_STREAM, events
 
-WAV_HEADER_BYTES = 44
-
 router = APIRouter(tags=["speech"])
 
 
@@ -29,7 +26,8 @@ async def create_speech(request: Request, body: SpeechRequest) -> Response:
     before the end of the body, or comes as an event.
     """
     gateway: Gateway = request.app.state.gateway
-    encoder = encoder_of(body)
+    is_sse = body.stream_format == "sse"
+    encoder = encoder_of(body, is_whole=not (body.stream or is_sse))
     context = current_context()
     context.facts |= {"format": body.response_format, "characters": len(body.input)}
     to = await gateway.route(body)
@@ -37,25 +35,17 @@ async def create_speech(request: Request, body: SpeechRequest) -> Response:
     chunks = gateway.stream(body, to=to)
     first = await anext(chunks)
     stall_seconds = gateway.settings.stall_seconds
-    if body.stream_format == "sse":
+    if is_sse:
         headers["Cache-Control"] = "no-cache"
         return StreamedResponse(events(gateway, body, encoder, first, chunks), EVENT_STREAM, stall_seconds, headers)
-    parts = encoded(gateway, body, encoder, first, chunks)
+    parts = encoded(gateway, encoder, first, chunks)
     if body.stream:
         return StreamedResponse(parts, encoder.media_type, stall_seconds, headers)
     content = b"".join([part async for part in parts])
     headers["X-Finish-Reason"] = context.facts["finish_reason"]
-    return Response(with_lengths(content, body.response_format), media_type=encoder.media_type, headers=headers)
+    return Response(content, media_type=encoder.media_type, headers=headers)
 
 
 def voice_headers(to: Route) -> dict[str, str]:
     """Headers that say who speaks, because a request may name a voice or a model that is not there."""
     return {"X-Model": quote(to.model), "X-Voice": quote(to.voice or "default")}
-
-
-def with_lengths(content: bytes, response_format: str) -> bytes:
-    """A whole WAV with its true lengths in the header; a stream cannot know them. Other formats as they are."""
-    if response_format != "wav":
-        return content
-    riff, data = struct.pack("<I", len(content) - 8), struct.pack("<I", len(content) - WAV_HEADER_BYTES)
-    return content[:4] + riff + content[8:40] + data + content[44:]

@@ -29,7 +29,7 @@ async def events(
 
     Usage counts what the gateway knows: characters of the text, frames (80 ms) of audio.
     """
-    async with aclosing(encoded(gateway, request, encoder, first, chunks)) as parts:
+    async with aclosing(encoded(gateway, encoder, first, chunks)) as parts:
         try:
             async for part in parts:
                 yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from socket import socket
 from typing import Any
 
-from sentence_stream import async_stream_to_sentences
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
 from wyoming.event import Event
@@ -30,7 +29,10 @@ from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, Synthesize
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_gateway.audio import make_encoder
 from qwen3_tts_gateway.delivery import SOURCE_RATE
+from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 from qwen3_tts_gateway.wyoming_voices import WyomingVoices
 
 DEFAULT_WYOMING_PORT = 10200
@@ -38,7 +40,6 @@ PROJECT = "https://github.com/QwenLM/Qwen3-TTS"
 WIDTH, CHANNELS = 2, 1
 MOST_EVENT_BYTES = 1 << 20  # of an event's data, and of its payload
 MOST_WAITING = 16  # requests of one connection
-MOST_CHARACTERS = 200_000  # of one streamed text
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,6 @@ class WyomingServer:
         for conversation in self._conversations:
             conversation.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
-        await self._voices.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -82,36 +82,9 @@ class WyomingServer:
             self._conversations.discard(task)
 
 
-class _StreamedText:
-    """The text of `synthesize-chunk` events, for an `async for`."""
-
-    def __init__(self) -> None:
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self._characters = 0
-
-    def add(self, piece: str) -> None:
-        """The next piece.
-
-        Raises:
-            InvalidRequest: the text is too long.
-        """
-        self._characters += len(piece)
-        if self._characters > MOST_CHARACTERS:
-            raise InvalidRequest(f"text: more than {MOST_CHARACTERS} characters are not allowed in one stream", field="text")
-        self._pieces.put_nowait(piece)
-
-    def end(self) -> None:
-        """No piece follows."""
-        self._pieces.put_nowait(None)
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        while (piece := await self._pieces.get()) is not None:
-            yield piece
-
-
 @dataclass(frozen=True)
 class _Request:
-    text: str | _StreamedText
+    text: str | TextFeed
     voice: SynthesizeVoice | None
 
 
@@ -122,7 +95,7 @@ class _Conversation(AsyncEventHandler):
         super().__init__(_BoundedReader(reader), writer)
         self._gateway, self._voices = gateway, voices
         self._requests: asyncio.Queue[_Request] = asyncio.Queue()
-        self._open_text: _StreamedText | None = None
+        self._open_text: TextFeed | None = None
         self._refused = False
         self._speaking = asyncio.create_task(self._speak_all())
 
@@ -150,10 +123,10 @@ class _Conversation(AsyncEventHandler):
             start = _parsed(SynthesizeStart, event)
             _check_format(start.text_format)
             self._end_text()
-            self._open_text = _StreamedText()
+            self._open_text = TextFeed(self._gateway.settings.max_text_length)
             self._ask(_Request(self._open_text, start.voice))
         elif SynthesizeChunk.is_type(event.type) and self._open_text is not None:
-            self._open_text.add(_checked_text(_parsed(SynthesizeChunk, event).text))
+            self._open_text.put(_checked_text(_parsed(SynthesizeChunk, event).text))
         elif SynthesizeStop.is_type(event.type):
             self._end_text()
         elif Synthesize.is_type(event.type) and self._open_text is None:
@@ -179,18 +152,21 @@ class _Conversation(AsyncEventHandler):
             await self._refuse(error)
 
     async def _speak(self, request: _Request) -> None:
-        model, options = await self._voices.chosen(request.voice)
+        to, language = await self._voices.chosen(request.voice)
         encoder = make_encoder("pcm", SOURCE_RATE)
         has_begun = False
-        async for text in _utterances(request.text):
-            async with aclosing(self._gateway.backends.stream(model, text, **options)) as chunks:
+        whole = request.text if isinstance(request.text, str) else None
+        words = None if isinstance(request.text, str) else await _from_first_word(request.text)
+        if whole is not None or words is not None:
+            speech = SpeechRequest.model_construct(input=STREAMED if whole is None else whole, language=language)
+            async with aclosing(self._gateway.stream(speech, words, to)) as chunks:
                 async for chunk in chunks:
                     has_begun = await self._begin(has_begun)
                     await self._send(encoder.encode(chunk.audio))
         await self._begin(has_begun)  # a text without words has audio of no length
         await self._send(encoder.finish())
         await self.write_event(AudioStop().event())
-        if isinstance(request.text, _StreamedText):
+        if isinstance(request.text, TextFeed):
             await self.write_event(SynthesizeStopped().event())
 
     async def _begin(self, has_begun: bool) -> bool:
@@ -224,7 +200,7 @@ class _Conversation(AsyncEventHandler):
         is still sending would reset it, and the client would lose the reason.
         """
         self._refused = True
-        if isinstance(error, Qwen3TTSClientError):
+        if isinstance(error, (Qwen3TTSClientError, ApiError)):
             message, code = error.message, type(error).__name__
         elif isinstance(error, ConnectionError):
             return
@@ -249,13 +225,18 @@ class _BoundedReader:
         return await self._reader.readexactly(size)
 
 
-async def _utterances(text: str | _StreamedText) -> AsyncIterator[str]:
-    """What to speak, one request each: the whole text, or a streamed one sentence by sentence."""
-    if isinstance(text, str):
-        yield text
-    else:
-        async for sentence in async_stream_to_sentences(text):
-            yield sentence
+async def _from_first_word(text: TextFeed) -> AsyncIterator[str] | None:
+    """The text without the space that it begins with; None if it is nothing else."""
+    async for piece in text:
+        if first := piece.lstrip():
+            return _joined(first, text)
+    return None
+
+
+async def _joined(first: str, rest: TextFeed) -> AsyncIterator[str]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _parsed(kind: Any, event: Event) -> Any:

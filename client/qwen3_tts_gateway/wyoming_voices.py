@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from wyoming.tts import SynthesizeVoice
 
-from qwen3_tts_client.client import AsyncClient
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, ServerUnavailable
-from qwen3_tts_client.protocol import RequestOptions
+from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.routing import Route
 
-LISTING_SECONDS = 10.0
 # Wyoming's clients know a language by its code, the model by its name.
 CODES = {
     "chinese": "zh",
@@ -30,14 +28,9 @@ class WyomingVoices:
     """What `info` lists, and what a request's voice means. Use it inside one running event loop."""
 
     def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._default_model = gateway.settings.model
-        self._clients = [AsyncClient(url) for url in gateway.settings.backends]
         self._model_of: dict[str, str] = {}  # by voice, as it was last listed
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for client in self._clients:
-            await client.close()
 
     async def languages_by_name(self) -> list[tuple[str, list[str]]]:
         """Each voice with the codes of the languages it speaks, as the servers have them now.
@@ -48,14 +41,14 @@ class WyomingVoices:
         languages = _languages(await self._listing())
         return [(name, [CODES.get(language, language) for language in languages.get(model, ())]) for name, model in self._model_of.items()]
 
-    async def chosen(self, voice: SynthesizeVoice | None) -> tuple[str, RequestOptions]:
-        """The model and the options that speak as a request wants.
+    async def chosen(self, voice: SynthesizeVoice | None) -> tuple[Route, str | None]:
+        """Who speaks as a request wants, and in which language; None: that of the text.
 
         Raises:
             InvalidRequest: the servers have no such voice or language.
         """
         if voice is None:
-            return self._default_model, {}
+            return Route(self._default_model, None, ""), None
         if voice.speaker is not None:
             raise InvalidRequest("speaker: no voice of this server has several speakers; give the voice's name alone", field="speaker")
         if voice.name is not None:
@@ -64,10 +57,10 @@ class WyomingVoices:
             if voice.name not in self._model_of:
                 known = ", ".join(self._model_of) or "none, this server has no voices"
                 raise InvalidRequest(f"voice: {voice.name[:100]!r} is unknown; allowed: {known}", field="voice")
-            return self._model_of[voice.name], {"voice": voice.name}
+            return Route(self._model_of[voice.name], voice.name, ""), None
         if voice.language is not None:
-            return self._default_model, {"language": await self._language(voice.language)}
-        return self._default_model, {}
+            return Route(self._default_model, None, ""), await self._language(voice.language)
+        return Route(self._default_model, None, ""), None
 
     async def _language(self, asked: str) -> str:
         """The model's name of a language that is given as a code ("en", "en-GB") or as that name."""
@@ -80,20 +73,13 @@ class WyomingVoices:
         raise InvalidRequest(f"language: {asked[:100]!r} is unknown; allowed: {known}", field="language")
 
     async def _listing(self) -> VoiceList:
-        failure: Qwen3TTSClientError = ServerUnavailable("no server is ready")
-        for client in self._clients:
-            try:
-                listing = await client.voices.list(timeout=LISTING_SECONDS)
-            except Qwen3TTSClientError as error:
-                failure = error
-            else:
-                self._model_of = {
-                    voice.name: self._default_model if self._default_model in voice.models else voice.models[0]
-                    for voice in listing.voices
-                    if voice.models
-                }
-                return listing
-        raise failure
+        listing = await self._gateway.voices(fresh=True)
+        self._model_of = {
+            voice.name: self._default_model if self._default_model in voice.models else voice.models[0]
+            for voice in listing.voices
+            if voice.models
+        }
+        return listing
 
 
 def _languages(listing: VoiceList) -> dict[str, tuple[str, ...]]:

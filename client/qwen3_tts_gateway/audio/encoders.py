@@ -55,6 +55,7 @@ class Encoder:
     Attributes:
         media_type: of its bytes, for Content-Type.
         sample_rate: in Hz, at which it encodes.
+        is_cheap: a chunk of seconds takes less than a millisecond.
         priming: samples at `sample_rate` that decoders give before the first one of the stream.
     """
 
@@ -62,6 +63,7 @@ class Encoder:
         self.media_type = chosen.media_type
         self.sample_rate = sample_rate
         self.priming = 0 if is_whole and chosen.whole_options else chosen.priming
+        self.is_cheap = chosen.codec.startswith("pcm_") and not stages
         self._format = chosen
         self._stages = stages
         self._taken = 0

@@ -1,0 +1,24 @@
+// Words in, audio out on one WebSocket, as an agent needs it (Node.js 22 or newer has WebSocket):
+//   node client/examples/node_text_stream.mjs OUT.pcm [ws://HOST:PORT]
+import { createWriteStream } from "node:fs";
+
+const [path, base = "ws://localhost:8880"] = process.argv.slice(2);
+const file = createWriteStream(path);
+const socket = new WebSocket(`${base}/v1/audio/speech/stream`);
+socket.binaryType = "arraybuffer";
+const send = (event) => socket.send(JSON.stringify(event));
+socket.onopen = async () => {
+  send({ type: "session.config", voice: "alloy", response_format: "pcm" });
+  for (const word of "There is a small penguin in the window.".split(/(?<= )/)) {
+    send({ type: "input.text", text: word });
+    await new Promise((resolve) => setTimeout(resolve, 30));
+  }
+  send({ type: "input.done" });
+};
+socket.onmessage = ({ data }) => {
+  if (typeof data !== "string") { file.write(new Uint8Array(data)); return; }
+  const event = JSON.parse(data);
+  console.log(event.type, event.error?.message ?? "");
+  if (["session.done", "error"].includes(event.type)) socket.close();
+};
+socket.onclose = () => file.end();

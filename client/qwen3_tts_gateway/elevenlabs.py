@@ -1,0 +1,116 @@
+"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} with /stream, /with-timestamps and /stream/with-timestamps, and /v1/voices.
+
+Alignments of characters are null, because this server has none.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from qwen3_tts_client.protocol import AudioChunk
+from qwen3_tts_gateway.audio import Encoder
+from qwen3_tts_gateway.delivery import StreamedResponse, encoded
+from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.openapi import AUDIO, ERRORS
+from qwen3_tts_gateway.speech_request import SpeechRequest
+
+router = APIRouter(tags=["elevenlabs"])
+
+
+class VoiceSettings(BaseModel):
+    """The settings that this server knows; the others (stability, similarity, style) have no counterpart and are ignored."""
+
+    speed: float = Field(1.0, ge=0.25, le=4.0)
+
+
+class SynthesisRequest(BaseModel):
+    """The body of all four routes; unknown fields are ignored."""
+
+    text: str = Field(min_length=1)
+    model_id: str | None = None
+    language_code: str | None = None
+    voice_settings: VoiceSettings | None = None
+    seed: int | None = None
+
+    def speech(self, voice: str) -> SpeechRequest:
+        """The same as a request of the gateway's own."""
+        return SpeechRequest(input=self.text, model=self.model_id, voice=voice, language=self.language_code, seed=self.seed)
+
+    @property
+    def speed(self) -> float:
+        """1.0 unless the settings of the voice have another."""
+        return self.voice_settings.speed if self.voice_settings else 1.0
+
+
+@router.post("/v1/text-to-speech/{voice}", response_class=Response, responses={200: AUDIO, **ERRORS})
+async def convert(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
+    """Speak a text; the whole file in one answer."""
+    encoder, chunks, first = await _begin(request, voice, body, output_format, is_whole=True)
+    return Response(
+        b"".join([part async for part in encoded(request.app.state.gateway, encoder, first, chunks)]), media_type=encoder.media_type
+    )
+
+
+@router.post("/v1/text-to-speech/{voice}/stream", response_class=Response, responses={200: AUDIO, **ERRORS})
+async def stream(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
+    """Speak a text; the file while it is spoken."""
+    encoder, chunks, first = await _begin(request, voice, body, output_format)
+    return _streamed(request, encoded(request.app.state.gateway, encoder, first, chunks), encoder.media_type)
+
+
+@router.post("/v1/text-to-speech/{voice}/with-timestamps", responses=ERRORS)
+async def convert_with_timestamps(
+    request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)
+) -> dict[str, Any]:
+    """Speak a text; the file in base64, without times."""
+    encoder, chunks, first = await _begin(request, voice, body, output_format, is_whole=True)
+    return _timed(b"".join([part async for part in encoded(request.app.state.gateway, encoder, first, chunks)]))
+
+
+@router.post("/v1/text-to-speech/{voice}/stream/with-timestamps", response_class=Response, responses=ERRORS)
+async def stream_with_timestamps(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
+    """Speak a text; a line of JSON for each piece of the file."""
+    encoder, chunks, first = await _begin(request, voice, body, output_format)
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        async with aclosing(encoded(request.app.state.gateway, encoder, first, chunks)) as parts:
+            async for part in parts:
+                yield json.dumps(_timed(part)).encode() + b"\n"
+
+    return _streamed(request, lines(), "application/json")
+
+
+@router.get("/v1/voices")
+async def list_voices(request: Request) -> dict[str, Any]:
+    """List the voices."""
+    gateway: Gateway = request.app.state.gateway
+    voices = (await gateway.voices()).voices
+    category = {"built-in": "premade", "stored": "cloned"}
+    return {"voices": [{"voice_id": v.name, "name": v.name, "category": category.get(v.source, v.source), "labels": {}} for v in voices]}
+
+
+async def _begin(
+    request: Request, voice: str, body: SynthesisRequest, output_format: str, *, is_whole: bool = False
+) -> tuple[Encoder, AsyncGenerator[AudioChunk, None], AudioChunk]:
+    gateway: Gateway = request.app.state.gateway
+    encoder = encoder_named(output_format, body.speed, is_whole=is_whole)
+    chunks = gateway.stream(body.speech(voice))
+    return encoder, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
+
+
+def _streamed(request: Request, parts: AsyncGenerator[bytes, None], media_type: str) -> StreamedResponse:
+    gateway: Gateway = request.app.state.gateway
+    return StreamedResponse(parts, media_type, gateway.settings.stall_seconds, {})
+
+
+def _timed(audio: bytes) -> dict[str, Any]:
+    return {"audio_base64": base64.b64encode(audio).decode(), "alignment": None, "normalized_alignment": None}

@@ -1,0 +1,230 @@
+"""ElevenLabs' WebSockets: /v1/text-to-speech/{voice}/stream-input and /multi-stream-input.
+
+A context is one listener's audio: pieces of text come in and are spoken one behind the other. `flush` ends an utterance, because the
+last word of a text can only be spoken once it is known that nothing follows; the next piece begins another one in the same context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
+from qwen3_tts_client.protocol import AudioChunk
+from qwen3_tts_gateway.audio import Encoder
+from qwen3_tts_gateway.delivery import encode
+from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
+from qwen3_tts_gateway.errors import ApiError, api_error
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
+
+INACTIVITY_SECONDS = 20  # ElevenLabs' default
+MAX_INACTIVITY_SECONDS = 180
+MAX_CONTEXTS = 5  # at a time on one socket, as ElevenLabs allows
+POLICY_VIOLATION = 1008  # WebSocket's close code
+
+router = APIRouter()
+
+
+@router.websocket("/v1/text-to-speech/{voice}/stream-input")
+async def stream_input(socket: WebSocket, voice: str) -> None:
+    """Speak one text that comes in pieces; an empty one ends it."""
+    await _Connection(socket, voice, is_multi=False).serve()
+
+
+@router.websocket("/v1/text-to-speech/{voice}/multi-stream-input")
+async def multi_stream_input(socket: WebSocket, voice: str) -> None:
+    """Speak several texts, each with a `context_id`."""
+    await _Connection(socket, voice, is_multi=True).serve()
+
+
+class _Connection:
+    """One socket and its contexts."""
+
+    def __init__(self, socket: WebSocket, voice: str, *, is_multi: bool) -> None:
+        query = socket.query_params
+        self._socket, self._is_multi = socket, is_multi
+        self._gateway: Gateway = socket.app.state.gateway
+        self._format = query.get("output_format", DEFAULT)
+        self._inactivity = float(INACTIVITY_SECONDS)
+        self._request = SpeechRequest(input=STREAMED, model=query.get("model_id"), voice=voice, language=query.get("language_code"))
+        self._contexts: dict[str, _Context] = {}
+
+    async def serve(self) -> None:
+        await self._socket.accept()
+        try:
+            self._inactivity = _seconds(self._socket.query_params.get("inactivity_timeout"))
+            encoder_named(self._format)
+            while True:
+                message = _message(await asyncio.wait_for(self._socket.receive_text(), self._inactivity))
+                if message.get("close_socket"):
+                    await self._finish()
+                    break
+                await self._take(message)
+                if not self._is_multi and message.get("text") == "":
+                    await self._finish()
+                    break
+            await self._socket.close()
+        except WebSocketDisconnect:
+            pass
+        except ApiError as error:
+            await self._refuse(error)
+        except asyncio.TimeoutError:
+            await self._refuse(ApiError(408, f"no message came for {self._inactivity:g} s", code="input_timeout_exceeded"))
+        finally:
+            await asyncio.gather(*(context.cancel() for context in list(self._contexts.values())), return_exceptions=True)
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        name = str(message.get("context_id") or "default")
+        text = message.get("text") or ""
+        if not isinstance(text, str):
+            raise _refusal("text", f"{type(text).__name__} is not allowed; give a string")
+        context = self._contexts.get(name)
+        if context is None:
+            if message.get("close_context") or (self._is_multi and not text):
+                return  # nothing to close, nothing to keep alive
+            if len(self._contexts) >= MAX_CONTEXTS:
+                raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
+            encoder = encoder_named(self._format, _speed(message))
+            context = self._contexts[name] = _Context(self, name if self._is_multi else None, encoder)
+        # The first message has a space for its text, and later pieces may begin with one; a space alone is not speech.
+        if text.strip() or (text and context.is_speaking):
+            context.put(text)
+        if message.get("flush"):
+            context.flush()
+        if message.get("close_context"):
+            context.close()
+
+    async def _finish(self) -> None:
+        contexts = list(self._contexts.values())
+        for context in contexts:
+            context.close()
+        await asyncio.gather(*(context.task for context in contexts), return_exceptions=True)
+
+    async def _refuse(self, error: ApiError) -> None:
+        await self.send({"error": error.code or "invalid_request", "message": error.message, "code": POLICY_VIOLATION})
+        await self._socket.close(POLICY_VIOLATION, error.message[:120])
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+        await self._socket.send_text(json.dumps(message))
+
+    async def encode(self, encoder: Encoder, chunk: AudioChunk) -> bytes:
+        """The bytes that are ready after a chunk."""
+        return await encode(self._gateway, encoder, chunk)
+
+    def utterance(self, feed: TextFeed) -> AsyncGenerator[AudioChunk, None]:
+        """The chunks of one text."""
+        return self._gateway.stream(self._request, feed)
+
+    def new_feed(self) -> TextFeed:
+        """An empty text."""
+        return TextFeed(self._gateway.settings.max_text_length)
+
+    def forget(self, context: _Context) -> None:
+        """The context has ended."""
+        self._contexts = {name: other for name, other in self._contexts.items() if other is not context}
+
+
+class _Context:
+    """One listener's audio: its texts are spoken in turn, by a task of its own."""
+
+    def __init__(self, connection: _Connection, name: str | None, encoder: Encoder) -> None:
+        self._connection, self._name, self._encoder = connection, name, encoder
+        self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
+        self._feed: TextFeed | None = None
+        self.task = asyncio.create_task(self._run())
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether an utterance is open."""
+        return self._feed is not None
+
+    def put(self, text: str) -> None:
+        """Add to the open utterance, or begin one."""
+        if self._feed is None:
+            self._feed = self._connection.new_feed()
+            self._texts.put_nowait(self._feed)
+        try:
+            self._feed.put(text)
+        except InvalidRequest as error:
+            raise ApiError(400, error.message, param="text", code="text_too_long") from None
+
+    def flush(self) -> None:
+        """End the open utterance."""
+        if self._feed is not None:
+            self._feed.end()
+            self._feed = None
+
+    def close(self) -> None:
+        """End the context behind what it has been given."""
+        self.flush()
+        self._texts.put_nowait(None)
+
+    async def cancel(self) -> None:
+        """End the context now."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            while (feed := await self._texts.get()) is not None:
+                async with aclosing(self._connection.utterance(feed)) as chunks:
+                    async for chunk in chunks:
+                        await self._send(await self._connection.encode(self._encoder, chunk))
+            await self._send(self._encoder.finish())
+            await self._connection.send(self._named({"audio": None, "isFinal": True}))
+        except Qwen3TTSClientError as error:
+            answer = api_error(error)
+            await self._connection.send(self._named({"error": answer.code, "message": answer.message}))
+        finally:
+            self._connection.forget(self)
+
+    async def _send(self, audio: bytes) -> None:
+        if audio:
+            values = {"audio": base64.b64encode(audio).decode(), "isFinal": None, "alignment": None, "normalizedAlignment": None}
+            await self._connection.send(self._named(values))
+
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values if self._name is None else values | {"contextId": self._name}
+
+
+def _message(text: str) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise ApiError(400, "the message is not a JSON object", code="invalid_json")
+    return message
+
+
+def _seconds(value: str | None) -> float:
+    try:
+        seconds = float(value or INACTIVITY_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= MAX_INACTIVITY_SECONDS:
+        raise _refusal("inactivity_timeout", f"{value!r} is not allowed; give 1 to {MAX_INACTIVITY_SECONDS} seconds")
+    return seconds
+
+
+def _speed(message: dict[str, Any]) -> float:
+    settings = message.get("voice_settings")
+    speed = settings.get("speed") if isinstance(settings, dict) else None
+    if speed is None:
+        return 1.0
+    if not isinstance(speed, (int, float)) or not 0.25 <= speed <= 4:
+        raise _refusal("voice_settings.speed", f"{speed!r:.40} is not allowed; give a number from 0.25 to 4")
+    return float(speed)
+
+
+def _refusal(field: str, reason: str) -> ApiError:
+    return ApiError(400, f"{field}: {reason}", param=field, code="invalid_value")

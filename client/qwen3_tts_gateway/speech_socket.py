@@ -1,0 +1,195 @@
+"""WebSocket /v1/audio/speech/stream: text in while it is written, audio out while it is spoken.
+
+The client sends JSON: `session.config` (the fields of POST /v1/audio/speech without `input`), then `input.text` with `text` as often
+as it likes, then `input.done`; or `input.cancel` at any time. The server sends JSON events and the audio as binary frames. After
+`session.done` or `audio.cancelled` the next utterance may begin on the same socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
+from qwen3_tts_gateway.delivery import encode, encoder_of
+from qwen3_tts_gateway.errors import ApiError, api_error
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
+
+IDLE_SECONDS = (60.0, 1.0, 3600.0)  # without a message before the socket is closed: default, least, most; the query may choose
+POLICY_VIOLATION = 1008  # WebSocket's close code
+ALIASES = {"input_text.append": "input.text", "input_text.end": "input.done"}  # event names of another server of this model
+
+router = APIRouter()
+
+
+@router.websocket("/v1/audio/speech/stream")
+async def speech_stream(socket: WebSocket) -> None:
+    """Speak one utterance after the other until the client leaves."""
+    await socket.accept()
+    session = _Session(socket, socket.app.state.gateway)
+    try:
+        await session.serve(_idle_seconds(socket.query_params.get("idle_seconds")))
+    except ApiError as error:
+        await session.refuse(error)
+    except WebSocketDisconnect:
+        pass
+    finally:
+        await session.close()
+
+
+class _Session:
+    """One socket. Its own task reads events; one more speaks while there is an utterance."""
+
+    def __init__(self, socket: WebSocket, gateway: Gateway) -> None:
+        self._socket, self._gateway = socket, gateway
+        self._config: dict[str, Any] = {}
+        self._feed: TextFeed | None = None
+        self._speaking: asyncio.Task[None] | None = None
+        self._samples_sent = 0
+        self._is_discarding = False  # the utterance has failed; the rest of its text is not the next one's
+
+    async def serve(self, idle_seconds: float) -> None:
+        """Take events until the client leaves.
+
+        Raises:
+            WebSocketDisconnect: it has left.
+            ApiError: it sent nothing for too long while nothing was spoken.
+        """
+        while True:
+            try:
+                text = await asyncio.wait_for(self._socket.receive_text(), idle_seconds)
+            except asyncio.TimeoutError:
+                if self._speaking is None:
+                    raise ApiError(408, f"no event came for {idle_seconds:g} s", code="idle") from None
+                continue
+            try:
+                await self._take(_event(text))
+            except ApiError as error:
+                await self._fail(error)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error that ends the connection."""
+        await self._fail(error)
+        await self._socket.close(POLICY_VIOLATION)
+
+    async def close(self) -> None:
+        """End the utterance; the server hears of it at once."""
+        if self._speaking is not None:
+            self._speaking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._speaking
+
+    async def _take(self, event: Mapping[str, Any]) -> None:
+        kind = ALIASES.get(event["type"], event["type"])
+        if kind == "session.config":
+            if self._speaking is not None:
+                raise ApiError(409, "session.config: an utterance is running; send input.done or input.cancel first", param="type")
+            self._config = {name: value for name, value in event.items() if name not in ("type", "input", "text")}
+            self._is_discarding = False
+            self._request()  # so that an error comes now
+        elif kind == "input.text":
+            self._put(event.get("text"))
+        elif kind == "input.done":
+            if self._is_discarding:
+                self._is_discarding = False
+                await self._send("session.done")
+                return
+            if self._feed is None:
+                raise ApiError(400, "input.done: no text has come; send input.text first", param="type")
+            self._feed.end()
+        elif kind == "input.cancel":
+            await self._cancel()
+        else:
+            known = "session.config, input.text, input.done, input.cancel"
+            raise ApiError(400, f"type: {kind!r} is not known; allowed: {known}", param="type", code="invalid_value")
+
+    def _put(self, text: object) -> None:
+        if not isinstance(text, str):
+            raise ApiError(400, f"text: {type(text).__name__} is not allowed; give a string", param="text", code="invalid_value")
+        if self._is_discarding:
+            return
+        if self._feed is None:
+            self._feed = TextFeed(self._gateway.settings.max_text_length)
+            self._speaking = asyncio.create_task(self._speak(self._request(), self._feed))
+        try:
+            self._feed.put(text)
+        except InvalidRequest as error:
+            raise ApiError(400, error.message, param="text", code="string_above_max_length") from None
+
+    def _request(self) -> SpeechRequest:
+        try:
+            return SpeechRequest.model_validate({"response_format": "pcm"} | self._config | {"input": STREAMED})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0]) if first["loc"] else None
+            raise ApiError(422, f"{field}: {first['msg']}", param=field, code=first["type"]) from None
+
+    async def _speak(self, request: SpeechRequest, feed: TextFeed) -> None:
+        try:
+            encoder = encoder_of(request)
+            self._samples_sent, reason = 0, ""
+            await self._send("audio.start", format=request.response_format, media_type=encoder.media_type)
+            async with aclosing(self._gateway.stream(request, feed)) as chunks:
+                async for chunk in chunks:
+                    await self._send_audio(await encode(self._gateway, encoder, chunk))
+                    self._samples_sent += len(chunk.audio)
+                    reason = chunk.finish_reason
+            await self._send_audio(encoder.finish())
+            await self._send("audio.done", finish_reason=reason, samples_sent=self._samples_sent)
+            await self._send("session.done")
+        except (Qwen3TTSClientError, ApiError) as error:
+            self._is_discarding = True
+            await self._fail(error if isinstance(error, ApiError) else api_error(error))
+        finally:
+            self._feed = self._speaking = None
+
+    async def _cancel(self) -> None:
+        await self.close()
+        self._feed = self._speaking = None
+        self._is_discarding = False
+        await self._send("audio.cancelled", samples_sent=self._samples_sent)
+
+    async def _send(self, kind: str, **values: Any) -> None:
+        await self._socket.send_text(json.dumps({"type": kind} | values))
+
+    async def _send_audio(self, encoded: bytes) -> None:
+        if encoded:
+            await self._socket.send_bytes(encoded)
+
+    async def _fail(self, error: ApiError) -> None:
+        await self._send("error", **error.body)
+
+
+def _idle_seconds(value: str | None) -> float:
+    default, least, most = IDLE_SECONDS
+    try:
+        seconds = default if value is None else float(value)
+    except ValueError:
+        seconds = 0.0
+    if not least <= seconds <= most:
+        message = f"idle_seconds: {value!r} is not allowed; give {least:g} to {most:g}"
+        raise ApiError(400, message, param="idle_seconds", code="invalid_value")
+    return seconds
+
+
+def _event(text: str) -> dict[str, Any]:
+    """One event of the client.
+
+    Raises:
+        ApiError: it is none.
+    """
+    try:
+        event = json.loads(text)
+    except ValueError:
+        raise ApiError(400, "the message is not valid JSON", code="invalid_json") from None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise ApiError(400, "type: it is missing; a message is a JSON object with a type", param="type", code="invalid_value")
+    return event

@@ -1,0 +1,49 @@
+"""TextFeed: a text whose pieces arrive while it is spoken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from qwen3_tts_client.errors import InvalidRequest
+
+STREAMED = "streamed"  # stands for a request's `input` if the text is a feed
+
+
+class TextFeed(AsyncIterator[str]):
+    """An async iterator that `put` fills and `end` ends. One task fills it, one task reads it.
+
+    Args:
+        limit: characters it takes in all.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._length = 0
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self._has_ended = False
+
+    def put(self, text: str) -> None:
+        """Add a piece.
+
+        Raises:
+            InvalidRequest: the text is longer than the limit.
+        """
+        self._length += len(text)
+        if self._length > self._limit:
+            raise InvalidRequest(f"text: it has more than {self._limit} characters, the limit of one utterance", field="text")
+        if text:
+            self._pieces.put_nowait(text)
+
+    def end(self) -> None:
+        """No piece follows. A second call does nothing."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._pieces.put_nowait(None)
+
+    async def __anext__(self) -> str:
+        piece = await self._pieces.get()
+        if piece is None:
+            self._pieces.put_nowait(None)  # every later call ends, too
+            raise StopAsyncIteration
+        return piece

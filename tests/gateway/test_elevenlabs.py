@@ -1,0 +1,128 @@
+"""ElevenLabs' own package, and the WebSocket messages of LiveKit's and Pipecat's plugins, on a real server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from elevenlabs.client import ElevenLabs
+from elevenlabs.core.api_error import ApiError
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from patience import PATIENCE
+
+TEXT = "There is a small penguin in the window."
+
+
+@pytest.fixture
+def client(gateway: str) -> ElevenLabs:
+    return ElevenLabs(api_key="unused", base_url=gateway)
+
+
+def test_a_text_is_converted_whole_and_streamed(client: ElevenLabs) -> None:
+    whole = b"".join(client.text_to_speech.convert("ada", text=TEXT, model_id="eleven_flash_v2_5", output_format="mp3_44100_128"))
+    samples, rate = soundfile.read(io.BytesIO(whole))
+    assert rate == 44_100
+    assert len(samples) > rate
+    parts = list(client.text_to_speech.stream("ada", text=TEXT, output_format="pcm_16000"))
+    assert len(b"".join(parts)) > 2 * 16_000
+    phone = b"".join(client.text_to_speech.convert("ada", text=TEXT, output_format="ulaw_8000"))
+    assert len(phone) > 8000
+
+
+def test_times_are_null_in_both_routes_that_have_them(client: ElevenLabs) -> None:
+    whole = client.text_to_speech.convert_with_timestamps("ada", text=TEXT)
+    assert len(base64.b64decode(whole.audio_base_64)) > 1000
+    assert whole.alignment is None
+    pieces = list(client.text_to_speech.stream_with_timestamps("ada", text=TEXT))
+    assert len(pieces) > 1
+
+
+def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) -> None:
+    assert [voice.name for voice in client.voices.get_all().voices] == ["ada", "ben"]
+    with pytest.raises(ApiError) as refused:
+        b"".join(client.text_to_speech.convert("ada", text=TEXT, output_format="mp3_7_1"))
+    assert refused.value.status_code == 400
+    assert "output_format" in str(refused.value.body)
+
+
+def socket_of(gateway: str, path: str, **query: Any) -> ClientConnection:
+    parameters = "&".join(f"{name}={value}" for name, value in ({"output_format": "pcm_24000"} | query).items())
+    return connect(
+        f"{gateway.replace('http', 'ws')}/v1/text-to-speech/ada/{path}?{parameters}", additional_headers={"xi-api-key": "unused"}
+    )
+
+
+def send(socket: ClientConnection, **message: Any) -> None:
+    socket.send(json.dumps(message))
+
+
+def received(socket: ClientConnection, contexts: int = 1) -> tuple[dict[str | None, bytes], list[dict[str, Any]]]:
+    """Audio by context, until so many contexts are final; all messages."""
+    audio: dict[str | None, bytes] = {}
+    messages: list[dict[str, Any]] = []
+    while sum(bool(message.get("isFinal")) for message in messages) < contexts:
+        messages.append(json.loads(socket.recv(PATIENCE)))
+        name = messages[-1].get("contextId")
+        audio[name] = audio.get(name, b"") + base64.b64decode(messages[-1].get("audio") or "")
+    return audio, messages
+
+
+def test_one_text_in_pieces_as_the_package_sends_it(gateway: str) -> None:
+    with socket_of(gateway, "stream-input", model_id="any") as socket:
+        send(socket, text=" ", try_trigger_generation=True, voice_settings=None, generation_config={"chunk_length_schedule": [50]})
+        for word in TEXT.split():
+            send(socket, text=f"{word} ", try_trigger_generation=True)
+        send(socket, text="")
+        audio, messages = received(socket)
+        assert len(audio[None]) > 2 * 24_000
+        assert messages[0]["alignment"] is messages[0]["normalizedAlignment"] is None
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(PATIENCE)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1000
+
+
+def test_contexts_speak_side_by_side_and_end_one_by_one(gateway: str) -> None:
+    with socket_of(gateway, "multi-stream-input", auto_mode="true", sync_alignment="true", inactivity_timeout=180) as socket:
+        for name in ("one", "two"):
+            send(socket, text=" ", voice_settings={"stability": 0.5, "speed": 1.0}, context_id=name)
+        send(socket, text="There is a small penguin ", context_id="one")
+        send(socket, text="Good morning. ", context_id="two", flush=True)
+        send(socket, text="")  # keeps the connection alive
+        send(socket, text="", context_id="one")
+        send(socket, text="in the window. ", context_id="one")
+        send(socket, context_id="one", flush=True)
+        send(socket, text="My brother has two dogs. ", context_id="one")
+        send(socket, context_id="one", close_context=True)
+        send(socket, context_id="two", close_context=True)
+        audio, messages = received(socket, 2)
+    assert len(audio["one"]) > len(audio["two"]) > 24_000
+    assert {message["contextId"] for message in messages if message.get("isFinal")} == {"one", "two"}
+    assert np.abs(np.frombuffer(audio["one"], np.int16).astype(int)).max() > 1000
+
+
+@pytest.mark.parametrize(
+    ("query", "message", "field"),
+    [
+        ({"output_format": "mp4_1"}, {"text": "Hello. "}, "output_format"),
+        ({"inactivity_timeout": "999"}, {"text": "Hello. "}, "inactivity_timeout"),
+        ({}, {"text": ["Hello."]}, "text"),
+        ({}, {"text": "Hello. ", "voice_settings": {"speed": 40}}, "voice_settings.speed"),
+    ],
+)
+def test_what_is_not_allowed_closes_the_socket_with_the_field(
+    gateway: str, query: dict[str, str], message: dict[str, Any], field: str
+) -> None:
+    with socket_of(gateway, "stream-input", **query) as socket:
+        send(socket, **message)
+        refused = json.loads(socket.recv(PATIENCE))
+        assert refused["message"].startswith(field)
+        with pytest.raises(ConnectionClosed):
+            socket.recv(PATIENCE)
