@@ -1,4 +1,4 @@
-"""Entry: what every request passes first: its id, its key, the size of its body; and last: the log and the metrics.
+"""Entry: what every request passes first (id, key, size of its body) and last (log, metrics).
 
 The client is watched from the end of its body on. When it leaves, the task that answers it is cancelled wherever it waits, and with
 it the speech at the Triton server.
@@ -10,7 +10,7 @@ import asyncio
 import re
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
@@ -56,7 +56,7 @@ class Entry:
         set_context(context)
         exchange = _Exchange(scope, receive, send, context, self._settings.max_body_bytes)
         begun = time.perf_counter()
-        with self._tracing.span(scope["path"].partition("?")[0], headers) if self._tracing else nullcontext({}) as attributes:
+        with self._span(scope, headers) as attributes:
             try:
                 self._let_in(scope, headers, context)
                 if scope["type"] == "http":
@@ -70,6 +70,9 @@ class Entry:
                 _forget_cancel()
             finally:
                 attributes |= self._note(scope, exchange, context, time.perf_counter() - begun)
+
+    def _span(self, scope: Scope, headers: dict[bytes, bytes]) -> AbstractContextManager[dict[str, Any]]:
+        return self._tracing.span(scope["path"], headers) if self._tracing else nullcontext({})
 
     def _let_in(self, scope: Scope, headers: dict[bytes, bytes], context: RequestContext) -> None:
         """Name the caller.

@@ -1,4 +1,4 @@
-"""Recordings that a request brings: audio files in the body, never addresses, because the gateway opens none for a client."""
+"""Recordings that a request brings: contents of audio files, never addresses to open."""
 
 from __future__ import annotations
 

@@ -27,14 +27,17 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
+        self._was_asked = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         gateway = getattr(self._app.state, "gateway", None)
         if gateway is not None and not gateway.is_draining:
             gateway.is_draining = True
             log("draining", open_streams=gateway.limits.open_streams)
-        self.force_exit = self.should_exit and sig == signal.SIGINT  # a second ^C ends it at once
-        self.should_exit = True  # uvicorn's own method would also raise the signal again at the end: the exit code is 0 here
+        self.force_exit = self._was_asked and sig == signal.SIGINT  # a second ^C ends it at once
+        self._was_asked = self.should_exit = (
+            True  # uvicorn's own method would also raise the signal again at the end: the exit code is 0 here
+        )
 
 
 def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | None = None) -> None:

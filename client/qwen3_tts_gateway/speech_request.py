@@ -1,4 +1,4 @@
-"""The body of POST /v1/audio/speech: OpenAI's fields, the community's, and those of earlier servers of this model."""
+"""The body of POST /v1/audio/speech: fields of OpenAI, of the community, of earlier servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GatewayProcess: the HTTP gateway as a child process beside a server; it is a program of the client, which is not imported."""
+"""GatewayProcess: the HTTP gateway, a program of the client, as a child process beside a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A make-believe Triton server: answers every request with the same speech, paced as a real one. For bench_gateway.py.
+"""A make-believe Triton server for bench_gateway.py: always the same speech, paced as a real one.
 
 It costs a few microseconds a chunk, so that a gateway can be measured with hundreds of streams on a small machine. Its samples count
 up from the start of each stream, so that a client can tell a lost or repeated piece.

@@ -1,4 +1,4 @@
-"""A real Triton server with the voice in the box, and a gateway in front of it, for all tests that leave them intact."""
+"""A real Triton server with the voice in the box, and a gateway in front of it, shared by tests."""
 
 from __future__ import annotations
 

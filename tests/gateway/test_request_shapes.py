@@ -55,9 +55,9 @@ def test_fields_of_vllm_omni_and_nano_vllm_work(http: httpx.Client) -> None:
     omni |= {"response_format": "pcm", "stream": True, "initial_codec_chunk_frames": 3, "x_vector_only_mode": None}
     nano = {"text": TEXT, "speaker": "ada", "language": "English", "seed": 3, "max_new_tokens": 7, "response_format": "pcm"}
     one, other = (http.post("/v1/audio/speech", json=body) for body in (omni, nano))
-    samples = [np.frombuffer(answer.content, "<i2").astype(np.int32) for answer in (one, other)]
-    assert len(samples[0]) == 7 * 1920
-    np.testing.assert_allclose(*samples, atol=1)  # other chunks, the same speech
+    first, second = (np.frombuffer(answer.content, "<i2").astype(np.int32) for answer in (one, other))
+    assert len(first) == 7 * 1920
+    np.testing.assert_allclose(first, second, atol=1)  # other chunks, the same speech
 
 
 def test_telephony_is_mu_law_at_8_khz(http: httpx.Client) -> None:

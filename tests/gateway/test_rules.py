@@ -1,4 +1,4 @@
-"""The gateway's rules without a server: names of voices, languages, routes, limits, keys, recordings, settings."""
+"""The gateway's rules without a server: voices, languages, routes, limits, keys, recordings."""
 
 from __future__ import annotations
 

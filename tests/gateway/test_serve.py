@@ -26,7 +26,7 @@ def test_serve_starts_a_gateway_that_speaks_and_ends_with_it(tmp_path: Path) -> 
     command = [*SERVE, *FREE, "0", "--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
         assert serve.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not {"gateway", "http"} <= {line.split()[0].strip(":,") for line in lines}:
             lines.append(serve.stdout.readline())
             assert lines[-1], lines
