@@ -71,7 +71,7 @@ class StreamedResponse(Response):
     def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str, stall_seconds: float, headers: Mapping[str, str]) -> None:
         self._parts, self._stall_seconds = parts, stall_seconds
         self.status_code, self.media_type, self.background = 200, media_type, None
-        self.init_headers(headers)
+        self.init_headers({**headers, "X-Accel-Buffering": "no"})  # nginx would gather the parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._parts) as parts:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
-from qwen3_tts_client.errors import Qwen3TTSClientError, RequestTimeout
-from qwen3_tts_client.protocol import AudioChunk
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout
+from qwen3_tts_client.protocol import AudioChunk, RequestOptions
 from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.backends import Backends
 from qwen3_tts_gateway.context import current_context
@@ -23,6 +23,7 @@ from qwen3_tts_gateway.speech_request import SpeechRequest
 
 ENCODER_THREADS = max(2, min(16, os.cpu_count() or 2))
 NO_VOICES = VoiceList((), {}, False)
+REASONS = {RequestTimeout: "timeout", InvalidRequest: "refused"}  # of an utterance that ended so
 
 
 class Gateway:
@@ -78,39 +79,65 @@ class Gateway:
             ApiError: a limit is reached, or a value is not allowed.
             Qwen3TTSClientError: as AsyncClient.stream.
         """
-        context, begun, first = current_context(), time.perf_counter(), True
+        context = current_context()
         if text is None and len(request.input) > self.settings.max_text_length:
             message = f"input: it has {len(request.input)} characters; allowed: {self.settings.max_text_length}"
             raise ApiError(400, message, param="input", code="string_above_max_length")
-        reason, samples, rate = "left", 0, 1
-        with self.limits.stream(context.caller):
+        with self.limits.stream(context.caller), self._account() as account:
             to = to or await self.route(request)
-            options = (
-                await asyncio.get_running_loop().run_in_executor(self.workers, request.options) if request.ref_audio else request.options()
-            )
-            options |= {"voice": to.voice, "request_id": context.request_id}
+            options = await self._options(request) | {"voice": to.voice, "request_id": context.request_id}
             if self.settings.keys_file:  # those who wait take turns by key; addresses may be a proxy's
                 options["client"] = context.caller
             context.facts |= {"model": to.model, "voice": to.voice}
-            try:
-                async with aclosing(
-                    self.backends.stream(to.model, text or request.input, self.settings.timeout or None, **options)
-                ) as chunks:
-                    async for chunk in chunks:
-                        if first:
-                            first = False
-                            waited = time.perf_counter() - begun
-                            self.metrics.first_audio.observe(waited)
-                            context.facts["first_audio_seconds"] = round(waited, 4)
-                        samples, rate = samples + chunk.audio.size, chunk.sample_rate
-                        if chunk.is_final:
-                            reason = chunk.finish_reason
-                        yield chunk
-            except Qwen3TTSClientError as error:
-                reason = "timeout" if isinstance(error, RequestTimeout) else "error"
-                context.facts["error"] = type(error).__name__
-                raise
-            finally:
-                self.metrics.streams.labels(reason).inc()
-                self.metrics.audio_seconds.inc(samples / rate)
-                context.facts |= {"finish_reason": reason, "audio_seconds": round(samples / rate, 3)}
+            words, timeout = request.input if text is None else text, self.settings.timeout or None
+            async with aclosing(self.backends.stream(to.model, words, timeout, **options)) as chunks:
+                async for chunk in chunks:
+                    account.add(chunk)
+                    yield chunk
+
+    async def _options(self, request: SpeechRequest) -> RequestOptions:
+        if request.ref_audio is None:
+            return request.options()
+        return await asyncio.get_running_loop().run_in_executor(self.workers, request.options)
+
+    @contextmanager
+    def _account(self) -> Iterator[_Account]:
+        """Around one utterance: what it came to goes to the metrics and to the log."""
+        account, facts = _Account(), current_context().facts
+        try:
+            yield account
+        except Qwen3TTSClientError as error:
+            account.reason = next((reason for kind, reason in REASONS.items() if isinstance(error, kind)), "error")
+            facts["error"] = type(error).__name__
+            raise
+        finally:
+            self.metrics.streams.labels(account.reason).inc()
+            self.metrics.audio_seconds.inc(account.audio_seconds)
+            facts |= {"finish_reason": account.reason, "audio_seconds": round(account.audio_seconds, 3)}
+            if account.first_audio_seconds is not None:
+                self.metrics.first_audio.observe(account.first_audio_seconds)
+                facts["first_audio_seconds"] = round(account.first_audio_seconds, 4)
+
+
+class _Account:
+    """One utterance so far.
+
+    Attributes:
+        reason: why it ended; "left" until the server or an error says another.
+        audio_seconds: received.
+        first_audio_seconds: from its request to its first chunk; None before that.
+    """
+
+    def __init__(self) -> None:
+        self.reason = "left"
+        self.audio_seconds = 0.0
+        self.first_audio_seconds: float | None = None
+        self._begun = time.perf_counter()
+
+    def add(self, chunk: AudioChunk) -> None:
+        """Note a chunk that has come."""
+        if self.first_audio_seconds is None:
+            self.first_audio_seconds = time.perf_counter() - self._begun
+        self.audio_seconds += chunk.seconds
+        if chunk.is_final:
+            self.reason = chunk.finish_reason

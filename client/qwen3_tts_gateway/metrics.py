@@ -24,7 +24,7 @@ class GatewayMetrics:
         )
         self.streams = Counter(
             "qwen3_tts_gateway_streams",
-            "Utterances that ended, by finish reason: stop, length, cancelled, or error; left: the client went away",
+            "Utterances that ended: stop, length, cancelled, error, timeout, refused (a value is not allowed), left (the client went away)",
             ("reason",),
             registry=self.registry,
         )
