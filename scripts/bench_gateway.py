@@ -31,14 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import psutil
 
-from benching.fake_triton import expected_pcm
+from benching.fake_triton import expected_pcm, running_fake
 from benching.measuring import command, machine, write_results
 from qwen3_tts_client import AsyncClient
 
 TEXT = "The weather is fine this morning, and the two of them walk to the station together."
 FRAMES = 60  # of an utterance, if the server is asked for so many
 SECONDS_PER_FRAME = 0.08
-FAKE = "import asyncio, sys; from benching.fake_triton import serve; asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))"
 GATEWAY = "from qwen3_tts_client.cli import main; main()"
 COLUMNS = (
     f"{'way':>5} {'streams':>7} {'first audio p50 ms':>18} {'p99':>8} {'audio-s/s':>9} {'done':>6} {'wrong':>5} {'cpu %':>6} "
@@ -65,9 +64,7 @@ def main() -> None:
 async def _measure(arguments: argparse.Namespace) -> None:
     results: list[dict[str, object]] = []
     async with AsyncExitStack() as stack:
-        url = arguments.url
-        if arguments.fake:
-            url = await stack.enter_async_context(_fake(arguments.speed))
+        url = stack.enter_context(running_fake(FRAMES, arguments.speed)) if arguments.fake else arguments.url
         gateway, port = await stack.enter_async_context(_gateway(url))
         for streams in arguments.streams:
             for way in ["grpc", *arguments.formats]:
@@ -147,17 +144,6 @@ async def _over_http(port: int, audio: str, voice: str | None, figures: Figures,
             figures.wrong += expected is not None and b"".join(content) != expected
     finally:
         writer.close()
-
-
-@asynccontextmanager
-async def _fake(speed: float) -> AsyncIterator[str]:
-    command = [sys.executable, "-c", FAKE, str(FRAMES), str(speed)]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            yield f"127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
 
 
 @asynccontextmanager

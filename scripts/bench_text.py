@@ -1,4 +1,4 @@
-"""Measure the time from the first word of a text that streams in to the first audio, beside that of the whole text.
+"""Measure the time to first audio of a text that streams in, from its first word.
 
     python scripts/bench_text.py --size 1.7b --mps
     python scripts/bench_text.py --size tiny --device cpu --repeats 3

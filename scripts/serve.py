@@ -75,7 +75,7 @@ def main() -> int:
             served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options, first_response_histogram=histogram)
             exit_seconds = _exit_seconds(arguments.exit_timeout, [options.of(checkpoint.talker) for checkpoint in served])
             server = _server(arguments, repository, mps.environment if mps else {}, exit_seconds)
-            gateway = GatewayProcess(server, _gateway_arguments(arguments)) if arguments.gateway else None
+            gateway = GatewayProcess(server, _gateway_arguments(arguments)) if _wants_gateway(arguments) else None
             return _serve(server, gateway, served)
     except Qwen3TTSError as error:
         return _failed(error)
@@ -161,6 +161,10 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         environment=NO_VARIABLES | environment,
         exit_seconds=exit_seconds,
     )
+
+
+def _wants_gateway(arguments: argparse.Namespace) -> bool:
+    return arguments.gateway or arguments.wyoming_port is not None
 
 
 def _gateway_arguments(arguments: argparse.Namespace) -> list[str]:
@@ -265,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gateway-port", type=int, default=8880, metavar="N", help="default 8880; 0 takes a free one")
     parser.add_argument(
-        "--wyoming-port", type=int, metavar="N", help="of the gateway, for Home Assistant (usually 10200); default: no Wyoming"
+        "--wyoming-port", type=int, metavar="N", help="also start the gateway, with Wyoming for Home Assistant on this port (usually 10200)"
     )
     parser.add_argument("--metrics-port", type=int, default=8002, metavar="N", help="default 8002; 0 takes a free one")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,14 @@ def memory_goes_with_its_file() -> Iterator[None]:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what is free, for each thread that an engine has had
+
+
+@pytest.fixture
+def fresh_seed() -> int:
+    """Return a new seed for this run; pytest prints it when the test fails."""
+    seed = secrets.randbits(32)
+    print(f"fresh_seed = {seed}")
+    return seed
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import secrets
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,14 +49,6 @@ def tokenizer(request: pytest.FixtureRequest, fresh_seed: int) -> Tokenizer:
     if request.param == "dense":
         return dense_tokenizer(fresh_seed)
     return Checkpoint(request.getfixturevalue(request.param)).tokenizer.backend_tokenizer
-
-
-@pytest.fixture
-def fresh_seed() -> int:
-    """Return a new seed for this run; pytest prints it when the test fails."""
-    seed = secrets.randbits(32)
-    print(f"fresh_seed = {seed}")
-    return seed
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:

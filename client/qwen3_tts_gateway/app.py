@@ -43,7 +43,7 @@ def create_app(settings: GatewaySettings | None = None, wyoming: socket | None =
 
                 server = WyomingServer(gateway)
                 await server.start(wyoming)
-                stack.push_async_callback(server.close)
+                stack.push_async_callback(server.close, chosen.drain_seconds)
             yield
 
     app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)

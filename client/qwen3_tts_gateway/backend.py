@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
+import time
 import urllib.request
 from contextlib import suppress
 
@@ -49,6 +51,7 @@ class Backend:
         self._clients: dict[str, AsyncClient] = {}
         self._channel = grpc.aio.insecure_channel(url, channel_options(url))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._looked = -math.inf  # when it was asked for voices
         self._others_streams = 0.0  # of other gateways and clients, when the metrics were read
 
     def client(self, model: str | None = None) -> AsyncClient:
@@ -79,25 +82,24 @@ class Backend:
 
     async def watch(self) -> None:
         """Ask it again and again, until cancelled."""
-        looked = -VOICES_SECONDS
-        clock = asyncio.get_running_loop().time
         while True:
             await self._probe()
-            if self.is_ready and clock() - looked >= VOICES_SECONDS:
+            if self.is_ready:
                 with suppress(Qwen3TTSClientError):
-                    await self.look_at_voices()
-                    looked = clock()
-            if not self.is_ready:
-                looked = -VOICES_SECONDS  # another one may come back
+                    await self.look_at_voices(VOICES_SECONDS)
+            else:
+                self._looked = -math.inf  # another one may come back
             await asyncio.sleep(PROBE_SECONDS)
 
-    async def look_at_voices(self) -> VoiceList:
-        """Ask what it speaks with.
+    async def look_at_voices(self, age: float = 0.0) -> VoiceList:
+        """What it speaks with; it is asked if its last answer is older than `age` seconds.
 
         Raises:
             Qwen3TTSClientError: it does not say.
         """
-        self.voices = await self.client().voices.list(timeout=10 * PROBE_SECONDS)
+        if self.voices is None or time.monotonic() - self._looked > age:
+            self.voices = await self.client().voices.list(timeout=10 * PROBE_SECONDS)
+            self._looked = time.monotonic()
         return self.voices
 
     async def _probe(self) -> None:

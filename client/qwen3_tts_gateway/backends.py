@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 NO_SERVER = "no Triton server is ready"
+FRESH_SECONDS = 1.0  # so that requests with unknown names do not ask the servers each time
 CHANGE_SECONDS = 60.0  # to encode and store a recording
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ class Backends:
         """What all servers speak with together.
 
         Args:
-            fresh: ask now, instead of what they said in the last half minute.
+            fresh: as of the last second, instead of the last half minute.
 
         Raises:
             Qwen3TTSClientError: none of them says.
@@ -66,13 +68,15 @@ class Backends:
         found = []
         for backend in self.ready:
             try:
-                known = await backend.look_at_voices() if fresh or backend.voices is None else backend.voices
+                known = await backend.look_at_voices(FRESH_SECONDS if fresh else math.inf)
             except Qwen3TTSClientError as error:
                 failure = error
                 continue
             found.append(known)
         if not found:
             raise failure
+        if len(found) == 1:
+            return found[0]
         voices = {voice.name: voice for part in reversed(found) for voice in part.voices}
         models = {model.name: model for part in reversed(found) for model in part.models}
         refused = {name: reason for part in found for name, reason in part.refused.items()}

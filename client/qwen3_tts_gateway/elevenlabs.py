@@ -43,7 +43,8 @@ class SynthesisRequest(BaseModel):
 
     def speech(self, voice: str) -> SpeechRequest:
         """The same as a request of the gateway's own."""
-        return SpeechRequest(input=self.text, model=self.model_id, voice=voice, language=self.language_code, seed=self.seed)
+        fields = {"input": self.text, "model": self.model_id, "voice": voice, "language": self.language_code, "seed": self.seed}
+        return SpeechRequest.model_validate(fields)
 
     @property
     def speed(self) -> float:

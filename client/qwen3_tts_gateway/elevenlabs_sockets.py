@@ -54,7 +54,8 @@ class _Connection:
         self._gateway: Gateway = socket.app.state.gateway
         self._format = query.get("output_format", DEFAULT)
         self._inactivity = float(INACTIVITY_SECONDS)
-        self._request = SpeechRequest(input=STREAMED, model=query.get("model_id"), voice=voice, language=query.get("language_code"))
+        fields = {"input": STREAMED, "model": query.get("model_id"), "voice": voice, "language": query.get("language_code")}
+        self._request = SpeechRequest.model_validate(fields)
         self._contexts: dict[str, _Context] = {}
 
     async def serve(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -91,7 +91,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid(error).response()
+        return invalid(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
@@ -104,9 +104,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return ApiError(500, "the gateway failed; its log has the reason", kind="server_error", code="internal").response()
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that a request's schema does not allow. Values are never quoted, because they may be a user's text."""
-    first = error.errors()[0]
+def invalid(errors: Sequence[Any]) -> ApiError:
+    """The first thing that a request's schema does not allow, by pydantic. Values are never quoted, because they may be a user's text."""
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON", code="invalid_json")
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]

@@ -17,6 +17,7 @@ from qwen3_tts_gateway.logs import log, start_logging
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
 
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75  # longer than the minute of most load balancers, so that none sends into a connection that closes
 PARENT_VARIABLE = "QWEN3_TTS_GATEWAY_PARENT"  # scripts/serve.py sets it, so that a gateway never outlives it, even if it is killed
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -66,6 +67,7 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
         _Server(config, app).run(sockets=[listener])

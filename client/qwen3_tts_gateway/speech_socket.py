@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_gateway.delivery import encode, encoder_of
-from qwen3_tts_gateway.errors import ApiError, api_error
+from qwen3_tts_gateway.errors import ApiError, api_error, invalid
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
@@ -92,9 +92,9 @@ class _Session:
         if kind == "session.config":
             if self._speaking is not None:
                 raise ApiError(409, "session.config: an utterance is running; send input.done or input.cancel first", param="type")
-            self._config = {name: value for name, value in event.items() if name not in ("type", "input", "text")}
-            self._is_discarding = False
-            self._request()  # so that an error comes now
+            config = {name: value for name, value in event.items() if name not in ("type", "input", "text")}
+            _request(config)  # so that an error comes now, and one that is refused changes nothing
+            self._config, self._is_discarding = config, False
         elif kind == "input.text":
             self._put(event.get("text"))
         elif kind == "input.done":
@@ -118,19 +118,11 @@ class _Session:
             return
         if self._feed is None:
             self._feed = TextFeed(self._gateway.settings.max_text_length)
-            self._speaking = asyncio.create_task(self._speak(self._request(), self._feed))
+            self._speaking = asyncio.create_task(self._speak(_request(self._config), self._feed))
         try:
             self._feed.put(text)
         except InvalidRequest as error:
             raise ApiError(400, error.message, param="text", code="string_above_max_length") from None
-
-    def _request(self) -> SpeechRequest:
-        try:
-            return SpeechRequest.model_validate({"response_format": "pcm"} | self._config | {"input": STREAMED})
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = str(first["loc"][0]) if first["loc"] else None
-            raise ApiError(422, f"{field}: {first['msg']}", param=field, code=first["type"]) from None
 
     async def _speak(self, request: SpeechRequest, feed: TextFeed) -> None:
         try:
@@ -166,6 +158,13 @@ class _Session:
 
     async def _fail(self, error: ApiError) -> None:
         await self._send("error", **error.body)
+
+
+def _request(config: Mapping[str, Any]) -> SpeechRequest:
+    try:
+        return SpeechRequest.model_validate({"response_format": "pcm", **config, "input": STREAMED})
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
 
 
 def _idle_seconds(value: str | None) -> float:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import grpc.aio  # type: ignore[import-untyped]
 import numpy as np
@@ -18,6 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 SAMPLES_PER_FRAME = 1920
 SECONDS_PER_FRAME = 0.08
 RAMP = (1, 2, 4, 8)  # frames in the first, second, .. chunk; the last entry repeats
+PROGRAM = "import asyncio, sys; from benching.fake_triton import serve; asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))"
 PERIOD = 2000  # samples after which the counting begins again
 VOICES = {
     "voices": [{"name": "ada", "source": "built-in", "models": ["qwen3_tts"]}],
@@ -83,6 +88,18 @@ async def serve(frames: int, speed: float) -> None:
     await server.start()
     print(port, flush=True)
     await server.wait_for_termination()
+
+
+@contextmanager
+def running_fake(frames: int, speed: float) -> Iterator[str]:
+    """One in a process of its own; yields HOST:PORT."""
+    command = [sys.executable, "-c", PROGRAM, str(frames), str(speed)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
 
 
 def _samples(start: int, count: int) -> npt.NDArray[np.float32]:

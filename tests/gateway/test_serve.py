@@ -23,18 +23,23 @@ FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--gatewa
 
 
 def test_serve_starts_a_gateway_that_speaks_and_ends_with_it(tmp_path: Path) -> None:
-    command = [*SERVE, *FREE, "0", "--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
+    command = [*SERVE, *FREE, "0", "--wyoming-port", "0", "--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
         assert serve.stdout is not None
         lines: list[str] = []
-        while not {"gateway", "http"} <= {line.split()[0].strip(":,") for line in lines}:
+        while not all(any(line.startswith(start) for line in lines) for start in ("gateway: http ", "gateway: wyoming ", "http ")):
             lines.append(serve.stdout.readline())
             assert lines[-1], lines
-        port = next(int(line.split()[-1]) for line in lines if line.startswith("gateway: http "))
+        port, wyoming = (
+            next(int(line.split()[-1]) for line in lines if line.startswith(f"gateway: {name} ")) for name in ("http", "wyoming")
+        )
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
             eventually(lambda: http.get("/ready").status_code == 200, "the gateway is ready")
             answer = http.post("/v1/audio/speech", json={"input": TEXT, "response_format": "pcm", "max_new_tokens": 3})
             assert len(answer.content) == 3 * 1920 * 2
+        with socket.create_connection(("127.0.0.1", wyoming), PATIENCE) as home_assistant:
+            home_assistant.sendall(b'{"type": "describe"}\n')
+            assert b'"type": "info"' in home_assistant.recv(65536)
         serve.send_signal(signal.SIGTERM)
         assert serve.wait(PATIENCE) == 0
     eventually(lambda: not _answers(port), "the gateway has ended")

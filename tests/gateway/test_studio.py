@@ -97,7 +97,7 @@ def test_a_text_is_spoken_drawn_heard_and_downloaded(browser: Any, gateway: str)
         assert studio.text("#first-audio").endswith(" ms")
         assert studio.text("#real-time").endswith(" ×")
         assert studio.seconds() > 1
-        studio.page.wait_for_function("Number(document.getElementById('wave').getAttribute('aria-valuenow')) > 0.5")
+        studio.page.wait_for_function("() => Number(document.getElementById('wave').getAttribute('aria-valuenow')) > 0.5")
         assert studio.page.evaluate(IS_DRAWN)
         samples, rate = studio.download("wav")
         assert len(samples) / rate == pytest.approx(studio.seconds(), abs=0.06)
@@ -111,7 +111,7 @@ def test_a_text_is_spoken_drawn_heard_and_downloaded(browser: Any, gateway: str)
 def test_escape_ends_the_speech_on_the_server_too(browser: Any, gateway: str) -> None:
     with Studio(browser, gateway) as studio:
         studio.speak(LONG_TEXT, until=None)
-        studio.page.wait_for_function("document.getElementById('first-audio').textContent.endsWith(' ms')")
+        studio.page.wait_for_function("() => document.getElementById('first-audio').textContent.endsWith(' ms')")
         studio.page.keyboard.press("Escape")
         studio.wait_for_state("cancelled")
         assert studio.page.is_disabled("#cancel")
@@ -121,7 +121,7 @@ def test_a_refusal_is_shown_at_its_field(browser: Any, gateway: str) -> None:
     with Studio(browser, gateway) as studio:
         studio.speak(" ", until=None)
         assert studio.text("#error") == "Write what to say first."
-        studio.page.evaluate("document.getElementById('voice').append(new Option('nobody', 'nobody'))")
+        studio.page.evaluate("() => document.getElementById('voice').append(new Option('nobody', 'nobody'))")
         studio.page.select_option("#voice", "nobody")
         studio.speak(TEXT, until="failed")
         assert "ada" in studio.text("#error")
@@ -132,7 +132,7 @@ def test_words_are_spoken_while_they_are_typed(browser: Any, gateway: str) -> No
     with Studio(browser, gateway) as studio:
         studio.page.click("#tab-agent")
         studio.speak(TEXT, until="speaking")
-        studio.page.wait_for_function("document.getElementById('agent-sent').textContent.length > 0")
+        studio.page.wait_for_function("() => document.getElementById('agent-sent').textContent.length > 0")
         studio.wait_for_state("done")
         assert studio.text("#agent-sent") == TEXT
         assert studio.seconds() > 1
@@ -143,8 +143,8 @@ def test_words_are_spoken_while_they_are_typed(browser: Any, gateway: str) -> No
 def test_every_size_and_theme_is_usable_by_everybody(browser: Any, gateway: str, size: tuple[int, int], theme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
     with Studio(browser, gateway, size, theme) as studio:
-        assert studio.page.evaluate("document.documentElement.dataset.theme") == theme
-        assert studio.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert studio.page.evaluate("() => document.documentElement.dataset.theme") == theme
+        assert studio.page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
         rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
         found = axe.Axe().run(studio.page, options=rules)
         assert found.violations_count == 0, found.generate_report()
@@ -167,14 +167,14 @@ def test_a_recorded_voice_is_used_once_then_stored_with_consent_and_deleted(brow
     with Studio(browser, cloning) as studio:
         page = studio.page
         page.click("#record")
-        page.wait_for_function("document.getElementById('record').textContent.startsWith('Stop · 1')")
+        page.wait_for_function("() => document.getElementById('record').textContent.startsWith('Stop · 1')")
         page.click("#record")
         page.wait_for_selector("#use-once:enabled")
         page.click("#use-once")
         assert "words of the recording" in studio.text("#clone-error")
         page.check("#timbre-only")
         page.click("#use-once")
-        page.wait_for_function("document.getElementById('voice').selectedOptions[0].textContent === 'the recording'")
+        page.wait_for_function("() => document.getElementById('voice').selectedOptions[0].textContent === 'the recording'")
         studio.speak("Hello.")
         page.click("#clone summary")
         page.fill("#voice-name", "anna")

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,22 +21,31 @@ from wyoming.ping import Ping, Pong
 from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
 
 from engine_lib.server.process import TritonServer
-from gateway.conftest import RunningGateway
+from gateway.conftest import TEXT, RunningGateway
 from patience import PATIENCE
 
-TEXT = "There is a small penguin in the window."
 MORE = "My brother has two dogs."
 ADA = SynthesizeVoice(name="ada")
+
+
+def wyoming_gateway(triton: TritonServer, log_file: Path) -> RunningGateway:
+    """A gateway that serves Wyoming, on a port that it chooses itself."""
+    return RunningGateway([triton], log_file, "--wyoming-port", "0")
+
+
+def wyoming_port(gateway: RunningGateway) -> int:
+    """The port, from the second line that the gateway prints."""
+    assert gateway.process.stdout is not None
+    line = gateway.process.stdout.readline()
+    assert line.startswith("gateway: wyoming "), line
+    return int(line.split()[-1])
 
 
 @pytest.fixture(scope="module")
 def shared_port(shared_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The Wyoming port of a gateway for all tests that leave it intact."""
-    with RunningGateway([shared_triton], tmp_path_factory.mktemp("wyoming") / "log", "--wyoming-port", "0") as running:
-        assert running.process.stdout is not None
-        line = running.process.stdout.readline()
-        assert line.startswith("gateway: wyoming "), line
-        yield int(line.split()[-1])
+    with wyoming_gateway(shared_triton, tmp_path_factory.mktemp("wyoming") / "log") as running:
+        yield wyoming_port(running)
 
 
 @pytest.fixture
@@ -142,7 +152,7 @@ async def test_a_streamed_text_without_words_ends_at_once(client: AsyncTcpClient
         (SynthesizeStart(text_format="ssml").event(), "text_format: 'ssml' is not allowed; allowed: text"),
         (Synthesize(TEXT, SynthesizeVoice(name="nobody")).event(), "voice: 'nobody' is unknown; allowed: ada, ben"),
         (Synthesize(TEXT, SynthesizeVoice(name="ada", speaker="young")).event(), "speaker: no voice of this server has several speakers"),
-        (Synthesize(TEXT, SynthesizeVoice(language="tlh")).event(), "language: 'tlh' is unknown; allowed: en"),
+        (Synthesize(TEXT, SynthesizeVoice(language="tlh")).event(), "language: 'tlh' is unknown; allowed: auto, english"),
         (Synthesize("").event(), "text: "),
         (Event("synthesize", {"text": 5}), "text: int is not allowed; give a string"),
         (Event("synthesize", {}), "synthesize: its data is not as the protocol says"),
@@ -170,6 +180,13 @@ async def test_a_client_that_leaves_cancels_its_speech(triton: TritonServer, sha
     await asyncio.to_thread(eventually_free, triton)
 
 
+async def test_half_a_character_is_refused(shared_port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", shared_port)
+    writer.write(b'{"type": "synthesize", "data": {"text": "Good \\ud83d"}}\n')
+    assert b"text: it has half a character" in await asyncio.wait_for(reader.read(), PATIENCE)
+    writer.close()
+
+
 @pytest.mark.parametrize(
     "data",
     [b"\x00\xff not an event\n", b"[]\n", b"{}\n", b'{"type": "synthesize", "data_length": 1e9}\n', b"[" * 60_000 + b"\n", b"x" * 200_000]
@@ -195,3 +212,14 @@ async def test_events_that_nobody_knows_are_passed_over(client: AsyncTcpClient) 
 async def test_more_requests_than_may_wait_are_refused(client: AsyncTcpClient) -> None:
     await send(client, *[Synthesize(f"{TEXT} " * 20, ADA).event() for _ in range(20)])
     assert "more than 16 requests wait on this connection" in (await answer(client, last="error")).error
+
+
+async def test_what_is_being_said_when_the_gateway_is_ended_is_said_to_its_end(triton: TritonServer, tmp_path: Path) -> None:
+    with wyoming_gateway(triton, tmp_path / "log") as running:
+        async with AsyncTcpClient("127.0.0.1", wyoming_port(running), read_timeout=PATIENCE) as client:
+            await send(client, Synthesize(f"{TEXT} {MORE}", ADA).event())
+            assert (await answer(client, last="audio-chunk")).types == ["audio-start", "audio-chunk"]
+            running.process.terminate()
+            assert (await answer(client)).types[-1] == "audio-stop"
+            assert await client.read_event() is None
+        await asyncio.to_thread(running.process.wait, PATIENCE)  # a second signal would end it with another code

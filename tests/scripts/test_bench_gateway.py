@@ -1,4 +1,4 @@
-"""bench_gateway.py with its make-believe server: every byte arrives, through the gateway and without it."""
+"""bench_gateway.py with its make-believe server: every byte arrives, with the gateway and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of README.md run; only the server's address and the checkpoint's path are replaced."""
+"""The examples of README.md and docs/streaming_text.md run; only address and checkpoint are replaced."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from random_voices import recording
 
 from engine_lib.server.process import TritonServer
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "streaming_text.md")
 CUSTOM_VOICE, BASE = "/models/Qwen3-TTS-12Hz-1.7B-CustomVoice", "/models/Qwen3-TTS-12Hz-1.7B-Base"
 
 
 def examples() -> list[str]:
     """Those in Python; tests/gateway/test_readme.py has the ones over HTTP."""
-    found = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)]
     return [example for example in found if "openai" not in example]
 
 
-def test_the_readme_has_the_examples_these_tests_run() -> None:
-    assert len(examples()) == 4
+def test_the_pages_have_the_examples_these_tests_run() -> None:
+    assert len(examples()) == 6
 
 
-@pytest.mark.parametrize("which", range(4))
-def test_an_example_of_the_readme_runs(
+@pytest.mark.parametrize("which", range(6))
+def test_an_example_runs(
     which: int, small_server: TritonServer, tiny_custom_voice: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     soundfile.write("me.wav", recording(1.5, 44_100, 2), 44_100)
     code = examples()[which].replace("localhost:8001", f"localhost:{small_server.grpc_port}")
     code = code.replace(CUSTOM_VOICE, str(tiny_custom_voice)).replace(BASE, str(tiny_base))
-    exec(compile(code, str(README), "exec"), {})
+    exec(compile(code, "an example", "exec"), {})

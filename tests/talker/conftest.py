@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +23,6 @@ def voice(request: pytest.FixtureRequest) -> Path:
 def endless_voice(checkpoints: Path) -> Path:
     """Return a checkpoint that never says end-of-speech, so that a test decides the length of a stream."""
     return make_checkpoint(checkpoints / "endless", eos_gain=0.0)
-
-
-@pytest.fixture
-def fresh_seed() -> int:
-    """Return a new seed for this run; pytest prints it when the test fails."""
-    seed = secrets.randbits(32)
-    print(f"fresh_seed = {seed}")
-    return seed
 
 
 @pytest.fixture(name="engine")

@@ -79,7 +79,7 @@ def test_any_split_with_any_pauses_gives_the_codes_of_the_whole_text(endless_voi
 
 def wait_for_pause(stream: Stream) -> None:
     """Wait until all frames that the text allows are there."""
-    eventually(lambda: len(stream.sequence.frames) == stream.sequence.num_possible_frames > 0, "it waits for text")
+    eventually(lambda: sum(len(chunk.codes) for chunk in stream.chunks) == stream.sequence.num_possible_frames > 0, "it waits for text")
 
 
 def watch_steps(engine: TalkerEngine) -> list[list[int]]:

@@ -164,7 +164,8 @@ class TalkerWorker:
         with self.on_stream():
             self.graphs = TalkerGraphs(self, self._prefill_stream)
             self.ranks.release_graphs = self.graphs.release
-            self._write_text(TextPlan(0, *np.zeros((3, 0), np.int64)))  # no request pays for its first call
+            blank = np.array([[self.scratch_slot], [0], [self.model.tts_pad_token_id]], np.int64)
+            self._write_text(TextPlan(0, *blank))  # no request pays for its first call
             torch.cuda.synchronize(self.device)  # graphs share memory: from here on they may be replayed anywhere
         # Allocate now the pinned memory that steps use at a time, in every size class of torch's cache, which keeps it.
         pinned = [torch.empty(2**k, dtype=torch.uint8, pin_memory=True) for k in range(9, 22) for _ in range(PINNED_BUFFERS)]

@@ -1,0 +1,83 @@
+"""What a Wyoming client asks for: its events, bounded and checked."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from wyoming.event import Event
+from wyoming.tts import Synthesize, SynthesizeStart, SynthesizeVoice
+
+from qwen3_tts_client.errors import InvalidRequest
+from qwen3_tts_gateway.text_feed import TextFeed
+
+MOST_EVENT_BYTES = 1 << 20  # of an event's data, and of its payload
+
+
+class BoundedReader:
+    """A reader that takes no event larger than allowed: the library ends the connection at a ValueError."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self.readline, self.feed_eof = reader.readline, reader.feed_eof
+
+    async def readexactly(self, size: int) -> bytes:
+        """As StreamReader's."""
+        if not 0 <= size <= MOST_EVENT_BYTES:
+            raise ValueError("an event is too large")
+        return await self._reader.readexactly(size)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to speak: the whole text or a streamed one, and the voice or the language, if the client names one."""
+
+    text: str | TextFeed
+    voice: str | None
+    language: str | None
+
+    @classmethod
+    def by(cls, event: Synthesize | SynthesizeStart, text: str | TextFeed) -> Asked:
+        """`text` as an event asks for it.
+
+        Raises:
+            InvalidRequest: a value is not allowed.
+        """
+        if event.text_format not in (None, "text"):
+            asked = str(getattr(event.text_format, "value", event.text_format))[:20]
+            raise InvalidRequest(f"text_format: {asked!r} is not allowed; allowed: text", field="text_format")
+        if not isinstance(text, TextFeed) and not checked_string("text", text).strip():
+            raise InvalidRequest("text: it is empty; give words to speak", field="text")
+        voice = event.voice or SynthesizeVoice()
+        if voice.speaker is not None:
+            raise InvalidRequest("speaker: no voice of this server has several speakers; give the voice's name alone", field="speaker")
+        name = None if voice.name is None else checked_string("voice", voice.name)
+        return cls(text, name, None if voice.language is None else checked_string("language", voice.language))
+
+
+def parsed(kind: Any, event: Event) -> Any:
+    """The event as the library's class `kind`.
+
+    Raises:
+        InvalidRequest: its data is not as the protocol says.
+    """
+    try:
+        return kind.from_event(event)
+    except (KeyError, TypeError, AttributeError):
+        raise InvalidRequest(f"{event.type}: its data is not as the protocol says") from None
+
+
+def checked_string(name: str, value: object) -> str:
+    """`value` if it is text; JSON can also hold halves of characters.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a string", field=name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name}: it has half a character (a lone surrogate); give whole ones", field=name) from None
+    return value
