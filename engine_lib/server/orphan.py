@@ -1,7 +1,8 @@
 """The orphan watch: a server whose parent was killed is drained and stopped.
 
 A parent that ends in order stops its server itself. After a SIGKILL only another process can, so a tiny child, this file run as a
-script, waits for the end of both. (A parent-death signal would end the server with the thread that started it.)
+script, waits for the end of both. (A parent-death signal would end the server with the thread that started it.) It is a script that
+imports nothing of this package, so what both ways to stop a server need stands here.
 """
 
 from __future__ import annotations
@@ -14,10 +15,69 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 POLL_SECONDS = 0.1
+# What still keeps a 24.10 server from ending will not go away after this time: a request that it leaked when a client left while the
+# last answer was on its way, or a gRPC stream that its client leaves open.
+EMPTY_SECONDS = 5.0  # after its models' processes have all ended
+IDLE_SECONDS = 10.0  # when those that remain have no work and have not even been told to end, because Triton waits for such a request
+GUARD = "server_guard.py"
+
+
+class EndOfModels:
+    """The models' processes of a server that is being stopped: when there is nothing left to wait for.
+
+    Attributes:
+        have_ended: whether nothing is lost if the server is killed: they have all ended in order, or those that remain are idle.
+    """
+
+    def __init__(self, server_pid: int) -> None:
+        """Before the server is told to stop."""
+        self._models = children(server_pid)
+        self._state: object = None
+        self._since = time.monotonic()
+        self.have_ended = False
+
+    def is_over(self, *, is_drained: bool) -> bool:
+        """Whether the server may be killed now. `is_drained`: every talker has told that its last stream has ended."""
+        running = [process for process in self._models if is_running(process)]
+        idle = [process for process in running if _has_guard(process)]  # which a process takes leave of when it is told to end
+        now = time.monotonic()
+        if (running, idle) != self._state:
+            self._state, self._since = (running, idle), now
+        self.have_ended = bool(self._models) and (not running or (is_drained and idle == running and now > self._since + IDLE_SECONDS))
+        return self.have_ended and now > self._since + EMPTY_SECONDS
+
+
+def children(pid: int) -> list[Path]:
+    """The folders in /proc of the child processes; those of a server run its Python models. [] when they are not known."""
+    found: list[Path] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # this thread has ended
+            found += [Path("/proc", child) for child in file.read_text().split()]
+    return found
+
+
+def is_running(process: Path) -> bool:
+    """Whether the process of this folder in /proc runs. A model's process that died stays as a zombie until its model is unloaded."""
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _has_guard(model: Path) -> bool:
+    return any(GUARD in _command(process) for process in children(int(model.name)))
+
+
+def _command(process: Path) -> str:
+    """The command line of a process; "" if it has ended."""
+    try:
+        return process.joinpath("cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def watch_for_orphan(
@@ -42,26 +102,37 @@ def _watch(parent_pid: int, server_pid: int, log: int, run_directory: Path, seco
     with contextlib.suppress(ProcessLookupError):  # the parent has been killed already
         if server in select.select([os.pidfd_open(parent_pid), server], [], [])[0]:
             return
+    end = _End(server, log)
     for file in drain_files:
         file.touch()
-    if _lives_on(server, log, seconds, drain_files):
-        _signal(server, signal.SIGTERM)
-    if _lives_on(server, log, seconds):
-        _signal(server, signal.SIGKILL)
+    end.wait(seconds, lambda: any(file.exists() and _runs(server_pid, file.name) for file in drain_files))
+    models, is_drained = EndOfModels(server_pid), not any(file.exists() for file in drain_files)
+    _signal(server, signal.SIGTERM)
+    end.wait(seconds, lambda: not models.is_over(is_drained=is_drained))
+    _signal(server, signal.SIGKILL)
     shutil.rmtree(run_directory, ignore_errors=True)
 
 
-def _lives_on(server: int, log: int, seconds: float, files: Sequence[Path] = ()) -> bool:
-    """Whether the server still runs after `seconds`, or earlier, when `files` are gone. Its output is read and thrown away."""
-    deadline = time.monotonic() + seconds
-    watched = [server, log]
-    while time.monotonic() < deadline and (not files or any(file.exists() for file in files)):
-        ready, _, _ = select.select(watched, [], [], POLL_SECONDS)
-        if server in ready:
-            return False
-        if log in ready and not os.read(log, 65536):
-            watched.remove(log)
-    return True
+def _runs(server_pid: int, model: str) -> bool:
+    """Whether the server has a process of `model`. Nobody removes the drain file of one that did not load, or has died."""
+    return any(f"/{model}/1/model.py" in _command(process) for process in children(server_pid) if is_running(process))
+
+
+class _End:
+    """Waits for the end of a server. Meanwhile its output is read and thrown away."""
+
+    def __init__(self, server: int, log: int) -> None:
+        self._server, self._log, self._watched = server, log, [server, log]
+
+    def wait(self, seconds: float, condition: Callable[[], bool]) -> None:
+        """Wait while `condition` holds, `seconds` at most, and no longer than the server runs."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and condition():
+            ready, _, _ = select.select(self._watched, [], [], POLL_SECONDS)
+            if self._server in ready:
+                return
+            if self._log in ready and not os.read(self._log, 65536):
+                self._watched.remove(self._log)
 
 
 def _signal(process: int, number: signal.Signals) -> None:

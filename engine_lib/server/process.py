@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.installation import EVERY_ADDRESS, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
-from engine_lib.server.orphan import watch_for_orphan
+from engine_lib.server.orphan import EndOfModels, watch_for_orphan
 from engine_lib.server.ports import check_port, free_port
 from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
@@ -35,9 +34,6 @@ MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
-# A server whose models' processes have all ended gets this long to end itself. What still keeps a 24.10 server from ending then will not
-# go away: an ensemble request that it leaked when a client cancelled just after the end, or a gRPC stream that its client leaves open.
-EMPTY_SECONDS = 5.0
 LOG_LINES_SHOWN = 15
 REPORT_SECONDS = 10.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment does not reach our own ports
@@ -62,7 +58,7 @@ class TritonServer:
         models: names of the models that it loads at its start, all of which must be ready.
         log_file: the output of the server and the models.
         version: of tritonserver, as in 2.51.0; "" before `wait_ready`.
-        models_have_ended: whether `stop` saw all models' processes end, each in order: nothing was lost if the server was killed then.
+        models_have_ended: whether `stop` saw that nothing is lost if the server is killed: see EndOfModels.
     """
 
     def __init__(
@@ -103,7 +99,8 @@ class TritonServer:
         self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
-        self.models_have_ended, self.version = False, ""
+        self.models_have_ended = self._is_drained = False
+        self.version = ""
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -251,6 +248,7 @@ class TritonServer:
             file.touch()
         while any(file.exists() for file in draining) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+        self._is_drained = draining != [] and not any(file.exists() for file in draining)
         if process.poll() is None:
             process.terminate()
 
@@ -263,26 +261,18 @@ class TritonServer:
         code = None
         if self._process is not None:
             deadline = time.monotonic() + self._exit_seconds
-            models = self._model_processes()
+            models = EndOfModels(self._process.pid)
             self.terminate()
             while self._process.poll() is None and time.monotonic() < deadline:
-                if models and not any(map(_is_running, models)):
-                    self.models_have_ended = True
-                    models, deadline = [], min(deadline, time.monotonic() + EMPTY_SECONDS)
+                if models.is_over(is_drained=self._is_drained):
+                    break
                 time.sleep(POLL_SECONDS)
+            self.models_have_ended |= models.have_ended  # a second call finds none
             if self._process.poll() is None:
                 self._process.kill()
             code = self.wait()
         self._run_directory.cleanup()
         return code
-
-    def _model_processes(self) -> list[Path]:
-        """The folders in /proc of the server's child processes, which run its Python models; [] when they are not known."""
-        models: list[Path] = []
-        for file in Path(f"/proc/{self._running().pid}/task").glob("*/children"):
-            with suppress(OSError):  # this thread has ended
-                models += [Path("/proc", child) for child in file.read_text().split()]
-        return models
 
     def _reason(self, entry: Mapping[str, str]) -> str:
         """Why a model is not ready: the server's reason, without the stack that the Python backend appends, or else the log's line."""
@@ -308,14 +298,6 @@ class TritonServer:
         with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
             content: bytes = response.read()
         return content
-
-
-def _is_running(process: Path) -> bool:
-    """Whether the process of this folder in /proc runs. A model's process that died stays as a zombie until its model is unloaded."""
-    try:
-        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def option_environment(options: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from make_checkpoint import make_checkpoint
 from patience import PATIENCE
 from server.streams import SECRET, eventually_free
 
+# Test runs are killed, too. No server of theirs stays: TritonServer has its orphan watch, and to a program that is started by this
+# command, on any PATH, its own end is announced by SIGTERM.
+ENDS_WITH_TESTS = [str(shutil.which("setpriv")), "--pdeathsig", "TERM"]
+SERVE = [*ENDS_WITH_TESTS, sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
 
 

@@ -13,13 +13,16 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from patience import PATIENCE, eventually
+from qwen3_tts_client.channel import stream_call
 from server.conftest import new_server
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, repository_with, streams_in_flight
 from server.streams import Stream, inputs, metric, model_process
@@ -107,6 +110,29 @@ def test_a_stream_that_a_client_leaves_open_keeps_a_server_whose_models_have_end
     log = server.log_file.read_text()
     assert [f"successfully unloaded '{model}'" in log for model in (*MODELS, "qwen3_tts")] == [True, True, False]
     assert "Exit timeout expired" not in log
+    nothing_is_left_of(processes)
+
+
+def test_requests_that_triton_leaks_do_not_keep_a_server_that_has_nothing_to_do(endless_voice: Path, tmp_path: Path) -> None:
+    """Clients of the inner models leave when their error comes: 24.10 keeps such requests, and never unloads those models.
+
+    Its own timeout is that of the test here.
+    """
+    server = new_server(endless_voice, tmp_path / "log")
+    codes = [("codes", "INT16", [1, 16], bytes(32)), ("header", "UINT8", [8], bytes(8))]
+    wrong = {"talker": [("text", "BYTES", [1], bytes(4))], "codec_decoder": codes}
+    with server, grpc.insecure_channel(f"localhost:{server.grpc_port}") as channel:
+        processes = processes_of(server)
+        for model in MODELS * 30:
+            request = service_pb2.ModelInferRequest(model_name=model)
+            for name, datatype, shape, content in wrong[model]:
+                request.inputs.add(name=name, datatype=datatype, shape=shape)
+                request.raw_input_contents.append(content)
+            call = stream_call(channel)(request)
+            assert "INVALID_ARG" in next(iter(call)).error_message
+            call.cancel()
+        server.stop()
+    assert server.models_have_ended
     nothing_is_left_of(processes)
 
 

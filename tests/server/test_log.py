@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
+from server.conftest import SERVE
 from server.streams import Stream, inputs
 
-SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
 
 

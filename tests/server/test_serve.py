@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,12 +16,10 @@ import psutil
 import pytest
 import tritonclient.grpc.aio as triton_aio
 
-from engine_lib.server.process import MODEL_REPOSITORY
 from patience import PATIENCE, eventually
+from server.conftest import SERVE
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of
 from server.streams import Stream, inputs, model_process
-
-SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 
 
 def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:

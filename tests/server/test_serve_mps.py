@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import fake_mps
 
 from engine_lib.server.mps import PID_FILE
-from engine_lib.server.process import MODEL_REPOSITORY
 from patience import PATIENCE
+from server.conftest import SERVE
 
-SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
 
 

@@ -18,7 +18,7 @@ from engine_lib.server import process
 from engine_lib.server.process import MODEL_REPOSITORY
 from patience import PATIENCE, eventually
 from qwen3_tts_client import Client
-from server.conftest import new_server
+from server.conftest import ENDS_WITH_TESTS, new_server
 
 PROJECT = MODEL_REPOSITORY.parent
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -59,7 +59,7 @@ def test_a_proxy_is_not_asked_for_our_own_ports_and_a_start_says_what_it_waits_f
 
 def serve(project: Path, model: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """serve.py of `project`, on free ports; what it prints goes to `output`."""
-    command = [sys.executable, str(project / "scripts" / "serve.py"), "--model", str(model), *FREE, *OPTIONS, *arguments]
+    command = [*ENDS_WITH_TESTS, sys.executable, str(project / "scripts" / "serve.py"), "--model", str(model), *FREE, *OPTIONS, *arguments]
     environment = os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{project / 'client'}"}
     with output.open("wb") as file:
         return subprocess.Popen(
