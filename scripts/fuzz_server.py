@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +35,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 from fuzzing.attacks import Attacker
 from fuzzing.models import read_models
 from fuzzing.reference import Reference
-from fuzzing.resources import Resources, read_metrics, still_held
+from fuzzing.resources import Resources, memory_by_name, wait_until_free
 from fuzzing.sending import Outcomes, Sender
+from fuzzing.target import Target
 from tqdm import tqdm
 
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from make_checkpoint import make_checkpoint
 
 WARM_UP_SHARE = 0.4  # of the requests, before the first snapshot: allocators settle
-SETTLE_SECONDS = 90.0  # until everything must be free again
+EXIT_SECONDS = 120.0  # a busy machine is no fault
 OWN_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "512", "max_num_seqs": "8", "codec_idle_timeout": "20"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A running server: HOST:PORT of its ports, and its pid."""
-
-    grpc: str
-    http: str
-    metrics: str
-    pid: int
 
 
 def main() -> int:
@@ -72,6 +63,7 @@ def main() -> int:
             voice=arguments.voice,
             cancel_share=arguments.cancel_share,
             patience=arguments.patience,
+            silence=arguments.silence,
             limits={"memory_mb": arguments.memory_mb, "shared_memory_mb": arguments.shared_memory_mb, "descriptors": arguments.descriptors},
         )
     print(json.dumps(report, indent=1))
@@ -90,9 +82,16 @@ def fuzz(
     voice: str,
     cancel_share: float,
     patience: float,
+    silence: float,
     limits: dict[str, float],
 ) -> dict[str, Any]:
-    """Attack `target`; returns the report. `limits`: how much a resource may have grown, by its name in Resources."""
+    """Attack `target`; returns the report.
+
+    Args:
+        patience: seconds until a request whose answer has not ended counts as not answered.
+        silence: seconds without a part of an answer that are no fault.
+        limits: how much a resource may have grown, by its name in Resources.
+    """
     reference = Reference(target.grpc, "qwen3_tts", voice, patience)
     for _ in range(2):
         reference.speak()
@@ -102,12 +101,12 @@ def fuzz(
     warm_up = round(requests * WARM_UP_SHARE)
     with _speaking(reference):
         _attack(target, attacker, outcomes, seed, range(warm_up), clients, patience)
-    held_before = _wait_until_free(target)
-    before = Resources.read(target.pid)
+    held_before = wait_until_free(target.metrics)
+    before, memory_before = Resources.read(target.pid), memory_by_name(target.pid)
     with _speaking(reference):
         _attack(target, attacker, outcomes, seed, range(warm_up, requests), clients, patience)
     seconds = time.monotonic() - begin
-    held = _wait_until_free(target)
+    held = wait_until_free(target.metrics)
     after = Resources.read(target.pid)
     reference.speak()
     growth = after.growth(before)
@@ -119,16 +118,20 @@ def fuzz(
         reasons.append(f"the reference differed {reference.different} of {reference.spoken} times: {reference.problem}")
     if outcomes.bugs:
         reasons.append(f"{len(outcomes.bugs)} requests without an answer or with an unexpected error")
+    if outcomes.longest_silence > silence:
+        reasons.append(f"nothing came of an answer for {outcomes.longest_silence:.1f} s, more than {silence:g}")
     return {
         "seed": seed,
         "requests": requests,
         "seconds": round(seconds, 1),
         "answers": dict(sorted(outcomes.answers.items())),
+        "longest_silence_s": round(outcomes.longest_silence, 2),
         "messages": dict(outcomes.messages.most_common(30)),
         "reference": {"spoken": reference.spoken, "different": reference.different},
         "before": asdict(before),
         "after": asdict(after),
         "growth": growth,
+        "memory_mb": {"before": memory_before, "after": memory_by_name(target.pid)},
         "bugs": outcomes.bugs,
         "reasons": reasons,
     }
@@ -169,15 +172,6 @@ def _speaking(reference: Reference) -> Iterator[None]:
         thread.join()
 
 
-def _wait_until_free(target: Target) -> dict[str, float]:
-    """Wait until the server holds nothing; returns what it still holds in the end."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    time.sleep(1.5)  # metrics are published twice a second
-    while (held := still_held(read_metrics(target.metrics))) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return held
-
-
 @contextmanager
 def _target(arguments: argparse.Namespace) -> Iterator[Target]:
     """The server to attack: a running one, or one of its own."""
@@ -188,10 +182,14 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-server-") as folder:
         model = arguments.model or make_checkpoint(Path(folder) / "checkpoint")
-        with TritonServer(options=OWN_OPTIONS | {"model_path": str(model)}, ports=FREE_PORTS) as server:
+        options = OWN_OPTIONS | {"model_path": str(model)}
+        with TritonServer(options=options, ports=FREE_PORTS, log_file=arguments.log_file, exit_seconds=EXIT_SECONDS) as server:
             print(f"the log is {server.log_file}", flush=True)
             grpc, http, metrics = (f"localhost:{port}" for port in (server.grpc_port, server.http_port, server.metrics_port))
             yield Target(grpc, http, metrics, server.pid)
+            code = server.stop()
+            if code and not server.models_have_ended:
+                sys.exit(f"NOT SOUND: the server did not end in order, but with code {code}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help="repeats the requests of a run (default: a new one)")
     parser.add_argument("--cancel-share", type=float, default=0.02, metavar="X", help="streams whose client leaves early (default 0.02)")
     parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="seconds until no answer is a fault (default 120)")
+    parser.add_argument("--silence", type=float, default=10.0, metavar="S", help="seconds without a part of an answer (default 10)")
     parser.add_argument("--model", type=Path, metavar="PATH", help="checkpoint of a server of its own (default: tiny and random)")
     parser.add_argument("--grpc", metavar="HOST:PORT", help="a running server, which must not be in use; with --http, --metrics, --pid")
     parser.add_argument("--http", metavar="HOST:PORT")
@@ -210,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-mb", type=float, default=100.0, metavar="MB", help="growth that is no fault (default 100)")
     parser.add_argument("--shared-memory-mb", type=float, default=16.0, metavar="MB", help="growth that is no fault (default 16)")
     parser.add_argument("--descriptors", type=float, default=8, metavar="N", help="growth that is no fault (default 8)")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="for the output of a server of its own")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     return parser
 

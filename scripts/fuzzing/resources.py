@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import psutil
 
 from engine_lib.serving.server_guard import REGION_PREFIX
 
+SETTLE_SECONDS = 90.0  # until everything must be free again
+PUBLISH_SECONDS = 1.5  # metrics are published twice a second
 FREE = {  # metrics that are zero, or equal to another one, in a server without streams
     "active_streams": None,
     "running_requests": None,
@@ -43,22 +47,78 @@ class Resources:
     @classmethod
     def read(cls, pid: int) -> Resources:
         """Those of the server `pid`."""
-        root = psutil.Process(pid)
-        tree = [root, *root.children(recursive=True)]
-        regions = {argument for process in tree for argument in process.cmdline() if argument.startswith(REGION_PREFIX)}
-        shared = sum(Path("/dev/shm", region).stat().st_blocks * 512 for region in regions)
+        read = [_Read.of(process) for process in _tree(pid)]
+        alive = [one for one in read if one is not None]
         return cls(
-            processes=len(tree),
-            descriptors=sum(process.num_fds() for process in tree),
-            threads=sum(process.num_threads() for process in tree),
-            memory_mb=round(sum(process.memory_full_info().uss for process in tree) / 2**20, 1),
-            shared_memory_mb=round(shared / 2**20, 1),
+            processes=len(alive),
+            descriptors=sum(one.descriptors for one in alive),
+            threads=sum(one.threads for one in alive),
+            memory_mb=round(sum(one.memory_mb for one in alive), 1),
+            shared_memory_mb=round(sum(_size_mb(region) for region in {region for one in alive for region in one.regions}), 1),
         )
 
     def growth(self, before: Resources) -> dict[str, float]:
         """The difference to an earlier snapshot, by name."""
         earlier = asdict(before)
         return {name: round(value - earlier[name], 1) for name, value in asdict(self).items()}
+
+
+def memory_by_name(pid: int) -> dict[str, float]:
+    """The private memory of the processes of the server `pid`, in MB: `tritonserver`, each model's by its name, and all others."""
+    sums: dict[str, float] = {}
+    for process in _tree(pid):
+        if (read := _Read.of(process)) is not None:
+            name = "tritonserver" if process.pid == pid else read.model
+            sums[name] = sums.get(name, 0.0) + read.memory_mb
+    return {name: round(megabytes, 1) for name, megabytes in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one process has.
+
+    Attributes:
+        model: that it runs; a talker's engine or rank, which has a process of its own, and a guard count as `others`.
+        regions: that it shares with the server.
+        memory_mb: its private memory. Some kernels do not tell it; there it is what is resident and in no file.
+    """
+
+    model: str
+    regions: tuple[str, ...]
+    descriptors: int
+    threads: int
+    memory_mb: float
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> _Read | None:
+        """None if it has just ended."""
+        try:
+            arguments = process.cmdline()
+            models = [Path(argument).parents[1].name for argument in arguments if argument.endswith("/1/model.py")]
+            regions = tuple(argument for argument in arguments if argument.startswith(REGION_PREFIX))
+            memory = _private_bytes(process) / 2**20
+            return cls((models or ["others"])[0], regions, process.num_fds(), process.num_threads(), memory)
+        except psutil.NoSuchProcess:
+            return None
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    private = 0
+    with suppress(psutil.AccessDenied, NotImplementedError):
+        private = process.memory_full_info().uss
+    resident = process.memory_info()
+    return private or resident.rss - resident.shared
+
+
+def _size_mb(region: str) -> float:
+    with suppress(FileNotFoundError):  # its model has just ended
+        return Path("/dev/shm", region).stat().st_blocks * 512 / 2**20
+    return 0.0
 
 
 def read_metrics(address: str) -> dict[str, float]:
@@ -78,4 +138,13 @@ def still_held(metrics: dict[str, float]) -> dict[str, float]:
             expected = metrics[other + brace + labels] if other else 0.0
             if value != expected:
                 held[labelled] = value - expected
+    return held
+
+
+def wait_until_free(address: str) -> dict[str, float]:
+    """Wait until the server of these metrics holds nothing; returns what it still holds in the end."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    time.sleep(PUBLISH_SECONDS)
+    while (held := still_held(read_metrics(address))) and time.monotonic() < deadline:
+        time.sleep(0.5)
     return held

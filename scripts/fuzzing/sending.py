@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from threading import Lock
@@ -16,7 +17,7 @@ from fuzzing.attacks import Attack, GrpcAttack, HttpAttack
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
 
 CODE = re.compile(r"(?:in ensemble '[^']*', )?(?:Failed to process the request\(s\)[^:]*: )?([A-Z][A-Z_]+): ")
-UNEXPECTED = "INTERNAL: unexpected "
+INTERNAL = "refused, INTERNAL"
 BY_TRITON = "refused by Triton"
 KEPT_EXAMPLES, MESSAGE_LENGTH = 20, 60
 
@@ -28,21 +29,24 @@ class Outcomes:
     Attributes:
         answers: number of requests for each.
         messages: how often Triton itself refused a request of a model with a message that begins so.
-        bugs: some requests that were not answered, or with an error that a model did not expect.
+        bugs: some requests that were not answered, or with an error of the server.
+        longest_silence: seconds until a stream began, or between two of its parts, at most. (A whole utterance takes its time.)
     """
 
     answers: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
     bugs: list[str] = field(default_factory=list)
+    longest_silence: float = 0.0
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def add(self, attack: Attack, answer: str, message: str) -> None:
-        """Count one answer; `message` is the server's text."""
+    def add(self, attack: Attack, answer: str, message: str, silence: float) -> None:
+        """Count one answer; `message` is the server's text, `silence` the longest time in which nothing came."""
         with self._lock:
+            self.longest_silence = max(self.longest_silence, silence)
             self.answers[f"{attack.model}: {answer}"] += 1
             if answer == BY_TRITON:
                 self.messages[f"{attack.model}: {message[:MESSAGE_LENGTH]}"] += 1
-            if (answer in ("no answer", "disconnected") or UNEXPECTED in message) and len(self.bugs) < KEPT_EXAMPLES:
+            if answer in ("no answer", "disconnected", INTERNAL) and len(self.bugs) < KEPT_EXAMPLES:
                 self.bugs.append(f"{answer}: {message[:300]} | {describe(attack)[:1500]}")
 
 
@@ -62,25 +66,29 @@ class Sender:
 
     def send(self, attack: Attack) -> None:
         """Send a request, read its whole answer and count it."""
-        answer, message = self._http(attack) if isinstance(attack, HttpAttack) else self._grpc(attack)
-        self._outcomes.add(attack, answer, message)
+        heard = _Silence()
+        answer, message = self._http(attack, heard) if isinstance(attack, HttpAttack) else self._grpc(attack, heard)
+        heard.ends()
+        self._outcomes.add(attack, answer, message, heard.longest if "offline" not in attack.model else 0.0)
 
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
 
-    def _grpc(self, attack: GrpcAttack) -> tuple[str, str]:
+    def _grpc(self, attack: GrpcAttack, heard: _Silence) -> tuple[str, str]:
         try:
             if not attack.streams:
                 self._unary(attack.request, timeout=self._patience)
                 return "answered", ""
-            call = self._stream(attack.request, timeout=self._patience)
-            for response in call:
-                if response.error_message:
-                    return _kind(response.error_message), response.error_message
-                if attack.leaves and not response.infer_response.parameters["triton_final_response"].bool_param:
+            call, message = self._stream(attack.request, timeout=self._patience), ""
+            for response in call:  # to the end after an error, too: what clients leave earlier, Triton 24.10 never frees
+                heard.ends()
+                message = message or response.error_message
+                if attack.leaves and not message and not response.infer_response.parameters["triton_final_response"].bool_param:
                     call.cancel()
                     return "left", ""
+            if message:
+                return _kind(message), message
         except grpc.RpcError as error:
             code = error.code()
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -90,11 +98,15 @@ class Sender:
             return _kind(error.details() or ""), error.details() or ""
         return "answered", ""
 
-    def _http(self, attack: HttpAttack) -> tuple[str, str]:
+    def _http(self, attack: HttpAttack, heard: _Silence) -> tuple[str, str]:
         connection = http.client.HTTPConnection(self._http_address, timeout=self._patience)
         try:
             connection.request("POST", attack.path, attack.body, {"Content-Type": "application/json"})
-            content = connection.getresponse().read().decode(errors="replace")
+            response, parts = connection.getresponse(), []
+            while part := response.read1():
+                heard.ends()
+                parts.append(part)
+            content = b"".join(parts).decode(errors="replace")
         except TimeoutError:
             return "no answer", ""
         except (OSError, http.client.HTTPException) as error:
@@ -105,6 +117,18 @@ class Sender:
         if found and (message := json.loads(f'"{found[1]}"', strict=False)):
             return _kind(message), message
         return "answered", ""
+
+
+class _Silence:
+    """The longest time in which nothing came of an answer, in seconds."""
+
+    def __init__(self) -> None:
+        self.longest, self._since = 0.0, time.monotonic()
+
+    def ends(self) -> None:
+        """Something has come."""
+        now = time.monotonic()
+        self.longest, self._since = max(self.longest, now - self._since), now
 
 
 def _kind(message: str) -> str:

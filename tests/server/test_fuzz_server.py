@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzz_server import Target, fuzz
+from fuzz_server import fuzz
 from fuzzing.resources import read_metrics, still_held
+from fuzzing.target import Target
 
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
@@ -38,6 +39,7 @@ def test_hostile_requests_leave_nothing_behind(attacked: TritonServer) -> None:
         voice="",
         cancel_share=0.0,
         patience=PATIENCE,
+        silence=PATIENCE,
         limits={"descriptors": 8},  # memory needs more requests until it is level
     )
     assert report["reasons"] == [], report

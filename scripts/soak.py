@@ -1,0 +1,272 @@
+"""Load a server for minutes as a fleet does, and see whether anything of it grows or goes wrong.
+
+    python scripts/soak.py --minutes 10 --rate 1                       # the voice in the box, on the CPU
+    python scripts/soak.py --minutes 8 --rate 40 --size 0.6b --mps --option dtype=float32 --option codec_dtype=float32
+    python scripts/soak.py --url localhost:8001 --http localhost:8000 --metrics localhost:8002 --pid PID
+
+Requests arrive at random (an open loop). Most clients listen, some read slowly, some cancel, some are processes that are killed while
+they listen, and some requests are hostile (those of fuzz_server.py). Before the load every text is spoken alone; every stream that is
+heard to its end must equal its solo run. `--compare form` is for bfloat16, in which a batch moves codes: there order, length and
+reason of each stream are checked, and the share of equal streams is only reported. Never aim it at a server that others use.
+
+Meanwhile memory of each process, descriptors, threads, shared memory, and the streams, slots and blocks in use are sampled. The
+memory's slope after the warm-up is that of a straight line, with its uncertainty. Verdict, exit code 0 or 1: PASS if no stream was wrong,
+no request hung, everything is free at the end, descriptors and threads are as many as before, serve.py ended with 0, and the slope is
+not surely above --slope. It is judged only after --warm-up-requests: until then caches fill. A short run can neither show nor exclude a
+slope of 1 MB an hour: the uncertainty says what it could see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
+
+from fuzzing.attacks import Attacker
+from fuzzing.models import read_models
+from fuzzing.reference import Reference
+from fuzzing.resources import Resources, wait_until_free
+from fuzzing.target import Target
+from soaking.flatness import Slope, slope
+from soaking.load import ATTACKS, CANCELS, DIES, READS_SLOWLY, Load, OpenLoop
+from soaking.samples import Sample, Sampler
+from soaking.speech import AUDIO, FORM, SAMPLE_RATE, Rule, Spoken, Utterance, speak_alone, utterances
+from soaking.target import ServeError, served
+
+from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
+from benching.measuring import command, machine, random_checkpoint
+from qwen3_tts_client import AsyncClient
+
+VOICE_IN_THE_BOX = Path(__file__).parent / "voice_in_the_box" / "checkpoint"
+# Before the slopes begin: allocators and caches fill. A server has filled them after some thousand requests, at whatever rate.
+WARM_UP_SHARE, WARM_UP_REQUESTS = 0.4, 5000
+REPORT_SECONDS = 10.0
+
+
+def main() -> int:
+    """Soak, print the verdict; returns the exit code."""
+    arguments = _arguments()
+    print(f"command: {command()}\n{machine()}", flush=True)
+    report: dict[str, Any] = {}
+    try:
+        with _target(arguments) as target:
+            report = soak(target, arguments)
+    except ServeError as error:
+        report.setdefault("reasons", []).append(str(error))
+    report = {"machine": machine(), "command": command(), "verdict": "FAIL" if report["reasons"] else "PASS", **report}
+    samples, slopes = report.pop("samples", []), report.get("slopes", {})
+    print(json.dumps(report, indent=1))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report | {"samples": samples}, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot and samples:
+        from soaking.plot import plot
+
+        title = f"{machine()}: {report['verdict']}, {report['survivors']} streams heard, {report['wrong']} wrong"
+        words = {name: _words(line) for name, line in slopes.items() if report["is_memory_judged"]}
+        plot(samples, report["warm_up_seconds"], words, title, arguments.plot)
+    print("; ".join([report["verdict"], *report["reasons"]]))
+    return 1 if report["reasons"] else 0
+
+
+def soak(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load `target`; returns the report, with `reasons` to call it a failure."""
+    voice, seconds = arguments.voice or None, arguments.minutes * 60
+    solo = asyncio.run(_solo_runs(target.grpc, voice, utterances(arguments.texts, arguments.seed)))
+    longest = max(len(spoken.audio) for _, spoken in solo) / SAMPLE_RATE
+    print(f"{len(solo)} texts spoken alone, {longest:.1f} s the longest; {seconds:.0f} s of load follow", flush=True)
+    messages = Reference(target.grpc, "qwen3_tts", arguments.voice, arguments.patience).messages("talker")
+    attacker = Attacker(read_models(target.http), messages, cancel_share=0.0)
+    load = Load(
+        grpc=target.grpc,
+        http=target.http,
+        voice=voice,
+        rate=arguments.rate,
+        shares={CANCELS: arguments.cancels, DIES: arguments.dead, READS_SLOWLY: arguments.slow, ATTACKS: arguments.hostile},
+        solo=solo,
+        rule=Rule(arguments.compare, arguments.tolerance),
+        patience=arguments.patience,
+        seed=arguments.seed,
+    )
+    loop, held = OpenLoop(load, attacker), wait_until_free(target.metrics)
+    before, begin = Resources.read(target.pid), time.monotonic()
+    with Sampler(target, arguments.every, lambda: loop.tally.sent.total(), _Progress(loop, seconds)) as sampler:
+        asyncio.run(loop.run(seconds))
+    loaded_seconds = time.monotonic() - begin
+    held |= wait_until_free(target.metrics)
+    after = Resources.read(target.pid)
+    warm_up = seconds * WARM_UP_SHARE
+    level = [sample for sample in sampler.samples if warm_up <= sample["seconds"] <= seconds]
+    warm = [sample for sample in level if sample["sent"] >= arguments.warm_up_requests]
+    slopes, judged = _slopes(warm or level), _slopes(warm)
+    return {
+        **_figures(loop, loaded_seconds),
+        "warm_up_seconds": (warm or level)[0]["seconds"] if level else warm_up,
+        "is_memory_judged": judged.get("memory_mb") is not None,
+        "slopes": {name: None if line is None else asdict(line) for name, line in slopes.items()},
+        "before": asdict(before),
+        "after": asdict(after),
+        "reasons": _reasons(arguments, loop, judged.get("memory_mb"), held, after.growth(before)),
+        "samples": sampler.samples,
+    }
+
+
+async def _solo_runs(grpc: str, voice: str | None, spoken: list[Utterance]) -> list[tuple[Utterance, Spoken]]:
+    async with AsyncClient(grpc) as client:
+        return [(utterance, await speak_alone(client, voice, utterance)) for utterance in spoken]
+
+
+def _slopes(samples: list[Sample]) -> dict[str, Slope | None]:
+    """Of all memory, by process too."""
+    seconds = [sample["seconds"] for sample in samples]
+    names = [name for name in (samples[-1] if samples else {}) if name.startswith("memory_mb") or name == "gpu_mb"]
+    return {name: slope(seconds, [sample.get(name, 0.0) for sample in samples]) for name in names}
+
+
+def _figures(loop: OpenLoop, seconds: float) -> dict[str, Any]:
+    tally, outcomes = loop.tally, loop.outcomes
+    percentiles = np.percentile(tally.first_audio, (50, 95, 99)) * 1e3 if tally.first_audio else (None,) * 3
+    return {
+        "seconds": round(seconds, 1),
+        "sent": dict(tally.sent),
+        "survivors": tally.compared,
+        "refused": tally.refused,
+        "wrong": tally.num_faults,
+        "faults": tally.faults,
+        "equal": tally.equal,
+        "largest_difference": tally.largest,
+        "hostile_answers": dict(sorted(outcomes.answers.items())),
+        "hostile_bugs": outcomes.bugs,
+        "longest_silence_s": round(outcomes.longest_silence, 2),
+        "audio_seconds_per_second": round(tally.audio_seconds / seconds, 2),
+        **{f"first_audio_p{percent}_ms": value and round(value, 1) for percent, value in zip((50, 95, 99), percentiles, strict=True)},
+    }
+
+
+def _reasons(
+    arguments: argparse.Namespace, loop: OpenLoop, memory: Slope | None, held: dict[str, float], growth: dict[str, float]
+) -> list[str]:
+    """Why the run is a failure."""
+    reasons = []
+    if loop.tally.num_faults:
+        reasons.append(f"{loop.tally.num_faults} streams were wrong: {loop.tally.faults[0]}")
+    if not loop.tally.compared:
+        reasons.append("no stream was heard to its end")
+    if loop.outcomes.bugs:
+        reasons.append(f"{len(loop.outcomes.bugs)} hostile requests without an answer or with an unexpected error")
+    if loop.outcomes.longest_silence > arguments.patience:
+        reasons.append(f"nothing came of an answer to a hostile request for {loop.outcomes.longest_silence:.0f} s")
+    if held:
+        reasons.append(f"still held: {held}")
+    if memory is not None and memory.is_above(arguments.slope):
+        reasons.append(f"memory grows by {_words(asdict(memory))}, which is surely more than {arguments.slope:g}")
+    for name, limit in (("processes", 0), ("descriptors", arguments.descriptors), ("threads", arguments.threads)):
+        if growth[name] > limit:
+            reasons.append(f"{name} grew by {growth[name]:g}, more than {limit:g}")
+    return reasons
+
+
+def _words(line: dict[str, float] | None) -> str:
+    return "too short a run" if line is None else f"{line['per_hour']:.1f} ± {line['uncertainty']:.1f} MB/h"
+
+
+class _Progress:
+    """Prints a line from time to time."""
+
+    def __init__(self, loop: OpenLoop, seconds: float) -> None:
+        self._loop, self._seconds, self._due = loop, seconds, 0.0
+
+    def __call__(self, sample: Sample) -> None:
+        if sample["seconds"] < self._due:
+            return
+        self._due = sample["seconds"] + REPORT_SECONDS
+        tally = self._loop.tally
+        print(
+            f"{sample['seconds']:5.0f} of {self._seconds:.0f} s: {tally.sent.total()} sent, {tally.compared} heard, "
+            f"{tally.num_faults} wrong, {tally.refused} refused, {len(self._loop.outcomes.bugs)} bugs; "
+            f"{sample['memory_mb']:.0f} MB, {sample['active_streams']:.0f} "
+            f"streams, {sample['waiting_requests']:.0f} waiting, {sample['descriptors']:.0f} descriptors, {sample['threads']:.0f} threads",
+            flush=True,
+        )
+
+
+@contextmanager
+def _target(arguments: argparse.Namespace) -> Iterator[Target]:
+    """The server to load: a running one, or one of its own."""
+    if arguments.url:
+        yield Target(arguments.url, arguments.http, arguments.metrics, arguments.pid)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak.py: stopped"))  # not without this server
+    model = random_checkpoint(arguments.checkpoints, arguments.size) if arguments.size else arguments.model
+    options = [f"--option={name}={value}" for name, value in arguments.option]
+    further = [f"--device={arguments.device}", *(["--mps"] if arguments.mps else []), *options]
+    log_file = arguments.log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
+    with served(model, further, log_file) as target:
+        yield target
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of load (default 10)")
+    parser.add_argument("--rate", type=float, default=1.0, help="requests a second (default 1)")
+    parser.add_argument("--cancels", type=float, default=0.05, metavar="SHARE", help="of requests that are cancelled (default 0.05)")
+    parser.add_argument("--dead", type=float, default=0.02, metavar="SHARE", help="of clients that are killed (default 0.02)")
+    parser.add_argument("--slow", type=float, default=0.05, metavar="SHARE", help="of clients that read slowly (default 0.05)")
+    parser.add_argument("--hostile", type=float, default=0.05, metavar="SHARE", help="of requests that are hostile (default 0.05)")
+    parser.add_argument("--texts", type=int, default=24, metavar="N", help="that are spoken (default 24)")
+    parser.add_argument("--compare", choices=(AUDIO, FORM), default=AUDIO, help="what must be as alone (default audio)")
+    parser.add_argument("--tolerance", type=float, default=1e-5, metavar="X", help="difference of samples that is rounding (default 1e-5)")
+    parser.add_argument("--slope", type=float, default=1.0, metavar="MB", help="growth of memory an hour that is no fault (default 1)")
+    parser.add_argument(
+        "--warm-up-requests",
+        type=int,
+        default=WARM_UP_REQUESTS,
+        metavar="N",
+        help=f"sent before memory is judged (default {WARM_UP_REQUESTS})",
+    )
+    parser.add_argument("--descriptors", type=float, default=8, metavar="N", help="growth that is no fault (default 8)")
+    parser.add_argument("--threads", type=float, default=8, metavar="N", help="growth that is no fault (default 8)")
+    parser.add_argument("--patience", type=float, default=60.0, metavar="S", help="seconds without an answer that are a hang (default 60)")
+    parser.add_argument("--every", type=float, default=3.0, metavar="S", help="seconds between two samples (default 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of texts, arrivals and hostile requests")
+    parser.add_argument("--voice", default="", help="speaker (default: the checkpoint's first)")
+    served = parser.add_mutually_exclusive_group()
+    served.add_argument("--model", type=Path, default=VOICE_IN_THE_BOX, help="checkpoint to serve (default: the voice in the box)")
+    served.add_argument("--size", choices=["tiny", "0.6b", "1.7b"], help="serve random weights of this size instead")
+    served.add_argument("--url", metavar="HOST:PORT", help="gRPC port of a running server; with --http, --metrics, --pid of tritonserver")
+    parser.add_argument("--http", metavar="HOST:PORT")
+    parser.add_argument("--metrics", metavar="HOST:PORT")
+    parser.add_argument("--pid", type=int, metavar="N")
+    add_checkpoints(parser)
+    parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
+    parser.add_argument("--mps", action="store_true", help="serve with a private MPS daemon, like serve.py --mps")
+    add_engine_options(parser)
+    parser.add_argument("--log-file", type=Path, help="file for the server's output (default: beside --output)")
+    parser.add_argument("--output", type=Path, help="write the report and all samples as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the samples into this file; needs matplotlib (the extra `bench`)")
+    arguments = parser.parse_args()
+    if arguments.url and not (arguments.http and arguments.metrics and arguments.pid):
+        parser.error("--url needs --http, --metrics and --pid beside it")
+    if arguments.cancels + arguments.dead + arguments.slow + arguments.hostile > 1:
+        parser.error("--cancels, --dead, --slow and --hostile are more than 1 together")
+    require_matplotlib(parser, arguments)
+    if arguments.output and not arguments.log_file:
+        arguments.log_file = arguments.output.with_suffix(".log")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The parts of soak.py: its line through samples, its comparison with a solo run, its plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from soaking.flatness import slope
+from soaking.speech import AUDIO, FORM, Rule, Spoken, Utterance, difference, joined, utterances
+
+from qwen3_tts_client.protocol import AudioChunk
+
+SECONDS = np.arange(0, 600, 3.0)
+UTTERANCE = Utterance("Hello.", {"max_frames": 2})
+SOLO = Spoken(np.linspace(-0.5, 0.5, 2 * 1920, dtype=np.float32), (1920, 1920, 0), "length")
+
+
+def noise(seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """One MB up and down, each sample near the one before."""
+    steps = np.random.default_rng(seed).normal(0, 1, len(SECONDS) + 20)
+    return np.convolve(steps, np.ones(10) / 10**0.5, "valid")[: len(SECONDS)]
+
+
+def test_a_slope_and_its_uncertainty_are_those_of_the_line() -> None:
+    line = slope(SECONDS, 500 + SECONDS / 3600 * 30)
+    assert line is not None
+    assert line.per_hour == pytest.approx(30)
+    assert line.uncertainty == pytest.approx(0, abs=1e-6)
+    assert line.is_above(29)
+    assert line.is_below(31)
+    assert slope([0, 1, 2], [1, 2, 3]) is None
+    level = slope(SECONDS, [500.0] * len(SECONDS))
+    assert level is not None
+    assert level.per_hour == pytest.approx(0, abs=1e-9)
+    assert level.uncertainty == pytest.approx(0, abs=1e-9)
+
+
+def test_a_level_that_wanders_is_hardly_ever_called_a_growth_and_a_growth_is() -> None:
+    levels = [slope(SECONDS, 500 + noise(seed)) for seed in range(200)]
+    assert sum(line is not None and line.is_above(1.0) for line in levels) < 20
+    growing = [slope(SECONDS, 500 + noise(seed) + SECONDS / 3600 * 120) for seed in range(200)]
+    assert sum(line is not None and line.is_above(1.0) for line in growing) > 180
+
+
+@pytest.mark.parametrize(
+    ("spoken", "by_audio", "by_form"),
+    [
+        (SOLO, "", ""),
+        (Spoken(SOLO.audio + np.float32(1e-6), SOLO.sizes, "length"), "", ""),
+        (Spoken(np.concatenate([SOLO.audio[:1920], -SOLO.audio[1920:]]), SOLO.sizes, "length"), "from frame 1 on", ""),
+        (Spoken(SOLO.audio[:1920], (1920, 0), "length"), "alone length after 3840 in 3", "1920 samples, not 3840"),
+        (Spoken(SOLO.audio[:1920], (1920, 0), "stop"), "stop after 1920 samples", ""),
+        (Spoken(SOLO.audio, SOLO.sizes, "error"), "error after 3840 samples", "it ended with error"),
+        (Spoken(np.full(3840, np.nan, np.float32), SOLO.sizes, "length"), "samples that are no numbers", "samples that are no numbers"),
+    ],
+)
+def test_a_stream_is_compared_with_its_solo_run(spoken: Spoken, by_audio: str, by_form: str) -> None:
+    for compared, expected in ((AUDIO, by_audio), (FORM, by_form)):
+        fault = Rule(compared, 1e-5).fault(UTTERANCE, SOLO, spoken)
+        assert expected in fault
+        assert bool(fault) == bool(expected)
+
+
+def test_the_largest_difference_is_that_of_streams_of_one_length() -> None:
+    assert difference(SOLO, Spoken(SOLO.audio + np.float32(0.25), SOLO.sizes, "length")) == pytest.approx(0.25)
+    assert difference(SOLO, Spoken(SOLO.audio[:1920], (1920, 0), "stop")) is None
+
+
+def chunk(index: int, is_final: bool = False) -> AudioChunk:
+    samples = np.zeros(0 if is_final else 1920, np.float32)
+    return AudioChunk(samples, 24000, index, is_final, "stop" if is_final else "")
+
+
+def test_chunks_must_be_in_order_and_end_with_the_final_one() -> None:
+    assert joined([chunk(0), chunk(1), chunk(2, is_final=True)]).sizes == (1920, 1920, 0)
+    with pytest.raises(ValueError, match=r"in the order \[0, 2\]"):
+        joined([chunk(0), chunk(2, is_final=True)])
+    with pytest.raises(ValueError, match="the final chunk is missing"):
+        joined([chunk(0), chunk(1)])
+
+
+def test_texts_are_spoken_greedily_and_their_lengths_are_fixed() -> None:
+    texts = utterances(5, seed=1)
+    assert texts == utterances(5, seed=1)
+    assert all(text.sampling["do_sample"] is False and 8 <= text.sampling["max_frames"] <= 250 for text in texts)
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from soaking.plot import plot
+
+    samples = [{"seconds": 3.0 * i, "memory_mb": 500.0, "memory_mb talker": 200.0, "active_streams": 1.0, "threads": 9.0} for i in range(9)]
+    plot(samples, 9.0, {"memory_mb": "0.0 ± 0.0 MB/h"}, "a processor", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
