@@ -36,6 +36,7 @@ from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 MAX_THREADS = 2048
 SHUTDOWN_SECONDS = 4.0
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
+WHOLE_NUMBERS, SEQUENCE_NAMES = {"timeout", "priority"}, {"sequence_id", "sequence_start", "sequence_end"}
 ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
 
 
@@ -62,11 +63,10 @@ class OfflineService:
         reply = self._backend.reply(request)
         try:
             message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), request.timeout())
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            problem = "one has a value that is not allowed; give strings, numbers or true or false"
             with self._metrics.answering():
-                reply.refuse(
-                    InvalidRequestError("parameters", "one has a value that is not allowed; give strings, numbers or true or false")
-                )
+                reply.refuse(error if isinstance(error, InvalidRequestError) else InvalidRequestError("parameters", problem))
         else:
             self._pool.submit(self._answer, reply, message, self._backend.trace_context(request))
 
@@ -93,19 +93,22 @@ class OfflineService:
         Raises:
             RelayedError: it was refused, or its stream failed.
         """
-        audio, encoded = [], []
+        audio, encoded, refusal = [], [], ""
         last: dict[str, bytes] = {}
         try:
             with self._watched(_Call(self._stream_call(message, metadata=tuple(trace_context.items())), reply)) as responses:
                 for response in responses:
-                    if response.error_message:
-                        raise RelayedError(ENSEMBLE_PREFIX.sub("", response.error_message))
+                    if response.error_message:  # read on to the end, because Triton 24.10 keeps a request whose client leaves here
+                        refusal = refusal or ENSEMBLE_PREFIX.sub("", response.error_message)
+                        continue
                     result = response.infer_response
                     last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
                     audio.append(np.frombuffer(last["audio"], np.float32))
                     encoded.append(base64.b64decode(last["audio_base64"][4:]))
         except grpc.RpcError as error:
             raise RelayedError(f"{error.code().name}: the stream broke") from None
+        if refusal:
+            raise RelayedError(refusal)
         if not last:
             raise RelayedError("the stream ended without an answer")
         if error_text := last["error"][4:].decode():
@@ -155,7 +158,12 @@ class _Call:
 
 
 def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> service_pb2.ModelInferRequest:
-    """The same request, addressed to `model`."""
+    """The same request, addressed to `model`.
+
+    Raises:
+        InvalidRequestError: a parameter that Triton reads itself has a type that it would refuse.
+        TypeError, ValueError: another one has a value that is none.
+    """
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, tensor in tensors.items():
         if tensor.dtype == np.object_:
@@ -165,6 +173,11 @@ def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> ser
         message.inputs.add(name=name, datatype=DATATYPES.get(tensor.dtype, "BYTES"), shape=tensor.shape)
         message.raw_input_contents.append(content)
     for name, value in json.loads(parameters or "{}").items():
+        # Triton's own names, which /generate lets through with any type, and a gRPC request does not.
+        if name in WHOLE_NUMBERS and type(value) is not int:
+            raise InvalidRequestError(name, f"{type(value).__name__} is not allowed; give a whole number")
+        if name in SEQUENCE_NAMES:
+            continue
         kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(type(value), "string_param")
         setattr(message.parameters[name], kind, value)
     if timeout:

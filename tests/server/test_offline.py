@@ -50,6 +50,25 @@ def test_http_infer_takes_parameters_and_gives_base64(server: TritonServer) -> N
         assert base64.b64decode(outputs["audio_base64"][0]) == pcm16(audio_of(stream.all()))
 
 
+def generate(server: TritonServer, **fields: Any) -> Any:
+    body = {"text": TEXT, "sampling_parameters": json.dumps({"max_frames": 1}), **fields}
+    url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts_offline/generate"
+    with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=PATIENCE) as response:
+        return json.load(response)
+
+
+@pytest.mark.parametrize(("name", "value"), [("timeout", 0.5), ("timeout", "soon"), ("priority", 0.5), ("priority", True)])
+def test_a_number_that_triton_reads_itself_is_refused_by_name_if_it_is_none(server: TritonServer, name: str, value: Any) -> None:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        generate(server, **{name: value})
+    refusal = f"INVALID_ARG: {name}: {type(value).__name__} is not allowed; give a whole number"
+    assert (error.value.code, json.load(error.value)["error"]) == (400, refusal)
+
+
+def test_the_names_of_sequences_have_no_effect(server: TritonServer) -> None:
+    assert generate(server, sequence_id=0.5, sequence_start=1, sequence_end="x")["finish_reason"] == "length"
+
+
 def test_many_share_the_batch_and_each_gets_its_own(server: TritonServer) -> None:
     def samples(number: int) -> int:
         return len(unary(server, inputs(sampling={"seed": 1, "max_frames": 1 + number % 3})).as_numpy("audio"))
