@@ -109,8 +109,8 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def _private_bytes(process: psutil.Process) -> int:
     private = 0
-    with suppress(psutil.AccessDenied, NotImplementedError):
-        private = process.memory_full_info().uss
+    with suppress(psutil.AccessDenied, OSError):
+        private = getattr(process.memory_full_info(), "uss", 0)
     resident = process.memory_info()
     return private or resident.rss - resident.shared
 
