@@ -109,7 +109,7 @@ def say(
         bool, typer.Option("--chunks", help="Print each chunk as it arrives: index, time since the request, seconds of audio.")
     ] = False,
     chunk_frames: cli_options.ChunkFrames = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")] = None,
     temperature: cli_options.Temperature = None,
     top_k: cli_options.TopK = None,
     top_p: cli_options.TopP = None,
