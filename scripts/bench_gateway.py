@@ -19,6 +19,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -149,12 +150,17 @@ async def _over_http(port: int, audio: str, voice: str | None, figures: Figures,
 @asynccontextmanager
 async def _gateway(url: str) -> AsyncIterator[tuple[psutil.Process, int]]:
     options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", url, "--max-streams", "100000"]
-    with subprocess.Popen(
-        [sys.executable, "-c", GATEWAY, "gateway", *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    log = Path(tempfile.mkstemp(prefix="qwen3-tts-gateway-", suffix=".log")[1])
+    with (
+        log.open("w") as output,
+        subprocess.Popen([sys.executable, "-c", GATEWAY, "gateway", *options], stdout=subprocess.PIPE, stderr=output, text=True) as process,
+    ):
         try:
             assert process.stdout is not None
-            port = int(process.stdout.readline().split()[-1])
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the gateway has ended: {log.read_text()}")
+            port = int(line.split()[-1])
             await _until_ready(port)
             yield psutil.Process(process.pid), port
         finally:

@@ -69,7 +69,8 @@ def bench(
         str | None, typer.Option(metavar="N,N,...", help="Closed loops: streams at a time. [default: 1,4,16 without --rates]")
     ] = None,
     rates: Annotated[str | None, typer.Option(metavar="X,X,...", help="Open loops: requests a second.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Measured time of each point.")] = 15,
+    # Named, because typer 0.27 takes a metavar that equals the name for the name itself.
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, metavar="SECONDS", help="Measured time of each point.")] = 15,
     warm_up: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="The same load before the measured time.")] = 4,
     patience: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time after the measured time until running streams are cut.")

@@ -16,12 +16,13 @@ from server.conftest import CAN_SERVE, new_server
 from server.streams import eventually_free
 
 from engine_lib.server.process import TritonServer
+from make_checkpoint import make_checkpoint
 from patience import PATIENCE
 
 VOICE_IN_THE_BOX = Path(__file__).parents[2] / "scripts" / "voice_in_the_box" / "checkpoint"
 COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"]
 TEXT = "There is a small penguin in the window."
-LONG_TEXT = " ".join([TEXT] * 20)  # a minute
+LONG_TEXT = " ".join([TEXT] * 20)  # for the server that never ends by itself
 
 
 class RunningGateway:
@@ -69,6 +70,31 @@ def shared_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSe
 def running_gateway(shared_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """The gateway of all tests that leave it intact."""
     with RunningGateway([shared_triton], tmp_path_factory.mktemp("gateway") / "log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_endless(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with streams that end only at max_new_tokens, so that a test controls their length."""
+    if not CAN_SERVE:
+        pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
+    checkpoint = make_checkpoint(checkpoints / "endless_gateway", eos_gain=0.0)
+    with new_server(checkpoint, tmp_path_factory.mktemp("endless") / "log", max_num_seqs="8") as running:
+        yield running
+
+
+@pytest.fixture
+def endless(shared_endless: TritonServer) -> Iterator[TritonServer]:
+    """That server without streams of other tests; at the end the test's own must have ended, too."""
+    eventually_free(shared_endless)
+    yield shared_endless
+    eventually_free(shared_endless)
+
+
+@pytest.fixture(scope="session")
+def endless_gateway(shared_endless: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """The gateway in front of it."""
+    with RunningGateway([shared_endless], tmp_path_factory.mktemp("endless_gateway") / "log") as running:
         yield running
 
 

@@ -11,7 +11,7 @@ import pytest
 from server.conftest import new_server
 
 from engine_lib.server.process import FREE_PORTS, TritonServer
-from gateway.conftest import LONG_TEXT, TEXT, VOICE_IN_THE_BOX, RunningGateway
+from gateway.conftest import LONG_TEXT, TEXT, RunningGateway
 from patience import PATIENCE, eventually
 
 
@@ -20,13 +20,13 @@ def backend_of(gateway: RunningGateway, request_id: str) -> str:
     return str(gateway.answered(request_id)["backend"])
 
 
-def test_streams_are_spread_and_a_killed_server_breaks_only_its_own(triton: TritonServer, tmp_path: Path) -> None:
+def test_streams_are_spread_and_a_killed_server_breaks_only_its_own(endless: TritonServer, checkpoints: Path, tmp_path: Path) -> None:
     with (
-        new_server(VOICE_IN_THE_BOX, tmp_path / "second", max_num_seqs="4") as second,
-        RunningGateway([triton, second], tmp_path / "log", "--metrics-port", "0") as gateway,
+        new_server(checkpoints / "endless_gateway", tmp_path / "second", max_num_seqs="4") as second,
+        RunningGateway([endless, second], tmp_path / "log", "--metrics-port", "0") as gateway,
         httpx.Client(base_url=gateway.url, timeout=PATIENCE) as http,
     ):
-        speech, body = "/v1/audio/speech", {"input": LONG_TEXT, "response_format": "pcm", "max_new_tokens": 250}
+        speech, body = "/v1/audio/speech", {"input": LONG_TEXT, "response_format": "pcm"}
         with (
             http.stream("POST", speech, json=body, headers={"X-Request-Id": "one"}) as one,
             http.stream("POST", speech, json=body, headers={"X-Request-Id": "two"}) as two,
@@ -35,7 +35,7 @@ def test_streams_are_spread_and_a_killed_server_breaks_only_its_own(triton: Trit
             for parts in streams.values():
                 next(parts)
             page = http.get("/metrics").text
-            for server in (triton, second):
+            for server in (endless, second):
                 assert f'backend_open_streams{{backend="127.0.0.1:{server.grpc_port}"}} 1.0' in page
             os.kill(second.pid, signal.SIGKILL)
             broken: list[str] = []
@@ -50,7 +50,7 @@ def test_streams_are_spread_and_a_killed_server_breaks_only_its_own(triton: Trit
         for number in range(4):
             answer = http.post(speech, json={"input": TEXT, "max_new_tokens": 2}, headers={"X-Request-Id": f"after-{number}"})
             assert answer.status_code == 200
-            assert backend_of(gateway, f"after-{number}") == f"127.0.0.1:{triton.grpc_port}"
+            assert backend_of(gateway, f"after-{number}") == f"127.0.0.1:{endless.grpc_port}"
         assert len(broken) == 1
         assert backend_of(gateway, broken[0]) == f"127.0.0.1:{second.grpc_port}"
         assert any(line["event"] == "backend is not ready" for line in gateway.log())

@@ -4,59 +4,67 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from server.streams import eventually_free, metric
 
+from benching.fake_triton import running_fake
 from engine_lib.server.process import TritonServer
-from gateway.conftest import LONG_TEXT, TEXT, RunningGateway
+from gateway.conftest import COMMAND, LONG_TEXT, TEXT, RunningGateway
 from patience import PATIENCE, eventually
 
 
-def test_a_request_id_goes_to_the_answer_and_to_the_log_which_has_no_text(http: httpx.Client, running_gateway: RunningGateway) -> None:
+@pytest.fixture
+def http(endless: TritonServer, endless_gateway: RunningGateway) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=endless_gateway.url, timeout=PATIENCE) as client:
+        yield client
+
+
+def test_a_request_id_goes_to_the_answer_and_to_the_log_which_has_no_text(http: httpx.Client, endless_gateway: RunningGateway) -> None:
     body = {"input": TEXT, "response_format": "pcm", "max_new_tokens": 3}
     given = http.post("/v1/audio/speech", json=body, headers={"X-Request-Id": "call-17"})
     made = http.post("/v1/audio/speech", json=body, headers={"X-Request-Id": "with space\tand more"})
     assert given.headers["x-request-id"] == "call-17"
     assert made.headers["x-request-id"].startswith("req_")
-    eventually(lambda: bool(running_gateway.answered("call-17")), "the request is in the log")
-    line = running_gateway.answered("call-17")
+    eventually(lambda: bool(endless_gateway.answered("call-17")), "the request is in the log")
+    line = endless_gateway.answered("call-17")
     assert (line["status"], line["model"], line["finish_reason"], line["characters"]) == (200, "qwen3_tts", "length", len(TEXT))
     assert line["audio_seconds"] == 0.24
-    assert "penguin" not in running_gateway.log_file.read_text()
+    assert "penguin" not in endless_gateway.log_file.read_text()
 
 
 def test_a_client_that_leaves_ends_its_speech_at_the_server(
-    http: httpx.Client, triton: TritonServer, running_gateway: RunningGateway
+    http: httpx.Client, endless: TritonServer, endless_gateway: RunningGateway
 ) -> None:
-    cancels = metric(triton, "client_cancels_total")
+    cancels = metric(endless, "client_cancels_total")
     for number in range(3):
         headers = {"X-Request-Id": f"leaver-{number}"}
         body = {"input": LONG_TEXT, "response_format": "mp3"}
         with http.stream("POST", "/v1/audio/speech", json=body, headers=headers) as answer:
             next(answer.iter_bytes())
-    eventually_free(triton)
-    eventually(lambda: metric(triton, "client_cancels_total") == cancels + 3, "each of them was cancelled")
-    eventually(lambda: running_gateway.answered("leaver-2").get("status") == 499, "the log has it")
-    assert running_gateway.answered("leaver-2")["finish_reason"] == "left"
+    eventually_free(endless)
+    eventually(lambda: metric(endless, "client_cancels_total") == cancels + 3, "each of them was cancelled")
+    eventually(lambda: endless_gateway.answered("leaver-2").get("status") == 499, "the log has it")
+    assert endless_gateway.answered("leaver-2")["finish_reason"] == "left"
     assert "qwen3_tts_gateway_open_streams 0.0" in http.get("/metrics").text
 
 
-def test_a_client_that_leaves_while_it_waits_is_forgotten(gateway: str, triton: TritonServer) -> None:
+def test_a_client_that_leaves_while_it_waits_is_forgotten(endless_gateway: RunningGateway, endless: TritonServer) -> None:
     """Eight streams have all places; the ninth waits for its first audio, and its client leaves."""
-    host, port = gateway.removeprefix("http://").split(":")
+    host, port = endless_gateway.url.removeprefix("http://").split(":")
     body = b'{"input": "%s", "response_format": "pcm"}' % LONG_TEXT.encode()
     head = b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     clients = [socket.create_connection((host, int(port)), PATIENCE) for _ in range(9)]
     for client in clients:
         client.sendall(head + body)
-    eventually(lambda: metric(triton, "waiting_requests") == 1, "the ninth waits")
+    eventually(lambda: metric(endless, "waiting_requests") == 1, "the ninth waits")
     for client in clients:
         client.close()
-    eventually_free(triton)
+    eventually_free(endless)
 
 
 def test_health_readiness_and_metrics_are_there(http: httpx.Client) -> None:
@@ -70,9 +78,9 @@ def test_health_readiness_and_metrics_are_there(http: httpx.Client) -> None:
     assert "qwen3_tts_gateway_first_audio_seconds_bucket" in page
 
 
-def test_sigterm_lets_running_speech_end_and_says_not_ready(triton: TritonServer, tmp_path: Path) -> None:
+def test_sigterm_lets_running_speech_end_and_says_not_ready(endless: TritonServer, tmp_path: Path) -> None:
     body = {"input": LONG_TEXT, "response_format": "pcm", "max_new_tokens": 100}
-    with RunningGateway([triton], tmp_path / "log", "--drain-seconds", str(PATIENCE)) as own:
+    with RunningGateway([endless], tmp_path / "log", "--drain-seconds", str(PATIENCE)) as own:
         with httpx.stream("POST", f"{own.url}/v1/audio/speech", json=body, timeout=PATIENCE) as answer:
             parts = answer.iter_raw()
             content = next(parts)
@@ -83,16 +91,18 @@ def test_sigterm_lets_running_speech_end_and_says_not_ready(triton: TritonServer
     assert "draining" in {line["event"] for line in own.log()}
 
 
-def test_a_drain_that_takes_too_long_is_cut(triton: TritonServer, tmp_path: Path) -> None:
-    with (
-        RunningGateway([triton], tmp_path / "log", "--drain-seconds", "1") as own,
-        httpx.stream("POST", f"{own.url}/v1/audio/speech", json={"input": LONG_TEXT, "response_format": "pcm"}) as answer,
-    ):
-        parts = answer.iter_raw()
-        next(parts)
-        slow = threading.Timer(0, own.process.terminate)
-        slow.start()
-        with pytest.raises(httpx.RemoteProtocolError):
-            for _ in parts:
-                pass
-    eventually_free(triton)
+def test_a_drain_that_takes_too_long_is_cut(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running_fake(frames=10_000, speed=1) as url, log.open("w") as stderr:  # a quarter of an hour
+        options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", url, "--drain-seconds", "1"]
+        with subprocess.Popen([*COMMAND, "gateway", *options], stdout=subprocess.PIPE, stderr=stderr, text=True) as gateway:
+            assert gateway.stdout is not None
+            address = f"http://127.0.0.1:{int(gateway.stdout.readline().split()[-1])}/v1/audio/speech"
+            with httpx.stream("POST", address, json={"input": TEXT, "response_format": "pcm"}, timeout=PATIENCE) as answer:
+                parts = answer.iter_raw()
+                next(parts)
+                gateway.terminate()
+                with pytest.raises(httpx.RemoteProtocolError):
+                    for _ in parts:
+                        pass
+            assert gateway.wait(PATIENCE) == 0
