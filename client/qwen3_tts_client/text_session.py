@@ -140,12 +140,15 @@ class AsyncFeeder:
     def __init__(self, call: grpc.aio.StreamStreamCall, session: TextSession, pieces: AsyncIterable[str]) -> None:
         self._call, self._session, self._pieces = call, session, pieces
         self.failure: Exception | None = None
+        self._writing: asyncio.Future[None] | None = None
         self._task = asyncio.ensure_future(self._run())
 
     async def close(self, *, cancel: bool) -> None:
         """Send nothing more, except that the stream is cancelled, if it is."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        if self._writing is not None:
+            await asyncio.wait([self._writing], timeout=LEAVE_SECONDS)
         await self._write_last(*[self._session.cancel()] * cancel)
 
     async def leave(self, seconds: float = LEAVE_SECONDS) -> None:
@@ -176,8 +179,10 @@ class AsyncFeeder:
 
     async def _write(self, request: service_pb2.ModelInferRequest) -> bool:
         """Send `request`; False if the call has ended, which says why."""
+        # Shielded, because grpc.aio cancels the whole call if it is cancelled in a write.
+        self._writing = asyncio.ensure_future(self._call.write(request))
         try:
-            await self._call.write(request)
+            await asyncio.shield(self._writing)
         except (grpc.RpcError, asyncio.InvalidStateError):
             return False
         return True

@@ -136,3 +136,14 @@ async def test_what_cannot_be_sent_is_refused(url: str) -> None:
             async_client.stream(WORDS)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match="voice: 'nobody' is unknown"):
             await async_client.synthesize(later(WORDS), voice="nobody")
+
+
+async def test_a_stream_that_is_refused_while_words_still_come_ends_with_its_error(url: str) -> None:
+    async def words() -> AsyncIterator[str]:
+        for _ in range(100_000):
+            yield "Good morning, everyone. "
+
+    async with AsyncClient(url) as client:
+        with pytest.raises(InvalidRequest, match="'nobody' is unknown") as refused:
+            await asyncio.wait_for(client.synthesize(words(), voice="nobody"), PATIENCE)
+    assert refused.value.field == "voice"

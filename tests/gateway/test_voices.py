@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import soundfile
+from openai import BadRequestError, OpenAI
 from random_voices import recording
 from server.conftest import CAN_SERVE, serve_several
 
@@ -71,7 +72,7 @@ def test_a_voice_is_added_listed_spoken_with_and_deleted(http: httpx.Client) -> 
     for name in ("anna", "reader"):  # the second is the operator's other name for it
         answer = speech(http, voice=name, model="tts-1")
         assert (answer.headers["x-voice"], answer.headers["x-model"]) == ("anna", "qwen3_tts_base")
-    assert http.delete("/v1/audio/voices/anna").json() == {"id": "anna", "object": "audio.voice", "deleted": True}
+    assert http.delete("/v1/audio/voices/anna").json() == {"id": "anna", "object": "audio.voice.deleted", "deleted": True}
     assert http.delete("/v1/audio/voices/anna").status_code == 404
     assert http.get("/v1/audio/voice_consents/cons_anna").status_code == 404
 
@@ -120,8 +121,6 @@ def test_a_request_finds_the_model_of_its_name_its_task_or_its_voice(http: httpx
         "qwen3_tts_base": "base",
         "qwen3_tts_design": "voice_design",
     }
-<<<<<<< ours
-=======
 
 
 def test_openais_client_stores_a_voice_speaks_with_it_and_deletes_it(http: httpx.Client) -> None:
@@ -135,4 +134,3 @@ def test_openais_client_stores_a_voice_speaks_with_it_and_deletes_it(http: httpx
         with pytest.raises(BadRequestError) as refused:
             client.audio.voices.create(name="deep", type="prompt", prompt="A deep voice.")
     assert refused.value.param == "type"
->>>>>>> theirs
