@@ -1,4 +1,7 @@
-"""OpenAI's own package against the gateway: python client/examples/openai_package.py OUT.mp3 [BASE_URL]"""
+"""OpenAI's own package against the gateway.
+
+python client/examples/openai_package.py OUT.mp3 [BASE_URL]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Speak into a WAV file through Triton, chunk by chunk: python client/examples/triton_sync.py OUT.wav [HOST:PORT]"""
+"""Speak into a WAV file through Triton, chunk by chunk.
+
+python client/examples/triton_sync.py OUT.wav [HOST:PORT]
+"""
 
 import sys
 import wave

@@ -1,5 +1,6 @@
-"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} with /stream, /with-timestamps and /stream/with-timestamps, and /v1/voices.
+"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} and /v1/voices.
 
+The first one also with /stream, /with-timestamps and /stream/with-timestamps.
 Alignments of characters are null, because this server has none.
 """
 

@@ -1,4 +1,4 @@
-"""ElevenLabs' own package, and the WebSocket messages of LiveKit's and Pipecat's plugins, on a real server."""
+"""ElevenLabs' own package, and the messages of LiveKit's and Pipecat's plugins, on a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The studio in a real browser: headless Chromium speaks, cancels, clones, streams text and downloads, on real servers."""
+"""The studio in headless Chromium, on real servers: speak, cancel, clone, stream text, download."""
 
 from __future__ import annotations
 

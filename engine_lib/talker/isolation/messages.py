@@ -1,4 +1,7 @@
-"""Messages to and from an engine in another process, besides Request, FurtherText, StreamTimes, LoadFailed."""
+"""Messages to and from an engine in another process.
+
+Others that travel there: Request, FurtherText, StreamTimes, LoadFailed.
+"""
 
 from __future__ import annotations
 
