@@ -38,7 +38,7 @@ class Delivery:
 
     Attributes:
         chunk_frames: frames in the first, second, .. chunk, 1 to 64 each.
-        chunk_policy: FIXED repeats the last entry; ADAPTIVE depends on the audio that the client has left (talker/chunking.py).
+        chunk_policy: FIXED repeats the last entry; ADAPTIVE depends on the audio that the client has left (talker/output/chunking.py).
         audio_format: how the client gets its samples.
     """
 

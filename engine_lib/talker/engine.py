@@ -27,9 +27,9 @@ from engine_lib.errors import DEADLINE_ERROR, SHUTDOWN_ERROR
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.chunking import ChunkGrowth
 from engine_lib.talker.device.load_summary import load_summary
 from engine_lib.talker.device.worker import FrameResult, TalkerWorker
+from engine_lib.talker.output.chunking import ChunkGrowth
 from engine_lib.talker.parallel.rank_zero import start_ranks
 from engine_lib.talker.planner import Planner
 from engine_lib.talker.request import TEXT_IDLE_ERROR, FinishReason, FurtherText, Request, RequestListener

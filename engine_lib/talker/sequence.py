@@ -9,8 +9,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
-from engine_lib.talker.emitter import Emitter
+from engine_lib.talker.output.chunking import ChunkCutter, ChunkGrowth
+from engine_lib.talker.output.emitter import Emitter
 from engine_lib.talker.request import FinishReason, FurtherText, Request, RequestListener, StreamTimes
 
 

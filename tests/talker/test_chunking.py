@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from engine_lib.talker.chunking import ChunkCutter, ChunkGrowth
+from engine_lib.talker.output.chunking import ChunkCutter, ChunkGrowth
 
 FRAME = 0.08
 GROWTH = ChunkGrowth(frame_seconds=FRAME, max_frames=32, min_streams=16)

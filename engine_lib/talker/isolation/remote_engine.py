@@ -25,7 +25,6 @@ from engine_lib.process.child import end_of, start_child
 from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
-from engine_lib.talker.emitter import Emitter
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -40,6 +39,7 @@ from engine_lib.talker.isolation.messages import (
     StopEngine,
     StreamStarted,
 )
+from engine_lib.talker.output.emitter import Emitter
 from engine_lib.talker.request import CodesChunk, FinishReason, FurtherText, Request, RequestListener, StreamTimes
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""How frames leave the engine: cut into chunks, handed to listeners."""
