@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterable, Iterable, Iterator
+from collections.abc import AsyncIterable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -140,15 +140,15 @@ class AsyncFeeder:
     def __init__(self, call: grpc.aio.StreamStreamCall, session: TextSession, pieces: AsyncIterable[str]) -> None:
         self._call, self._session, self._pieces = call, session, pieces
         self.failure: Exception | None = None
-        self._writing: asyncio.Future[None] | None = None
+        self._sending: asyncio.Future[None] | None = None
         self._task = asyncio.ensure_future(self._run())
 
     async def close(self, *, cancel: bool) -> None:
         """Send nothing more, except that the stream is cancelled, if it is."""
         self._task.cancel()
         await asyncio.wait([self._task])
-        if self._writing is not None:
-            await asyncio.wait([self._writing], timeout=LEAVE_SECONDS)
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=LEAVE_SECONDS)
         await self._write_last(*[self._session.cancel()] * cancel)
 
     async def leave(self, seconds: float = LEAVE_SECONDS) -> None:
@@ -175,14 +175,17 @@ class AsyncFeeder:
         for request in requests:
             await self._write(request)
         with suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await self._call.done_writing()
+            await self._to_its_end(self._call.done_writing())
 
     async def _write(self, request: service_pb2.ModelInferRequest) -> bool:
         """Send `request`; False if the call has ended, which says why."""
-        # Shielded, because grpc.aio cancels the whole call if it is cancelled in a write.
-        self._writing = asyncio.ensure_future(self._call.write(request))
         try:
-            await asyncio.shield(self._writing)
+            await self._to_its_end(self._call.write(request))
         except (grpc.RpcError, asyncio.InvalidStateError):
             return False
         return True
+
+    async def _to_its_end(self, sending: Coroutine[Any, Any, None]) -> None:
+        """Send, even if the caller is cancelled meanwhile: gRPC would cancel the whole call, and its end could not be read."""
+        self._sending = asyncio.ensure_future(sending)
+        await asyncio.shield(self._sending)
