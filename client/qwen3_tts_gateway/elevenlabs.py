@@ -1,7 +1,6 @@
-"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} and /v1/voices.
+"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} with its three variants, and /v1/voices.
 
-The first one also with /stream, /with-timestamps and /stream/with-timestamps.
-Alignments of characters are null, because this server has none.
+The variants are /stream, /with-timestamps and /stream/with-timestamps. Alignments of characters are null, because this server has none.
 """
 
 from __future__ import annotations

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
+from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_gateway.audio import Encoder
 from qwen3_tts_gateway.delivery import encode
 from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
-from qwen3_tts_gateway.errors import ApiError, api_error
+from qwen3_tts_gateway.errors import ApiError, answer_of
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 
 INACTIVITY_SECONDS = 20  # ElevenLabs' default
 MAX_INACTIVITY_SECONDS = 180
 MAX_CONTEXTS = 5  # at a time on one socket, as ElevenLabs allows
-POLICY_VIOLATION = 1008  # WebSocket's close code
+MAX_TEXTS = 100  # that wait in one context
 
 router = APIRouter()
 
@@ -36,12 +36,14 @@ router = APIRouter()
 @router.websocket("/v1/text-to-speech/{voice}/stream-input")
 async def stream_input(socket: WebSocket, voice: str) -> None:
     """Speak one text that comes in pieces; an empty one ends it."""
+    await socket.accept()
     await _Connection(socket, voice, is_multi=False).serve()
 
 
 @router.websocket("/v1/text-to-speech/{voice}/multi-stream-input")
 async def multi_stream_input(socket: WebSocket, voice: str) -> None:
     """Speak several texts, each with a `context_id`."""
+    await socket.accept()
     await _Connection(socket, voice, is_multi=True).serve()
 
 
@@ -49,38 +51,39 @@ class _Connection:
     """One socket and its contexts."""
 
     def __init__(self, socket: WebSocket, voice: str, *, is_multi: bool) -> None:
-        query = socket.query_params
-        self._socket, self._is_multi = socket, is_multi
+        self._socket, self._query, self._voice, self._is_multi = JsonSocket(socket), socket.query_params, voice, is_multi
         self._gateway: Gateway = socket.app.state.gateway
-        self._format = query.get("output_format", DEFAULT)
-        self._inactivity = float(INACTIVITY_SECONDS)
-        fields = {"input": STREAMED, "model": query.get("model_id"), "voice": voice, "language": query.get("language_code")}
-        self._request = SpeechRequest.model_validate(fields)
+        self._format = self._query.get("output_format", DEFAULT)
         self._contexts: dict[str, _Context] = {}
 
     async def serve(self) -> None:
-        await self._socket.accept()
+        """Take messages until the client leaves, ends its text, or is refused."""
         try:
-            self._inactivity = _seconds(self._socket.query_params.get("inactivity_timeout"))
+            fields = {"model": self._query.get("model_id"), "language": self._query.get("language_code")}
+            self._request = SpeechRequest.model_validate({"input": STREAMED, "voice": self._voice, **fields})
             encoder_named(self._format)
-            while True:
-                message = _message(await asyncio.wait_for(self._socket.receive_text(), self._inactivity))
-                if message.get("close_socket"):
-                    await self._finish()
-                    break
-                await self._take(message)
-                if not self._is_multi and message.get("text") == "":
-                    await self._finish()
-                    break
+            await self._serve(_seconds(self._query.get("inactivity_timeout")))
             await self._socket.close()
         except WebSocketDisconnect:
             pass
-        except ApiError as error:
-            await self._refuse(error)
-        except asyncio.TimeoutError:
-            await self._refuse(ApiError(408, f"no message came for {self._inactivity:g} s", code="input_timeout_exceeded"))
+        except Exception as error:
+            await self.refuse(answer_of(error))
         finally:
-            await asyncio.gather(*(context.cancel() for context in list(self._contexts.values())), return_exceptions=True)
+            await asyncio.gather(*(context.cancel() for context in self._contexts.values()))
+
+    async def _serve(self, inactivity: float) -> None:
+        while True:
+            try:
+                message = await self._socket.receive(inactivity)
+            except asyncio.TimeoutError:
+                if any(context.is_busy for context in self._contexts.values()):
+                    continue
+                raise ApiError(408, f"no message came for {inactivity:g} s", code="input_timeout_exceeded") from None
+            if not message.get("close_socket"):
+                await self._take(message)
+            if message.get("close_socket") or (not self._is_multi and message.get("text") == ""):
+                await self._finish()
+                return
 
     async def _take(self, message: dict[str, Any]) -> None:
         name = str(message.get("context_id") or "default")
@@ -107,15 +110,17 @@ class _Connection:
         contexts = list(self._contexts.values())
         for context in contexts:
             context.close()
-        await asyncio.gather(*(context.task for context in contexts), return_exceptions=True)
+        await asyncio.gather(*(context.task for context in contexts))
 
-    async def _refuse(self, error: ApiError) -> None:
-        await self.send({"error": error.code or "invalid_request", "message": error.message, "code": POLICY_VIOLATION})
-        await self._socket.close(POLICY_VIOLATION, error.message[:120])
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error and close the socket."""
+        with suppress(WebSocketDisconnect, RuntimeError):  # the client has left, or a context has closed the socket before
+            await self.send({"error": error.code or "invalid_request", "message": error.message, "code": POLICY_VIOLATION})
+        await self._socket.close(POLICY_VIOLATION, error.message.encode()[:120].decode(errors="ignore"))
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send one message."""
-        await self._socket.send_text(json.dumps(message))
+        await self._socket.send(message)
 
     async def encode(self, encoder: Encoder, chunk: AudioChunk) -> bytes:
         """The bytes that are ready after a chunk."""
@@ -141,6 +146,7 @@ class _Context:
         self._connection, self._name, self._encoder = connection, name, encoder
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
+        self._open_texts = 0
         self.task = asyncio.create_task(self._run())
 
     @property
@@ -148,11 +154,21 @@ class _Context:
         """Whether an utterance is open."""
         return self._feed is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is spoken or waits to be."""
+        return self._open_texts > 0 and not self.task.done()
+
     def put(self, text: str) -> None:
         """Add to the open utterance, or begin one."""
+        if self.task.done():
+            return  # it has failed, and the rest of its text is not another one's
         if self._feed is None:
+            if self._open_texts >= MAX_TEXTS:
+                raise ApiError(429, f"text: more than {MAX_TEXTS} utterances of a context wait; flush less often", param="text")
             self._feed = self._connection.new_feed()
             self._texts.put_nowait(self._feed)
+            self._open_texts += 1
         try:
             self._feed.put(text)
         except InvalidRequest as error:
@@ -168,25 +184,36 @@ class _Context:
         """End the context behind what it has been given."""
         self.flush()
         self._texts.put_nowait(None)
+        if self.task.done():
+            self._connection.forget(self)
 
     async def cancel(self) -> None:
         """End the context now."""
         self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await asyncio.wait([self.task])
 
     async def _run(self) -> None:
+        """Raises nothing: what fails is told to the client, if it is still there."""
         try:
             while (feed := await self._texts.get()) is not None:
                 async with aclosing(self._connection.utterance(feed)) as chunks:
                     async for chunk in chunks:
                         await self._send(await self._connection.encode(self._encoder, chunk))
+                self._open_texts -= 1
             await self._send(self._encoder.finish())
             await self._connection.send(self._named({"audio": None, "isFinal": True}))
-        except Qwen3TTSClientError as error:
-            answer = api_error(error)
-            await self._connection.send(self._named({"error": answer.code, "message": answer.message}))
-        finally:
             self._connection.forget(self)
+        except WebSocketDisconnect:
+            pass
+        except Exception as error:
+            await self._fail(answer_of(error))
+
+    async def _fail(self, error: ApiError) -> None:
+        if self._name is None:
+            await self._connection.refuse(error)
+            return
+        with suppress(WebSocketDisconnect):
+            await self._connection.send(self._named({"error": error.code or "invalid_request", "message": error.message}))
 
     async def _send(self, audio: bytes) -> None:
         if audio:
@@ -195,16 +222,6 @@ class _Context:
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         return values if self._name is None else values | {"contextId": self._name}
-
-
-def _message(text: str) -> dict[str, Any]:
-    try:
-        message = json.loads(text)
-    except ValueError:
-        message = None
-    if not isinstance(message, dict):
-        raise ApiError(400, "the message is not a JSON object", code="invalid_json")
-    return message
 
 
 def _seconds(value: str | None) -> float:

@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, ServerOverloaded, ServerUnavailable
+from qwen3_tts_gateway.logs import LOGGER
 
 RETRY_SECONDS = 1
 # The server's names of fields -> those of a request to the gateway.
@@ -78,6 +80,22 @@ def api_error(error: Qwen3TTSClientError, fields: Mapping[str, str] = FIELDS) ->
     return ApiError(502, error.message, kind="server_error", code="stream_failed")
 
 
+def answer_of(error: Exception) -> ApiError:
+    """The answer for any error of an utterance on a WebSocket. A defect of the gateway is logged with its traceback."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Qwen3TTSClientError):
+        return api_error(error)
+    if isinstance(error, ValidationError):
+        return invalid(error.errors())
+    LOGGER.error("defect", exc_info=error)
+    return _internal()
+
+
+def _internal() -> ApiError:
+    return ApiError(500, "the gateway failed; its log has the reason", kind="server_error", code="internal")
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Let every error of `app` leave in OpenAI's shape."""
 
@@ -101,7 +119,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _defect(_request: Request, _error: Exception) -> JSONResponse:
-        return ApiError(500, "the gateway failed; its log has the reason", kind="server_error", code="internal").response()
+        return _internal().response()
 
 
 def invalid(errors: Sequence[Any]) -> ApiError:

@@ -8,7 +8,6 @@ as it likes, then `input.done`; or `input.cancel` at any time. The server sends 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from typing import Any
@@ -16,15 +15,15 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
+from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_gateway.delivery import encode, encoder_of
-from qwen3_tts_gateway.errors import ApiError, api_error, invalid
+from qwen3_tts_gateway.errors import ApiError, answer_of, invalid
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 
 IDLE_SECONDS = (60.0, 1.0, 3600.0)  # without a message before the socket is closed: default, least, most; the query may choose
-POLICY_VIOLATION = 1008  # WebSocket's close code
 ALIASES = {"input_text.append": "input.text", "input_text.end": "input.done"}  # event names of another server of this model
 
 router = APIRouter()
@@ -34,27 +33,26 @@ router = APIRouter()
 async def speech_stream(socket: WebSocket) -> None:
     """Speak one utterance after the other until the client leaves."""
     await socket.accept()
-    session = _Session(socket, socket.app.state.gateway)
-    try:
-        await session.serve(_idle_seconds(socket.query_params.get("idle_seconds")))
-    except ApiError as error:
-        await session.refuse(error)
-    except WebSocketDisconnect:
-        pass
-    finally:
-        await session.close()
+    session = _Session(JsonSocket(socket), socket.app.state.gateway)
+    with suppress(WebSocketDisconnect):
+        try:
+            await session.serve(_idle_seconds(socket.query_params.get("idle_seconds")))
+        except ApiError as error:
+            await session.refuse(error)
+        finally:
+            await session.close()
 
 
 class _Session:
     """One socket. Its own task reads events; one more speaks while there is an utterance."""
 
-    def __init__(self, socket: WebSocket, gateway: Gateway) -> None:
+    def __init__(self, socket: JsonSocket, gateway: Gateway) -> None:
         self._socket, self._gateway = socket, gateway
         self._config: dict[str, Any] = {}
         self._feed: TextFeed | None = None
         self._speaking: asyncio.Task[None] | None = None
         self._samples_sent = 0
-        self._is_discarding = False  # the utterance has failed; the rest of its text is not the next one's
+        self._is_discarding = False  # the utterance is over before its text; what still comes is dropped
 
     async def serve(self, idle_seconds: float) -> None:
         """Take events until the client leaves.
@@ -65,13 +63,10 @@ class _Session:
         """
         while True:
             try:
-                text = await asyncio.wait_for(self._socket.receive_text(), idle_seconds)
+                await self._take(await self._socket.receive(idle_seconds))
             except asyncio.TimeoutError:
                 if self._speaking is None:
                     raise ApiError(408, f"no event came for {idle_seconds:g} s", code="idle") from None
-                continue
-            try:
-                await self._take(_event(text))
             except ApiError as error:
                 await self._fail(error)
 
@@ -84,11 +79,12 @@ class _Session:
         """End the utterance; the server hears of it at once."""
         if self._speaking is not None:
             self._speaking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._speaking
+            await asyncio.wait([self._speaking])
 
     async def _take(self, event: Mapping[str, Any]) -> None:
-        kind = ALIASES.get(event["type"], event["type"])
+        if not isinstance(kind := event.get("type"), str):
+            raise ApiError(400, "type: it is missing; a message is a JSON object with a type", param="type", code="invalid_value")
+        kind = ALIASES.get(kind, kind)
         if kind == "session.config":
             if self._speaking is not None:
                 raise ApiError(409, "session.config: an utterance is running; send input.done or input.cancel first", param="type")
@@ -109,7 +105,7 @@ class _Session:
             await self._cancel()
         else:
             known = "session.config, input.text, input.done, input.cancel"
-            raise ApiError(400, f"type: {kind!r} is not known; allowed: {known}", param="type", code="invalid_value")
+            raise ApiError(400, f"type: {kind!r:.40} is not known; allowed: {known}", param="type", code="invalid_value")
 
     def _put(self, text: object) -> None:
         if not isinstance(text, str):
@@ -117,8 +113,12 @@ class _Session:
         if self._is_discarding:
             return
         if self._feed is None:
-            self._feed = TextFeed(self._gateway.settings.max_text_length)
+            self._feed, self._samples_sent = TextFeed(self._gateway.settings.max_text_length), 0
             self._speaking = asyncio.create_task(self._speak(_request(self._config), self._feed))
+        if self._feed.has_ended:
+            raise ApiError(
+                409, "input.text: the utterance before is spoken still; wait for session.done or send input.cancel", param="type"
+            )
         try:
             self._feed.put(text)
         except InvalidRequest as error:
@@ -127,21 +127,29 @@ class _Session:
     async def _speak(self, request: SpeechRequest, feed: TextFeed) -> None:
         try:
             encoder = encoder_of(request)
-            self._samples_sent, reason = 0, ""
+            reason = ""
             await self._send("audio.start", format=request.response_format, media_type=encoder.media_type)
             async with aclosing(self._gateway.stream(request, feed)) as chunks:
                 async for chunk in chunks:
-                    await self._send_audio(await encode(self._gateway, encoder, chunk))
-                    self._samples_sent += len(chunk.audio)
+                    audio = await encode(self._gateway, encoder, chunk)
+                    self._samples_sent += len(chunk.audio)  # a cancel may come while the send waits, after it has written
+                    await self._socket.send_bytes(audio)
                     reason = chunk.finish_reason
-            await self._send_audio(encoder.finish())
+            await self._socket.send_bytes(encoder.finish())
             await self._send("audio.done", finish_reason=reason, samples_sent=self._samples_sent)
-            await self._send("session.done")
-        except (Qwen3TTSClientError, ApiError) as error:
-            self._is_discarding = True
-            await self._fail(error if isinstance(error, ApiError) else api_error(error))
+        except WebSocketDisconnect:
+            pass  # the task that reads events hears of it, too
+        except Exception as error:
+            with suppress(WebSocketDisconnect):
+                await self._fail(answer_of(error))
         finally:
-            self._feed = self._speaking = None
+            self._feed = self._speaking = None  # before the last event: the client may answer it with the next text
+        # Speech that failed, or reached its greatest length, can be over before its text; the rest is not the next one's.
+        if not feed.has_ended:
+            self._is_discarding = True
+            return
+        with suppress(WebSocketDisconnect):
+            await self._send("session.done")
 
     async def _cancel(self) -> None:
         await self.close()
@@ -150,11 +158,7 @@ class _Session:
         await self._send("audio.cancelled", samples_sent=self._samples_sent)
 
     async def _send(self, kind: str, **values: Any) -> None:
-        await self._socket.send_text(json.dumps({"type": kind} | values))
-
-    async def _send_audio(self, encoded: bytes) -> None:
-        if encoded:
-            await self._socket.send_bytes(encoded)
+        await self._socket.send({"type": kind} | values)
 
     async def _fail(self, error: ApiError) -> None:
         await self._send("error", **error.body)
@@ -177,18 +181,3 @@ def _idle_seconds(value: str | None) -> float:
         message = f"idle_seconds: {value!r} is not allowed; give {least:g} to {most:g}"
         raise ApiError(400, message, param="idle_seconds", code="invalid_value")
     return seconds
-
-
-def _event(text: str) -> dict[str, Any]:
-    """One event of the client.
-
-    Raises:
-        ApiError: it is none.
-    """
-    try:
-        event = json.loads(text)
-    except ValueError:
-        raise ApiError(400, "the message is not valid JSON", code="invalid_json") from None
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise ApiError(400, "type: it is missing; a message is a JSON object with a type", param="type", code="invalid_value")
-    return event

@@ -1,4 +1,4 @@
-"""The studio: a page in the browser at the gateway's root, and what its live view asks for."""
+"""The studio: a page that speaks, at the gateway's root, and what its live view asks for."""
 
 from __future__ import annotations
 

@@ -15,13 +15,16 @@ class TextFeed(AsyncIterator[str]):
 
     Args:
         limit: characters it takes in all.
+
+    Attributes:
+        has_ended: `end` was called.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._length = 0
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self._has_ended = False
+        self.has_ended = False
 
     def put(self, text: str) -> None:
         """Add a piece.
@@ -37,8 +40,8 @@ class TextFeed(AsyncIterator[str]):
 
     def end(self) -> None:
         """No piece follows. A second call does nothing."""
-        if not self._has_ended:
-            self._has_ended = True
+        if not self.has_ended:
+            self.has_ended = True
             self._pieces.put_nowait(None)
 
     async def __anext__(self) -> str:

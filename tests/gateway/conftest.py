@@ -98,6 +98,14 @@ def endless_gateway(shared_endless: TritonServer, tmp_path_factory: pytest.TempP
         yield running
 
 
+@pytest.fixture(scope="module")
+def quiet_log(running_gateway: RunningGateway) -> Iterator[None]:
+    """The gateway's log gets no traceback, whatever the module's clients do."""
+    before = len(running_gateway.log_file.read_text())
+    yield
+    assert "Traceback" not in running_gateway.log_file.read_text()[before:]
+
+
 @pytest.fixture
 def triton(shared_triton: TritonServer) -> Iterator[TritonServer]:
     """The server without streams of other tests; at the end the test's own must have ended, too."""

@@ -1,4 +1,4 @@
-"""ElevenLabs' own package, and the messages of LiveKit's and Pipecat's plugins, on a real server."""
+"""ElevenLabs' package, and the messages of LiveKit's and Pipecat's plugins, on a real server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from patience import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("quiet_log")
 TEXT = "There is a small penguin in the window."
 
 
@@ -114,6 +115,7 @@ def test_contexts_speak_side_by_side_and_end_one_by_one(gateway: str) -> None:
     [
         ({"output_format": "mp4_1"}, {"text": "Hello. "}, "output_format"),
         ({"inactivity_timeout": "999"}, {"text": "Hello. "}, "inactivity_timeout"),
+        ({"model_id": "", "language_code": "klingon"}, {"text": "Hello. ", "flush": True}, "language"),
         ({}, {"text": ["Hello."]}, "text"),
         ({}, {"text": "Hello. ", "voice_settings": {"speed": 40}}, "voice_settings.speed"),
     ],
@@ -128,3 +130,18 @@ def test_what_is_not_allowed_closes_the_socket_with_the_field(
         assert refused["message"].startswith(field)
         with pytest.raises(ConnectionClosed):
             socket.recv(PATIENCE)
+
+
+def test_a_context_that_fails_says_so_and_disturbs_no_other(gateway: str) -> None:
+    with socket_of(gateway, "multi-stream-input") as socket:
+        send(socket, text="x" * 5000 + " ", context_id="long")
+        refused = json.loads(socket.recv(PATIENCE))
+        assert refused["message"].startswith("text")
+
+
+def test_a_client_that_leaves_frees_the_server(gateway: str) -> None:
+    with socket_of(gateway, "multi-stream-input", inactivity_timeout=1) as socket:
+        for name in ("one", "two"):
+            send(socket, text="My brother has two dogs and a very small cat. " * 20, context_id=name, flush=True)
+        for _ in range(4):
+            assert json.loads(socket.recv(PATIENCE))["audio"]  # the fixture `triton` waits until the server is free

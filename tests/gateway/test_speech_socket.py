@@ -13,6 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from patience import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("quiet_log")
 TEXT = "There is a small penguin in the window."
 LONG_TEXT = "My brother has two dogs and a very small cat. " * 20
 
@@ -81,6 +82,9 @@ def test_a_cancel_says_how_much_was_sent_and_frees_the_server(session: Session) 
     session.send("input.cancel")
     _, events = session.until("audio.cancelled")
     assert events[-1]["samples_sent"] > 0
+    session.send("input.text", text="Good ")
+    session.send("input.cancel")  # before it has begun to speak: what was sent before is not counted again
+    assert session.until("audio.cancelled")[1][-1]["samples_sent"] == 0
     session.say(["Good morning."])
     assert session.until("session.done")[1][0]["type"] == "audio.start"
 
@@ -97,6 +101,10 @@ def test_a_client_that_leaves_frees_the_server(session: Session) -> None:
     [
         ("nonsense", None, "not valid JSON"),
         ("[]", "type", "type"),
+        ("{}", "type", "type"),
+        ("[" * 100_000, None, "not valid JSON"),
+        (b"{}", None, "binary"),
+        ('{"type": "input.text", "text": "\\ud800"}', None, "not valid JSON"),
         ('{"type": "dance"}', "type", "input.text, input.done"),
         ('{"type": "input.text", "text": 5}', "text", "give a string"),
         ('{"type": "input.done"}', "type", "send input.text first"),
@@ -104,7 +112,7 @@ def test_a_client_that_leaves_frees_the_server(session: Session) -> None:
     ],
 )
 def test_a_wrong_event_is_refused_with_its_field_and_the_socket_stays_open(
-    session: Session, event: str, param: str | None, message: str
+    session: Session, event: str | bytes, param: str | None, message: str
 ) -> None:
     session.socket.send(event)
     refused = session.receive()
@@ -125,7 +133,17 @@ def test_the_rest_of_a_text_that_was_refused_is_not_spoken(session: Session) -> 
     assert "ada" in events[-2]["error"]["message"]
 
 
-def test_a_socket_without_an_event_is_left(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_utterance_that_fails_leaves_the_next_one_whole(session: Session) -> None:
+    session.send("session.config", voice="nobody")
+    for _ in range(10):  # the refusal comes while the text is sent, before it or after
+        session.say([f"{word} " for word in TEXT.split()])
+        session.until("session.done")
+    session.send("session.config", voice="ben")
+    session.say(["Good morning."])
+    assert session.until("session.done")[1][-2]["finish_reason"] == "stop"
+
+
+def test_a_socket_without_an_event_is_left(gateway: str) -> None:
     with connect(gateway.replace("http", "ws") + "/v1/audio/speech/stream?idle_seconds=1") as socket:
         assert json.loads(socket.recv(PATIENCE))["error"]["code"] == "idle"
         with pytest.raises(ConnectionClosed):

@@ -1,0 +1,66 @@
+"""JsonSocket: a WebSocket that takes JSON objects, and a client that leaves at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from qwen3_tts_gateway.errors import ApiError
+
+POLICY_VIOLATION = 1008  # WebSocket's close code
+
+
+class JsonSocket:
+    """One accepted WebSocket."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+
+    async def receive(self, seconds: float) -> dict[str, Any]:
+        """The client's next message.
+
+        Raises:
+            WebSocketDisconnect: it has left.
+            ApiError: the message is no JSON object, or its text is not Unicode.
+            asyncio.TimeoutError: none came for so long.
+        """
+        received = await asyncio.wait_for(self._socket.receive(), seconds)
+        if received["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(received["code"], received.get("reason"))
+        if (text := received.get("text")) is None:
+            raise ApiError(400, "the message is binary; send a JSON object as text", code="invalid_json")
+        try:
+            message = json.loads(text)
+            json.dumps(message, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON, but no text
+        except (ValueError, RecursionError):
+            raise ApiError(400, "the message is not valid JSON", code="invalid_json") from None
+        if not isinstance(message, dict):
+            raise ApiError(400, "type: it is missing; a message is a JSON object", param="type", code="invalid_json")
+        return message
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Send an object.
+
+        Raises:
+            WebSocketDisconnect: the client has left.
+        """
+        await self._socket.send_text(json.dumps(message))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a binary frame; nothing if it would be empty.
+
+        Raises:
+            WebSocketDisconnect: the client has left.
+        """
+        if data:
+            await self._socket.send_bytes(data)
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close it; nothing happens if either side has closed it before."""
+        with suppress(WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's for a second close
+            await self._socket.close(code, reason)
