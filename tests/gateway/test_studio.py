@@ -1,4 +1,4 @@
-"""The studio in headless Chromium, on real servers: speak, cancel, clone, stream text, download."""
+"""The studio in headless Chromium: speak, cancel, clone, stream text, download, on real servers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 import soundfile
 from server.conftest import CAN_SERVE, new_server
 
+from engine_lib.server.process import TritonServer
 from gateway.conftest import RunningGateway
 from patience import PATIENCE
+from qwen3_tts_gateway.keys import new_key
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: scripts/install.sh test brings it")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -49,13 +51,15 @@ def browser() -> Iterator[Any]:
 class Studio:
     """One page; an error in its scripts fails the test."""
 
-    def __init__(self, browser: Any, url: str, size: tuple[int, int] = SIZES[0], theme: str = "light") -> None:
+    def __init__(
+        self, browser: Any, url: str, size: tuple[int, int] = SIZES[0], theme: str = "light", *, until: str = ".health.ready"
+    ) -> None:
         self.errors: list[str] = []
         self.page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=theme, accept_downloads=True)
         self.page.set_default_timeout(PATIENCE * MILLISECONDS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
-        self.page.wait_for_selector(".health.ready")
+        self.page.wait_for_selector(until)
 
     def __enter__(self) -> Studio:
         return self
@@ -136,6 +140,29 @@ def test_words_are_spoken_while_they_are_typed(browser: Any, gateway: str) -> No
         studio.wait_for_state("done")
         assert studio.text("#agent-sent") == TEXT
         assert studio.seconds() > 1
+
+
+def test_a_gateway_with_keys_asks_for_one_and_takes_it_on_every_way(browser: Any, triton: TritonServer, tmp_path: Path) -> None:
+    key, line = new_key("reception")
+    (tmp_path / "keys").write_text(line)
+    with (
+        RunningGateway([triton], tmp_path / "log", "--keys-file", str(tmp_path / "keys")) as running,
+        Studio(browser, running.url, until=".health.down") as studio,
+    ):
+        page = studio.page
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key-error >> text=does not know this key")
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key-form", state="hidden")
+        page.wait_for_selector("#voice option[value=ben]", state="attached")
+        studio.speak("Good morning.")
+        page.click("#tab-agent")  # a WebSocket, which takes no header
+        studio.speak(TEXT)
+        page.reload()  # the tab keeps it
+        page.wait_for_selector(".health.ready")
+        assert page.is_hidden("#key-form")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

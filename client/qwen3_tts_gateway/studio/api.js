@@ -1,20 +1,31 @@
 // The gateway's API as the page uses it. Addresses are relative, so that a proxy may put the page under any path.
 
-/** An answer other than 2xx; `field` is the field of the request that it is about, or null. */
+/** An answer other than 2xx; `field` is the field of the request that it is about, or null; `status` is 0 if no answer came. */
 export class ApiError extends Error {
-  constructor(message, field = null) { super(message); this.field = field; }
+  constructor(message, field = null, status = 0) { super(message); this.field = field; this.status = status; }
+}
+
+// The key that the gateway asks for, if it has keys. It lives as long as the tab; a private window keeps it as long as the page.
+const KEY = "api-key";
+let key = "";
+try { key = sessionStorage.getItem(KEY) || ""; } catch { /* not kept */ }
+export function setKey(value) {
+  key = value;
+  try { sessionStorage.setItem(KEY, value); } catch { /* not kept */ }
 }
 
 async function checked(response) {
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw new ApiError(body?.error?.message || `the server answered ${response.status}`, body?.error?.param ?? null);
+  throw new ApiError(body?.error?.message || `the server answered ${response.status}`, body?.error?.param ?? null, response.status);
 }
 
-async function ask(path, init) {
+async function ask(path, init = {}) {
+  const headers = { ...init.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   try {
-    return await checked(await fetch(path, init));
+    return await checked(await fetch(path, { ...init, headers }));
   } catch (error) {
+    if (error.status === 401) dispatchEvent(new Event("keyneeded"));
     if (error instanceof TypeError) throw new ApiError("the gateway cannot be reached; is it running?");
     throw error;
   }
@@ -61,6 +72,7 @@ export async function* speak(body, signal) {
 export async function* speakWords(words, body, signal) {
   const url = new URL("v1/audio/speech/stream", location.href);
   url.protocol = url.protocol.replace("http", "ws");
+  if (key) url.searchParams.set("api_key", key); // a browser gives a WebSocket no header
   const socket = new WebSocket(url), samples = new Samples(), received = [];
   let wake = () => {}, end = null;
   const put = (item) => { received.push(item); wake(); };

@@ -5,6 +5,7 @@ import { Player } from "./player.js";
 import { Waveform } from "./waveform.js";
 import { save, wavFile } from "./sound_file.js";
 import { watchServer } from "./server_view.js";
+import { watchKey } from "./key_field.js";
 import { words } from "./agent.js";
 
 const RATE = 24000; // Hz, of PCM from the gateway
@@ -61,7 +62,7 @@ async function start() {
     if (current.state === "failed") fail(error.message, error instanceof ApiError ? error.field : null);
   }
   if (running === control) running = null;
-  if (take === current) { if (current.state === "done") player.end(); else { player.stop(); isPlaying = false; } showFigures(); }
+  if (take === current) { if (current.state === "done") player.end(); else { player.stop(); isPlaying = false; } wave.finish(); showFigures(); }
   if (current.parts.length) keep(current);
   showButtons();
 }
@@ -141,6 +142,7 @@ function show(chosen) {
   isPlaying = false;
   wave.clear(RATE);
   for (const part of chosen.parts) wave.push(part);
+  if (chosen.state !== "speaking") wave.finish();
   showFigures();
   showButtons();
 }
@@ -240,4 +242,5 @@ addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); start(); }
 });
 choose("whole");
+watchKey();
 watchServer(refreshVoices);

@@ -6,18 +6,19 @@ const element = (id) => document.getElementById(id);
 
 /** Ask the gateway again and again while the page is visible; `onReady` is called each time the server becomes ready. */
 export function watchServer(onReady) {
-  let wasReady = false;
+  let wasReady = false, timer = null;
   async function look() {
     let status = null;
     if (!document.hidden) {
-      try { status = await getJson("v1/studio/status"); } catch { status = { ready: false, reason: "gateway not reached" }; }
+      try { status = await getJson("v1/studio/status"); } catch (error) { status = { ready: false, reason: error.status === 401 ? "a key is needed" : "gateway not reached" }; }
       show(status);
       if (status.ready && !wasReady) onReady();
       wasReady = status.ready;
     }
-    setTimeout(look, status && !status.ready ? 3 * SECOND : SECOND);
+    timer = setTimeout(look, status && !status.ready ? 3 * SECOND : SECOND);
   }
   look();
+  addEventListener("keychange", () => { clearTimeout(timer); look(); });
 }
 
 function show(status) {

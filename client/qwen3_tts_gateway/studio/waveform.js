@@ -1,7 +1,7 @@
 // Waveform: the sound as bars that grow while it arrives, what has been played in another colour, and a time scale.
 
 const BIN_SECONDS = 0.02;
-const LEAST_SECONDS = 4; // a sound shorter than this does not fill the width
+const LEAST_SECONDS = 4; // a shorter sound does not fill the width while it grows
 
 export class Waveform {
   /** @param {HTMLCanvasElement} canvas @param {(second: number) => void} onSeek */
@@ -21,9 +21,12 @@ export class Waveform {
   }
 
   get seconds() { return this.samples / this.rate; }
-  get viewSeconds() { return Math.max(LEAST_SECONDS, this.seconds); }
+  get viewSeconds() { return Math.max(this.isWhole ? BIN_SECONDS : LEAST_SECONDS, this.seconds); }
 
-  clear(rate) { this.rate = rate; this.samples = 0; this.peaks = []; this.position = 0; this.schedule(); }
+  clear(rate) { this.rate = rate; this.samples = 0; this.peaks = []; this.position = 0; this.isWhole = false; this.schedule(); }
+
+  /** No more comes. */
+  finish() { this.isWhole = true; this.schedule(); }
 
   push(part) {
     const bin = Math.round(this.rate * BIN_SECONDS);
@@ -60,7 +63,7 @@ export class Waveform {
       if (first >= this.peaks.length) break;
       let peak = 0;
       for (let i = first; i < Math.min(first + Math.ceil(perBar), this.peaks.length); i += 1) peak = Math.max(peak, this.peaks[i] || 0);
-      const half = Math.max(1, Math.min(1, peak) * (middle - 4));
+      const half = Math.max(1, Math.min(1, peak) ** 0.6 * (middle - 4)); // quiet sounds are seen, as they are heard
       context.fillStyle = x / perSecond <= this.position ? colour("--wave") : colour("--wave-rest");
       context.fillRect(x, middle - half, step - 1, 2 * half);
     }
