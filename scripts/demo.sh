@@ -2,11 +2,24 @@
 # Install, serve a checkpoint with Triton, speak one sentence chunk by chunk into demo.wav, and shut everything down.
 #
 #   scripts/demo.sh                                                    the small voice of this repository, on the CPU
+#   scripts/demo.sh --studio                                           its studio: a page in the browser, until Ctrl-C
 #   MODEL=/models/Qwen3-TTS-12Hz-1.7B-CustomVoice scripts/demo.sh      real weights, on the first GPU (else the CPU)
+#
+# --studio starts the gateway, too: the page, OpenAI's and ElevenLabs' APIs, Wyoming (docs/gateway.md)
 #
 # TEXT    text to speak          VOICE   speaker of a CustomVoice checkpoint (default: its first)
 # DEVICE  as in serve.py         VENV    virtual environment (default: .venv); for other variables see install.sh
+# PORT    of the studio (default: 8880; 0 takes a free one)
+# WYOMING_PORT  for Home Assistant (default: 10200; 0 takes a free one)
 set -euo pipefail
+studio=
+for argument in "$@"; do
+    case $argument in
+        --studio) studio=yes ;;
+        -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//p}' "$0"; exit ;;
+        *) echo "demo.sh: '$argument' is not known; allowed: --studio, --help" >&2; exit 2 ;;
+    esac
+done
 if [[ -n ${MODEL:-} ]]; then
     [[ -f $MODEL/config.json ]] || { echo "demo.sh: MODEL=$MODEL is not a checkpoint folder: it has no config.json" >&2; exit 2; }
     MODEL=$(realpath "$MODEL")
@@ -68,14 +81,38 @@ fi
 # Emptied here, because the redirection below happens in the background: the loop could read the ports of an earlier run first.
 : >"$server_log"
 : >"$server_output"
+gateway=()
+[[ -z $studio ]] || gateway=(--gateway --gateway-port "${PORT:-8880}" --wyoming-port "${WYOMING_PORT:-10200}")
 python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port 0 --metrics-port 0 --log-file "$server_log" \
-    >"$server_output" 2>&1 &
+    "${gateway[@]}" >"$server_output" 2>&1 &
 server_pid=$!
 echo "starting Triton with $model on $device"
 until grpc_port=$(sed -n 's/^http .*, grpc \([0-9]*\),.*/\1/p' "$server_output") && [[ -n $grpc_port ]]; do
     kill -0 "$server_pid" 2>/dev/null || { echo "the server did not start" >&2; exit 1; }
     sleep 0.2
 done
+
+if [[ -n $studio ]]; then
+    url=http://localhost:$(sed -n 's/^gateway: http //p' "$server_output")
+    # The gateway looks for its server once a second.
+    until grep -q '"backend is ready"' "$server_output"; do
+        kill -0 "$server_pid" 2>/dev/null || { echo "the server has ended" >&2; exit 1; }
+        sleep 0.2
+    done
+    cat <<END
+
+The studio    $url
+with curl     curl $url/v1/audio/speech -H "Content-Type: application/json" -d '{"input": "Nice to meet you."}' -o hello.mp3
+with openai   OpenAI(base_url="$url/v1", api_key="none").audio.speech.create(model="tts-1", voice="alloy", input="Nice to meet you.")
+in a shell    $venv/bin/qwen3-tts say "Nice to meet you." --output hello.wav --url localhost:$grpc_port
+Home Assistant: Wyoming on port $(sed -n 's/^gateway: wyoming //p' "$server_output"). More tools: client/examples/settings.md
+
+Ctrl-C ends it.
+END
+    trap 'exit 0' INT TERM  # the way to end it, and no failure
+    wait "$server_pid"
+    exit
+fi
 
 say=(qwen3-tts say "$text" --output demo.wav --url "localhost:$grpc_port" --seed 9 --chunks)
 [[ -z ${VOICE:-} ]] || say+=(--voice "$VOICE")
