@@ -1,4 +1,5 @@
-// Words in, audio out on one WebSocket, as an agent needs it (Node.js 22 or newer has WebSocket):
+// Words in, audio out on one WebSocket, as an agent needs it (Node.js 22 or newer; 20 with
+// --experimental-websocket):
 //   node client/examples/node_text_stream.mjs OUT.pcm [ws://HOST:PORT]
 import { createWriteStream } from "node:fs";
 
