@@ -49,6 +49,10 @@ def gateway(
             metavar="HOST:PORT", envvar=PREFIX + "BACKEND", help=f"gRPC port of a Triton server; repeat it. [default: {DEFAULT_URL}]"
         ),
     ] = None,
+    resolve: Annotated[
+        bool,
+        typer.Option("--resolve/--no-resolve", envvar=PREFIX + "RESOLVE", help="A HOST stands for a server at each of its addresses."),
+    ] = False,
     host: Annotated[str, typer.Option(metavar="ADDRESS", envvar=PREFIX + "HOST", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", envvar=PREFIX + "PORT", help="Port to listen on; 0 takes a free one.")
@@ -120,6 +124,7 @@ def gateway(
     try:
         settings = GatewaySettings(
             backends=tuple(backend or [DEFAULT_URL]),
+            resolve=resolve,
             metrics_port=metrics_port,
             model=model,
             voice_names=dict(_voice_name(text) for text in voice_name or []),

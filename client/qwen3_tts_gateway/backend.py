@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import re
+import socket
 import time
 import urllib.request
 from contextlib import suppress
@@ -137,3 +138,11 @@ def _streams_and_waiting(url: str) -> tuple[float, float]:
         found = GAUGES.findall(page.read().decode())
     streams, waiting = (sum(float(value) for name, value in found if name == wanted) for wanted in ("active_streams", "waiting_requests"))
     return streams, waiting
+
+
+async def addresses(name: str) -> list[str]:
+    """HOST:PORT of each address of a HOST:PORT; raises OSError if there is none."""
+    host, _, port = name.rpartition(":")
+    found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    hosts = sorted({str(address[0]) for *_, address in found})
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import count
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded, ServerUnavailable, StreamFailed
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions
 from qwen3_tts_client.voices import AsyncVoices, Voice, VoiceList
-from qwen3_tts_gateway.backend import Backend
+from qwen3_tts_gateway.backend import Backend, addresses
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.logs import log
 from qwen3_tts_gateway.metrics import GatewayMetrics
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NO_SERVER = "no Triton server is ready"
 FRESH_SECONDS = 1.0  # so that requests with unknown names do not ask the servers each time
+LOOKUP_SECONDS = 5.0  # between two looks at the addresses of names
 CHANGE_SECONDS = 60.0  # to encode and store a recording
 T = TypeVar("T")
 
@@ -35,20 +37,50 @@ class Backends:
     """All the servers of a gateway. Make it, and use it, inside one running event loop."""
 
     def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
-        self._backends = [Backend(url, settings.model, metrics_url(url, settings.metrics_port)) for url in settings.backends]
-        self._metrics = metrics
+        self._settings, self._metrics = settings, metrics
         self._turn = count()
-        for backend in self._backends:
-            metrics.watch_backend(backend.url, partial(_readiness, backend), partial(_open_streams, backend))
-        self._watches = [asyncio.create_task(backend.watch()) for backend in self._backends]
+        self._watches: dict[Backend, asyncio.Task[None]] = {}
+        self._gone: list[Backend] = []  # that are no longer asked, and may still speak
+        self._lookup = asyncio.create_task(self._look_up()) if settings.resolve else None
+        if not settings.resolve:
+            self._use(settings.backends)
 
     async def close(self) -> None:
         """Close all connections."""
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        for backend in self._backends:
+        tasks = [*self._watches.values(), *([self._lookup] if self._lookup else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for backend in [*self._watches, *self._gone]:
             await backend.close()
+
+    @property
+    def _backends(self) -> list[Backend]:
+        return list(self._watches)
+
+    def _use(self, urls: Iterable[str]) -> None:
+        """Ask these servers from now on; one that is not among them ends the streams it has."""
+        known, wanted = {backend.url: backend for backend in self._watches}, set(urls)
+        for url in sorted(wanted - known.keys()):
+            backend = Backend(url, self._settings.model, metrics_url(url, self._settings.metrics_port))
+            self._metrics.watch_backend(url, partial(_readiness, backend), partial(_open_streams, backend))
+            self._watches[backend] = asyncio.create_task(backend.watch())
+        for url in sorted(known.keys() - wanted):
+            self._watches.pop(known[url]).cancel()
+            self._metrics.forget_backend(url)
+            self._gone.append(known[url])
+
+    async def _look_up(self) -> None:
+        """Use the servers that the names have addresses of, until cancelled; while a name has none, those that are known stay."""
+        while True:
+            try:
+                self._use([url for name in self._settings.backends for url in await addresses(name)])
+            except (OSError, UnicodeError) as error:
+                log("no address", logging.WARNING, backend=", ".join(self._settings.backends), reason=str(error))
+            for backend in [backend for backend in self._gone if not backend.open_streams]:
+                self._gone.remove(backend)
+                await backend.close()
+            await asyncio.sleep(LOOKUP_SECONDS)
 
     @property
     def ready(self) -> list[Backend]:
@@ -116,8 +148,8 @@ class Backends:
 
     def _in_order(self, model: str) -> list[Backend]:
         """The servers to ask, one after the other: those that are ready, the least loaded first; all of them if none is ready."""
-        turn = next(self._turn)
-        turned = [self._backends[(turn + i) % len(self._backends)] for i in range(len(self._backends))]
+        turn, backends = next(self._turn), self._backends
+        turned = [backends[(turn + i) % len(backends)] for i in range(len(backends))]
         serving = [backend for backend in turned if backend.speaks_with(model)]
         return sorted([backend for backend in serving if backend.is_ready] or serving or turned, key=lambda backend: backend.load)
 

@@ -49,6 +49,11 @@ class GatewayMetrics:
         self.backend_up.labels(url).set_function(readiness)
         self.backend_streams.labels(url).set_function(open_streams)
 
+    def forget_backend(self, url: str) -> None:
+        """Show a Triton server no longer."""
+        self.backend_up.remove(url)
+        self.backend_streams.remove(url)
+
     def first_audio_counts(self) -> tuple[tuple[float, ...], list[int]]:
         """Upper bounds of the first-audio histogram in seconds, and how many are in each bucket; the last one is above all bounds."""
         up_to = [

@@ -24,6 +24,7 @@ class GatewaySettings:
 
     Attributes:
         backends: HOST:PORT of the gRPC port of each Triton server.
+        resolve: whether each HOST stands for all servers that its name has addresses of, now and later.
         metrics_port: of each Triton server, to learn how many streams it has; 0: not asked, own streams alone count.
         model: ensemble that speaks if neither the request's model nor its voice decides.
         voice_names: other names of voices, such as "alloy" for "vivian"; they go before the names that are built in.
@@ -46,6 +47,7 @@ class GatewaySettings:
     """
 
     backends: tuple[str, ...] = (DEFAULT_URL,)
+    resolve: bool = False
     metrics_port: int = DEFAULT_METRICS_PORT
     model: str = DEFAULT_MODEL
     voice_names: Mapping[str, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,10 @@ from server.conftest import new_server
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from gateway.conftest import LONG_TEXT, TEXT, RunningGateway
 from patience import PATIENCE, eventually
+from qwen3_tts_gateway.backend import Backend
+from qwen3_tts_gateway.backends import Backends
+from qwen3_tts_gateway.metrics import GatewayMetrics
+from qwen3_tts_gateway.settings import GatewaySettings
 
 
 def backend_of(gateway: RunningGateway, request_id: str) -> str:
@@ -72,3 +77,47 @@ def test_without_a_server_the_answer_says_so_and_when_to_try_again(tmp_path: Pat
 def test_a_model_that_is_not_served_leaves_the_choice_to_the_gateway(http: httpx.Client, model: str) -> None:
     answer = http.post("/v1/audio/speech", json={"input": TEXT, "model": model, "max_new_tokens": 2})
     assert answer.headers["x-model"] == "qwen3_tts"
+
+
+def test_a_name_stands_for_a_server_at_each_of_its_addresses(triton: TritonServer, tmp_path: Path) -> None:
+    arguments = ("--resolve", "--backend", f"localhost:{triton.grpc_port}", "--metrics-port", "0")
+    with RunningGateway([], tmp_path / "log", *arguments) as gateway, httpx.Client(base_url=gateway.url, timeout=PATIENCE) as http:
+        eventually(lambda: http.get("/ready").status_code == 200, "an address answers")
+        body = {"input": TEXT, "max_new_tokens": 2}
+        assert http.post("/v1/audio/speech", json=body, headers={"X-Request-Id": "one"}).status_code == 200
+        assert backend_of(gateway, "one") == f"127.0.0.1:{triton.grpc_port}"
+        assert f'backend_up{{backend="127.0.0.1:{triton.grpc_port}"}} 1.0' in http.get("/metrics").text
+
+
+def test_servers_come_and_go_with_their_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ["127.0.0.1:9", "[::1]:9"]
+
+    async def look_up(_name: str) -> list[str]:
+        if not found:
+            raise OSError("no such name")
+        return found
+
+    async def change() -> None:
+        backends = Backends(GatewaySettings(backends=("tts:9",), resolve=True), metrics := GatewayMetrics())
+        try:
+            first, second = await asked(backends, 2)
+            first.open_streams = 1
+            found[:] = [second.url, "127.0.0.2:9"]
+            assert first not in await asked(backends, 2, without=first)
+            assert first.url not in metrics.page().decode()
+            assert second in backends.ready
+            found.clear()
+            await asyncio.sleep(0.1)
+            assert len(backends.ready) == 2
+        finally:
+            await backends.close()
+
+    async def asked(backends: Backends, number: int, without: Backend | None = None) -> list[Backend]:
+        while len(backends.ready) != number or without in backends.ready:
+            await asyncio.sleep(0.01)
+        return backends.ready
+
+    monkeypatch.setattr("qwen3_tts_gateway.backends.addresses", look_up)
+    monkeypatch.setattr("qwen3_tts_gateway.backends.LOOKUP_SECONDS", 0.01)
+    monkeypatch.setattr(Backend, "watch", lambda _backend: asyncio.sleep(PATIENCE))
+    asyncio.run(asyncio.wait_for(change(), PATIENCE))
