@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine_lib.server.process import EXIT_SECONDS
+from qwen3_tts_gateway.settings import DEFAULT_PORT, GatewaySettings
 
 yaml: Any = pytest.importorskip("yaml")
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -29,7 +30,7 @@ def test_docker_compose_takes_it(tmp_path: Path) -> None:
 
 
 def test_every_mounted_file_exists() -> None:
-    mounts = [volume.split(":")[0] for service in SERVICES.values() for volume in service["volumes"] if volume.startswith("./")]
+    mounts = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", []) if volume.startswith("./")]
     assert mounts
     assert [mount for mount in mounts if not (DOCKER / mount).exists()] == []
     builds = [service["build"] for service in SERVICES.values() if "build" in service]
@@ -43,6 +44,17 @@ def test_a_server_may_drain_and_has_shared_memory(name: str) -> None:
     assert service["shm_size"] == "1gb"
     assert "server" in service["networks"]["default"]["aliases"]  # as prometheus.yml calls it
     assert all(port.startswith("${BIND:-127.0.0.1}:") for port in service["ports"])
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_a_gateway_asks_the_server_of_its_profile_and_may_drain(profile: str) -> None:
+    service, server = SERVICES[f"gateway-{profile}"], SERVICES[f"server-{profile}"]
+    assert (service["profiles"], service["image"], service["build"]) == ([profile], server["image"], server["build"])
+    assert service["depends_on"] == {f"server-{profile}": {"condition": "service_healthy"}}
+    assert GatewaySettings(backends=(service["command"][1],)).drain_seconds < int(service["stop_grace_period"].removesuffix("s"))
+    assert service["ports"] == [f"${{BIND:-127.0.0.1}}:{DEFAULT_PORT}:{DEFAULT_PORT}"]
+    assert f":{DEFAULT_PORT}/ready" in service["healthcheck"]["test"][-1]
+    assert "gateway" in service["networks"]["default"]["aliases"]  # as prometheus.yml calls it
 
 
 def test_the_checkpoint_is_mounted_read_only() -> None:

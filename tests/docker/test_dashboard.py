@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gateway.conftest import RunningGateway
 from server.conftest import CAN_SERVE, serve_several
 
 from engine_lib.server.process import TritonServer
@@ -82,9 +83,18 @@ def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def load(server: TritonServer) -> Iterator[Future[None]]:
-    """One stream of each model after the other, while the tests run."""
+def gateway(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway in front of the server."""
+    with RunningGateway([server], tmp_path_factory.mktemp("gateway") / "log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def load(server: TritonServer, gateway: RunningGateway) -> Iterator[Future[None]]:
+    """One stream of each model after the other and one through the gateway, while the tests run."""
     stop = threading.Event()
+    body = json.dumps({"input": TEXT, "max_new_tokens": 8, "response_format": "pcm"}).encode()
+    post = urllib.request.Request(f"{gateway.url}/v1/audio/speech", body, {"Content-Type": "application/json"})
     recording = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
 
     def speak() -> None:
@@ -95,6 +105,7 @@ def load(server: TritonServer) -> Iterator[Future[None]]:
                     return
                 list(plain.stream(TEXT, sampling=SHORT))
                 plain.voices.list()
+                OPENER.open(post, timeout=PATIENCE).close()
                 list(clone.stream(TEXT, sampling=SHORT, reference_audio=recording, reference_sample_rate=24_000, x_vector_only=True))
 
     with ThreadPoolExecutor(1) as pool:
@@ -104,11 +115,14 @@ def load(server: TritonServer) -> Iterator[Future[None]]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: TritonServer, load: Future[None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def prometheus(
+    server: TritonServer, gateway: RunningGateway, load: Future[None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
     """Prometheus with this repository's configuration, on another address and more often."""
     folder = tmp_path_factory.mktemp("prometheus")
     text = (DOCKER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
-    changes = {"server:8002": f"127.0.0.1:{server.metrics_port}", "interval: 5s": "interval: 1s", "interval: 15s": "interval: 1s"}
+    changes = {"server:8002": f"127.0.0.1:{server.metrics_port}", "gateway:8880": gateway.url.removeprefix("http://")}
+    changes |= {"interval: 5s": "interval: 1s", "interval: 15s": "interval: 1s"}
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
