@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,10 @@ NOT_OF_KUBERNETES = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus op
 ALL = (
     "serviceMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true,poolDefaults.autoscaling.enabled=true,"
     "voiceStore.claimName=voices,options.max_num_seqs=48,options.voice_store_max_bytes=2097152,"
+    "gateway.enabled=true,gateway.wyomingPort=10200,gateway.keys.secretName=speech-keys,gateway.arguments[0]=--requests-per-minute=60,"
     "pools.l4.gpus=2,pools.l4.options.max_num_seqs=16,pools.l4.options.enforce_eager=true"
 )
+GATEWAY = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()", "gateway"]
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs helm")
 
 
@@ -117,6 +120,7 @@ def test_each_pool_is_a_deployment_with_its_own_values() -> None:
     pools = {
         item["metadata"]["name"]: item["spec"]["template"]["spec"]["containers"][0]
         for item in of_kind(rendered("--set", ALL), "Deployment")
+        if not item["metadata"]["name"].endswith("-gateway")
     }
     assert set(pools) == {"qwen3-tts-triton-default", "qwen3-tts-triton-l4"}
     gpus = {name: server["resources"]["limits"]["nvidia.com/gpu"] for name, server in pools.items()}
@@ -124,6 +128,40 @@ def test_each_pool_is_a_deployment_with_its_own_values() -> None:
     assert "--option=max_num_seqs=48" in pools["qwen3-tts-triton-default"]["args"]
     wanted = {"--option=max_num_seqs=16", "--option=enforce_eager=true", "--option=voice_store_max_bytes=2097152"}
     assert wanted <= set(pools["qwen3-tts-triton-l4"]["args"])
+
+
+@needs_helm
+def test_a_gateway_keeps_its_promises() -> None:
+    objects = rendered("--set", ALL)
+    deployment = next(item for item in of_kind(objects, "Deployment") if item["metadata"]["name"] == "qwen3-tts-triton-gateway")
+    pod = deployment["spec"]["template"]["spec"]
+    gateway = pod["containers"][0]
+    values = dict(argument.split("=", 1) for argument in gateway["args"] if "=" in argument)
+    pause = int(gateway["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > float(values["--drain-seconds"]) + pause
+    probes = {probe: gateway[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
+    assert probes == {"startup": "/health", "readiness": "/ready", "liveness": "/health"}
+    folder = next(mount["mountPath"] for mount in gateway["volumeMounts"] if mount["name"] == "keys")
+    assert values["--keys-file"] == f"{folder}/keys.txt"
+    assert next(volume for volume in pod["volumes"] if volume["name"] == "keys")["secret"]["secretName"] == "speech-keys"
+    headless = next(item for item in of_kind(objects, "Service") if item["metadata"]["name"] == values["--backend"].split(":")[0])
+    assert headless["spec"]["clusterIP"] == "None"
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    selected = {
+        item["metadata"]["name"]
+        for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy")
+        for item in of_kind(objects, kind)
+        if _selector(item).items() <= labels.items()
+    }
+    assert selected == {"qwen3-tts-triton-gateway"}  # none of the servers' takes a gateway for a server
+    help_page = subprocess.run([*GATEWAY, "--help"], env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, check=True)
+    assert [argument for argument in gateway["args"] if argument.split("=")[0] not in help_page.stdout] == []
+
+
+def _selector(item: dict[str, Any]) -> dict[str, str]:
+    found = item["spec"].get("podSelector") or item["spec"]["selector"]
+    labels: dict[str, str] = found.get("matchLabels", found)
+    return labels
 
 
 @needs_helm
@@ -147,6 +185,8 @@ def test_an_autoscaled_pool_asks_for_the_adapters_metrics() -> None:
         ("options.Max=3", "Max"),
         ("poolDefaults.gpus=many", "gpus"),
         ("networkpolicy.enabled=false", "networkpolicy"),
+        ("gateway.backends[0]=tts", "backends"),
+        ("gateway.drainSeconds=0", "drainSeconds"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(value: str, named: str) -> None:
