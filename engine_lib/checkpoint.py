@@ -6,32 +6,23 @@ Weights are taken one by one with the shape the model expects, so a missing or m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
 from safetensors import SafetensorError, safe_open
-from tokenizers import Regex
-from tokenizers.pre_tokenizers import Split
+from tokenizers import Tokenizer
 
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.checkpoint_files import checkpoint_folder, is_lfs_pointer, why_unreadable
+from engine_lib.checkpoint_files import checkpoint_folder, why_unreadable
 from engine_lib.errors import CheckpointError, InvalidRequestError
 from engine_lib.sampling import SamplingParams
+from engine_lib.text_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     import torch  # types only: models without an engine import this module, and must not load torch
-    from transformers import PreTrainedTokenizerBase
-
-# A word ends before a capital that follows a small letter; contractions are not split off; slashes stay with line ends.
-CASE_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 class Checkpoint:
@@ -72,42 +63,17 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / 'generation_config.json'}: {error}") from None
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The byte-level BPE tokenizer of the folder (vocab.json, merges.txt, tokenizer_config.json).
-
-        Its ids are those of qwen-tts 0.1.1: transformers 4.57.3 with `fix_mistral_regex`.
+    def tokenizer(self) -> Tokenizer:
+        """The byte-level BPE tokenizer of the folder; engine_lib/text_tokenizer.py.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
         """
-        from transformers import Qwen2TokenizerFast  # slow to import, and the codec process never needs it
-
-        self._check_tokenizer_files()
-        try:
-            tokenizer = Qwen2TokenizerFast.from_pretrained(str(self.path), local_files_only=True, fix_mistral_regex=True)
-            if _splits_by_case(tokenizer.vocab_size, json.loads((self.path / "config.json").read_text(encoding="utf-8"))):
-                # transformers 5 does not patch these folders; the pattern must not depend on the installed release.
-                tokenizer.backend_tokenizer.pre_tokenizer[0] = Split(Regex(CASE_SPLIT), "isolated")
-        except Exception as error:
-            raise CheckpointError(f"{self.path}: the tokenizer does not load: {error}") from error
+        tokenizer = read_tokenizer(self.path)
         rows, highest = self.config.talker.text_vocab_size, max(tokenizer.get_vocab().values())
         if highest >= rows:
             raise CheckpointError(f"{self.path}: the tokenizer has an id {highest}; the text table of config.json has {rows} rows")
         return tokenizer
-
-    def _check_tokenizer_files(self) -> None:
-        needed = ("tokenizer.json",) if (self.path / "tokenizer.json").is_file() else ("vocab.json", "merges.txt")
-        for file in (self.path / name for name in needed):
-            if not file.is_file():
-                raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint")
-            if is_lfs_pointer(file):
-                raise CheckpointError(why_unreadable(file, ""))
-
-
-def _splits_by_case(vocab_size: int, config: Mapping[str, Any]) -> bool:
-    """Whether transformers 4.57.3 replaces the pattern of Qwen2 by CASE_SPLIT; it does for published checkpoints."""
-    written_by = config.get("transformers_version")
-    return vocab_size > 100_000 and (written_by is None or Version("4.57.2") < Version(written_by) < Version("5.0.0"))
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class PromptBuilder:
         self.config = checkpoint.config
         self.max_text_length = max_text_length
         self._tokenizer = checkpoint.tokenizer
-        self._borders = SafeBorders(self._tokenizer.backend_tokenizer)
+        self._borders = SafeBorders(self._tokenizer)
         self._languages = sorted(["auto", *self.config.talker.languages])
 
     @property
@@ -284,7 +284,7 @@ class PromptBuilder:
 
     def _tokenize(self, text: str) -> list[int]:
         # The fast tokenizer itself: the wrapper of transformers doubles the time and adds nothing a request needs.
-        ids: list[int] = self._tokenizer.backend_tokenizer.encode(text).ids
+        ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
 

@@ -11,8 +11,9 @@ import pytest
 from test_tokenizer import ALPHABETS, TEXTS, random_text
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from engine_lib.checkpoint import CASE_SPLIT, Checkpoint
+from engine_lib.checkpoint import Checkpoint
 from engine_lib.streamed_text import _CJK_RANGES, SafeBorders, StreamedText, _kind
+from engine_lib.text_tokenizer import CASE_SPLIT
 
 BEFORE, AFTER = "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>assistant\n"
 NUM_TEXTS = 200
@@ -48,7 +49,7 @@ def tokenizer(request: pytest.FixtureRequest, fresh_seed: int) -> Tokenizer:
     """Return a tokenizer of each split pattern, and one with many tokens of several characters."""
     if request.param == "dense":
         return dense_tokenizer(fresh_seed)
-    return Checkpoint(request.getfixturevalue(request.param)).tokenizer.backend_tokenizer
+    return Checkpoint(request.getfixturevalue(request.param)).tokenizer
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -79,7 +80,7 @@ def test_every_split_of_200_texts_gives_the_tokens_of_the_whole_text(tokenizer: 
 
 
 def test_a_word_is_given_out_when_what_follows_has_begun(tiny_published_ids: Path) -> None:
-    tokenizer = Checkpoint(tiny_published_ids).tokenizer.backend_tokenizer
+    tokenizer = Checkpoint(tiny_published_ids).tokenizer
     text = StreamedText(SafeBorders(tokenizer), lambda part: ids_of(tokenizer, part), before=BEFORE, after=AFTER)
 
     def given_out(piece: str) -> str:
@@ -93,21 +94,21 @@ def test_a_word_is_given_out_when_what_follows_has_begun(tiny_published_ids: Pat
 
 
 def test_chinese_needs_no_space(tiny_published_ids: Path) -> None:
-    tokenizer = Checkpoint(tiny_published_ids).tokenizer.backend_tokenizer
+    tokenizer = Checkpoint(tiny_published_ids).tokenizer
     text = StreamedText(SafeBorders(tokenizer), lambda part: ids_of(tokenizer, part), before=BEFORE, after=AFTER)
     held = [len(text._held) for character in "我喜欢喝咖啡和绿茶" if text.append(character) is not None]
     assert max(held) <= 3
 
 
 def test_a_border_within_a_special_token_is_not_safe_until_it_can_be_none(tiny_published_ids: Path) -> None:
-    borders = SafeBorders(Checkpoint(tiny_published_ids).tokenizer.backend_tokenizer)
+    borders = SafeBorders(Checkpoint(tiny_published_ids).tokenizer)
     assert borders.last("word <|im_end") == len("word")
     assert borders.last("word <|im_end ") == len("word <|im_end")
     assert borders.last("word <|im_end|> ") == len("word <|im_end|>")
 
 
 def test_a_text_of_one_endless_word_takes_no_longer_for_each_piece(tiny_published_ids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    borders = SafeBorders(Checkpoint(tiny_published_ids).tokenizer.backend_tokenizer)
+    borders = SafeBorders(Checkpoint(tiny_published_ids).tokenizer)
     is_safe, looked_at = borders._is_safe, list[int]()
 
     def watched(text: str, border: int) -> bool:
