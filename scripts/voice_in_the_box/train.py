@@ -30,7 +30,7 @@ from voice_in_the_box.codec_training import CodecTrainer
 from voice_in_the_box.live_checkpoint import LiveCheckpoint, write_all_but_weights, write_weights
 from voice_in_the_box.progress import Progress, plot
 
-SMOKE = {"hours": 0.02, "codec_steps": 12, "decoder_steps": 3, "talker_steps": 15, "codec_batch": 2, "rows": 1024, "predicted_frames": 128}
+SMOKE = {"hours": 0.005, "codec_steps": 3, "decoder_steps": 2, "talker_steps": 4, "codec_batch": 2, "rows": 512, "predicted_frames": 64}
 
 
 def main() -> None:

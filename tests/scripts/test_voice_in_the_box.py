@@ -182,7 +182,7 @@ def test_the_whole_chain_runs_at_toy_size(tmp_path: Path) -> None:
     subprocess.run(trained, check=True, env=environment, timeout=PROGRAM_PATIENCE)
     assert (run / "curves.png").stat().st_size > 0
     checked = [sys.executable, str(RECIPE / "evaluate.py"), str(run / "checkpoint"), "--report-only"]
-    subprocess.run([*checked, "--codec-only", str(run), "--sentences", "3"], check=True, env=environment, timeout=PROGRAM_PATIENCE)
-    asked = [*checked, "--quick", "--sentences", "3", "--digits", "2", "--json", str(run / "scores.json")]
+    subprocess.run([*checked, "--codec-only", str(run), "--sentences", "2"], check=True, env=environment, timeout=PROGRAM_PATIENCE)
+    asked = [*checked, "--quick", "--sentences", "2", "--digits", "1", "--json", str(run / "scores.json")]
     output = subprocess.run(asked, check=True, env=environment, timeout=PROGRAM_PATIENCE, capture_output=True, text=True).stdout
     assert output.count("retrieved") >= 4
