@@ -17,10 +17,12 @@ FIGURES = ("first_audio_p50_ms", "first_audio_p95_ms", "first_audio_p99_ms", "ga
 
 def measured(folder: Path, seconds: int) -> dict[str, Any]:
     """The figures of points that are measured for `seconds`."""
-    output = folder / "figures.json"
+    output, texts = folder / "figures.json", folder / "texts.json"
+    short = {"text": ["Good morning."], "voice": ["vivian"], "sampling_parameters": ['{"max_frames": 16}']}  # random turns take a second
+    texts.write_text(json.dumps({"data": [short]}))
     command = [sys.executable, "scripts/bench_server.py", "--size", "tiny", "--device", "cpu", "--streams", "1", "2", "--rates", "1"]
     command += ["--seconds", str(seconds), "--warm-up", "0.5", "--fewest-requests", "2", "--client-processes", "2"]
-    command += ["--patience", str(PATIENCE)]  # no stream is cut
+    command += ["--texts", str(texts), "--patience", str(PATIENCE)]  # no stream is cut
     command += ["--option", "num_threads=1", "--option", "max_model_len=2048", "--option", "max_num_seqs=8", "--option", "codec_slots=8"]
     command += ["--checkpoints", str(folder), "--output", str(output)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_PATIENCE, check=False)
