@@ -12,7 +12,7 @@ from talker.events import join_leave_and_cancel, overflow_the_pool
 from talker.speaking import running_engine
 
 
-@pytest.mark.parametrize(("num_events", "pipelined"), [(1000, True), (300, False)])
+@pytest.mark.parametrize(("num_events", "pipelined"), [(400, True), (150, False)])
 def test_any_number_of_joins_departures_and_cancellations_leaves_every_block_free(
     endless_voice: Path, num_events: int, pipelined: bool, fresh_seed: int
 ):
