@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -167,23 +168,28 @@ def test_a_killed_model_takes_the_server_down_and_clients_get_an_error(endless_v
     nothing_is_left_of(processes)
 
 
-@pytest.mark.parametrize("helper", ["qwen3_tts_offline", "voices"])
-def test_a_killed_helper_ends_no_stream_of_others(endless_voice: Path, tmp_path: Path, helper: str) -> None:
+def test_killed_helpers_end_no_stream_of_others(endless_voice: Path, tmp_path: Path) -> None:
     with new_server(endless_voice, tmp_path / "log") as server:
-        processes = [*processes_of(server), model_process(server, helper)]
-        with Stream(server, inputs(sampling={"max_frames": 300, "chunk_frames": [1]})) as stream:
-            stream.next()
-            os.kill(processes[-1].pid, signal.SIGKILL)
-            eventually(lambda: metric(server, "helper_died", helper=helper) == 1, "the talker tells of the death")
-            with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client, pytest.raises(InferenceServerException):
-                client.infer(helper, [] if helper == "voices" else inputs())
-            assert stream.all(first=1)[-1].finish_reason == "length"
-        assert {metric(server, "helper_died", helper=name) for name in ("qwen3_tts_offline", "voices") if name != helper} == {0}
-        with Stream(server, inputs(sampling={"max_frames": 2})) as stream:
-            assert stream.all()[-1].finish_reason == "length"
+        helpers = {name: model_process(server, name) for name in ("qwen3_tts_offline", "voices")}
+        processes = [*processes_of(server), *helpers.values()]
+        for number, (helper, process) in enumerate(helpers.items(), 1):
+            with Stream(server, inputs(sampling={"max_frames": 300, "chunk_frames": [1]})) as stream:
+                stream.next()
+                os.kill(process.pid, signal.SIGKILL)
+                eventually(partial(has_died, server, helper), "the talker tells of the death")
+                with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client, pytest.raises(InferenceServerException):
+                    client.infer(helper, [] if helper == "voices" else inputs())
+                assert stream.all(first=1)[-1].finish_reason == "length"
+            assert sum(metric(server, "helper_died", helper=name) for name in helpers) == number
+            with Stream(server, inputs(sampling={"max_frames": 2})) as stream:
+                assert stream.all()[-1].finish_reason == "length"
         server.stop()
         assert server.models_have_ended
     nothing_is_left_of(processes)
+
+
+def has_died(server: TritonServer, helper: str) -> bool:
+    return metric(server, "helper_died", helper=helper) == 1
 
 
 def test_a_server_killed_while_it_loads_leaves_nothing_behind(endless_voice: Path, tmp_path: Path) -> None:
