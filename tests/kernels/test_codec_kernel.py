@@ -152,7 +152,7 @@ def test_the_fused_decoder_equals_the_plain_one(
     codec = checkpoint.config.codec
     plain, fused = (CodecRunner(checkpoint, 3, dtype=torch.float32, device=device) for _ in range(2))
     decode = FusedDecoder(fused.decoder, fused.arena)
-    for frames in (2, 1, 2):
+    for frames in (2, 1, 2) if device.type == "cuda" else (1, 2):  # a frame costs the interpreter seconds
         slots = torch.randperm(3, device=device)[:2]
         codes = torch.randint(0, codec.codebook_size, (len(slots), frames, codec.num_quantizers), device=device)
         with torch.inference_mode():
