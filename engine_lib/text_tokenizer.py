@@ -37,8 +37,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """
     _check_files(folder)
     try:
-        added = _added_tokens(folder)
-        tokenizer = _published(folder, added) if added else _of_another_layout(folder)
+        tokenizer = _published(folder, _added_tokens(folder)) or _of_another_layout(folder)
         if _splits_by_case(tokenizer.get_vocab_size(with_added_tokens=False), json.loads((folder / "config.json").read_text("utf-8"))):
             tokenizer.pre_tokenizer[0] = Split(Regex(CASE_SPLIT), "isolated")
     except Exception as error:
@@ -55,26 +54,26 @@ def _check_files(folder: Path) -> None:
             raise CheckpointError(why_unreadable(file, ""))
 
 
-def _added_tokens(folder: Path) -> list[AddedToken]:
-    """The tokens beside the vocabulary, by id; none if the folder has not the layout of published ones."""
+def _added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """The tokens beside the vocabulary by their ids, in order; none if the folder has not the layout of published ones."""
     file = folder / "tokenizer_config.json"
     if (folder / "tokenizer.json").is_file() or not file.is_file():
-        return []
-    rows = json.loads(file.read_text("utf-8")).get("added_tokens_decoder") or {}
-    return [AddedToken(row["content"], **{flag: row[flag] for flag in FLAGS if flag in row}) for _, row in sorted(rows.items(), key=_id)]
+        return {}
+    rows: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8")).get("added_tokens_decoder") or {}
+    tokens = {int(number): AddedToken(row["content"], **{flag: row[flag] for flag in FLAGS if flag in row}) for number, row in rows.items()}
+    return dict(sorted(tokens.items()))
 
 
-def _id(row: tuple[str, Any]) -> int:
-    return int(row[0])
-
-
-def _published(folder: Path, added: list[AddedToken]) -> Tokenizer:
+def _published(folder: Path, added: Mapping[int, AddedToken]) -> Tokenizer | None:
+    """The tokenizer of the published layout; None if the folder has another one, or numbers its added tokens otherwise."""
+    if not added:
+        return None
     tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.normalizer = NFC()
     tokenizer.pre_tokenizer = Sequence([Split(Regex(QWEN2_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(added)
-    return tokenizer
+    tokenizer.add_tokens(list(added.values()))
+    return tokenizer if all(tokenizer.token_to_id(token.content) == number for number, token in added.items()) else None
 
 
 def _of_another_layout(folder: Path) -> Tokenizer:

@@ -17,6 +17,7 @@ GROUND = {
     "checkpoint_files",
     "prompt",
     "streamed_text",
+    "text_tokenizer",
     "sampling",
     "delivery",
     "devices",
