@@ -1,4 +1,4 @@
-"""The text tokenizer of a checkpoint folder, with the ids of qwen-tts 0.1.1: transformers 4.57.3 with `fix_mistral_regex`.
+"""The text tokenizer of a checkpoint folder, with the ids of qwen-tts 0.1.1.
 
 A published folder has vocab.json, merges.txt and tokenizer_config.json. It is read without transformers, which takes two seconds to import.
 """
