@@ -34,6 +34,8 @@ ARGUMENTS = [
 ]
 SIZES = [(1440, 900), (390, 844)]
 MILLISECONDS = 1000
+ENDS = ["done", "cancelled", "failed"]
+HAS_STATE = "states => states.includes(document.getElementById('state').textContent)"
 IS_DRAWN = """() => {
   const canvas = document.getElementById("wave");
   return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value);
@@ -76,7 +78,8 @@ class Studio:
             self.wait_for_state(until)
 
     def wait_for_state(self, state: str) -> None:
-        self.page.wait_for_function("state => document.getElementById('state').textContent === state", arg=state)
+        self.page.wait_for_function(HAS_STATE, arg=[state, *ENDS])
+        assert self.text("#state") == state, self.text("#error")
 
     def text(self, selector: str) -> str:
         return str(self.page.text_content(selector)).strip()
@@ -135,7 +138,7 @@ def test_a_refusal_is_shown_at_its_field(browser: Any, gateway: str) -> None:
 def test_words_are_spoken_while_they_are_typed(browser: Any, gateway: str) -> None:
     with Studio(browser, gateway) as studio:
         studio.page.click("#tab-agent")
-        studio.speak(TEXT, until="speaking")
+        studio.speak(TEXT, until=None)
         studio.page.wait_for_function("() => document.getElementById('agent-sent').textContent.length > 0")
         studio.wait_for_state("done")
         assert studio.text("#agent-sent") == TEXT
@@ -194,7 +197,7 @@ def test_a_recorded_voice_is_used_once_then_stored_with_consent_and_deleted(brow
     with Studio(browser, cloning) as studio:
         page = studio.page
         page.click("#record")
-        page.wait_for_function("() => document.getElementById('record').textContent.startsWith('Stop · 1')")
+        page.wait_for_function("() => document.getElementById('record').textContent.startsWith('Stop · 3')")
         page.click("#record")
         page.wait_for_selector("#use-once:enabled")
         page.click("#use-once")
