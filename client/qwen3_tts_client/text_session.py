@@ -148,6 +148,8 @@ class AsyncFeeder:
         self._task.cancel()
         await asyncio.wait([self._task])
         if self._sending is not None:
+            if self._call.done():
+                self._sending.cancel()  # a write waits for ever for a call that was cancelled before it was sent
             await asyncio.wait([self._sending], timeout=LEAVE_SECONDS)
         await self._write_last(*[self._session.cancel()] * cancel)
 
@@ -155,6 +157,8 @@ class AsyncFeeder:
         """Cancel the stream, and read the rest of it for at most `seconds`."""
         with suppress(asyncio.TimeoutError, grpc.RpcError):
             await asyncio.wait_for(self._leave(), seconds)
+        if self._sending is not None:
+            self._sending.cancel()
 
     async def _leave(self) -> None:
         await self.close(cancel=True)
