@@ -114,7 +114,7 @@ class _Connection:
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error and close the socket."""
-        with suppress(WebSocketDisconnect, RuntimeError):  # the client has left, or a context has closed the socket before
+        with suppress(WebSocketDisconnect):
             await self.send({"error": error.code or "invalid_request", "message": error.message, "code": POLICY_VIOLATION})
         await self._socket.close(POLICY_VIOLATION, error.message.encode()[:120].decode(errors="ignore"))
 

@@ -9,10 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocketState
 
 from qwen3_tts_gateway.errors import ApiError
 
-POLICY_VIOLATION = 1008  # WebSocket's close code
+POLICY_VIOLATION = 1008  # close codes of WebSockets
+GOING_AWAY = 1001
 
 
 class JsonSocket:
@@ -47,20 +49,26 @@ class JsonSocket:
         """Send an object.
 
         Raises:
-            WebSocketDisconnect: the client has left.
+            WebSocketDisconnect: the client has left, or another task has closed the socket.
         """
+        self._check_open()
         await self._socket.send_text(json.dumps(message))
 
     async def send_bytes(self, data: bytes) -> None:
         """Send a binary frame; nothing if it would be empty.
 
         Raises:
-            WebSocketDisconnect: the client has left.
+            WebSocketDisconnect: as send.
         """
         if data:
+            self._check_open()
             await self._socket.send_bytes(data)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close it; nothing happens if either side has closed it before."""
         with suppress(WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's for a second close
             await self._socket.close(code, reason)
+
+    def _check_open(self) -> None:
+        if self._socket.application_state is not WebSocketState.CONNECTED:
+            raise WebSocketDisconnect(GOING_AWAY)
