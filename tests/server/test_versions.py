@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from engine_lib.errors import ConfigError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
+from engine_lib.serving.versions import check_only_version
 from server.conftest import new_server
 from server.streams import Stream, inputs
 
@@ -22,13 +26,32 @@ def two_versions(tmp_path: Path) -> Path:
     return repository
 
 
-@pytest.mark.parametrize("policy", ["all { }", "specific { versions: [ 1, 2 ] }", "latest { num_versions: 2 }"])
-def test_a_second_version_is_refused_by_name(endless_voice: Path, tmp_path: Path, two_versions: Path, policy: str) -> None:
+def test_a_second_version_is_refused_by_name(endless_voice: Path, tmp_path: Path, two_versions: Path) -> None:
     with (two_versions / "talker" / "config.pbtxt").open("a") as config:
-        config.write(f"version_policy: {{ {policy} }}\n")
+        config.write("version_policy: { all { } }\n")
     server = new_server(endless_voice, tmp_path / "log", repository=two_versions)
     with pytest.raises(ServerError, match="talker: ConfigError: version_policy: loads version 1 of talker beside version 2"), server:
         pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "own", "refused"),
+    [
+        ({"all": {}}, "2", False),
+        ({"specific": {"versions": [1, 2]}}, "1", True),
+        ({"specific": {"versions": ["1", "2"]}}, "1", True),
+        ({"specific": {"versions": [1]}}, "1", False),
+        ({"latest": {"num_versions": 2}}, "1", True),
+        ({"latest": {"num_versions": 1}}, "2", False),
+        (None, "2", False),
+    ],
+)
+def test_each_policy_that_loads_a_later_version_is_refused(two_versions: Path, policy: object, own: str, refused: bool) -> None:
+    """By the arguments that Triton gives a model."""
+    repository, config = str(two_versions / "talker"), json.dumps({"version_policy": policy})
+    args = {"model_name": "talker", "model_version": own, "model_repository": repository, "model_config": config}
+    with pytest.raises(ConfigError, match="loads version 1 of talker beside version 2") if refused else nullcontext():
+        check_only_version(args)
 
 
 def test_a_folder_of_an_older_version_may_stay(endless_voice: Path, tmp_path: Path, two_versions: Path) -> None:
