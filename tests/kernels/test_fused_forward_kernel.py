@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from bench_engine import launch
+from conftest import SHAPES_1B7
 from talker.ranks import start_threads
 from talker.speaking import Utterance, make_engine, unheard
 
@@ -21,6 +22,16 @@ from engine_lib.talker.device.fused_forward import FusedForward
 from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.engine import TalkerEngine
 from kernels.compare import assert_near
+from make_checkpoint import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def voice(checkpoints: Path, tiny_custom_voice_1b7: Path) -> Path:
+    """A checkpoint with two layers: a third one is what the second is, and costs the interpreter seconds."""
+    if torch.cuda.is_available():
+        return tiny_custom_voice_1b7
+    overrides = SHAPES_1B7 | {"talker_config.num_hidden_layers": 2}
+    return make_checkpoint(checkpoints / "custom_voice_of_two_layers", seed=5, overrides=overrides)
 
 
 def prefill(engine: TalkerEngine, path: Path) -> torch.Tensor:
@@ -43,11 +54,11 @@ def fused_forward(worker: TalkerWorker, attention: AttentionBackend | None = Non
 
 
 @pytest.mark.parametrize("attention", [None, TorchAttention()], ids=["own attention", "a backend's attention"])
-def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | None, device: torch.device, tiny_custom_voice_1b7: Path):
-    engine = make_engine(tiny_custom_voice_1b7, device=device.type, dtype="float32", attention_backend="torch")
+def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | None, device: torch.device, voice: Path):
+    engine = make_engine(voice, device=device.type, dtype="float32", attention_backend="torch")
     worker = engine.worker
     with torch.inference_mode():
-        slots, width = prefill(engine, tiny_custom_voice_1b7), worker.state.block_tables.shape[1]
+        slots, width = prefill(engine, voice), worker.state.block_tables.shape[1]
         truth = worker.forward.decode(slots, width)
         stored = worker.kv_cache.clone()
         # the same rows again: decode changes no state but the cache's new row
@@ -55,15 +66,15 @@ def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | Non
         assert_near(worker.kv_cache, stored)
 
 
-def test_shards_make_the_decode_step_of_the_whole(device: torch.device, tiny_custom_voice_1b7: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shards_make_the_decode_step_of_the_whole(device: torch.device, voice: Path, monkeypatch: pytest.MonkeyPatch):
     options: dict[str, Any] = {"device": device.type, "dtype": "float32", "attention_backend": "torch"}
     with torch.inference_mode():
-        whole = make_engine(tiny_custom_voice_1b7, **options)
-        slots, width = prefill(whole, tiny_custom_voice_1b7), whole.worker.state.block_tables.shape[1]
+        whole = make_engine(voice, **options)
+        slots, width = prefill(whole, voice), whole.worker.state.block_tables.shape[1]
         truth = whole.worker.forward.decode(slots, width)
         others = start_threads(monkeypatch)
-        engine = make_engine(tiny_custom_voice_1b7, tensor_parallel_size=2, tensor_parallel_backend="gloo", **options)
-        prefill(engine, tiny_custom_voice_1b7)
+        engine = make_engine(voice, tensor_parallel_size=2, tensor_parallel_backend="gloo", **options)
+        prefill(engine, voice)
     workers = [engine.worker, *others]
     while any((worker.state.frames[:3] == 0).any() for worker in workers):
         time.sleep(0.01)  # a rank samples on its own after the last all_reduce
