@@ -14,5 +14,5 @@ ruff check .
 ruff format --check .
 mypy
 PYTHONPATH=.:client lint-imports --no-cache
-# Two workers, because most tests compute on one core or wait for a server. A file stays on one worker, which starts its servers once.
-pytest -q -m "not gpu" -n 2 --dist loadfile "$@"
+# Three workers on two cores, because tests of servers wait half of their time. A file stays on one worker, which starts its servers once.
+pytest -q -m "not gpu" -n 3 --dist loadfile "$@"
