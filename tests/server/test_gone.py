@@ -63,8 +63,9 @@ def ends(server: TritonServer, reason: str) -> float:
 
 def test_a_recording_whose_client_has_gone_is_not_encoded(cloning_server: TritonServer) -> None:
     before, cancelled = metric(cloning_server, "references_encoded_total"), ends(cloning_server, "cancelled")
+    came = metric(cloning_server, "references_total")
     with Stream(cloning_server, clone(0, LONG), model="talker"):
-        eventually(lambda: metric(cloning_server, "active_streams") == 1, "one recording is being encoded")
+        eventually(lambda: metric(cloning_server, "references_total") > came, "one recording is being encoded, or was")
         with ExitStack() as stack:
             for seed in range(1, 1 + NUM_WAITING):  # enough for a fast machine, which encodes some meanwhile
                 stack.enter_context(Stream(cloning_server, clone(seed, LONG), model="talker"))
@@ -76,17 +77,18 @@ def test_a_recording_whose_client_has_gone_is_not_encoded(cloning_server: Triton
 
 
 def test_a_deadline_passes_while_a_recording_waits_and_while_it_is_encoded(cloning_server: TritonServer) -> None:
-    """All are answered before even the first one is encoded."""
+    """A fast machine has encoded the first one by then, and perhaps begun to speak."""
     before = metric(cloning_server, "references_encoded_total")
     with ExitStack() as stack:
         streams = [stack.enter_context(Stream(cloning_server, clone(10 + seed, LONG), timeout=100_000)) for seed in range(4)]
         for stream in streams:
             end = stream.all()[-1]
-            assert (end.finish_reason, end.index) == ("error", 0)
+            assert end.finish_reason == "error"
+            assert end.index <= 1
             assert end.error.startswith("DEADLINE_EXCEEDED: timeout: ")
     eventually_free(cloning_server)
     eventually(lambda: metric(cloning_server, "waiting_references") == 0, "none waits")
-    assert metric(cloning_server, "references_encoded_total") - before <= 1
+    assert metric(cloning_server, "references_encoded_total") - before <= 2
 
 
 def test_the_server_asks_for_clients_that_wait_inside_an_ensemble(small_server: TritonServer) -> None:
@@ -108,8 +110,9 @@ def test_the_server_asks_for_clients_that_wait_inside_an_ensemble(small_server: 
 
 def test_a_recording_inside_an_ensemble_is_not_encoded_either(cloning_server: TritonServer) -> None:
     before, cancelled = metric(cloning_server, "references_encoded_total"), ends(cloning_server, "cancelled")
+    came = metric(cloning_server, "references_total")
     with Stream(cloning_server, clone(100, LONG), model="talker"):
-        eventually(lambda: metric(cloning_server, "active_streams") == 1, "one recording is being encoded")
+        eventually(lambda: metric(cloning_server, "references_total") > came, "one recording is being encoded, or was")
         with ExitStack() as stack:
             for seed in range(101, 101 + NUM_WAITING):
                 stack.enter_context(Stream(cloning_server, clone(seed, LONG)))
@@ -131,11 +134,12 @@ def test_a_short_recording_need_not_wait_for_all_long_ones(cloning_server: Trito
 
 
 def test_voices_are_listed_while_one_is_added_and_the_next_one_has_a_deadline(cloning_server: TritonServer) -> None:
+    came = metric(cloning_server, "references_total")
     with (
         Stream(cloning_server, clone(140, LONG)),
         triton.InferenceServerClient(f"localhost:{cloning_server.grpc_port}") as client,
     ):
-        eventually(lambda: metric(cloning_server, "active_streams") == 1, "one recording is being encoded")
+        eventually(lambda: metric(cloning_server, "references_total") > came, "one recording is being encoded, or was")
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for name, timeout in (("first", None), ("second", 100_000)):
             tensors = [

@@ -138,6 +138,13 @@ class InferenceResponseWithParameters(InferenceResponse):
         assert all(isinstance(value, (bool, int, str)) for value in (parameters or {}).values())
 
 
+class InferenceTrace:
+    """Of a request that Triton does not trace."""
+
+    def get_context(self) -> str | None:
+        return None
+
+
 class ReceivedRequest:
     """A request as `execute` gets it. The numbers in its tensors are gone once it has been answered."""
 
@@ -156,6 +163,9 @@ class ReceivedRequest:
 
     def timeout(self) -> int:
         return self._call.timeout
+
+    def trace(self) -> InferenceTrace:
+        return InferenceTrace()
 
     def get_response_sender(self) -> ResponseSender:
         return self._sender
