@@ -77,7 +77,7 @@ async def delete_voice(request: Request, voice_id: str) -> dict[str, Any]:
     if voice_id.lower() not in voices.refused:  # a broken one may be deleted, too
         await _found(gateway, voice_id)
     await gateway.backends.remove_voice(voice_id)
-    return {"id": voice_id.lower(), "object": "audio.voice", "deleted": True}
+    return {"id": voice_id.lower(), "object": "audio.voice.deleted", "deleted": True}
 
 
 @router.get("/v1/audio/voice_consents")

@@ -41,7 +41,7 @@ class Engine:
         self.cancelled: list[tuple[str, str]] = []
         self.stats, self.step_times, self.config = None, StepTimes(), SimpleNamespace(max_model_len=100)
 
-    def reserve(self, stream_key: str) -> None:
+    def reserve(self, stream_key: str, turn: object = None) -> None:
         pass
 
     release = reserve
@@ -68,6 +68,7 @@ class Reply:
     """Keeps the answers."""
 
     request_id = ""
+    is_traced = False
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -90,7 +91,7 @@ class Talker:
         self.engine, self.reply, self.voice = Engine(), Reply(), Future[VoiceClonePromptItem]()
         streams: dict[str, TalkerStream] = {}
         metrics = TalkerMetrics(Metrics(None, {}), cast(Any, self.engine), streams, Counter())
-        voices = cast(Any, SimpleNamespace(encode=lambda _: self.voice))
+        voices = cast(Any, SimpleNamespace(encode=lambda *_: self.voice))
         engine, sender = cast(Any, self.engine), cast(Any, Sender())
         self.parts = TalkerParts("talker", SECRET, engine, prompt_builder(path), voices, sender, metrics, streams, {})
         self._sampling = checkpoint(path).sampling_defaults()
