@@ -32,6 +32,7 @@ from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1
+METRICS_SECONDS = 5.0  # from readiness until the metrics port must be open
 ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
@@ -202,6 +203,7 @@ class TritonServer:
             if index:
                 loading = [model for model in self.models if not self.is_model_ready(model)]
                 if not loading:
+                    self._wait_for_metrics()
                     return
                 missing = ", ".join(loading)
             if report is not None and time.monotonic() >= report_due:
@@ -219,6 +221,16 @@ class TritonServer:
         except OSError:
             return False
         return True
+
+    def _wait_for_metrics(self) -> None:
+        """Triton opens this port last, some 60 ms after the HTTP port. A server without metrics never does, so the wait has an end."""
+        end = time.monotonic() + METRICS_SECONDS
+        while time.monotonic() < end:
+            try:
+                self.metrics()
+                return
+            except OSError:
+                time.sleep(POLL_SECONDS)
 
     def metrics(self) -> str:
         """The text of /metrics."""
