@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import numpy as np
 
-from benching.arguments import add_checkpoints, add_engine_options
+from benching.arguments import add_own_server
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.server import running_server
 from qwen3_tts_client import Client
@@ -78,15 +78,9 @@ def _first_audio(client: Client, text: str | Iterator[str]) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random custom_voice checkpoint to serve")
-    parser.add_argument("--model", type=Path, help="serve this custom_voice checkpoint folder instead")
-    add_checkpoints(parser)
-    parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
-    add_engine_options(parser)
-    parser.add_argument("--mps", action="store_true", help="share the GPU through a private MPS daemon")
+    add_own_server(parser, "custom_voice")
     parser.add_argument("--word-ms", type=float, default=30.0, help="milliseconds from one word to the next")
     parser.add_argument("--repeats", type=int, default=40, help="requests of each kind")
-    parser.add_argument("--log-file", type=Path, help="file for the server's output (default: a temporary file)")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     return parser.parse_args()
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import numpy.typing as npt
 
-from benching.arguments import add_checkpoints, add_engine_options
+from benching.arguments import add_own_server
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.server import running_server
 from qwen3_tts_client import Client
@@ -123,16 +123,10 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random base checkpoint to serve")
-    parser.add_argument("--model", type=Path, help="serve this base checkpoint folder instead")
-    add_checkpoints(parser)
-    parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
-    add_engine_options(parser)
-    parser.add_argument("--mps", action="store_true", help="share the GPU through a private MPS daemon")
+    add_own_server(parser, "base")
     parser.add_argument("--seconds", type=float, nargs="+", default=[3, 10], help="lengths of the reference recordings")
     parser.add_argument("--repeats", type=int, default=20, help="requests of each kind")
     parser.add_argument("--seed", type=int, default=0, help="seed of the recordings")
-    parser.add_argument("--log-file", type=Path, help="file for the server's output (default: a temporary file)")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     return parser.parse_args()
 
 

@@ -19,6 +19,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--option", type=_engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
 
 
+def add_own_server(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add what a benchmark that starts its own server needs: its checkpoint of this kind, device, options, log and the output."""
+    parser.add_argument("--model", type=Path, help=f"serve this {kind} checkpoint folder instead")
+    add_checkpoints(parser)
+    parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
+    add_engine_options(parser)
+    parser.add_argument("--mps", action="store_true", help="share the GPU through a private MPS daemon")
+    parser.add_argument("--log-file", type=Path, help="file for the server's output (default: a temporary file)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+
+
 def _engine_option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:

@@ -1,4 +1,4 @@
-"""One real server for the client's tests: room for eight endless streams, and one that waits."""
+"""One real server for the client's tests, with room for eight endless streams; a runner of commands."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from server.conftest import CAN_SERVE, new_server
 from server.streams import eventually_free
+from typer.testing import CliRunner
 
 from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
 
-RUNNING = 8
+RUNNING = 8  # streams of the server, beside one that waits
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,11 @@ def server(shared_server: TritonServer) -> Iterator[TritonServer]:
 def url(server: TritonServer) -> str:
     """HOST:PORT of the server's gRPC port."""
     return f"localhost:{server.grpc_port}"
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    """Runs commands in an empty folder, without the caller's QWEN3_TTS_URL."""
+    monkeypatch.delenv("QWEN3_TTS_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()

@@ -32,14 +32,6 @@ COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"
 server_test = pytest.mark.server
 
 
-@pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
-    """Runs commands in an empty folder, without the caller's QWEN3_TTS_URL."""
-    monkeypatch.delenv("QWEN3_TTS_URL", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return CliRunner()
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["say", "--help"]])
 def test_help_fits_eighty_columns(runner: CliRunner, arguments: list[str]) -> None:
     result = runner.invoke(app, arguments, env={"COLUMNS": "80"})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from client.conftest import RUNNING
 from client.test_cli import in_terminal
 from patience import PATIENCE
 from qwen3_tts_client.cli import app
@@ -17,17 +18,8 @@ from qwen3_tts_client.cli import app
 BENCH = ["bench", "--seconds", "3", "--warm-up", "0", "--patience", str(PATIENCE), "--processes", "1"]
 SHORT = ["--chunk-frames", "1,2", "--max-frames", "4"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "load_testing.md"
-RUNNING = 8  # streams of the server, beside one that waits
 
 server_test = pytest.mark.server
-
-
-@pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
-    """Runs commands in an empty folder, without the caller's QWEN3_TTS_URL."""
-    monkeypatch.delenv("QWEN3_TTS_URL", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return CliRunner()
 
 
 def test_help_fits_eighty_columns_and_explains_columns_and_exit_codes(runner: CliRunner) -> None:
