@@ -109,8 +109,14 @@ def test_a_server_does_not_outlive_a_serve_py_that_is_killed(tiny_custom_voice: 
     output = tmp_path / "output"
     serving = serve(PROJECT, tiny_custom_voice, output, "--log-file", str(tmp_path / "log"))
     try:
-        eventually(lambda: serving.poll() is not None or b"loading" in output.read_bytes(), "the server is started")
-        children = children_of(serving.pid)
+        children: list[int] = []
+
+        def has_children() -> bool:
+            children[:] = children_of(serving.pid)
+            return bool(children)
+
+        # The line "loading" is printed before the server is started.
+        eventually(lambda: serving.poll() is not None or (b"loading" in output.read_bytes() and has_children()), "the server is started")
         assert children
     finally:
         serving.kill()
