@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,10 @@ import torch
 
 from make_checkpoint import make_checkpoint
 from oracle import load_official
+
+# Without a GPU kernels run by Triton's interpreter, which must be chosen before triton is first imported (transformers imports it).
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Tensors here are so small that a second thread does not help, and on a busy machine the two wait for each other.
 torch.set_num_threads(1)
