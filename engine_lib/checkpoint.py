@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -49,6 +51,20 @@ class Checkpoint:
     def speech_tokenizer_weights(self) -> Weights:
         """Weights of the codec (`decoder.*`) and of the reference encoder (`encoder.*`)."""
         return Weights(self.path / "speech_tokenizer")
+
+    def speaker_embeddings(self) -> dict[str, npt.NDArray[np.float32]]:
+        """[hidden_size] of each built-in speaker: its row in the table of codebook 0.
+
+        Raises:
+            CheckpointError: the weight is missing or has another shape.
+        """
+        talker = self.config.talker
+        if self.config.kind != "custom_voice":
+            return {}
+        rows = self.weights().rows(
+            "talker.model.codec_embedding.weight", (talker.vocab_size, talker.shape.hidden_size), talker.speaker_ids.values()
+        )
+        return dict(zip(talker.speaker_ids, rows, strict=True))
 
     def sampling_defaults(self) -> SamplingParams:
         """Sampling of a request without parameters: generation_config.json over the defaults of qwen-tts.
@@ -149,6 +165,12 @@ class Weights:
         part = shard.of(stored.get_shape()[dim])
         tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
         return tensor.to(device=device, dtype=dtype).contiguous()
+
+    def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
+        """These rows of a weight of two dimensions, each [columns] float32; nothing else of it is read."""
+        stored = self._file_of(name).get_slice(name)
+        self._check_shape(name, stored.get_shape(), shape)
+        return [stored[row].float().numpy() for row in rows]
 
     def _file_of(self, name: str) -> Any:
         if name not in self._files:

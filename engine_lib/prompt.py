@@ -18,6 +18,7 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError, NotFoundError
+from engine_lib.speech.blend import Blend, is_blend, of_part
 from engine_lib.streamed_text import SafeBorders, StreamedText, TextRows, check_text, empty
 
 # Codes of some rows: of codebook 0 [rows], of all codebooks [rows, num_code_groups], or none.
@@ -91,6 +92,7 @@ class PromptBuilder:
         self.config = checkpoint.config
         self.max_text_length = max_text_length
         self._tokenizer = checkpoint.tokenizer
+        self._speaker_embeddings = checkpoint.speaker_embeddings()  # now, because the file may be another when the first blend comes
         self._borders = SafeBorders(self._tokenizer)
         self._languages = sorted(["auto", *self.config.talker.languages])
 
@@ -134,7 +136,8 @@ class PromptBuilder:
 
         Args:
             text: the words to speak.
-            voice: a built-in speaker, any case; None takes `default_voice`, "" leaves the speaker row out.
+            voice: a built-in speaker, any case, or a blend of them (engine_lib/speech/blend.py), which speaks the dialect of the speaker
+                with the largest share; None takes `default_voice`, "" leaves the speaker row out.
             language: one of `languages`, any case; None is auto.
             instruct: the manner of speaking; ignored by 0.6B CustomVoice checkpoints, as in the official package.
             non_streaming_mode: True puts the whole text into the prompt, False feeds one row of it with each frame; None is
@@ -184,7 +187,10 @@ class PromptBuilder:
     ) -> tuple[_Rows, ClonedVoice | None]:
         """The rows before the text, and the voice to clone."""
         cloned = self._checked_clone(voice_prompt)
-        voice = self._checked_voice(voice)
+        if (blend := self._blend(voice)) is not None:
+            voice, cloned = blend.main, ClonedVoice(blend.mix([self._speaker_embeddings[name] for name in blend.names]))
+        else:
+            voice = self._checked_voice(voice)
         language_id = self._language_id(language, voice)
         rows = _Rows(self.config.talker.num_code_groups)
         rows.add(self._instruct_ids(instruct))
@@ -258,6 +264,18 @@ class PromptBuilder:
         if voice and voice.lower() not in self.config.talker.speaker_ids:
             raise NotFoundError("voice", f"{voice[:100]!r} is unknown; allowed: {', '.join(self.speakers)}")
         return voice.lower()
+
+    def _blend(self, voice: str | None) -> Blend | None:
+        """The blend of built-in speakers that `voice` asks for; a speaker of that very name goes first."""
+        if self.config.kind != "custom_voice" or not voice or not is_blend(voice) or voice.lower() in self.config.talker.speaker_ids:
+            return None
+        blend = Blend.parse(voice)
+        try:
+            for name in blend.names:
+                self._checked_voice(name)
+        except NotFoundError as error:
+            raise of_part(error) from None
+        return blend
 
     def _language_id(self, language: str | None, voice: str | None) -> int | None:
         name = (language or "auto").lower()

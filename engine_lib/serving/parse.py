@@ -16,6 +16,7 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.request_values import RequestValues, session_key, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
+from engine_lib.speech.blend import MAX_LENGTH
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
@@ -129,7 +130,7 @@ class RequestParser:
             raise InvalidRequestError("non_streaming_mode", "true takes the whole text at once, and text_end is false; leave one out")
         return SpeechRequest(
             text=text,
-            voice=values.string("voice"),
+            voice=values.string("voice", MAX_LENGTH),
             language=values.string("language"),
             instruct=values.string("instruct", self.max_text_length),
             non_streaming_mode=non_streaming_mode,

@@ -12,6 +12,7 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.metrics import Metrics
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
+from engine_lib.speech.blend import Blend, is_blend
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
 from engine_lib.voices.store import VoiceStore
@@ -88,10 +89,13 @@ class RequestVoices:
         if self._config.kind == "voice_design":
             advice = f"describe it in instruct, or for a built-in speaker {where_to_go(self._served, 'custom_voice')}"
             raise InvalidRequestError("voice", f"a voice_design checkpoint has no voices by name; {advice}")
-        is_built_in = voice.lower() in self._config.talker.speaker_ids
-        if not is_built_in and voice.lower() in self._library.names():
-            elsewhere = where_to_go(self._served, "base")
-            raise InvalidRequestError("voice", f"{voice[:100]!r} is a stored voice, and this checkpoint clones no voice; {elsewhere}")
+        built_in = self._config.talker.speaker_ids
+        if voice.lower() in built_in:
+            return
+        for name in Blend.parse(voice).names if is_blend(voice) else (voice.lower(),):
+            if name not in built_in and name in self._library.names():
+                elsewhere = where_to_go(self._served, "base")
+                raise InvalidRequestError("voice", f"{name[:100]!r} is a stored voice, and this checkpoint clones no voice; {elsewhere}")
 
 
 def _text(error: InvalidRequestError) -> str:

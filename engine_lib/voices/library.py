@@ -13,12 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from engine_lib.admission.fair_queue import FairQueue
 from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, InvalidRequestError
+from engine_lib.speech.blend import Blend, is_blend, of_part
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.encoder import VoiceEncoder, VoiceEncoderStats
 from engine_lib.voices.reference_audio import checked_reference_audio
@@ -69,12 +71,21 @@ class VoiceLibrary:
         return [] if self._store is None else self._store.names()
 
     def load(self, name: str) -> VoiceClonePromptItem:
-        """A stored voice.
+        """A stored voice, or a blend of stored voices by their speaker embeddings alone (engine_lib/speech/blend.py).
 
         Raises:
             InvalidRequestError: there is no store, no such voice, or the voice does not fit the checkpoint.
         """
-        return self.store.load(name, self._config)
+        store = self.store
+        if not is_blend(name):
+            return store.load(name, self._config)
+        blend, embeddings = Blend.parse(name), []
+        for part in blend.names:
+            try:
+                embeddings.append(store.load(part, self._config).ref_spk_embedding.numpy())
+            except InvalidRequestError as error:
+                raise of_part(error) from None
+        return VoiceClonePromptItem(None, torch.from_numpy(blend.mix(embeddings)), x_vector_only_mode=True, icl_mode=False)
 
     # recordings
 

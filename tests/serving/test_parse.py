@@ -105,7 +105,7 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
         ("text", "has 201 bytes; at most 50", {"text": "a" * 201}),
         ("text", "has 3000 characters; at most 50", {"parameters": {"text": "a" * 3000}}),
         ("instruct", "has 51 characters; at most 50", {"text": "a", "instruct": "ü" * 51}),
-        ("voice", "has 257 characters; at most 256", {"text": "a", "voice": "v" * 257}),
+        ("voice", "has 1025 characters; at most 1024", {"text": "a", "voice": "v" * 1025}),
         ("language", "has 100000 bytes; at most 256", {"text": "a", "language": "l" * 100_000}),
         ("parameters", "at most 262144 are allowed; give long texts as input tensors", {"text": "a", "parameters": {"x": "y" * 300_000}}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"seed": ' + "9" * 10_000 + "}"}),
