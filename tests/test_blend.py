@@ -1,4 +1,4 @@
-"""Blends of voices: their text, their arithmetic, and speech that is that of a checkpoint with the mixed speaker."""
+"""Blends of voices: their text, their arithmetic, and their speech."""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from qwen3_tts_client.recording import Recording
 
 Voice = Annotated[
-    str | None, typer.Option(metavar="NAME", help="A built-in speaker, or a stored voice for a Base checkpoint; see: voices list.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A built-in speaker, or a stored voice for a Base checkpoint; or a blend, anna:0.7+ben:0.3. See: voices list."
+    ),
 ]
 Language = Annotated[str | None, typer.Option(metavar="NAME", help="Language of the text. [default: detected from the text]")]
 Instruct = Annotated[

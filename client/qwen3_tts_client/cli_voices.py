@@ -1,4 +1,4 @@
-"""The commands `qwen3-tts voices ..`: list, show, add, remove."""
+"""The commands `qwen3-tts voices ..`: list, show, add, blend, remove."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ Examples:
 \b
   # speak with it
   qwen3-tts say "Nice to meet you." --voice anna --model qwen3_tts_base
+\b
+  # mix stored voices; a request's --voice may be such a blend, too
+  qwen3-tts voices blend duo anna:0.7 ben:0.3
 \b
   # names only, for a script
   qwen3-tts voices list --json | jq -r '.voices[].name'
@@ -127,6 +130,24 @@ def add(
     _show(voice, as_json)
 
 
+@app.command(epilog=EPILOG)
+def blend(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters a-z, digits, - _ and dots; 64 at most.")],
+    voices: Annotated[list[str], typer.Argument(metavar="VOICE[:WEIGHT]..", help="Stored voices: anna:0.7 ben:0.3, or anna ben.")],
+    consent: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the voice. [default: the consents of VOICE..]")] = None,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a blend of stored voices under a name.
+
+    Built-in speakers are not stored: give their blend to each request, as in --voice vivian:0.7+ryan:0.3.
+    """
+    with _server(url) as client:
+        voice = client.voices.blend(name, "+".join(voices), consent=consent, timeout=timeout)
+    _show(voice, as_json)
+
+
 @app.command()
 def remove(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None) -> None:
     """Delete a stored voice. This cannot be undone."""
@@ -164,6 +185,8 @@ def _show(voice: Voice, as_json: bool) -> None:
 
 
 def _kind(voice: Voice) -> str:
+    if voice.blend is not None:
+        return voice.blend
     return {None: "", True: "timbre", False: "in context"}[voice.x_vector_only]
 
 

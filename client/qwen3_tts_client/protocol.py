@@ -28,7 +28,8 @@ class RequestOptions(TypedDict, total=False):
     """Options of one request; each may be left out or None. The server checks the values against its checkpoint.
 
     Attributes:
-        voice: a speaker of a CustomVoice checkpoint, such as "vivian"; for Base checkpoints a stored voice of the server.
+        voice: a speaker of a CustomVoice checkpoint, such as "vivian"; for Base checkpoints a stored voice of the server. Or a blend of
+            them, such as "anna:0.7+ben:0.3".
         language: such as "english"; if left out, the model infers it from the text.
         instruct: how to speak, in words; for VoiceDesign checkpoints a description of the voice.
         sampling: any of temperature, top_k, top_p, repetition_penalty, do_sample, subtalker_temperature, subtalker_top_k,

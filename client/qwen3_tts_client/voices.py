@@ -34,6 +34,7 @@ class Voice:
         x_vector_only: True: only its timbre is cloned; False: its reference is continued, in context.
         reference_seconds, reference_sample_rate: of the recording it was made from.
         reference_text, consent: as they were given; only from `show`.
+        blend: the stored voices it was mixed of and their shares, as in "anna:0.7+ben:0.3".
     """
 
     name: str
@@ -46,6 +47,7 @@ class Voice:
     reference_sample_rate: int | None = None
     reference_text: str | None = None
     consent: str | None = None
+    blend: str | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Voice:
@@ -130,6 +132,16 @@ class Voices:
         request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)
         return Voice.from_json(self._ask(request, timeout))
 
+    def blend(self, name: str, blend: str, *, consent: str | None = None, timeout: float | None = None) -> Voice:
+        """Store a blend of stored voices, by their timbre alone.
+
+        Args:
+            name: as in `add`.
+            blend: 1 to 8 stored voices, as in "anna:0.7+ben:0.3", or "anna+ben" for equal shares.
+            consent: None keeps the consents of these voices.
+        """
+        return Voice.from_json(self._ask(_blend(name, blend, consent), timeout))
+
     def remove(self, name: str, *, timeout: float | None = None) -> None:
         """Delete a stored voice."""
         self._ask(_request("remove", name), timeout)
@@ -173,6 +185,10 @@ class AsyncVoices:
         request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)
         return Voice.from_json(await self._ask(request, timeout))
 
+    async def blend(self, name: str, blend: str, *, consent: str | None = None, timeout: float | None = None) -> Voice:
+        """As Voices.blend."""
+        return Voice.from_json(await self._ask(_blend(name, blend, consent), timeout))
+
     async def remove(self, name: str, *, timeout: float | None = None) -> None:
         """As Voices.remove."""
         await self._ask(_request("remove", name), timeout)
@@ -208,6 +224,14 @@ def _addition(
     if model is not None:
         add_string(request, "model", model)
     add_reference(request, audio, sample_rate, text, x_vector_only)
+    return request
+
+
+def _blend(name: str, blend: str, consent: str | None) -> service_pb2.ModelInferRequest:
+    request = _request("blend", name)
+    add_string(request, "blend", blend)
+    if consent is not None:
+        add_string(request, "consent", consent)
     return request
 
 

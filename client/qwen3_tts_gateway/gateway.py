@@ -20,6 +20,7 @@ from qwen3_tts_gateway.metrics import GatewayMetrics
 from qwen3_tts_gateway.routing import Route, route
 from qwen3_tts_gateway.settings import GatewaySettings
 from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.voice_names import names_in
 
 ENCODER_THREADS = max(2, min(16, os.cpu_count() or 2))
 NO_VOICES = VoiceList((), {}, False)
@@ -59,7 +60,8 @@ class Gateway:
         """The model and the voice of a request. If no server says what it has, the request goes to the default model as it is."""
         try:
             chosen = route(request, found := await self.voices(), self.settings)
-            if chosen.voice is not None and chosen.voice not in {voice.name for voice in found.voices}:
+            known = {voice.name for voice in found.voices}
+            if chosen.voice is not None and not known.issuperset(names_in(chosen.voice, known)):
                 chosen = route(request, await self.voices(fresh=True), self.settings)  # it may have been stored a moment ago
         except Qwen3TTSClientError:
             chosen = route(request, NO_VOICES, self.settings)

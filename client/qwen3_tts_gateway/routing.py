@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwen3_tts_client.voices import VoiceList
+from qwen3_tts_client.voices import Voice, VoiceList
 from qwen3_tts_gateway.settings import GatewaySettings
 from qwen3_tts_gateway.speech_request import SpeechRequest
-from qwen3_tts_gateway.voice_names import voice_of
+from qwen3_tts_gateway.voice_names import names_in, voice_of
 
 BASE, DESIGN = "base", "voice_design"
 TASKS = {"base": BASE, "voicedesign": DESIGN, "customvoice": "custom_voice"}  # task_type of vLLM-Omni's clients
@@ -38,7 +39,7 @@ def route(request: SpeechRequest, found: VoiceList, settings: GatewaySettings) -
     kinds = {model.name: model.kind for model in found.models}
     by_name = {voice.name: voice for voice in found.voices}
     voice = voice_of(request.voice_name or "", by_name, settings.voice_names)
-    models = by_name[voice].models if voice in by_name else ()
+    models = _models_with(names_in(voice, by_name), by_name) if voice is not None else ()
     if request.model in kinds:
         model = str(request.model)
     elif wanted := BASE if request.ref_audio is not None else TASKS.get((request.task_type or "").lower()):
@@ -53,3 +54,9 @@ def route(request: SpeechRequest, found: VoiceList, settings: GatewaySettings) -
     elif kind == BASE and voice is None:
         voice = next((stored.name for stored in found.voices if model in stored.models), None)
     return Route(model, voice, kind)
+
+
+def _models_with(names: list[str], by_name: Mapping[str, Voice]) -> tuple[str, ...]:
+    """The models that speak with all of these voices."""
+    first, *others = (by_name[name].models if name in by_name else () for name in names)
+    return tuple(model for model in first if all(model in models for models in others))

@@ -40,13 +40,21 @@ async def add_voice(
     x_vector_only_mode: Annotated[bool | None, Form(description="Clone the timbre alone; without ref_text this is the default.")] = None,
     model: Annotated[str | None, Form(description="The model it is for, if several clone.")] = None,
     type: Annotated[str | None, Form(description="OpenAI's prompt voices are not stored here.")] = None,
+    blend: Annotated[str | None, Form(description="Stored voices to mix, instead of a recording: anna:0.7+ben:0.3.")] = None,
 ) -> dict[str, Any]:
-    """Store the voice of a recording. The recording itself is not kept."""
+    """Store the voice of a recording, or a blend of stored voices. The recording itself is not kept."""
     gateway: Gateway = request.app.state.gateway
     _check_changes(gateway)
     if type == "prompt":
         message = "type: prompt is not allowed; describe the voice in `instructions` of each request to a VoiceDesign model"
         raise ApiError(400, message, param="type", code="invalid_value")
+    if blend is not None:
+        if audio_sample is not None:
+            raise ApiError(400, "blend: it is given with audio_sample; give one of them", param="blend", code="invalid_value")
+        try:
+            return _described(await gateway.backends.blend_voice(name, blend, consent or None))
+        except InvalidRequest as error:
+            raise api_error(error, FORM_FIELDS) from None
     if audio_sample is None:
         raise ApiError(422, "audio_sample: it is missing; give a recording of the voice", param="audio_sample", code="missing")
     if not consent or not consent.strip():
@@ -118,7 +126,7 @@ async def _found(gateway: Gateway, name: str) -> Voice:
 
 
 def _described(voice: Voice) -> dict[str, Any]:
-    return {
+    facts = {
         "id": voice.name,
         "name": voice.name,
         "object": "audio.voice",
@@ -127,6 +135,7 @@ def _described(voice: Voice) -> dict[str, Any]:
         "source": voice.source,
         "models": list(voice.models),
     }
+    return facts if voice.blend is None else facts | {"blend": voice.blend}
 
 
 def _consent(voice: Voice) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""VoicesService: list, show, add and remove the voices of a server: the work of the model `voices`.
+"""VoicesService: list, show, add, blend and remove the voices of a server: the work of the model `voices`.
 
 The folder of the store is shared, so voices are listed and removed here. The encoders are beside the talker, on its device: to
 add a voice, this model sends a control request to the talker of a base checkpoint, which encodes and stores it
@@ -12,13 +12,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine_lib.admission.turn import TURN_NAMES
 from engine_lib.checkpoint_config import CheckpointConfig
+from engine_lib.checkpoint_files import checkpoint_folder
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import Reply, TritonBackend, deadline_of
@@ -26,13 +26,14 @@ from engine_lib.serving.helper_metrics import HelperMetrics
 from engine_lib.serving.request_values import RequestValues, turn_of
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.serving.voice_additions import SHUTDOWN_SECONDS, Addition, VoiceAdditions
+from engine_lib.speech.blend import EXPECTED, MAX_LENGTH, Blend
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
-FIELDS = ("action", "name", "consent", "model", *REFERENCE, *TURN_NAMES)
-ACTIONS = ("list", "show", "add", "remove")
+FIELDS = ("action", "name", "consent", "model", "blend", *REFERENCE, *TURN_NAMES)
+ACTIONS = ("list", "show", "add", "blend", "remove")
 # Private facts: `show` gives them; `list` leaves them out, because it serves clients that only look for a name.
 PRIVATE = ("consent", "reference_text", "sha256")
 
@@ -49,9 +50,9 @@ class VoicesService:
             ConfigError, CheckpointError: the store cannot be used, or a checkpoint's config.json cannot be read.
         """
         self._backend = backend
-        own = CheckpointConfig.read(Path(config.model_path))
+        own = _read(config.model_path)
         self._served = served_checkpoints(args, own, config.model_path)
-        self._configs = {checkpoint.ensemble: CheckpointConfig.read(Path(checkpoint.model_path)) for checkpoint in self._served}
+        self._configs = {checkpoint.ensemble: _read(checkpoint.model_path) for checkpoint in self._served}
         self._store = VoiceStore.of(config)
         self._max_reference_seconds = config.reference_max_seconds
         self._additions = VoiceAdditions(backend)
@@ -61,7 +62,12 @@ class VoicesService:
     def handle(self, request: Any) -> None:
         """Carry out one request and answer it, or let it wait if it adds a voice."""
         arrived_at, reply = time.monotonic(), self._backend.reply(request)
-        actions: dict[str, Callable[[RequestValues], Facts]] = {"list": self._list, "show": self._show, "remove": self._remove}
+        actions: dict[str, Callable[[RequestValues], Facts]] = {
+            "list": self._list,
+            "show": self._show,
+            "blend": self._blend,
+            "remove": self._remove,
+        }
         try:
             values = RequestValues(self._backend.tensors(request), request.parameters())
             values.report_unknown(FIELDS)
@@ -94,10 +100,11 @@ class VoicesService:
         return {"voices": voices, "refused": refused, "has_store": self._store is not None, "models": models}
 
     def _show(self, values: RequestValues) -> Facts:
-        name = self._name(values)
+        wanted = (values.string("name") or "").lower()
         for voice in self._built_in():
-            if voice["name"] == name:
+            if voice["name"] == wanted:  # in any writing, which a stored voice may not have
                 return voice
+        name = self._name(values)
         return self._stored(self._open_store().show(name))
 
     def _queue(self, values: RequestValues, reply: Reply, arrived_at: float, deadline: float | None) -> None:
@@ -106,9 +113,7 @@ class VoicesService:
         Raises:
             InvalidRequestError, OverloadedError, Qwen3TTSError: it is refused.
         """
-        store, name = self._open_store(), self._name(values)
-        if any(voice["name"] == name for voice in self._built_in()):
-            raise InvalidRequestError("name", f"{name!r} is a built-in speaker of this server; choose another name")
+        store, name = self._open_store(), self._new_name(values)
         order = {"name": name, "consent": values.string("consent", MAX_CONSENT_LENGTH) or ""}
         store.check_addition(**order)
         talker, turn = self._talker(values.string("model")), turn_of(values)
@@ -139,6 +144,19 @@ class VoicesService:
             )
         return 0 if audio is None else len(audio)
 
+    def _blend(self, values: RequestValues) -> Facts:
+        """Store a blend of stored voices, which needs no encoder."""
+        text = values.string("blend", MAX_LENGTH)
+        if not text:
+            raise InvalidRequestError("blend", f"is missing; {EXPECTED}")
+        store, name = self._open_store(), self._new_name(values)
+        built_in = {voice["name"] for voice in self._built_in()}
+        for part in Blend.parse(text, "blend").names:
+            if part in built_in and part not in store.names():
+                advice = "only stored voices make a stored one; give such a blend as the voice of each request"
+                raise InvalidRequestError("blend", f"{part[:100]!r} is a built-in speaker; {advice}")
+        return self._stored(store.add_blend(name, text, consent=values.string("consent", MAX_CONSENT_LENGTH) or ""))
+
     def _remove(self, values: RequestValues) -> Facts:
         name = self._name(values)
         self._open_store().remove(name)
@@ -149,6 +167,13 @@ class VoicesService:
         if name is None:
             raise InvalidRequestError("name", "is missing; give the name of a voice")
         return checked_name(name, "name")
+
+    def _new_name(self, values: RequestValues) -> str:
+        """The name of a voice to be stored."""
+        name = self._name(values)
+        if any(voice["name"] == name for voice in self._built_in()):
+            raise InvalidRequestError("name", f"{name!r} is a built-in speaker of this server; choose another name")
+        return name
 
     def _open_store(self) -> VoiceStore:
         if self._store is None:
@@ -186,7 +211,15 @@ class VoicesService:
             and (voice.x_vector_only or config.talker.num_code_groups == voice.num_code_groups)
         ]
         facts = asdict(voice)
+        if voice.blend is None:
+            del facts["blend"]
+        else:  # it has no recording
+            del facts["reference_seconds"], facts["reference_sample_rate"]
         return {"name": facts.pop("name"), "source": "stored", "models": models, **facts}
+
+
+def _read(model_path: str) -> CheckpointConfig:
+    return CheckpointConfig.read(checkpoint_folder(model_path))
 
 
 def _answer(reply: Reply, result: Facts) -> None:

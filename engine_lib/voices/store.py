@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, Qwen3TTSError
+from engine_lib.speech.blend import Blend, of_part
 from engine_lib.voices.stored_voice import FACTS_SUFFIX, TENSORS_SUFFIX, Arrays, RefusedError, StoredVoice, digest, is_unicode, pack_tensors
 
 if TYPE_CHECKING:
@@ -168,11 +169,10 @@ class VoiceStore:
             Qwen3TTSError: the folder cannot be written.
         """
         self.check_addition(name, consent)
-        name = name.lower()
-        tensors = pack_tensors(item)
+        tensors = pack_tensors(item.ref_spk_embedding.numpy(), None if item.ref_code is None else item.ref_code.numpy())
         voice = StoredVoice(
-            name=name,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            name=name.lower(),
+            created=_now(),
             consent=consent,
             reference_text=item.ref_text,
             reference_seconds=round(reference_seconds, 3),
@@ -183,16 +183,64 @@ class VoiceStore:
             num_code_groups=0 if item.ref_code is None else item.ref_code.shape[1],
             sha256=digest(tensors),
         )
+        self._put(voice, tensors, "reference_audio")
+        return voice
+
+    def add_blend(self, name: str, blend: str, *, consent: str = "") -> StoredVoice:
+        """Store a blend of stored voices, by their speaker embeddings alone. It stays when they are removed.
+
+        Args:
+            blend: as in `anna:0.7+ben:0.3`; see engine_lib/speech/blend.py.
+            consent: "" keeps the consents of the voices.
+
+        Raises:
+            InvalidRequestError: as `add`, or a voice of the blend cannot be used.
+            Qwen3TTSError: the folder cannot be written.
+        """
+        recipe, found = Blend.parse(blend, "blend"), []
+        for part in recipe.names:
+            try:
+                found.append(self._found(checked_name(part), "voice"))
+            except InvalidRequestError as error:
+                raise of_part(error, "blend") from None
+        widths = {voice.name: voice.enc_dim for voice, _ in found}
+        if len(set(widths.values())) > 1:
+            listed = ", ".join(f"{part}: {width}" for part, width in widths.items())
+            raise InvalidRequestError("blend", f"its voices are of checkpoints of different sizes ({listed}); blend voices of one size")
+        consent = consent or "; ".join(f"{voice.name}: {voice.consent}" for voice, _ in found)
+        if len(consent) > MAX_CONSENT_LENGTH:
+            problem = f"those of the voices have {len(consent)} characters together; give one of at most {MAX_CONSENT_LENGTH}"
+            raise InvalidRequestError("consent", problem)
+        self.check_addition(name, consent)
+        tensors = pack_tensors(recipe.mix([arrays["ref_spk_embedding"] for _, arrays in found], "blend"))
+        voice = StoredVoice(
+            name=name.lower(),
+            created=_now(),
+            consent=consent,
+            reference_text=None,
+            reference_seconds=0.0,
+            reference_sample_rate=0,
+            x_vector_only=True,
+            made_by=", ".join(dict.fromkeys(voice.made_by for voice, _ in found)),
+            enc_dim=found[0][0].enc_dim,
+            num_code_groups=0,
+            sha256=digest(tensors),
+            blend=str(recipe),
+        )
+        self._put(voice, tensors, "blend")
+        return voice
+
+    def _put(self, voice: StoredVoice, tensors: bytes, field: str) -> None:
+        """Write both files of a voice; `field`: of the request, for the error if they are too large."""
         facts = voice.pack()
         for kind, content in (("its tensors take", tensors), ("its texts take", facts)):
             if len(content) > self.max_voice_bytes:
                 limit = f"at most {self.max_voice_bytes} (voice_store_max_bytes) are allowed; give a shorter reference"
-                raise InvalidRequestError("reference_audio", f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
+                raise InvalidRequestError(field, f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
         with self._writing():
-            self.check_addition(name, consent)
-            self._write(name + TENSORS_SUFFIX, tensors)
-            self._write(name + FACTS_SUFFIX, facts)
-        return voice
+            self.check_addition(voice.name, voice.consent)
+            self._write(voice.name + TENSORS_SUFFIX, tensors)
+            self._write(voice.name + FACTS_SUFFIX, facts)
 
     def remove(self, name: str) -> None:
         """Delete a voice, usable or not.
@@ -295,6 +343,10 @@ class VoiceStore:
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(partial, self.folder / file)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _check_consent(consent: str) -> None:

@@ -57,6 +57,8 @@ class StoredVoice:
         enc_dim: width of its speaker embedding.
         num_code_groups: codebooks of its reference codes; 0 if there are none.
         sha256: of NAME.safetensors.
+        blend: the voices that it was mixed of and their shares, as in `anna:0.7+ben:0.3`; such a voice has no recording of its own, so
+            its seconds and sample rate are 0. None if it was made from a recording.
     """
 
     name: str
@@ -70,10 +72,14 @@ class StoredVoice:
     enc_dim: int
     num_code_groups: int
     sha256: str
+    blend: str | None = None
 
     def pack(self) -> bytes:
-        """The content of NAME.json."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, ensure_ascii=False, indent=1).encode()
+        """The content of NAME.json. A voice that is no blend has no such field, so that an older server reads it."""
+        facts = asdict(self)
+        if self.blend is None:
+            del facts["blend"]
+        return json.dumps({"format_version": FORMAT_VERSION, **facts}, ensure_ascii=False, indent=1).encode()
 
     @classmethod
     def unpack(cls, name: str, content: bytes) -> StoredVoice:
@@ -90,6 +96,7 @@ class StoredVoice:
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise RefusedError(f"{file} is not an object of format_version {FORMAT_VERSION}")
         expected = [spec.name for spec in fields(cls)]
+        values.setdefault("blend", None)
         if set(values) != set(expected):
             raise RefusedError(f"{file} has other fields than {', '.join(expected)}")
         types = get_type_hints(cls)
@@ -143,12 +150,12 @@ class StoredVoice:
             raise InvalidRequestError("voice", f"{self.name!r} cannot be used: {made} ({error}); add it again with this one") from None
 
 
-def pack_tensors(item: VoiceClonePromptItem) -> bytes:
-    """The content of NAME.safetensors."""
+def pack_tensors(embedding: npt.NDArray[np.float32], codes: npt.NDArray[np.int64] | None = None) -> bytes:
+    """The content of NAME.safetensors, of the fields of a VoiceClonePromptItem."""
     # Contiguous, because safetensors writes the memory of an array and ignores its strides.
-    arrays: Arrays = {"ref_spk_embedding": np.ascontiguousarray(item.ref_spk_embedding.numpy(), np.float32)}
-    if item.ref_code is not None:
-        arrays["ref_code"] = np.ascontiguousarray(item.ref_code.numpy(), np.int16)
+    arrays: Arrays = {"ref_spk_embedding": np.ascontiguousarray(embedding, np.float32)}
+    if codes is not None:
+        arrays["ref_code"] = np.ascontiguousarray(codes, np.int16)
     return save(arrays)
 
 

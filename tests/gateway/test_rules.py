@@ -48,6 +48,8 @@ def test_an_own_name_goes_before_openais_and_an_unknown_one_stays() -> None:
     assert voice_of("nobody", ["vivian"], {}) == "nobody"
     assert voice_of("VIVIAN", ["vivian"], {}) == "vivian"
     assert voice_of("", ["vivian"], {}) is None
+    assert voice_of("alloy:0.7 + Me:0.3+bob", ["vivian", "serena"], {"me": "vivian"}) == "serena:0.7+vivian:0.3+bob"
+    assert voice_of("a+b", ["a+b", "vivian"], {}) == "a+b"
 
 
 @pytest.mark.parametrize(

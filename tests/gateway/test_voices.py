@@ -85,6 +85,8 @@ def test_a_voice_is_added_listed_spoken_with_and_deleted(http: httpx.Client) -> 
         ({"consent": "yes"}, True, 422, "name"),
         ({"name": "../x", "consent": "yes"}, True, 400, "name"),
         ({"name": "x", "consent": "yes", "type": "prompt", "prompt": "deep"}, False, 400, "type"),
+        ({"name": "x", "blend": "anna+ben"}, True, 400, "blend"),
+        ({"name": "x", "blend": "vivian+ryan"}, False, 400, "blend"),
     ],
 )
 def test_a_voice_that_lacks_something_is_refused_by_name(
@@ -134,3 +136,20 @@ def test_openais_client_stores_a_voice_speaks_with_it_and_deletes_it(http: httpx
         with pytest.raises(BadRequestError) as refused:
             client.audio.voices.create(name="deep", type="prompt", prompt="A deep voice.")
     assert refused.value.param == "type"
+
+
+def test_a_blend_is_spoken_and_stored(http: httpx.Client) -> None:
+    for name in ("anna", "ben"):
+        form = {"name": name, "consent": CONSENT}
+        http.post("/v1/audio/voices", data=form, files={"audio_sample": (f"{name}.wav", wav(), "audio/wav")}).raise_for_status()
+    answer = speech(http, voice="reader:0.7+Ben:0.3", model="tts-1")  # reader is anna's other name
+    assert (answer.headers["x-voice"], answer.headers["x-model"]) == ("anna%3A0.7%2Bben%3A0.3", "qwen3_tts_base")
+    added = http.post("/v1/audio/voices", data={"name": "duo", "blend": "anna:0.7+ben:0.3"}, files={"other": ("a", b"", "text/plain")})
+    assert (added.json()["id"], added.json()["blend"]) == ("duo", "anna:0.7+ben:0.3")
+    assert speech(http, voice="duo").headers["x-model"] == "qwen3_tts_base"
+    assert speech(http, voice="vivian+ryan").headers["x-model"] == "qwen3_tts"
+    refused = http.post("/v1/audio/speech", json={"input": TEXT, "voice": "vivian+nobody", **CUT})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "voice")
+    assert "in the blend, 'nobody' is unknown" in refused.json()["error"]["message"]
+    for name in ("anna", "ben", "duo"):
+        assert http.delete(f"/v1/audio/voices/{name}").status_code == 200

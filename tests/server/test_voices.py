@@ -181,7 +181,7 @@ NAMED = {"action": "add", "name": "eve", "consent": CONSENT}
 @pytest.mark.parametrize(
     ("tensors", "values", "message"),
     [
-        ([], {"action": "destroy"}, "action: 'destroy' is unknown; give one of list, show, add, remove"),
+        ([], {"action": "destroy"}, "action: 'destroy' is unknown; give one of list, show, add, blend, remove"),
         ([], {"action": "show"}, "name: is missing"),
         ([], {"action": "show", "name": "nobody"}, "name: 'nobody' is not a stored voice"),
         ([], {"action": "remove", "name": "vivian"}, "name: 'vivian' is not a stored voice"),
@@ -190,6 +190,10 @@ NAMED = {"action": "add", "name": "eve", "consent": CONSENT}
         (CLIP, NAMED | {"consent": " "}, "consent: is empty"),
         (CLIP, NAMED | {"model": "qwen3_tts"}, "model: 'qwen3_tts' clones no voices; give one of qwen3_tts_base"),
         ([], NAMED, "reference_audio: is missing"),
+        ([], NAMED | {"action": "blend"}, "blend: is missing; a blend is NAME:WEIGHT+NAME:WEIGHT.."),
+        ([], NAMED | {"action": "blend", "blend": "vivian+ryan"}, "blend: 'vivian' is a built-in speaker; only stored voices"),
+        ([], NAMED | {"action": "blend", "blend": "bob:0.3"}, "blend: in the blend, 'bob' is not a stored voice; stored: none"),
+        ([], NAMED | {"action": "blend", "blend": "bob:none"}, "blend: the weight of 'bob' is 'none'; give a number above 0"),
         (CLIP[:2], NAMED, "reference_text: is missing; give the words of reference_audio, or set x_vector_only"),
         (reference(recording(seconds=5.5)), NAMED, "reference_audio: lasts 5.50 s"),
         (reference(recording(seconds=0.5)), NAMED, "reference_audio: lasts 0.50 s"),
@@ -281,3 +285,26 @@ def test_a_timeout_counts_the_encoding_too(three: TritonServer) -> None:
     assert (end.finish_reason, end.index) == ("error", 0)
     assert end.error.startswith("DEADLINE_EXCEEDED: timeout: ")
     eventually_free(three, "talker_base")
+
+
+def test_a_blend_speaks_and_is_stored(three: TritonServer) -> None:
+    times = np.arange(2 * RATE) / RATE
+    tone = (0.1 * np.sin(240 * np.pi * times) * (1 + np.sin(6 * np.pi * times))).astype(np.float32)  # unlike noise for the encoder, too
+    for name, audio in (("anna", recording()), ("ben", tone)):
+        add(three, name, audio, text=None, x_vector_only=True)
+    by_request = speak(three, "qwen3_tts_base", inputs(sampling=GREEDY, voice="anna:3 + ben:1"))
+    stored = voices(three, [], action="blend", name="duo", blend="Anna:3+ben:1")
+    assert (stored["blend"], stored["x_vector_only"], stored["made_by"]) == ("anna:0.75+ben:0.25", True, "base")
+    assert (stored["consent"], stored["models"]) == (f"anna: {CONSENT}; ben: {CONSENT}", ["qwen3_tts_base"])
+    assert "reference_seconds" not in stored
+    for voice in ("anna", "ben"):
+        assert not np.array_equal(speak(three, "qwen3_tts_base", inputs(sampling=GREEDY, voice=voice)), by_request)
+    voices(three, [], action="remove", name="anna")
+    np.testing.assert_allclose(speak(three, "qwen3_tts_base", inputs(sampling=GREEDY, voice="duo")), by_request, atol=1e-5)
+    alone, blended = (speak(three, "qwen3_tts", inputs(sampling=GREEDY, voice=voice)) for voice in ("vivian", "VIVIAN:2"))
+    np.testing.assert_allclose(blended, alone, atol=1e-5)
+    assert "voice: in the blend, 'anna' is not a stored voice; stored: ben, duo; for a built-in speaker" in refusal(
+        three, "qwen3_tts_base", inputs(voice="anna+ben")
+    )
+    assert "voice: 'ben' is a stored voice, and this checkpoint clones no voice" in refusal(three, "qwen3_tts", inputs(voice="ryan+ben"))
+    assert "voice: in the blend, 'bob' is unknown; allowed: " in refusal(three, "qwen3_tts", inputs(voice="ryan+bob"))

@@ -78,6 +78,7 @@ async def test_the_asyncio_client_does_the_same(three: TritonServer, recording: 
         assert (added.x_vector_only, added.reference_text) == (True, None)
         assert await client.voices.show("bea") == added
         assert "bea" in [voice.name for voice in (await client.voices.list()).voices]
+        assert (await client.voices.blend("still.bea", "bea", consent="As for bea.")).consent == "As for bea."
         assert (await client.synthesize(TEXT, voice="bea", sampling=GREEDY)).audio.any()
         await client.voices.remove("bea")
         with pytest.raises(InvalidRequest, match="'bea' is not a stored voice"):
@@ -112,6 +113,11 @@ def test_the_commands_tell_a_voices_whole_story(runner: CliRunner, recording: Pa
         spoken = runner.invoke(app, [*say, *voice, "-o", output])
         assert spoken.exit_code == 0, spoken.stderr
     np.testing.assert_allclose(soundfile.read("a.wav")[0], soundfile.read("b.wav")[0], atol=1 / 32768)
+    blended = runner.invoke(app, ["voices", "blend", "duo", "anna:2", "--json"])
+    assert json.loads(blended.stdout)["blend"] == "anna:1"
+    assert json.loads(blended.stdout)["consent"] == f"anna: {CONSENT}"
+    assert "anna:1" in runner.invoke(app, ["voices", "list"]).stdout
+    assert "blend: in the blend, 'bob' is not a stored voice" in runner.invoke(app, ["voices", "blend", "trio", "anna", "bob"]).stderr
     assert runner.invoke(app, ["voices", "remove", "anna"]).stdout == "removed anna\n"
 
 
@@ -142,7 +148,9 @@ def test_text_of_the_store_cannot_steer_the_terminal(runner: CliRunner, recordin
     assert runner.invoke(app, ["voices", "remove", "esc"]).exit_code == 0
 
 
-@pytest.mark.parametrize("command", [["voices"], ["voices", "list"], ["voices", "show"], ["voices", "add"], ["voices", "remove"]])
+@pytest.mark.parametrize(
+    "command", [["voices"], ["voices", "list"], ["voices", "show"], ["voices", "add"], ["voices", "blend"], ["voices", "remove"]]
+)
 def test_help_fits_eighty_columns_and_teaches(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "80"})
     assert result.exit_code == 0
@@ -156,8 +164,9 @@ DOCS = (Path(__file__).parents[2] / "docs" / "voices.md").read_text(encoding="ut
 
 
 def test_the_commands_of_the_docs_run(runner: CliRunner, recording: Path) -> None:
-    """With a recording named anna.wav, and with this server's name of the base checkpoint instead of the plain one."""
-    soundfile.write("anna.wav", *soundfile.read(recording))
+    """With recordings of these names, and with this server's name of the base checkpoint instead of the plain one."""
+    for name in ("anna", "ben"):
+        soundfile.write(f"{name}.wav", *soundfile.read(recording))
     commands = [shlex.split(line) for line in DOCS.splitlines() if line.startswith("qwen3-tts ")]
     assert len(commands) > 5
     for _, *command in commands:
@@ -165,7 +174,8 @@ def test_the_commands_of_the_docs_run(runner: CliRunner, recording: Path) -> Non
             command += ["--max-frames", "3"] + ([] if "--model" in command else ["--model", "qwen3_tts_base"])
         result = runner.invoke(app, command)
         assert result.exit_code == 0, (command, result.stderr)
-    runner.invoke(app, ["voices", "remove", "anna"])
+    for name in ("anna", "ben", "duo"):
+        runner.invoke(app, ["voices", "remove", name])
 
 
 def test_the_examples_of_the_docs_run(three: TritonServer, runner: CliRunner, recording: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, Qwen3TTSError
+from engine_lib.speech.blend import Blend
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore, checked_name
 from engine_lib.voices.stored_voice import StoredVoice
@@ -330,3 +331,30 @@ def test_a_folder_that_goes_away_is_named(store: VoiceStore, config: CheckpointC
 
 def test_the_folder_is_made_for_its_owner_only(store: VoiceStore) -> None:
     assert store.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_blend_is_a_voice_of_its_own_and_keeps_what_it_is_made_of(store: VoiceStore, config: CheckpointConfig) -> None:
+    anna, ben = voice(config), voice(config, x_vector_only=True)
+    ben = replace(ben, ref_spk_embedding=-2 * ben.ref_spk_embedding.flip(0))
+    add(store, anna)
+    add(store, ben, "ben", consent="Ben, by phone", made_by="other")
+    added = store.add_blend("Duo", "anna:3+ben:1")
+    assert (added.blend, added.consent, added.made_by) == ("anna:0.75+ben:0.25", "anna: Anna, by letter; ben: Ben, by phone", "tiny, other")
+    store.remove("anna")
+    assert open_store(store.folder.parent).show("duo") == added
+    item = store.load("duo", config)
+    assert (item.x_vector_only_mode, item.ref_code) == (True, None)
+    mixed = Blend.parse("a:3+b:1").mix([anna.ref_spk_embedding.numpy(), ben.ref_spk_embedding.numpy()])
+    np.testing.assert_array_equal(item.ref_spk_embedding.numpy(), mixed)
+    with pytest.raises(InvalidRequestError, match=r"^name: 'duo' is taken"):
+        store.add_blend("duo", "ben")
+    with pytest.raises(InvalidRequestError, match=r"^blend: in the blend, 'anna' is not a stored voice; stored: ben, duo$"):
+        store.add_blend("trio", "anna+ben")
+    wide = replace(ben, ref_spk_embedding=torch.ones(2 * len(ben.ref_spk_embedding)))
+    add(store, wide, "wide", consent="w" * 1000)
+    with pytest.raises(InvalidRequestError, match=r"^blend: its voices are of checkpoints of different sizes \(ben: 64, wide: 128\)"):
+        store.add_blend("trio", "ben+wide")
+    with pytest.raises(InvalidRequestError, match=r"^consent: those of the voices have 1006 characters together; give one of at most"):
+        store.add_blend("trio", "wide")
+    assert store.add_blend("trio", "wide", consent="As for wide.").consent == "As for wide."
+    assert "blend" not in json.loads((store.folder / "ben.json").read_text())  # so older servers read it
