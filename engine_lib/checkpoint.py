@@ -6,6 +6,7 @@ Weights are taken one by one with the shape the model expects, so a missing or m
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.checkpoint_files import checkpoint_folder, why_unreadable
+from engine_lib.checkpoint_files import CODEC, checkpoint_folder, why_missing, why_unreadable
 from engine_lib.errors import CheckpointError, InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.text_tokenizer import read_tokenizer
@@ -50,7 +51,7 @@ class Checkpoint:
 
     def speech_tokenizer_weights(self) -> Weights:
         """Weights of the codec (`decoder.*`) and of the reference encoder (`encoder.*`)."""
-        return Weights(self.path / "speech_tokenizer")
+        return Weights(self.path / CODEC)
 
     def speaker_embeddings(self) -> dict[str, npt.NDArray[np.float32]]:
         """[hidden_size] of each built-in speaker: its row in the table of codebook 0.
@@ -113,7 +114,7 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-        if single.is_file():
+        if os.path.lexists(single):  # as in the official package, a single file goes before shards
             files = {single}
         elif index.is_file():
             try:
@@ -121,10 +122,13 @@ class Weights:
             except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{index}: no usable weight_map: {error!r}") from None
         else:
-            raise CheckpointError(f"{single} is missing, and there is no {index.name} either")
+            advice = "; only safetensors are read: convert the .bin files" if any(folder.glob("*.bin")) else ""
+            raise CheckpointError(f"{why_missing(single)}, and there is no {index.name} either{advice}")
         self._folder = folder
         self._files = {}
         for file in sorted(files):
+            if not file.is_file():
+                raise CheckpointError(why_missing(file))
             try:
                 handle = safe_open(str(file), framework="pt")
             except (OSError, SafetensorError) as error:
@@ -152,6 +156,7 @@ class Weights:
         """
         tensor = self.stored(name)
         self._check_shape(name, tensor.shape, shape)
+        self._check_dtype(name, tensor)
         return tensor.to(device=device, dtype=dtype)
 
     def take_shard(
@@ -164,6 +169,7 @@ class Weights:
         self._check_shape(name, stored.get_shape(), shape)
         part = shard.of(stored.get_shape()[dim])
         tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
+        self._check_dtype(name, tensor)
         return tensor.to(device=device, dtype=dtype).contiguous()
 
     def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
@@ -180,3 +186,9 @@ class Weights:
     def _check_shape(self, name: str, stored: Iterable[int], expected: Iterable[int]) -> None:
         if tuple(stored) != tuple(expected):
             raise CheckpointError(f"{self._folder}: weight {name} has shape {tuple(stored)}; {tuple(expected)} expected")
+
+    def _check_dtype(self, name: str, stored: torch.Tensor) -> None:
+        """Refuse codes of a quantised checkpoint, which mean nothing without their scales."""
+        if not stored.is_floating_point() or stored.element_size() == 1:
+            expected = "a quantised checkpoint is not supported; give one in float32, float16 or bfloat16"
+            raise CheckpointError(f"{self._folder}: weight {name} is {stored.dtype}; {expected}")

@@ -6,13 +6,14 @@ this engine does not implement (biases in attention, sliding windows in the talk
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from engine_lib.checkpoint_files import Fields
+from engine_lib.checkpoint_files import CODEC, Fields
 from engine_lib.errors import CheckpointError
 
 KINDS = ("custom_voice", "base", "voice_design")
@@ -154,10 +155,11 @@ class CheckpointConfig:
         kind = model.get("tts_model_type", str)
         if kind not in KINDS:
             raise CheckpointError(f"{model.where}: tts_model_type is {kind!r}; supported: {', '.join(KINDS)}")
-        generation = Fields(folder / "generation_config.json")
+        generation_file = folder / "generation_config.json"  # tools that fine-tune may leave it out
+        generation = Fields(generation_file, None if os.path.lexists(generation_file) else {})
         if generation.values.get("max_new_tokens") is not None and generation.get("max_new_tokens", int) < 2:
             raise CheckpointError(f"{generation.where}: max_new_tokens is {generation.values['max_new_tokens']}; a number from 2 expected")
-        tokenizer = Fields(folder / "speech_tokenizer" / "config.json")
+        tokenizer = Fields(folder / CODEC / "config.json")
         talker_config, codec = _talker_config(talker), _codec_config(tokenizer)
         text_rows = talker_config.text_vocab_size
         return cls(

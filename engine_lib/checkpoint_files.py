@@ -16,31 +16,92 @@ from engine_lib.errors import CheckpointError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs.github.com/"
-SNAPSHOTS = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a model's folder of the hub's cache, in the cache
+MODEL_PREFIX, SNAPSHOTS = "models--", "snapshots"  # in the hub's cache: models--ORG--NAME/snapshots/REVISION
+CODEC = "speech_tokenizer"
+MAX_NAMED = 5
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint; `~` is the home folder.
+    """The folder of a checkpoint; `~` is the home folder. In the hub's cache, a model's folder stands for its revision `main`.
 
     Raises:
-        CheckpointError: there is none; the message says how to get one if `path` is a hub id or in the hub's cache.
+        CheckpointError: there is none; the message says how to get one if `path` is a hub id, in the hub's cache or a folder of several.
     """
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
-        if not (folder / "config.json").exists():
-            snapshots = [str(file.parent) for pattern in SNAPSHOTS for file in sorted(folder.glob(pattern))]
-            if snapshots:
-                raise CheckpointError(
-                    f"model_path: {str(path)!r} is a cache of the Hugging Face hub; give a snapshot in it: {snapshots[0]}"
-                )
+        if not os.path.lexists(folder / "config.json"):
+            return _snapshot(folder) or _no_checkpoint(folder, path)
         return folder
     advice = "give a checkpoint folder in the published layout"
     if HUB_ID.fullmatch(str(path)):
         cache = Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), "hub")
-        cached = sorted(Path(os.environ.get("HF_HUB_CACHE", cache)).glob(f"models--{str(path).replace('/', '--')}/{SNAPSHOTS[0]}"))
-        download = f"hf download {path} --local-dir {Path(path).name}"
-        advice = f"nothing is downloaded here. Give {cached[0].parent}" if cached else f"nothing is downloaded here. Run: {download}"
+        cached = Path(os.environ.get("HF_HUB_CACHE", cache), f"{MODEL_PREFIX}{str(path).replace('/', '--')}")
+        advice = f"nothing is downloaded here. Run: hf download {path} --local-dir {Path(path).name}"
+        if _snapshots(cached):
+            advice = f"nothing is downloaded here. Give {_main_snapshot(cached) or _snapshots(cached)[0]}"
     raise CheckpointError(f"model_path: {str(path)!r} is not a folder; {advice}")
+
+
+def checkpoint_name(folder: Path) -> str:
+    """What people call the checkpoint: the name of its folder; ORG/NAME if that is a revision in the hub's cache."""
+    model = folder.parent.parent.name
+    if folder.parent.name == SNAPSHOTS and model.startswith(MODEL_PREFIX):
+        return model.removeprefix(MODEL_PREFIX).replace("--", "/")
+    return folder.name
+
+
+def _snapshots(model: Path) -> list[Path]:
+    return [file.parent for file in sorted(model.glob(f"{SNAPSHOTS}/*/config.json"))]
+
+
+def _main_snapshot(model: Path) -> Path | None:
+    """The revision `main` of a model's folder in the hub's cache."""
+    try:
+        revision = (model / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((snapshot for snapshot in _snapshots(model) if snapshot.name == revision), None)
+
+
+def _snapshot(model: Path) -> Path | None:
+    """The revision that a model's folder in the hub's cache stands for; None if it is no such folder, or says too little."""
+    snapshots = _snapshots(model)
+    return _main_snapshot(model) or (snapshots[0] if len(snapshots) == 1 else None)
+
+
+def _no_checkpoint(folder: Path, path: str | Path) -> Path:
+    """`folder` itself, for the error about its config.json.
+
+    Raises:
+        CheckpointError: one that helps more.
+    """
+    problem = f"model_path: {str(path)!r}"
+    if snapshots := _snapshots(folder):
+        raise CheckpointError(f"{problem} has several revisions in the hub's cache, and none is main; give one: {_listed(snapshots)}")
+    if models := [file for file in sorted(folder.glob(f"{MODEL_PREFIX}*")) if _snapshots(file)]:
+        raise CheckpointError(f"{problem} is a cache of the Hugging Face hub; give the folder of a model in it: {_listed(models)}")
+    if inside := [file.parent for file in sorted(folder.glob("*/config.json")) if file.parent.name != CODEC]:
+        raise CheckpointError(f"{problem} has no config.json; give a checkpoint in it: {_listed(inside)}")
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{problem} is an adapter (LoRA), not a checkpoint; merge it into its model and give the result")
+    return folder
+
+
+def _listed(folders: list[Path]) -> str:
+    more = f" and {len(folders) - MAX_NAMED} more" if len(folders) > MAX_NAMED else ""
+    return ", ".join(map(str, folders[:MAX_NAMED])) + more
+
+
+def why_missing(file: Path) -> str:
+    """A message about a file that is not there."""
+    if file.is_symlink():
+        return f"{file} is a link to a file that is gone or was never completely downloaded; download the checkpoint again"
+    if file.parent.name == CODEC:
+        advice = (
+            f"copy {CODEC} from the checkpoint that this one was made from, or run: hf download Qwen/Qwen3-TTS-Tokenizer-12Hz --local-dir"
+        )
+        return f"{file} is missing; {advice} {file.parent}"
+    return f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint"
 
 
 def is_lfs_pointer(file: Path) -> bool:
@@ -69,7 +130,7 @@ class Fields:
             try:
                 values = json.loads(file.read_text(encoding="utf-8"))
             except FileNotFoundError:
-                raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint") from None
+                raise CheckpointError(why_missing(file)) from None
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise CheckpointError(why_unreadable(file, error, "is not valid JSON")) from None
             if not isinstance(values, dict):

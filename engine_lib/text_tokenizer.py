@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from engine_lib.checkpoint_files import is_lfs_pointer, why_unreadable
+from engine_lib.checkpoint_files import is_lfs_pointer, why_missing, why_unreadable
 from engine_lib.errors import CheckpointError
 
 QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -49,7 +49,7 @@ def _check_files(folder: Path) -> None:
     needed = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else ("vocab.json", "merges.txt")
     for file in (folder / name for name in needed):
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing; the folder is not a complete Qwen3-TTS checkpoint")
+            raise CheckpointError(why_missing(file))
         if is_lfs_pointer(file):
             raise CheckpointError(why_unreadable(file, ""))
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from engine_lib.checkpoint import Checkpoint, Weights
 from engine_lib.errors import CheckpointError
+from engine_lib.sampling import SamplingParams
 from engine_lib.talker.device.model import TalkerModel
 from make_checkpoint import make_checkpoint
 
@@ -79,7 +80,10 @@ def test_a_missing_or_broken_json_file_is_named(folder: Path, file: str):
     with pytest.raises(CheckpointError, match=f"{file} does not hold a JSON object"):
         Checkpoint(folder)
     (folder / file).unlink()
-    with pytest.raises(CheckpointError, match=f"{file} is missing; the folder is not a complete"):
+    if file == "generation_config.json":  # tools that fine-tune may leave it out
+        assert Checkpoint(folder).sampling_defaults() == SamplingParams()
+        return
+    with pytest.raises(CheckpointError, match=rf"{file} is missing; (the folder is not a complete|copy speech_tokenizer from)"):
         Checkpoint(folder)
 
 
@@ -90,7 +94,13 @@ def test_a_missing_or_broken_weight_file_is_named(folder: Path, file: str):
     with pytest.raises(CheckpointError, match=rf"{file} cannot be read"):
         Weights(part)
     (folder / file).unlink()
-    with pytest.raises(CheckpointError, match=rf"{file} is missing, and there is no model.safetensors.index.json"):
+    with pytest.raises(CheckpointError, match=rf"{file} is missing; .*, and there is no model.safetensors.index.json either$"):
+        Weights(part)
+    (part / "pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match=r"either; only safetensors are read: convert the .bin files$"):
+        Weights(part)
+    (folder / file).symlink_to("../../blobs/0123abcd")
+    with pytest.raises(CheckpointError, match=rf"{file} is a link to a file that is gone or was never completely downloaded"):
         Weights(part)
 
 
@@ -283,9 +293,10 @@ def test_a_hub_id_is_told_how_to_download_it_or_where_it_lies(folder: Path, tmp_
     folder.rename(snapshot)
     with pytest.raises(CheckpointError, match=f"nothing is downloaded here. Give {snapshot}"):
         Checkpoint("Qwen/Some-TTS")
-    for root in (tmp_path / "hub", snapshot.parents[1]):
-        with pytest.raises(CheckpointError, match=f"is a cache of the Hugging Face hub; give a snapshot in it: {snapshot}"):
-            Checkpoint(root)
+    with pytest.raises(
+        CheckpointError, match=f"is a cache of the Hugging Face hub; give the folder of a model in it: {snapshot.parents[1]}"
+    ):
+        Checkpoint(tmp_path / "hub")
     monkeypatch.setenv("HOME", str(snapshot.parent))
     assert Checkpoint(f"~/{snapshot.name}").path == snapshot
 
@@ -340,7 +351,7 @@ def test_shards_give_the_weights_of_one_file(tiny_custom_voice: Path, tmp_path: 
 def test_a_missing_shard_or_a_broken_index_is_named(tmp_path: Path):
     sharded = make_checkpoint(tmp_path / "sharded", shards=2)
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is missing"):
         Weights(sharded)
     for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
         (sharded / "model.safetensors.index.json").write_text(text)

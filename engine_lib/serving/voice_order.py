@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 
 from engine_lib.admission.turn import Turn
+from engine_lib.checkpoint_files import checkpoint_name
 from engine_lib.errors import DeadlineError, OverloadedError
 from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import new_stream_key
@@ -89,7 +89,7 @@ class VoiceOrder:
                 consent=self._consent,
                 reference_seconds=self._reference.seconds,
                 reference_sample_rate=self._reference.sample_rate,
-                made_by=Path(self._talker.engine.config.model_path).name,
+                made_by=checkpoint_name(self._talker.engine.checkpoint.path),
             )
         except Exception as error:
             self._reply.refuse(error)
