@@ -103,6 +103,13 @@ def gateway(
     keys_file: Annotated[
         Path | None, typer.Option(metavar="FILE", envvar=PREFIX + "KEYS_FILE", help="API keys that are let in. [default: everyone is]")
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", envvar=PREFIX + "CERTIFICATE", help="Serve HTTPS with this certificate (PEM). [default: HTTP]"),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", envvar=PREFIX + "KEY", help="Its key (PEM). [default: in the file of the certificate]")
+    ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", envvar=PREFIX + "CORS_ORIGIN", help="Web page that may call it, * for all; repeat it."),
@@ -117,7 +124,7 @@ def gateway(
 ) -> None:
     """Serve OpenAI's speech API (POST /v1/audio/speech, ..) in front of Triton servers."""
     try:
-        from qwen3_tts_gateway.running import run
+        from qwen3_tts_gateway.running import Tls, run
         from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
     except ModuleNotFoundError as error:
         raise failed(EXIT_INVALID, f"the package {error.name!r} is missing", MISSING) from None
@@ -142,7 +149,9 @@ def gateway(
             studio=studio,
             voice_changes=voice_changes,
         )
-        run(settings, host, port, wyoming_port)
+        if key is not None and certificate is None:
+            raise SettingsError("key: it is given without a certificate; give --certificate, too")
+        run(settings, host, port, wyoming_port, None if certificate is None else Tls(certificate, key))
     except SettingsError as error:
         raise failed(EXIT_INVALID, str(error)) from None
 

@@ -6,7 +6,10 @@ import ctypes
 import os
 import signal
 import socket
+import ssl
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -41,25 +44,57 @@ class _Server(uvicorn.Server):
         )
 
 
-def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | None = None) -> None:
+@dataclass(frozen=True)
+class Tls:
+    """What HTTPS and secure WebSockets need.
+
+    Attributes:
+        certificate: PEM, of the server, followed by those between it and the authority.
+        key: PEM; None: it is in `certificate`, too.
+    """
+
+    certificate: Path
+    key: Path | None = None
+
+    def check(self) -> None:
+        """
+        Raises:
+            SettingsError: a file cannot be used.
+        """
+        try:
+            # An encrypted key would make OpenSSL ask for its password at the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password=self._no_password)
+        except OSError as error:
+            files = f"{self.certificate}" if self.key is None else f"{self.certificate} with the key {self.key}"
+            reason = getattr(error, "reason", None) or error.strerror or str(error)
+            raise SettingsError(f"certificate: {files} cannot be used: {reason}; give PEM files of a certificate and its key") from None
+
+    def _no_password(self) -> str:
+        raise SettingsError(f"key: {self.key or self.certificate} is encrypted; give a key without a password")
+
+
+def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | None = None, tls: Tls | None = None) -> None:
     """Serve on `host` and `port` (0 takes a free one) until SIGTERM or SIGINT; running utterances get `drain_seconds` then.
 
     Args:
         settings: options of the gateway.
         host, port: for HTTP and WebSockets.
         wyoming_port: for Wyoming; None: not served.
+        tls: for HTTPS and secure WebSockets on `port`; None: plain ones.
 
     Raises:
-        SettingsError: a port, or a file of the settings, cannot be used.
+        SettingsError: a port, or a file of `tls`, or a file of the settings, cannot be used.
     """
     start_logging()
     if parent := os.environ.get(PARENT_VARIABLE):
         _end_with(int(parent))
+    if tls is not None:
+        tls.check()
     with ExitStack() as stack:
         listener = stack.enter_context(_listener(host, port, "--port"))
         wyoming = None if wyoming_port is None else stack.enter_context(_listener(host, wyoming_port, "--wyoming-port"))
         app = create_app(settings, wyoming)
-        print(f"gateway: http {listener.getsockname()[1]}", flush=True)
+        print(f"gateway: {'http' if tls is None else 'https'} {listener.getsockname()[1]}", flush=True)
         if wyoming is not None:
             print(f"gateway: wyoming {wyoming.getsockname()[1]}", flush=True)
         config = uvicorn.Config(
@@ -69,6 +104,8 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+            ssl_certfile=tls and tls.certificate,
+            ssl_keyfile=tls and tls.key,
         )
         _Server(config, app).run(sockets=[listener])
 

@@ -38,8 +38,9 @@ class RunningGateway:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("gateway: http "), (line, log_file.read_text())
-        self.url = f"http://127.0.0.1:{int(line.split()[-1])}"
+        assert line.startswith("gateway: http"), (line, log_file.read_text())
+        _, scheme, port = line.split()
+        self.url = f"{scheme}://127.0.0.1:{int(port)}"
 
     def __enter__(self) -> RunningGateway:
         return self
