@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc.aio  # type: ignore[import-untyped]
 import httpx
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
+from benching.fake_triton import FakeTriton
 from qwen3_tts_client.cli import app as cli
 from qwen3_tts_gateway.app import create_app
 from qwen3_tts_gateway.keys import new_key
@@ -39,6 +43,41 @@ async def test_without_a_known_key_nothing_is_done(tmp_path: Path) -> None:
         answer = await client.post(SPEECH, json={"input": "x"}, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 503  # let in; there is no server
         assert (await client.get("/health")).status_code == 200
+
+
+class Listening(FakeTriton):
+    """Notes who each request is from."""
+
+    def __init__(self) -> None:
+        super().__init__(frames=1, speed=0)
+        self.clients: list[str | None] = []
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: object) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
+        async def noted() -> AsyncIterator[object]:
+            async for request in requests:
+                self.clients.append(request.parameters["client"].string_param if "client" in request.parameters else None)
+                yield request
+
+        async for response in super().ModelStreamInfer(noted(), context):
+            yield response
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+async def test_the_server_is_told_the_name_of_the_key_so_that_clients_take_turns(tmp_path: Path, has_keys: bool) -> None:
+    """Without keys a caller is an address, which may be a proxy's."""
+    triton, server = Listening(), grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    keys = {name: new_key(name) for name in ("reception", "shop")}
+    file = tmp_path / "keys"
+    file.write_text("\n".join(line for _, line in keys.values()))
+    async with client_of(GatewaySettings(backends=(address,), metrics_port=0, keys_file=file if has_keys else None)) as client:
+        for name in ("shop", "reception"):
+            headers = {"Authorization": f"Bearer {keys[name][0]}"}
+            assert (await client.post(SPEECH, json={"input": "x", "response_format": "pcm"}, headers=headers)).status_code == 200
+    await server.stop(None)
+    assert triton.clients == (["shop", "reception"] if has_keys else [None, None])
 
 
 @pytest.mark.parametrize("chunked", [False, True])
