@@ -54,7 +54,8 @@ class _Connection:
         self._socket, self._query, self._voice, self._is_multi = JsonSocket(socket), socket.query_params, voice, is_multi
         self._gateway: Gateway = socket.app.state.gateway
         self._format = self._query.get("output_format", DEFAULT)
-        self._contexts: dict[str, _Context] = {}
+        self._contexts: dict[str, _Context] = {}  # that take text
+        self._closing: set[_Context] = set()  # that speak the rest of theirs; their names may be given to new ones
 
     async def serve(self) -> None:
         """Take messages until the client leaves, ends its text, or is refused."""
@@ -69,14 +70,14 @@ class _Connection:
         except Exception as error:
             await self.refuse(answer_of(error))
         finally:
-            await asyncio.gather(*(context.cancel() for context in self._contexts.values()))
+            await asyncio.gather(*(context.cancel() for context in self._all()))
 
     async def _serve(self, inactivity: float) -> None:
         while True:
             try:
                 message = await self._socket.receive(inactivity)
             except asyncio.TimeoutError:
-                if any(context.is_busy for context in self._contexts.values()):
+                if any(context.is_busy for context in self._all()):
                     continue
                 raise ApiError(408, f"no message came for {inactivity:g} s", code="input_timeout_exceeded") from None
             if not message.get("close_socket"):
@@ -86,7 +87,7 @@ class _Connection:
                 return
 
     async def _take(self, message: dict[str, Any]) -> None:
-        name = str(message.get("context_id") or "default")
+        name = str(message.get("context_id") or message.get("contextId") or "default")
         text = message.get("text") or ""
         if not isinstance(text, str):
             raise _refusal("text", f"{type(text).__name__} is not allowed; give a string")
@@ -94,23 +95,34 @@ class _Connection:
         if context is None:
             if message.get("close_context") or (self._is_multi and not text):
                 return  # nothing to close, nothing to keep alive
-            if len(self._contexts) >= MAX_CONTEXTS:
+            if len(self._all()) >= MAX_CONTEXTS:
                 raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
             encoder = encoder_named(self._format, _speed(message))
             context = self._contexts[name] = _Context(self, name if self._is_multi else None, encoder)
+        closes = bool(message.get("close_context"))
         # The first message has a space for its text, and later pieces may begin with one; a space alone is not speech.
-        if text.strip() or (text and context.is_speaking):
+        if not closes and (text.strip() or (text and context.is_speaking)):
             context.put(text)
         if message.get("flush"):
             context.flush()
-        if message.get("close_context"):
+        if closes:
+            context.drop()
+            self._close(name, context)
+
+    def _close(self, name: str, context: _Context) -> None:
+        del self._contexts[name]
+        if not context.task.done():
+            self._closing.add(context)
             context.close()
 
     async def _finish(self) -> None:
-        contexts = list(self._contexts.values())
-        for context in contexts:
-            context.close()
-        await asyncio.gather(*(context.task for context in contexts))
+        for name, context in list(self._contexts.items()):
+            context.flush()
+            self._close(name, context)
+        await asyncio.gather(*(context.task for context in self._closing))
+
+    def _all(self) -> list[_Context]:
+        return [*self._contexts.values(), *self._closing]
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error and close the socket."""
@@ -136,7 +148,7 @@ class _Connection:
 
     def forget(self, context: _Context) -> None:
         """The context has ended."""
-        self._contexts = {name: other for name, other in self._contexts.items() if other is not context}
+        self._closing.discard(context)
 
 
 class _Context:
@@ -180,12 +192,15 @@ class _Context:
             self._feed.end()
             self._feed = None
 
+    def drop(self) -> None:
+        """End the open utterance; no more of it is spoken."""
+        if self._feed is not None:
+            self._feed.drop()
+            self._feed = None
+
     def close(self) -> None:
         """End the context behind what it has been given."""
-        self.flush()
         self._texts.put_nowait(None)
-        if self.task.done():
-            self._connection.forget(self)
 
     async def cancel(self) -> None:
         """End the context now."""
@@ -196,17 +211,24 @@ class _Context:
         """Raises nothing: what fails is told to the client, if it is still there."""
         try:
             while (feed := await self._texts.get()) is not None:
-                async with aclosing(self._connection.utterance(feed)) as chunks:
-                    async for chunk in chunks:
-                        await self._send(await self._connection.encode(self._encoder, chunk))
+                if not feed.is_dropped:
+                    await self._speak(feed)
                 self._open_texts -= 1
             await self._send(self._encoder.finish())
             await self._connection.send(self._named({"audio": None, "isFinal": True}))
-            self._connection.forget(self)
         except WebSocketDisconnect:
             pass
         except Exception as error:
             await self._fail(answer_of(error))
+        finally:
+            self._connection.forget(self)
+
+    async def _speak(self, feed: TextFeed) -> None:
+        async with aclosing(self._connection.utterance(feed)) as chunks:
+            async for chunk in chunks:
+                if feed.is_dropped:
+                    return
+                await self._send(await self._connection.encode(self._encoder, chunk))
 
     async def _fail(self, error: ApiError) -> None:
         if self._name is None:

@@ -18,13 +18,14 @@ class TextFeed(AsyncIterator[str]):
 
     Attributes:
         has_ended: `end` was called.
+        is_dropped: `drop` was called.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._length = 0
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.has_ended = False
+        self.has_ended = self.is_dropped = False
 
     def put(self, text: str) -> None:
         """Add a piece.
@@ -43,6 +44,11 @@ class TextFeed(AsyncIterator[str]):
         if not self.has_ended:
             self.has_ended = True
             self._pieces.put_nowait(None)
+
+    def drop(self) -> None:
+        """End it; its speech shall not go on."""
+        self.is_dropped = True
+        self.end()
 
     async def __anext__(self) -> str:
         piece = await self._pieces.get()
