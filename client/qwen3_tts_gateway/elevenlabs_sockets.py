@@ -21,7 +21,7 @@ from qwen3_tts_gateway.delivery import encode
 from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
 from qwen3_tts_gateway.errors import ApiError, answer_of
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, JsonSocket
+from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 
@@ -57,8 +57,22 @@ class _Connection:
         self._contexts: dict[str, _Context] = {}  # that take text
         self._closing: set[_Context] = set()  # that speak the rest of theirs; their names may be given to new ones
 
+    @property
+    def is_busy(self) -> bool:
+        """See Conversation."""
+        return any(context.is_busy for context in self._all())
+
+    async def leave(self) -> None:
+        """See Conversation."""
+        await self._finish()
+        await self._socket.close(SERVICE_RESTART)
+
     async def serve(self) -> None:
         """Take messages until the client leaves, ends its text, or is refused."""
+        with self._gateway.conversations.holding(self):
+            await self._converse()
+
+    async def _converse(self) -> None:
         try:
             fields = {"model": self._query.get("model_id"), "language": self._query.get("language_code")}
             self._request = SpeechRequest.model_validate({"input": STREAMED, "voice": self._voice, **fields})
@@ -77,7 +91,7 @@ class _Connection:
             try:
                 message = await self._socket.receive(inactivity)
             except asyncio.TimeoutError:
-                if any(context.is_busy for context in self._all()):
+                if self.is_busy:
                     continue
                 raise ApiError(408, f"no message came for {inactivity:g} s", code="input_timeout_exceeded") from None
             if not message.get("close_socket"):

@@ -15,6 +15,7 @@ from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.backends import Backends
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.json_socket import Conversations
 from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.metrics import GatewayMetrics
 from qwen3_tts_gateway.routing import Route, route
@@ -35,6 +36,7 @@ class Gateway:
         metrics, limits: of all protocols.
         backends: the Triton servers.
         workers: threads for work that would hold up the event loop, such as encoding.
+        conversations: on its WebSockets.
         is_draining: it is about to stop.
     """
 
@@ -45,6 +47,7 @@ class Gateway:
         self.metrics.open_streams.set_function(lambda: float(self.limits.open_streams))
         self.backends = Backends(settings, self.metrics)
         self.workers = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder")
+        self.conversations = Conversations()
         self.is_draining = False
 
     async def close(self) -> None:

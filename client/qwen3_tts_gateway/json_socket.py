@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 from fastapi import WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
@@ -15,6 +15,44 @@ from qwen3_tts_gateway.errors import ApiError
 
 POLICY_VIOLATION = 1008  # close codes of WebSockets
 GOING_AWAY = 1001
+SERVICE_RESTART = 1012
+
+
+class Conversation(Protocol):
+    """What is said on one WebSocket."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is spoken, or waits to be."""
+
+    async def leave(self) -> None:
+        """Close it with SERVICE_RESTART, because the gateway stops. Nothing is spoken now."""
+
+
+class Conversations:
+    """The conversations of one gateway, and their end."""
+
+    def __init__(self) -> None:
+        self._open: set[Conversation] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def holding(self, conversation: Conversation) -> Iterator[None]:
+        """Around one conversation."""
+        self._open.add(conversation)
+        try:
+            yield
+        finally:
+            self._open.discard(conversation)
+
+    def leave_silent(self) -> bool:
+        """Close those that say nothing. Returns whether any is still open."""
+        for conversation in [each for each in self._open if not each.is_busy]:
+            self._open.discard(conversation)
+            task = asyncio.create_task(conversation.leave())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        return bool(self._open or self._leaving)
 
 
 class JsonSocket:

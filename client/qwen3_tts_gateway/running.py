@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
 import socket
 import ssl
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +18,38 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.logs import log, start_logging
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # longer than the minute of most load balancers, so that none sends into a connection that closes
+DRAIN_STEP = 0.05  # seconds between two looks at the WebSockets
 PARENT_VARIABLE = "QWEN3_TTS_GATEWAY_PARENT"  # scripts/serve.py sets it, so that a gateway never outlives it, even if it is killed
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class _Server(uvicorn.Server):
-    """Tells the gateway of the signal, so that it says that it is not ready while its utterances end."""
+    """Tells the gateway of the signal, so that it says that it is not ready, and lets its utterances end."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
         self._was_asked = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which closes WebSockets at once: here they end as soon as nothing is spoken on them."""
+        gateway: Gateway = self._app.state.gateway
+        ends_at = time.monotonic() + gateway.settings.drain_seconds
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, self.config.http_protocol_class):
+                connection.shutdown()
+        while gateway.conversations.leave_silent() and time.monotonic() < ends_at and not self.force_exit:
+            await asyncio.sleep(DRAIN_STEP)
+        self.config.timeout_graceful_shutdown = max(1, round(ends_at - time.monotonic()))
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         gateway = getattr(self._app.state, "gateway", None)
@@ -103,7 +121,6 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             ssl_certfile=tls and tls.certificate,
             ssl_keyfile=tls and tls.key,
         )

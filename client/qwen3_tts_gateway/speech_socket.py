@@ -19,7 +19,7 @@ from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_gateway.delivery import encode, encoder_of
 from qwen3_tts_gateway.errors import ApiError, answer_of, invalid
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, JsonSocket
+from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 
@@ -33,8 +33,9 @@ router = APIRouter()
 async def speech_stream(socket: WebSocket) -> None:
     """Speak one utterance after the other until the client leaves."""
     await socket.accept()
-    session = _Session(JsonSocket(socket), socket.app.state.gateway)
-    with suppress(WebSocketDisconnect):
+    gateway: Gateway = socket.app.state.gateway
+    session = _Session(JsonSocket(socket), gateway)
+    with suppress(WebSocketDisconnect), gateway.conversations.holding(session):
         try:
             await session.serve(_idle_seconds(socket.query_params.get("idle_seconds")))
         except ApiError as error:
@@ -51,6 +52,7 @@ class _Session:
         self._config: dict[str, Any] = {}
         self._feed: TextFeed | None = None
         self._speaking: asyncio.Task[None] | None = None
+        self._last_task: asyncio.Task[None] | None = None  # the same, until its last event is sent
         self._samples_sent = 0
         self._is_discarding = False  # the utterance is over before its text; what still comes is dropped
 
@@ -69,6 +71,15 @@ class _Session:
                     raise ApiError(408, f"no event came for {idle_seconds:g} s", code="idle") from None
             except ApiError as error:
                 await self._fail(error)
+
+    @property
+    def is_busy(self) -> bool:
+        """See Conversation."""
+        return self._last_task is not None and not self._last_task.done()
+
+    async def leave(self) -> None:
+        """See Conversation."""
+        await self._socket.close(SERVICE_RESTART)
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error that ends the connection."""
@@ -114,7 +125,7 @@ class _Session:
             return
         if self._feed is None:
             self._feed, self._samples_sent = TextFeed(self._gateway.settings.max_text_length), 0
-            self._speaking = asyncio.create_task(self._speak(_request(self._config), self._feed))
+            self._speaking = self._last_task = asyncio.create_task(self._speak(_request(self._config), self._feed))
         if self._feed.has_ended:
             raise ApiError(
                 409, "input.text: the utterance before is spoken still; wait for session.done or send input.cancel", param="type"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from server.streams import eventually_free, metric
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from benching.fake_triton import running_fake
 from engine_lib.server.process import TritonServer
@@ -89,6 +93,58 @@ def test_sigterm_lets_running_speech_end_and_says_not_ready(endless: TritonServe
         assert own.process.wait(PATIENCE) == 0
     assert len(content) == 100 * 1920 * 2
     assert "draining" in {line["event"] for line in own.log()}
+
+
+def code_at_the_end(client: ClientConnection) -> int | None:
+    """The code that the gateway closes a WebSocket with, behind all messages."""
+    with suppress(ConnectionClosed):
+        while True:
+            client.recv(PATIENCE)
+    return client.close_code
+
+
+def test_sigterm_lets_speech_on_websockets_end_and_closes_silent_ones(endless: TritonServer, tmp_path: Path) -> None:
+    with RunningGateway([endless], tmp_path / "log", "--drain-seconds", str(PATIENCE)) as own:
+        address = own.url.replace("http", "ws")
+        with (
+            connect(f"{address}/v1/audio/speech/stream") as silent,
+            connect(f"{address}/v1/audio/speech/stream") as speaking,
+            connect(f"{address}/v1/text-to-speech/ryan/multi-stream-input?output_format=pcm_24000") as context,
+        ):
+            for event in (
+                {"type": "session.config", "max_new_tokens": 60},
+                {"type": "input.text", "text": LONG_TEXT},
+                {"type": "input.done"},
+            ):
+                speaking.send(json.dumps(event))
+            context.send(json.dumps({"text": "Ad.", "flush": True}))
+            assert json.loads(speaking.recv(PATIENCE))["type"] == "audio.start"
+            received = len(speaking.recv(PATIENCE))
+            assert json.loads(context.recv(PATIENCE))["audio"]
+            own.process.send_signal(signal.SIGTERM)
+            assert code_at_the_end(silent) == 1012
+            while isinstance(message := speaking.recv(PATIENCE), bytes):
+                received += len(message)
+            assert json.loads(message)["type"] == "audio.done"
+            assert received == 60 * 1920 * 2
+            assert json.loads(speaking.recv(PATIENCE))["type"] == "session.done"
+            while not json.loads(context.recv(PATIENCE))["isFinal"]:
+                pass
+            assert code_at_the_end(speaking) == code_at_the_end(context) == 1012
+        assert own.process.wait(PATIENCE) == 0
+    assert "Traceback" not in own.log_file.read_text()
+
+
+def test_a_websocket_that_is_given_no_more_text_is_cut(endless: TritonServer, tmp_path: Path) -> None:
+    with (
+        RunningGateway([endless], tmp_path / "log", "--drain-seconds", "1") as own,
+        connect(own.url.replace("http", "ws") + "/v1/audio/speech/stream") as waiting,
+    ):
+        waiting.send(json.dumps({"type": "input.text", "text": "There is "}))
+        assert json.loads(waiting.recv(PATIENCE))["type"] == "audio.start"
+        own.process.send_signal(signal.SIGTERM)
+        assert code_at_the_end(waiting) == 1012
+        assert own.process.wait(PATIENCE) == 0
 
 
 def test_a_drain_that_takes_too_long_is_cut(tmp_path: Path) -> None:
