@@ -6,13 +6,15 @@ A new field needs a default, its check in `_CHECKS`, and the code that uses it. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any
 
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.audio import settings
+from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
 
 MAX_CHUNK_FRAMES = 64
 MAX_CHUNK_STEPS = 64
@@ -26,10 +28,13 @@ class ChunkPolicy(str, Enum):
 
 
 class AudioFormat(str, Enum):
-    """How a client gets its samples: as the FP32 tensor `audio`, or as text in `audio_base64`."""
+    """How a client gets its samples: as the FP32 tensor `audio`, or all others in base64, as text in `audio_base64`."""
 
     FLOAT32 = "float32"
-    PCM16_BASE64 = "pcm16_base64"
+    PCM16_BASE64 = "pcm16_base64"  # the older name of PCM16
+    PCM16 = "pcm16"
+    MULAW = "mulaw"
+    ALAW = "alaw"
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,13 @@ class Delivery:
         chunk_frames: frames in the first, second, .. chunk, 1 to 64 each.
         chunk_policy: FIXED repeats the last entry; ADAPTIVE depends on the audio that the client has left (talker/output/chunking.py).
         audio_format: how the client gets its samples.
+        audio: what is done to the samples before.
     """
 
     chunk_frames: tuple[int, ...]
     chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
     audio_format: AudioFormat = AudioFormat.FLOAT32
+    audio: AudioSettings = NEUTRAL
 
     @classmethod
     def default(cls, config: EngineConfig) -> Delivery:
@@ -57,11 +64,15 @@ class Delivery:
         Raises:
             InvalidRequestError: a value is not allowed.
         """
-        changes = {name: _CHECKS[name](value) for name, value in values.items() if value is not None}
+        changes = {name: _CHECKS[name](value) for name, value in values.items() if value is not None and name in _CHECKS}
+        audio = {name: _AUDIO_CHECKS[name](value) for name, value in values.items() if value is not None and name in _AUDIO_CHECKS}
+        if audio:
+            changes["audio"] = replace(self.audio, **audio)
         return replace(self, **changes) if changes else self
 
-
-DELIVERY_NAMES = tuple(spec.name for spec in fields(Delivery))
+    def of_voice(self, voice: str) -> Delivery:
+        """This delivery with the key of the voice, if it asks for what depends on that."""
+        return self if self.audio.loudness is None else replace(self, audio=replace(self.audio, voice=voice))
 
 
 def _checked_chunk_frames(value: Any) -> tuple[int, ...]:
@@ -83,9 +94,47 @@ def _choice(name: str, kind: type[Enum], value: Any) -> Enum:
         raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
 
 
+def _number(name: str, low: float, high: float, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _whole_number(name: str, low: int, high: int, value: Any) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from {low} to {high}")
+    return value
+
+
+def _true_or_false(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give true or false")
+    return value
+
+
+def _checked_loudness(value: Any) -> float:
+    if value == "voice":
+        return settings.USUAL_LOUDNESS
+    try:
+        return _number("loudness", settings.MIN_LOUDNESS, settings.MAX_LOUDNESS, value)
+    except InvalidRequestError as error:
+        usual = f'"voice", which is {settings.USUAL_LOUDNESS:g} LUFS'
+        raise InvalidRequestError("loudness", f"{str(error).removeprefix('loudness: ')}, or {usual}") from None
+
+
 # From a client's value to the checked one. A message that carries a delivery does not check it again.
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "chunk_frames": _checked_chunk_frames,
     "chunk_policy": partial(_choice, "chunk_policy", ChunkPolicy),
     "audio_format": partial(_choice, "audio_format", AudioFormat),
 }
+_AUDIO_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "sample_rate": partial(_whole_number, "sample_rate", settings.MIN_RATE, settings.MAX_RATE),
+    "speed": partial(_number, "speed", settings.MIN_SPEED, settings.MAX_SPEED),
+    "volume_db": partial(_number, "volume_db", settings.MIN_VOLUME, settings.MAX_VOLUME),
+    "trim_silence": partial(_true_or_false, "trim_silence"),
+    "loudness": _checked_loudness,
+    "fade_ms": partial(_whole_number, "fade_ms", 0, settings.MAX_FADE),
+}
+AUDIO_NAMES = tuple(_AUDIO_CHECKS)
+DELIVERY_NAMES = (*_CHECKS, *AUDIO_NAMES)

@@ -1,7 +1,8 @@
 """CodecService: messages of the talker in, audio out, without Triton's types.
 
-Every message gets exactly one answer, with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
-whole ensemble request. (A reference and a question are answered by FINAL alone, which no client sees.) A stream that must stop
+Every message gets exactly one answer with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
+whole ensemble request. (A reference and a question are answered by FINAL alone, which no client sees. So is a chunk whose samples
+wait in the audio chain of its stream; its last samples then go out ahead of the last answer, without FINAL.) A stream that must stop
 early is stopped at its source: the codec asks the talker to cancel it, answers the messages that still come, and the talker's
 final message ends it like any other.
 """
@@ -29,8 +30,10 @@ from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.playback import Playback, PlaybackMetrics
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
+from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.talker.request import CodesChunk, FinishReason
 
 logger = logging.getLogger(__name__)
@@ -43,10 +46,16 @@ SENDER_THREADS = 4  # a send waits for the server most of its time, and every ch
 
 @dataclass
 class OpenStream:
-    """A stream whose final message has not been answered; `is_cancelled` once the talker was asked to end it."""
+    """A stream whose final message has not been answered.
+
+    Attributes:
+        is_cancelled: the talker was asked to end it.
+        audio: what its samples go through; None: nothing, or none have come.
+    """
 
     is_cancelled: bool = False
     playback: Playback = field(default_factory=Playback)
+    audio: StreamAudio | None = None
 
 
 class CodecService(EngineService):
@@ -68,6 +77,7 @@ class CodecService(EngineService):
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
         self._first_audio_times = LatencyWindow()
+        self._voice_loudness = VoiceLoudness()
         self._streams: dict[str, OpenStream] = {}
         self._controller = OrderedSender("codec-control", 1, backend.log_failure)
         self._slowed_talkers: set[str] = set()
@@ -114,7 +124,7 @@ class CodecService(EngineService):
         if chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
-        if is_first_frame and len(self._streams) == 1:
+        if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral:
             self._answer(message, reply, chunk)
         else:
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, chunk), urgent=is_first_frame)
@@ -132,6 +142,12 @@ class CodecService(EngineService):
         failed = bool(chunk.error) and codes.is_final
         if failed:
             logger.error("%s, stream %s: its audio failed: %s", request_name(reply.request_id), codes.stream_key, chunk.error)
+        stream = self._streams.get(codes.stream_key)
+        if codes.is_final:
+            self._streams.pop(codes.stream_key, None)
+        elif chunk.error:
+            self._cancel(codes.stream_key, self._failures)
+        self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
         answer = AudioAnswer(
             audio=chunk.audio,
             sample_rate=self._engine.sample_rate,
@@ -141,15 +157,26 @@ class CodecService(EngineService):
             error=chunk.error if failed else codes.error,
             audio_format=message.delivery.audio_format,
         )
-        seconds = len(chunk.audio) / self._engine.sample_rate
-        self._audio_seconds.add(seconds)
-        stream = self._streams.get(codes.stream_key)
-        if codes.is_final:
-            self._streams.pop(codes.stream_key, None)
-        elif chunk.error:
+        playback = stream.playback if stream else None
+        if stream is None or message.delivery.audio.is_neutral:
+            self._send(reply, answer, playback, is_final=True)
+            return
+        stream.audio = stream.audio or StreamAudio(message.delivery.audio, self._engine.sample_rate, self._voice_loudness)
+        answers = stream.audio.answers(answer, message.delivery.audio)
+        if stream.audio.has_failed and not codes.is_final:
             self._cancel(codes.stream_key, self._failures)
-        reply.send(answer.pack(), is_final=True)
-        self._playback.send(stream.playback if stream else None, seconds, time.monotonic())
+        if codes.is_final:
+            self._clipped.add(stream.audio.clipped_samples)
+        for one in answers[:-1]:
+            self._send(reply, one, playback, is_final=False)
+        if answers:
+            self._send(reply, answers[-1], playback, is_final=True)
+        else:
+            reply.finish()
+
+    def _send(self, reply: Reply, answer: AudioAnswer, playback: Playback | None, *, is_final: bool) -> None:
+        reply.send(answer.pack(), is_final=is_final)
+        self._playback.send(playback, len(answer.audio) / answer.sample_rate, time.monotonic())
 
     def _answer_question(self, stream_key: str, reply: Reply) -> None:
         """Tell the talker if the client of a stream that has no audio yet has gone. FINAL alone reaches no client."""
@@ -195,6 +222,8 @@ class CodecService(EngineService):
         together = "Streams in all cohorts that the codec has begun to decode, added up"
         metrics.total("codec_cohort_streams_total", together, lambda: stats().num_decoded_pieces)
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
+        cut_off = "Samples beyond full scale that were cut off, of streams with an audio chain"
+        self._clipped = metrics.counter("clipped_samples_total", cut_off)
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
 

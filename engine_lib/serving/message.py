@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from engine_lib.delivery import MAX_CHUNK_FRAMES, AudioFormat, Delivery
 from engine_lib.process.wire import Message, Wire
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
+from engine_lib.speech.audio.encoding import alaw, mulaw, pcm16
 from engine_lib.talker.request import CodesChunk, FinishReason
 
 MAX_CODEBOOKS = 64
@@ -111,16 +112,24 @@ class AudioAnswer:
 
     def pack(self) -> Tensors:
         """Return the answer as tensors: the outputs of the codec and of the ensemble."""
-        as_text = self.audio_format is AudioFormat.PCM16_BASE64
+        encode = _ENCODERS.get(self.audio_format)
         return {
-            "audio": np.empty(0, np.float32) if as_text else self.audio,
+            "audio": self.audio if encode is None else np.empty(0, np.float32),
             "sample_rate": np.array([self.sample_rate], np.int32),
             "chunk_index": np.array([self.index], np.int32),
             "is_final": np.array([self.is_final], np.bool_),
             "finish_reason": _strings(self.finish_reason),
             "error": _strings(self.error),
-            "audio_base64": _strings(base64.b64encode(pcm16(self.audio)).decode() if as_text else ""),
+            "audio_base64": _strings("" if encode is None else base64.b64encode(encode(self.audio)).decode()),
         }
+
+
+_ENCODERS: dict[AudioFormat, Callable[[npt.NDArray[np.float32]], bytes]] = {
+    AudioFormat.PCM16_BASE64: pcm16,
+    AudioFormat.PCM16: pcm16,
+    AudioFormat.MULAW: mulaw,
+    AudioFormat.ALAW: alaw,
+}
 
 
 def new_stream_key(talker: str) -> str:
@@ -131,11 +140,6 @@ def new_stream_key(talker: str) -> str:
 def talker_of(stream_key: str) -> str:
     """The model that a stream comes from."""
     return stream_key.rpartition("/")[0]
-
-
-def pcm16(audio: npt.NDArray[np.float32]) -> bytes:
-    """Samples in -1..1 as little-endian 16-bit integers."""
-    return (np.clip(audio, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
 
 
 def _check_sizes(tensors: Mapping[str, npt.NDArray[Any]], max_reference_frames: int) -> None:

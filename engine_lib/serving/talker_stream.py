@@ -32,6 +32,7 @@ from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 from engine_lib.talker.text.feed import TextFeed
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.voice_key import voice_key
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,9 @@ class TalkerStream(RequestListener):
         else:
             prompt, rows = prompts.open(voice=speaker, language=speech.language, instruct=speech.instruct, voice_prompt=voice)
         self._reference = prompt.reference_codes
+        if speech.delivery.audio.loudness is not None:
+            key = voice_key(speaker or prompts.default_voice, speech.instruct, voice)
+            self._speech = speech = replace(speech, delivery=speech.delivery.of_voice(f"{talker.name}/{key}"))
         request = Request(
             self.stream_key,
             prompt,

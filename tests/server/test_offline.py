@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.process import TritonServer
-from engine_lib.serving.message import pcm16
+from engine_lib.speech.audio.encoding import pcm16
 from patience import PATIENCE, eventually
 from server.streams import TEXT, Stream, audio_of, eventually_free, inputs, metric
 

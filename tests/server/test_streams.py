@@ -15,7 +15,7 @@ import torch
 import tritonclient.grpc.aio as triton_aio
 
 from engine_lib.server.process import TritonServer
-from engine_lib.serving.message import pcm16
+from engine_lib.speech.audio.encoding import pcm16
 from patience import PATIENCE, eventually
 from server.streams import SAMPLES_PER_FRAME, TEXT, Chunk, Stream, audio_of, eventually_free, in_process_audio, inputs, metric
 

@@ -33,7 +33,7 @@ LONGEST_ERROR = 1000
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(), max_size=300))  # with lone surrogates
 json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=70) | st.dictionaries(st.text(max_size=20), inner, max_size=5))
-sampling = st.dictionaries(st.sampled_from((*SAMPLING_NAMES, *DELIVERY_NAMES, "non_streaming_mode", "speed")), json_values, max_size=6)
+sampling = st.dictionaries(st.sampled_from((*SAMPLING_NAMES, *DELIVERY_NAMES, "non_streaming_mode", "pace")), json_values, max_size=6)
 
 
 @st.composite

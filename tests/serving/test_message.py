@@ -12,8 +12,9 @@ import pytest
 
 from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
 from engine_lib.serving.backend import Tensors
-from engine_lib.serving.message import AudioAnswer, CodesMessage, pcm16
+from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.secret import ServerSecret
+from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.talker.request import CodesChunk
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -21,10 +22,13 @@ SECRET = ServerSecret(b"of the tests")
 TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BOOL": np.bool_, "STRING": np.object_}
 
 
+AUDIO = AudioSettings(16000, 1.5, -3.0, True, -16.0, 5, "talker/ada")
+
+
 def message(audio_format: AudioFormat = AudioFormat.FLOAT32, **changes: object) -> CodesMessage:
     codes = np.arange(32, dtype=np.int16).reshape(2, 16)
     fields: dict[str, object] = {"codes": codes, "stream_key": "k", "index": 3} | changes
-    return CodesMessage(CodesChunk(**fields), Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format))  # type: ignore[arg-type]
+    return CodesMessage(CodesChunk(**fields), Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format, AUDIO))  # type: ignore[arg-type]
 
 
 def answer(audio_format: AudioFormat) -> AudioAnswer:
@@ -144,7 +148,3 @@ def test_audio_travels_as_floats_or_as_base64_but_never_as_both() -> None:
     assert len(text["audio"]) == 0
     samples = np.frombuffer(base64.b64decode(text["audio_base64"][0]), "<i2")
     np.testing.assert_array_equal(samples, [0, 16384, -32767, 32767, 32767])
-
-
-def test_no_samples_are_no_bytes() -> None:
-    assert pcm16(np.empty(0, np.float32)) == b""

@@ -14,6 +14,7 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving import request_values
 from engine_lib.serving.parse import RequestParser, SpeechRequest
+from engine_lib.speech.audio.settings import AudioSettings
 
 DEFAULTS, DELIVERY = SamplingParams(temperature=0.5), Delivery((1, 2))
 
@@ -45,6 +46,12 @@ def test_every_field_reaches_the_request() -> None:
         "chunk_frames": [4],
         "chunk_policy": "adaptive",
         "audio_format": "pcm16_base64",
+        "sample_rate": 16000,
+        "speed": 2,
+        "volume_db": -3,
+        "trim_silence": True,
+        "loudness": "voice",
+        "fade_ms": 5,
         "non_streaming_mode": False,
     }
     request = parse(text="größe", voice="vivian", language="german", instruct="softly", sampling_parameters=json.dumps(sampling))
@@ -55,7 +62,7 @@ def test_every_field_reaches_the_request() -> None:
         instruct="softly",
         non_streaming_mode=False,
         sampling=SamplingParams(temperature=0.5, top_k=5, seed=3),
-        delivery=Delivery((4,), ChunkPolicy.ADAPTIVE, AudioFormat.PCM16_BASE64),
+        delivery=Delivery((4,), ChunkPolicy.ADAPTIVE, AudioFormat.PCM16_BASE64, AudioSettings(16000, 2.0, -3.0, True, -16.0, 5)),
     )
 
 
@@ -109,7 +116,7 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
         ("language", "has 100000 bytes; at most 256", {"text": "a", "language": "l" * 100_000}),
         ("parameters", "at most 262144 are allowed; give long texts as input tensors", {"text": "a", "parameters": {"x": "y" * 300_000}}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"seed": ' + "9" * 10_000 + "}"}),
-        ("sampling_parameters", "chunk_frames, chunk_policy, audio_format", {"text": "a", "sampling_parameters": '{"speed": 2}'}),
+        ("sampling_parameters", "chunk_frames, chunk_policy, audio_format", {"text": "a", "sampling_parameters": '{"pace": 2}'}),
         ("top_k", "whole number", {"text": "a", "sampling_parameters": '{"top_k": 0.5}'}),
         ("chunk_frames", "list of 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": 4}'}),
         ("chunk_frames", "list of 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": []}'}),
@@ -117,6 +124,16 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
         ("chunk_policy", "choose one of fixed, adaptive", {"text": "a", "sampling_parameters": '{"chunk_policy": "fast"}'}),
         ("chunk_frames", "from 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": [true]}'}),
         ("audio_format", "float32, pcm16_base64", {"text": "a", "sampling_parameters": '{"audio_format": ["mp3"]}'}),
+        ("audio_format", "pcm16, mulaw, alaw", {"text": "a", "sampling_parameters": '{"audio_format": "mp3"}'}),
+        ("sample_rate", "8000 to 48000", {"text": "a", "sampling_parameters": '{"sample_rate": 7999}'}),
+        ("sample_rate", "whole number", {"text": "a", "sampling_parameters": '{"sample_rate": 16000.5}'}),
+        ("speed", "0.25 to 4", {"text": "a", "sampling_parameters": '{"speed": 4.1}'}),
+        ("speed", "a number", {"text": "a", "sampling_parameters": '{"speed": true}'}),
+        ("speed", "a number", {"text": "a", "sampling_parameters": '{"speed": "fast"}'}),
+        ("volume_db", "-40 to 20", {"text": "a", "sampling_parameters": '{"volume_db": 1' + "0" * 400 + "}"}),
+        ("trim_silence", "true or false", {"text": "a", "sampling_parameters": '{"trim_silence": 1}'}),
+        ("loudness", '-40 to -5, or "voice"', {"text": "a", "sampling_parameters": '{"loudness": 0}'}),
+        ("fade_ms", "0 to 100", {"text": "a", "sampling_parameters": '{"fade_ms": -1}'}),
         ("non_streaming_mode", "true or false", {"text": "a", "sampling_parameters": '{"non_streaming_mode": 1}'}),
     ],
 )

@@ -1,1 +1,1 @@
-"""What samples go through between the codec and the client. Knows no engine and no server; one chain of stages a stream."""
+"""What samples go through between codec and client: one chain of stages for each stream that asks."""

@@ -6,41 +6,19 @@ At the border of two lines `next_line` ends the former three and begins those of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from engine_lib.speech.audio.fade import CutFade
 from engine_lib.speech.audio.gain import Gain, clipped
 from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.speech.audio.rate import Resampler
+from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.speech.audio.speed import Speed
 from engine_lib.speech.audio.stage import Samples, Stage, joined
 from engine_lib.speech.audio.trim import TrimSilence
 
 MEASURED_SECONDS = 30.0  # of an utterance, at most
 FEWEST_SECONDS = 3.0  # of one that was cut and is still measured
-
-
-@dataclass(frozen=True)
-class AudioSettings:
-    """What a request asks for. The defaults leave samples as they are.
-
-    Attributes:
-        sample_rate: in Hz, 8000 to 48000; None: that of the codec.
-        speed: 0.25 (slow) to 4 (fast), at the same pitch.
-        volume_db: gain, -40 to 20.
-        trim_silence: leave out the silence before the first sound of each line.
-        loudness: LUFS that the voice is brought to; None: as it is.
-        fade_ms: 0 to 100, the fade at the end of a stream that is cut.
-    """
-
-    sample_rate: int | None = None
-    speed: float = 1.0
-    volume_db: float = 0.0
-    trim_silence: bool = False
-    loudness: float | None = None
-    fade_ms: int = 0
 
 
 class AudioChain:
@@ -50,22 +28,22 @@ class AudioChain:
         settings: of the stream, and of its first line.
         source_rate: of the codec's samples, in Hz.
         voices: what is known of voices' loudness; it learns that of this one from a stream that asks for `loudness`.
-        voice: a key of the voice, for `voices`.
 
     Attributes:
+        settings: of the present line.
         sample_rate: of what comes out, in Hz.
         clipped_samples: those beyond full scale, which were cut off there.
     """
 
-    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness | None = None, voice: str = "") -> None:
+    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness | None = None) -> None:
         self.sample_rate = settings.sample_rate or source_rate
         self.clipped_samples = 0
         self._source_rate = source_rate
-        self._settings = settings
-        self._voices, self._voice = voices or VoiceLoudness(), voice
-        self._to_measure: list[Samples] | None = None  # what is measured when the stream has ended
-        self._voice_gain = self._gain_of_voice()
-        self._line = self._line_stages(settings)
+        self.settings = settings
+        self._voices = voices or VoiceLoudness()
+        self._gains: dict[str, float] = {}  # in dB, of the stream's voices
+        self._to_measure: dict[str, list[Samples]] = {}  # samples of voices that are measured when the stream has ended
+        self._line = self._line_stages()
         self._fade = CutFade(self.sample_rate, settings.fade_ms) if settings.fade_ms else None
         self._stream: list[Stage] = []
         if self.sample_rate != source_rate:
@@ -80,24 +58,19 @@ class AudioChain:
 
     def silence(self, seconds: float) -> Samples:
         """End the stages of the line, then send so much silence, which no speed changes; returns what is ready."""
-        rest, self._line = _finished(self._line), self._line_stages(self._settings)
+        rest, self._line = _finished(self._line), self._line_stages()
         pause = np.zeros(round(seconds * self._source_rate), np.float32)
         return self._clipped(_through(self._stream, joined([rest, pause])))
 
-    def next_line(self, settings: AudioSettings, voice: str | None = None) -> Samples:
+    def next_line(self, settings: AudioSettings) -> Samples:
         """End the stages of a line and begin those of the next one; returns what is ready.
 
         Args:
             settings: of the next line. Sample rate and fade remain those of the stream.
-            voice: its key; None: the same voice.
         """
         rest = _finished(self._line)
-        self._settings = settings
-        if voice is not None and voice != self._voice:
-            self._measure()
-            self._voice = voice
-        self._voice_gain = self._gain_of_voice()
-        self._line = self._line_stages(settings)
+        self.settings = settings
+        self._line = self._line_stages()
         return self._clipped(_through(self._stream, rest))
 
     def finish(self, *, is_cut: bool = False) -> Samples:
@@ -108,31 +81,40 @@ class AudioChain:
         rest = _through(self._stream, _finished(self._line))
         return self._clipped(joined([rest, _finished(self._stream)]))
 
-    def _line_stages(self, settings: AudioSettings) -> list[Stage]:
+    def _line_stages(self) -> list[Stage]:
+        settings = self.settings
         stages: list[Stage] = [TrimSilence(self._source_rate)] if settings.trim_silence else []
-        if decibels := settings.volume_db + self._voice_gain:
+        if decibels := settings.volume_db + self._gain_of_voice():
             stages.append(Gain(decibels))
         if settings.speed != 1.0:
             stages.append(Speed(self._source_rate, settings.speed))
         return stages
 
     def _gain_of_voice(self) -> float:
-        """0 until the voice has been measured: one stream never has two gains for a voice."""
-        if self._settings.loudness is None or self._to_measure is not None:
+        """One gain for all lines of a voice: 0 if it was not measured before its first line began."""
+        voice, target = self.settings.voice, self.settings.loudness
+        if target is None:
             return 0.0
-        gain = self._voices.gain(self._voice, self._settings.loudness)
-        if gain is None:
-            self._to_measure = []
-        return gain or 0.0
+        if voice not in self._gains:
+            gain = self._voices.gain(voice, target)
+            if gain is None:
+                self._to_measure[voice] = []
+            self._gains[voice] = gain or 0.0
+        return self._gains[voice]
 
     def _note(self, samples: Samples) -> None:
-        if self._to_measure is not None and sum(piece.size for piece in self._to_measure) < MEASURED_SECONDS * self._source_rate:
-            self._to_measure.append(samples)
+        taken = self._to_measure.get(self.settings.voice)
+        if taken is not None and self._seconds(taken) < MEASURED_SECONDS:
+            taken.append(samples)
 
-    def _measure(self, *, is_cut: bool = False) -> None:
-        taken, self._to_measure = self._to_measure, None
-        if taken and not (is_cut and sum(piece.size for piece in taken) < FEWEST_SECONDS * self._source_rate):
-            self._voices.measure(self._voice, joined(taken), self._source_rate)
+    def _measure(self, *, is_cut: bool) -> None:
+        for voice, taken in self._to_measure.items():
+            if not is_cut or self._seconds(taken) >= FEWEST_SECONDS:
+                self._voices.measure(voice, joined(taken), self._source_rate)
+        self._to_measure.clear()
+
+    def _seconds(self, pieces: list[Samples]) -> float:
+        return sum(piece.size for piece in pieces) / self._source_rate
 
     def _clipped(self, samples: Samples) -> Samples:
         samples, outside = clipped(samples)

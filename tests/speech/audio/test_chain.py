@@ -1,4 +1,4 @@
-"""The chain of one stream: neutral by default, the same for every chunking, other settings from a line's border on."""
+"""The chain of one stream: neutral by default, any chunking, other settings from a line on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_lib.speech.audio.chain import AudioChain, AudioSettings
+from engine_lib.speech.audio.chain import AudioChain
+from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.speech.audio.stage import joined
 from speech.audio.sounds import RATE, speech, through
 

@@ -6,8 +6,9 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from engine_lib.speech.audio.chain import AudioChain, AudioSettings
+from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.loudness import VoiceLoudness, loudness
+from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.speech.audio.stage import Samples
 from speech.audio.sounds import RATE, buzz, speech, through
 
@@ -30,7 +31,7 @@ def test_silence_and_a_moment_have_no_loudness() -> None:
 
 
 def chain(voices: VoiceLoudness, target: float = -16.0, voice: str = "ada", **settings: float) -> AudioChain:
-    return AudioChain(AudioSettings(loudness=target, **settings), RATE, voices, voice)  # type: ignore[arg-type]
+    return AudioChain(AudioSettings(loudness=target, voice=voice, **settings), RATE, voices)  # type: ignore[arg-type]
 
 
 def test_a_voice_is_measured_with_its_first_whole_utterance_and_has_one_gain_from_then_on() -> None:

@@ -1,4 +1,4 @@
-"""Another speed: the exact number of samples, the same pitch, no clicks, any chunking, samples within 40 ms."""
+"""Another speed: exact number of samples, same pitch, no clicks, any chunking, latency under 40 ms."""
 
 from __future__ import annotations
 

@@ -1,0 +1,76 @@
+"""StreamAudio: the answers of a stream with an audio chain, one message of the talker after the other.
+
+A message may have no answer, while the chain waits for more samples, and the final message may have two: the samples that were left
+in the chain, then the last answer, which has none. `chunk_index` counts the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from engine_lib.errors import place_of
+from engine_lib.serving.message import AudioAnswer
+from engine_lib.speech.audio.chain import AudioChain
+from engine_lib.speech.audio.loudness import VoiceLoudness
+from engine_lib.speech.audio.settings import AudioSettings
+from engine_lib.speech.audio.stage import NO_SAMPLES, Samples, joined
+from engine_lib.talker.request import FinishReason
+
+logger = logging.getLogger(__name__)
+
+FAILED = "audio: a stage that was asked for (speed, sample_rate, ..) has failed; the server's log says more"
+
+
+class StreamAudio:
+    """The chain of one stream, and what became of it. Use it from one thread at a time.
+
+    Attributes:
+        has_failed: its answers have no more audio, and the last one is an error.
+    """
+
+    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness) -> None:
+        """As AudioChain."""
+        self._chain = AudioChain(settings, source_rate, voices)
+        self._answered = 0
+        self.has_failed = False
+
+    @property
+    def clipped_samples(self) -> int:
+        """See AudioChain."""
+        return self._chain.clipped_samples
+
+    def answers(self, answer: AudioAnswer, settings: AudioSettings) -> list[AudioAnswer]:
+        """The answers in place of `answer`, which has the codec's samples. Never raises.
+
+        Args:
+            settings: of its line. If they are not those of the message before, a line has ended.
+        """
+        samples = self._processed(answer, settings)
+        if not answer.is_final:
+            return [self._numbered(answer, samples)] if samples.size else []
+        end = answer
+        if self.has_failed and answer.finish_reason != FinishReason.ERROR.value:
+            end = replace(answer, finish_reason=FinishReason.ERROR.value, error=FAILED)
+        if not samples.size:
+            return [self._numbered(end, NO_SAMPLES)]
+        rest = replace(answer, is_final=False, finish_reason="", error="")
+        return [self._numbered(rest, samples), self._numbered(end, NO_SAMPLES)]
+
+    def _numbered(self, answer: AudioAnswer, samples: Samples) -> AudioAnswer:
+        self._answered += 1
+        return replace(answer, audio=samples, sample_rate=self._chain.sample_rate, index=self._answered - 1)
+
+    def _processed(self, answer: AudioAnswer, settings: AudioSettings) -> Samples:
+        if self.has_failed or answer.finish_reason == FinishReason.ERROR.value:
+            return NO_SAMPLES
+        try:
+            pieces = [self._chain.next_line(settings)] if settings != self._chain.settings else []
+            pieces.append(self._chain.process(answer.audio))
+            if answer.is_final:
+                pieces.append(self._chain.finish(is_cut=answer.finish_reason != FinishReason.STOP.value))
+            return joined(pieces)
+        except Exception as error:
+            self.has_failed = True
+            logger.error("audio stages: %s", place_of(error))
+            return NO_SAMPLES
