@@ -36,6 +36,8 @@ from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import Delivery
 from engine_lib.errors import InvalidRequestError, Qwen3TTSError
+from engine_lib.speech.audio.chain import AudioChain
+from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -59,6 +61,7 @@ class Qwen3TTS:
         self._talker = TalkerEngine(checkpoint, config)
         self._codec = CodecEngine(checkpoint, config, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
         self._delivery = Delivery.default(config)
+        self._voice_loudness = VoiceLoudness()
         self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
         self._talker.start()
         self._codec.start()
@@ -103,7 +106,7 @@ class Qwen3TTS:
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second of all audio."""
+        """Samples per second of all audio, if a call asks for no other `sample_rate`."""
         return self._codec.sample_rate
 
     def get_supported_speakers(self) -> list[str]:
@@ -135,7 +138,8 @@ class Qwen3TTS:
                 from generation_config.json. `max_new_tokens=N` gives at most N - 1 frames, and no more than `max_model_len` has room for.
                 Other arguments of transformers' generate() have no effect, as in the official package, and give one warning. Two more
                 order the texts of several calls that wait: `request_priority`, "interactive" or "batch", which waits for the first, and
-                `client`, a name; clients take turns.
+                `client`, a name; clients take turns. Others shape the audio (docs/speech/audio.md): `speed`, `sample_rate`, `volume_db`,
+                `trim_silence`, `loudness`, `fade_ms`.
 
         Returns:
             (waveforms [samples] float32 in the order of the texts, sample rate). The list of waveforms also has `finish_reasons`: of each,
@@ -322,14 +326,16 @@ class Qwen3TTS:
             waves = [np.concatenate([chunk.audio for chunk in stream]) for stream in streams]
         reasons = [stream.finish_reason for stream in streams]
         _warn_of_cuts(utterances, reasons, stacklevel=4)
-        return Spoken(waves, reasons), self.sample_rate
+        return Spoken(waves, reasons), streams[0].sample_rate
 
     def _stream_delivery(self, chunk_frames: Iterable[int] | None) -> Delivery:
         return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames)})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
-        return SpeechStream.start(self._talker, self._codec, utterance, delivery)
+        settings = utterance.audio
+        audio = None if settings.is_neutral else AudioChain(settings, self.sample_rate, self._voice_loudness)
+        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
         """Queue one utterance and gather its codes; leaving `stack` cancels it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -17,8 +18,10 @@ from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt
+from engine_lib.speech.audio.chain import AudioChain
+from engine_lib.speech.audio.stage import joined
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ class SpeechChunk:
     """A piece of a stream.
 
     Attributes:
-        audio: [samples] float32 in -1..1, at `Qwen3TTS.sample_rate`; the last chunk has none.
+        audio: [samples] float32 in -1..1, at `SpeechStream.sample_rate`; the last chunk has none.
         index: 0, 1, 2..
         is_final: True for the last chunk.
         finish_reason: "" until the last chunk, then stop, length or cancelled.
@@ -55,17 +58,36 @@ class SpeechChunk:
 
 
 class SpeechStream(Iterator[SpeechChunk]):
-    """The chunks of one request, each once. Closing or dropping the stream cancels the rest."""
+    """The chunks of one request, each once. Closing or dropping the stream cancels the rest.
 
-    def __init__(self, chunks: queue.SimpleQueue[SpeechChunk | BaseException], cancel: Callable[[], None]) -> None:
+    Attributes:
+        sample_rate: of its audio, in Hz.
+        finish_reason: "" until the last chunk.
+    """
+
+    def __init__(
+        self,
+        chunks: queue.SimpleQueue[SpeechChunk | BaseException],
+        cancel: Callable[[], None],
+        sample_rate: int,
+        audio: AudioChain | None = None,
+    ) -> None:
         """Use `start` instead."""
         self._chunks, self._cancel = chunks, cancel
+        self.sample_rate = sample_rate if audio is None else audio.sample_rate
+        self._shaped = None if audio is None else _Shaped(audio)
+        self._ready: deque[SpeechChunk] = deque()
         self._has_ended = False
         self.finish_reason = ""
 
     @classmethod
-    def start(cls, talker: TalkerEngine, codec: CodecEngine, utterance: Utterance, delivery: Delivery) -> SpeechStream:
+    def start(
+        cls, talker: TalkerEngine, codec: CodecEngine, utterance: Utterance, delivery: Delivery, audio: AudioChain | None = None
+    ) -> SpeechStream:
         """Queue a request.
+
+        Args:
+            audio: what the codec's samples go through, on the thread of the reader.
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
@@ -88,7 +110,7 @@ class SpeechStream(Iterator[SpeechChunk]):
         )
         if text is not None:
             text.begin(talker, key, pipe.chunks.put)
-        return cls(pipe.chunks, partial(talker.cancel, pipe.stream_key))
+        return cls(pipe.chunks, partial(talker.cancel, pipe.stream_key), codec.sample_rate, audio)
 
     def __next__(self) -> SpeechChunk:
         """Wait for the next chunk.
@@ -99,10 +121,13 @@ class SpeechStream(Iterator[SpeechChunk]):
         """
         if self._has_ended:
             raise StopIteration
-        chunk = self._chunks.get()
-        if isinstance(chunk, BaseException):
-            self._has_ended = True
-            raise chunk
+        while not self._ready:
+            made = self._chunks.get()
+            if isinstance(made, BaseException):
+                self._has_ended = True
+                raise made
+            self._ready += [made] if self._shaped is None else self._shaped.chunks(made)
+        chunk = self._ready.popleft()
         self._has_ended, self.finish_reason = chunk.is_final, chunk.finish_reason
         return chunk
 
@@ -117,6 +142,27 @@ class SpeechStream(Iterator[SpeechChunk]):
 
     def __del__(self) -> None:
         self._cancel()
+
+
+class _Shaped:
+    """The chunks of a stream whose samples go through a chain, numbered anew: some wait in it, and come ahead of the last chunk."""
+
+    def __init__(self, audio: AudioChain) -> None:
+        self._audio = audio
+        self._chunks = self._samples = 0
+
+    def chunks(self, made: SpeechChunk) -> list[SpeechChunk]:
+        """Those that are ready after the codec's next chunk."""
+        pieces = [self._audio.process(made.audio)]
+        if made.is_final:
+            pieces.append(self._audio.finish(is_cut=made.finish_reason != FinishReason.STOP.value))
+        samples, chunks = joined(pieces), []
+        if samples.size:
+            chunks.append(SpeechChunk(samples, self._chunks, False, ""))
+            self._chunks, self._samples = self._chunks + 1, self._samples + samples.size
+        if made.is_final:
+            chunks.append(replace(made, index=self._chunks, samples_sent=self._samples))
+        return chunks
 
 
 class _Pipe(RequestListener):

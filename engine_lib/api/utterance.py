@@ -18,11 +18,14 @@ from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceReferences
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import AUDIO_NAMES, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
+from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
 from engine_lib.streamed_text import TextRows
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.voice_key import voice_key
 
 T = TypeVar("T")
 VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[str, list[Any]]
@@ -45,6 +48,7 @@ class Utterance:
 
     Attributes:
         turn: how it waits to start.
+        audio: what is done to its samples.
         text: of a prompt without text.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
@@ -54,6 +58,7 @@ class Utterance:
     limit: str = ""
     turn: Turn = DEFAULT_TURN
     text: IncomingText | None = None
+    audio: AudioSettings = NEUTRAL
 
 
 class UtteranceBuilder:
@@ -75,6 +80,7 @@ class UtteranceBuilder:
         self._max_frames_behind = max_frames_behind
         self._eos = checkpoint.config.talker.codec_eos_token_id
         self._sampling_defaults = checkpoint.sampling_defaults()
+        self._delivery = Delivery.default(config)
         self._default_max_new_tokens = checkpoint.config.generation_defaults.get("max_new_tokens") or OFFICIAL_MAX_NEW_TOKENS
 
     def custom_voice(
@@ -165,6 +171,7 @@ class UtteranceBuilder:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
         turn = Turn.of(*(generation.pop(name, None) for name in TURN_NAMES))
+        audio = self._delivery.updated({name: generation.pop(name, None) for name in AUDIO_NAMES})
         arguments = official.sampling_arguments(generation, self.kind, self._eos)
         if non_streaming_mode is not None:
             non_streaming_mode = official.flag("non_streaming_mode", non_streaming_mode)
@@ -182,7 +189,9 @@ class UtteranceBuilder:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(replace(self._utterance(prompt, arguments), turn=turn, text=incoming))
+            key = "" if audio.audio.loudness is None else voice_key(row.get("voice"), row.get("instruct"), row.get("voice_prompt"))
+            settings = audio.of_voice(key).audio
+            utterances.append(replace(self._utterance(prompt, arguments), turn=turn, text=incoming, audio=settings))
         return utterances
 
     def _open(self, non_streaming_mode: bool | None, row: dict[str, Any]) -> tuple[Prompt, TextRows]:
