@@ -1,7 +1,8 @@
 """Writes audio while it arrives: to a file in the format of its name, or as a WAV stream to a pipe.
 
-If the format has 16-bit integers (WAV, FLAC, AIFF, ...), samples are stored as such: they differ from the float32 of the
-stream by at most one step, 1/32768. Audio written before an error stays and can be played.
+Samples are stored in the audio format of the request if it names one. Else, if the format of the file has 16-bit integers (WAV, FLAC,
+AIFF, ...), as such: they differ from the float32 of the stream by at most one step, 1/32768. Audio written before an error stays and
+can be played.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SUBTYPE = "PCM_16"
+SUBTYPES = {"float32": "FLOAT", "pcm16": SUBTYPE, "mulaw": "ULAW", "alaw": "ALAW"}
+WAV_CODES = {SUBTYPE: (1, 16), "FLOAT": (3, 32), "ALAW": (6, 8), "ULAW": (7, 8)}  # in the header; bits of a sample
 # Length field of a WAV stream while its length is not known; players then read to the end.
 UNKNOWN_LENGTH = 0xFFFFFFFF
 
@@ -39,12 +42,13 @@ class AudioFile:
 
     Args:
         path: its suffix gives the format.
+        audio_format: of the samples in it: float32, pcm16, mulaw or alaw; None: 16 bits, or what the format has.
 
     Raises:
-        ValueError: soundfile writes no such format, or the folder does not exist.
+        ValueError: soundfile writes no such format, the folder does not exist, or the format cannot have such samples.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, audio_format: str | None = None) -> None:
         self.path = path
         self._format = path.suffix[1:].upper()
         if self._format not in soundfile.available_formats():
@@ -52,6 +56,11 @@ class AudioFile:
             raise ValueError(f"{str(path)!r} has no known suffix; give one of {known}, or another that libsndfile writes")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
+        self._subtype = SUBTYPE if soundfile.check_format(self._format, SUBTYPE) else None
+        if audio_format in SUBTYPES:  # the server refuses others
+            self._subtype = SUBTYPES[audio_format]
+            if not soundfile.check_format(self._format, self._subtype):
+                raise ValueError(f"{str(path)!r} cannot hold {audio_format}; give a name with .wav")
         self._file: soundfile.SoundFile | None = None
 
     def __enter__(self) -> Self:
@@ -69,22 +78,22 @@ class AudioFile:
         """
         try:
             if self._file is None:
-                subtype = SUBTYPE if soundfile.check_format(self._format, SUBTYPE) else None
-                self._file = soundfile.SoundFile(self.path, "w", sample_rate, channels=1, format=self._format, subtype=subtype)
-            self._file.write(audio)
+                self._file = soundfile.SoundFile(self.path, "w", sample_rate, channels=1, format=self._format, subtype=self._subtype)
+            self._file.write(_for(self._subtype, audio))
         except soundfile.LibsndfileError as error:
             raise OSError(error.error_string) from None
 
 
 class WavPipe:
-    """A 16-bit WAV on a stream that cannot seek, such as standard output.
+    """A WAV on a stream that cannot seek, such as standard output.
 
     Args:
         stream: gets a header before the first chunk, and the samples of each chunk as soon as it arrives.
+        audio_format: as of AudioFile.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, audio_format: str | None = None) -> None:
+        self._stream, self._subtype = stream, SUBTYPES.get(audio_format or "", SUBTYPE)
         self._started = False
 
     def __enter__(self) -> Self:
@@ -96,17 +105,26 @@ class WavPipe:
     def write(self, audio: npt.NDArray[np.float32], sample_rate: int) -> None:
         """Append float32 [samples], -1 to 1."""
         if not self._started:
-            self._stream.write(_wav_header(sample_rate))
+            self._stream.write(_wav_header(sample_rate, self._subtype))
             self._started = True
         samples = io.BytesIO()
-        soundfile.write(samples, audio, sample_rate, format="RAW", subtype=SUBTYPE, endian="LITTLE")
+        soundfile.write(samples, _for(self._subtype, audio), sample_rate, format="RAW", subtype=self._subtype, endian="LITTLE")
         self._stream.write(samples.getvalue())
         self._stream.flush()
 
 
-def _wav_header(sample_rate: int) -> bytes:
-    """RIFF header of an unknown number of mono 16-bit samples."""
-    sample_format = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+def _for(subtype: str | None, audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | npt.NDArray[np.int16]:
+    """Samples of G.711 as the integers they stand for, which libsndfile turns into the very codes that came."""
+    if subtype not in ("ULAW", "ALAW"):
+        return audio
+    return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+
+
+def _wav_header(sample_rate: int, subtype: str) -> bytes:
+    """RIFF header of an unknown number of mono samples."""
+    code, bits = WAV_CODES[subtype]
+    size = bits // 8
+    sample_format = struct.pack("<HHIIHH", code, 1, sample_rate, size * sample_rate, size, bits)
     return (
         struct.pack("<4sI4s4sI", b"RIFF", UNKNOWN_LENGTH, b"WAVE", b"fmt ", len(sample_format))
         + sample_format

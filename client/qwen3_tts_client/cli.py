@@ -46,6 +46,10 @@ Examples:
   qwen3-tts say "Good morning." --reference anna.wav \\
       --reference-text "Nice to meet you."
 \b
+  # for a telephone line: mu-law at 8 kHz, a little faster and louder
+  qwen3-tts say "Good morning." --format mulaw --sample-rate 8000 \\
+      --speed 1.1 --volume 3 -o call.wav
+\b
   # the first audio as early as possible, then larger chunks
   qwen3-tts say "Good morning." --voice vivian --chunk-frames 1,1,2,4,8
 
@@ -109,6 +113,13 @@ def say(
         bool, typer.Option("--chunks", help="Print each chunk as it arrives: index, time since the request, seconds of audio.")
     ] = False,
     chunk_frames: cli_options.ChunkFrames = None,
+    speed: cli_options.Speed = None,
+    sample_rate: cli_options.SampleRate = None,
+    volume: cli_options.Volume = None,
+    trim_silence: cli_options.TrimSilence = False,
+    loudness: cli_options.Loudness = None,
+    fade_ms: cli_options.Fade = None,
+    audio_format: cli_options.AudioFormat = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")] = None,
     temperature: cli_options.Temperature = None,
     top_k: cli_options.TopK = None,
@@ -145,8 +156,17 @@ def say(
         },
         priority=priority,
         client=client_name,
+        audio={
+            "speed": speed,
+            "sample_rate": sample_rate,
+            "volume_db": volume,
+            "trim_silence": trim_silence or None,
+            "loudness": cli_options.loudness(loudness),
+            "fade_ms": fade_ms,
+            "audio_format": audio_format,
+        },
     )
-    spoken, writer = _text(text, as_it_arrives=not non_streaming), _writer(output)
+    spoken, writer = _text(text, as_it_arrives=not non_streaming), _writer(output, audio_format)
     report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)
     try:
         with Client(url, model) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
@@ -216,17 +236,17 @@ def _not_utf8(error: UnicodeDecodeError) -> typer.BadParameter:
     return typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT")
 
 
-def _writer(output: str) -> AudioWriter:
+def _writer(output: str, audio_format: str | None) -> AudioWriter:
     from qwen3_tts_client.audio_file import AudioFile, WavPipe
 
     if output != STANDARD_STREAM:
         try:
-            return AudioFile(Path(output))
+            return AudioFile(Path(output), audio_format)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--output") from None
     if sys.stdout.isatty():
         raise typer.BadParameter("standard output is a terminal; send it to a player or a file, as in: -o - | aplay", param_hint="--output")
-    return WavPipe(sys.stdout.buffer)
+    return WavPipe(sys.stdout.buffer, audio_format)
 
 
 def _name(output: str) -> str:

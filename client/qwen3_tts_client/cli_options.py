@@ -37,6 +37,18 @@ ChunkFrames = Annotated[
     str | None,
     typer.Option(metavar="N,N,...", help="Frames in the first, second, ... chunk; the last number repeats. [default: the server's]"),
 ]
+Speed = Annotated[float | None, typer.Option(metavar="X", help="0.25 (slow) to 4 (fast), at the same pitch.")]
+SampleRate = Annotated[int | None, typer.Option(metavar="HZ", help="8000 to 48000. [default: 24000]")]
+Volume = Annotated[float | None, typer.Option(metavar="DB", help="Gain, -40 to 20; what is too loud is cut off.")]
+TrimSilence = Annotated[bool, typer.Option("--trim-silence", help="Leave out the silence before the first sound.")]
+Loudness = Annotated[
+    str | None, typer.Option(metavar="LUFS|voice", help="Bring the voice to this loudness, once a whole utterance was heard; voice: -16.")
+]
+Fade = Annotated[int | None, typer.Option("--fade-ms", metavar="MS", help="0 to 100: the fade at the end of speech that is cut.")]
+AudioFormat = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="float32, pcm16, mulaw or alaw, as it is sent and written. [default: pcm16 file]"),
+]
 Temperature = Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")]
 TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")]
@@ -64,6 +76,7 @@ def request_options(
     sampling: dict[str, Any],
     priority: str | None = None,
     client: str | None = None,
+    audio: RequestOptions | None = None,
 ) -> RequestOptions:
     """The options of a request from those of a command line.
 
@@ -74,6 +87,7 @@ def request_options(
         chunk_frames: whole numbers separated by commas.
         greedy: no sampling.
         sampling: other sampling parameters by name; None is not sent.
+        audio: further options, as they are.
         priority, client: as `request_priority` and `client` in RequestOptions.
 
     Raises:
@@ -93,10 +107,19 @@ def request_options(
         request_priority=priority,
         client=client,
     )
+    options |= audio or RequestOptions()
     if reference is not None:
         clip = _recording(reference)
         options |= RequestOptions(reference_audio=clip.audio, reference_sample_rate=clip.sample_rate)
     return options
+
+
+def loudness(argument: str | None) -> float | str | None:
+    """A number, or what the server shall judge."""
+    try:
+        return argument if argument is None else float(argument)
+    except ValueError:
+        return argument
 
 
 def numbers(argument: str, kind: type, option: str) -> list[Any]:

@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 from qwen3_tts_client.channel import channel_options, stream_call, text_stream_call
 from qwen3_tts_client.errors import InvalidRequest, NotFound, Qwen3TTSClientError, StreamFailed, error_from_rpc
-from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, parse_response
+from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, format_of, parse_response
 from qwen3_tts_client.text_session import SESSION, AsyncFeeder, Feeder, TextSession, drain
 from qwen3_tts_client.voices import AsyncVoices, Voices
 from qwen3_tts_client.wire import checked_timeout
@@ -87,18 +87,20 @@ class Client:
         """
         timeout = checked_timeout(timeout)
         if isinstance(text, str):
-            return self._chunks(build_request(self.model, text, timeout, **options), timeout)
+            return self._chunks(build_request(self.model, text, timeout, **options), timeout, format_of(options))
         _check_pieces(text, Iterable)
-        return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout)
+        return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout, format_of(options))
 
     def synthesize(self, text: str | Iterable[str], *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> Speech:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks(list(self.stream(text, timeout=timeout, **options)))
 
-    def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Generator[AudioChunk, None, None]:
+    def _chunks(
+        self, request: service_pb2.ModelInferRequest, timeout: float | None, audio_format: str
+    ) -> Generator[AudioChunk, None, None]:
         _check_open(self._closed)
         call = self._stream_call(request, timeout=timeout)
-        reader = _Reader(self.url)
+        reader = _Reader(self.url, audio_format)
         try:
             for response in call:
                 chunk = reader.read(response)
@@ -110,11 +112,13 @@ class Client:
             call.cancel()  # nothing to cancel when the call has ended
         yield reader.last()
 
-    def _chunks_of_pieces(self, session: TextSession, pieces: Iterable[str], timeout: float | None) -> Generator[AudioChunk, None, None]:
+    def _chunks_of_pieces(
+        self, session: TextSession, pieces: Iterable[str], timeout: float | None, audio_format: str
+    ) -> Generator[AudioChunk, None, None]:
         _check_open(self._closed)
         feeder = Feeder(session, pieces)
         call = self._text_stream_call(feeder.requests(), timeout=timeout)
-        reader = _Reader(self.url)
+        reader = _Reader(self.url, audio_format)
         try:
             for response in call:
                 chunk = reader.read(response)
@@ -175,9 +179,9 @@ class AsyncClient:
         """
         timeout = checked_timeout(timeout)
         if isinstance(text, str):
-            return self._chunks(build_request(self.model, text, timeout, **options), timeout)
+            return self._chunks(build_request(self.model, text, timeout, **options), timeout, format_of(options))
         _check_pieces(text, AsyncIterable)
-        return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout)
+        return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout, format_of(options))
 
     async def synthesize(
         self, text: str | AsyncIterable[str], *, timeout: float | None = None, **options: Unpack[RequestOptions]
@@ -185,10 +189,12 @@ class AsyncClient:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks([chunk async for chunk in self.stream(text, timeout=timeout, **options)])
 
-    async def _chunks(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> AsyncGenerator[AudioChunk, None]:
+    async def _chunks(
+        self, request: service_pb2.ModelInferRequest, timeout: float | None, audio_format: str
+    ) -> AsyncGenerator[AudioChunk, None]:
         _check_open(self._closed)
         call = self._stream_call(request, timeout=timeout)
-        reader = _Reader(self.url)
+        reader = _Reader(self.url, audio_format)
         try:
             async for response in call:
                 chunk = reader.read(response)
@@ -201,11 +207,11 @@ class AsyncClient:
         yield reader.last()
 
     async def _chunks_of_pieces(
-        self, session: TextSession, pieces: AsyncIterable[str], timeout: float | None
+        self, session: TextSession, pieces: AsyncIterable[str], timeout: float | None, audio_format: str
     ) -> AsyncGenerator[AudioChunk, None]:
         _check_open(self._closed)
         call = self._text_stream_call(timeout=timeout)
-        reader = _Reader(self.url)
+        reader = _Reader(self.url, audio_format)
         feeder = AsyncFeeder(call, session, pieces)
         try:
             async for response in call:
@@ -228,8 +234,8 @@ class AsyncClient:
 class _Reader:
     """The responses of one call, for both clients. The end of the stream (last chunk or error) waits here until the call has ended."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, audio_format: str) -> None:
+        self._url, self._audio_format = url, audio_format
         self._chunks_received = self._samples_received = 0
         self._end: AudioChunk | Qwen3TTSClientError | None = None
 
@@ -246,7 +252,7 @@ class _Reader:
     def read(self, response: service_pb2.ModelStreamInferResponse) -> AudioChunk | None:
         """The chunk of this response; None if it ends the stream."""
         try:
-            chunk = parse_response(response, self._chunks_received)
+            chunk = parse_response(response, self._chunks_received, self._audio_format)
         except Qwen3TTSClientError as error:
             if isinstance(error, NotFound) and error.field == SESSION:
                 return None  # more text came when the stream had ended; its last chunk says how

@@ -6,6 +6,7 @@ messages here and nowhere else, directly with the protobuf classes that tritoncl
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
+from qwen3_tts_client.decoding import FORMATS, decoded
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, StreamFailed, error_from_message
 from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_string
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DEADLINE_CODE = "DEADLINE_EXCEEDED: "  # the server's error begins so if the request's timeout has passed
+
+
+# Options that have the same name in the input `sampling_parameters`.
+AUDIO_OPTIONS = ("speed", "sample_rate", "volume_db", "trim_silence", "loudness", "fade_ms", "audio_format")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -35,6 +41,13 @@ class RequestOptions(TypedDict, total=False):
         sampling: any of temperature, top_k, top_p, repetition_penalty, do_sample, subtalker_temperature, subtalker_top_k,
             subtalker_top_p, subtalker_dosample, seed, max_frames, non_streaming_mode, chunk_policy.
         chunk_frames: frames (80 ms each) in the first, second, ... chunk; the last number repeats.
+        speed: 0.25 (slow) to 4 (fast), at the same pitch.
+        sample_rate: of the audio, 8000 to 48000 Hz; if left out, that of the codec, 24000.
+        volume_db: gain, -40 to 20; what is too loud is cut off.
+        trim_silence: leave out the silence before the first sound.
+        loudness: "voice", or a number of LUFS: one gain for each voice, once the server has heard a whole utterance of it.
+        fade_ms: 0 to 100, the fade at the end of a stream that is cut.
+        audio_format: "float32" (default), or less to send: "pcm16", "mulaw" or "alaw". AudioChunk has the bytes as well as the samples.
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
         reference_text: the words of `reference_audio`.
@@ -49,6 +62,13 @@ class RequestOptions(TypedDict, total=False):
     instruct: str | None
     sampling: Mapping[str, Any] | None
     chunk_frames: Sequence[int] | None
+    speed: float | None
+    sample_rate: int | None
+    volume_db: float | None
+    trim_silence: bool | None
+    loudness: float | str | None
+    fade_ms: int | None
+    audio_format: str | None
     reference_audio: npt.NDArray[np.floating[Any]] | None
     reference_sample_rate: int | None
     reference_text: str | None
@@ -70,6 +90,7 @@ class AudioChunk:
         finish_reason: why the stream ended: "stop" (the speech is complete), "length" (cut at max_frames) or "cancelled";
             "" before the last chunk.
         samples_sent: of the last chunk: samples of all chunks of the stream.
+        encoded: `audio` as it came, in the `audio_format` of the request; empty for float32.
     """
 
     audio: npt.NDArray[np.float32]
@@ -78,6 +99,7 @@ class AudioChunk:
     is_final: bool
     finish_reason: str
     samples_sent: int = 0
+    encoded: bytes = b""
 
     @property
     def seconds(self) -> float:
@@ -147,6 +169,7 @@ def build_request(
         options.get("x_vector_only"),
     )
     sampling = _sampling_parameters(options.get("sampling"), options.get("chunk_frames"))
+    sampling.update((name, asked) for name in AUDIO_OPTIONS if (asked := options.get(name)) is not None)
     if sampling:
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))
@@ -175,8 +198,18 @@ def _python_value(value: object) -> Any:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_received: int) -> AudioChunk:
+def format_of(options: RequestOptions) -> str:
+    """The audio format that a request asks for, which may also stand in `sampling`."""
+    sampling = options.get("sampling")
+    asked = options.get("audio_format") or (sampling.get("audio_format") if isinstance(sampling, Mapping) else None)
+    return next((name for name in FORMATS if name == asked), "pcm16")  # pcm16_base64 is its older name; the server refuses others
+
+
+def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_received: int, audio_format: str = "pcm16") -> AudioChunk:
     """The chunk in one response; `chunks_received` chunks came before it.
+
+    Args:
+        audio_format: from `format_of`.
 
     Raises:
         Qwen3TTSClientError: the response is an error; one of the classes of qwen3_tts_client.errors.
@@ -191,13 +224,15 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
             if error.startswith(DEADLINE_CODE):
                 raise RequestTimeout(f"the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
             raise StreamFailed(error or "the server ended the stream with an error and no reason", chunks_received=chunks_received)
+        encoded = base64.b64decode(read_string(raw.get("audio_base64", b"")))
         return AudioChunk(
             # A copy of some 60 kB, because frombuffer gives a read-only view of the message and callers may want to write.
-            audio=np.frombuffer(raw["audio"], "<f4").astype(np.float32),
+            audio=decoded(encoded, audio_format) if encoded else np.frombuffer(raw["audio"], "<f4").astype(np.float32),
             sample_rate=int(np.frombuffer(raw["sample_rate"], "<i4")[0]),
             index=int(np.frombuffer(raw["chunk_index"], "<i4")[0]),
             is_final=bool(np.frombuffer(raw["is_final"], np.bool_)[0]),
             finish_reason=finish_reason,
+            encoded=encoded,
         )
     except KeyError as missing:
         raise Qwen3TTSClientError(

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from qwen3_tts_client.audio_file import AudioFile, WavPipe
+from qwen3_tts_client.decoding import decoded
 
 QUANTISATION = 1 / 32768
 
@@ -79,3 +80,24 @@ def test_a_pipe_gets_each_chunk_at_once(chunks: list[np.ndarray]) -> None:
     with WavPipe(stream) as pipe:
         pipe.write(chunks[0], 24000)
         assert len(stream.getvalue()) == 44 + 2 * 1920
+
+
+@pytest.mark.parametrize(("audio_format", "subtype"), [("float32", "FLOAT"), ("pcm16", "PCM_16"), ("mulaw", "ULAW"), ("alaw", "ALAW")])
+def test_file_and_pipe_hold_the_samples_in_the_format_of_the_request(audio_format: str, subtype: str, tmp_path: Path) -> None:
+    stream, path = io.BytesIO(), tmp_path / "speech.wav"
+    samples = decoded(bytes(range(256)), audio_format) if audio_format != "float32" else np.linspace(-1, 1, 256, dtype=np.float32)
+    with WavPipe(stream, audio_format) as pipe, AudioFile(path, audio_format) as file:
+        pipe.write(samples, 8000)
+        file.write(samples, 8000)
+    stream.seek(0)
+    assert soundfile.info(path).subtype == soundfile.info(stream).subtype == subtype
+    stream.seek(0)
+    for source in (path, stream):
+        written, sample_rate = soundfile.read(source, dtype="int16" if subtype != "FLOAT" else "float32")
+        np.testing.assert_array_equal(written, samples if subtype == "FLOAT" else np.rint(samples * 32768))
+        assert sample_rate == 8000
+
+
+def test_a_file_that_cannot_have_the_format_of_the_request_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot hold mulaw"):
+        AudioFile(tmp_path / "speech.flac", "mulaw")

@@ -105,6 +105,20 @@ def test_the_file_holds_the_stream_in_sixteen_bits(runner: CliRunner, url: str) 
 
 
 @server_test
+def test_speed_rate_level_and_format_are_those_of_the_file(runner: CliRunner, url: str) -> None:
+    shape = ["--speed", "2", "--sample-rate", "8000", "--volume", "-3", "--trim-silence", "--loudness", "-20", "--fade-ms", "5"]
+    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "8", *shape, "--format", "mulaw"])
+    assert result.exit_code == 0, result.stderr
+    info = soundfile.info("speech.wav")
+    assert (info.samplerate, info.subtype) == (8000, "ULAW")
+    assert info.frames == pytest.approx(8 * 1920 / 2 / 3, abs=400)  # less what is trimmed
+    for option, value in (("--speed", "9"), ("--loudness", "loud"), ("--format", "mp3")):
+        refused = runner.invoke(app, [*SPEAK, "--url", url, option, value])
+        assert refused.exit_code == 2
+        assert "is not allowed" in refused.stderr
+
+
+@server_test
 def test_standard_input_is_spoken_to_standard_output(url: str) -> None:
     arguments = ["say", "-", *SPEAK[2:], "--max-frames", "4", "-o", "-"]
     result = subprocess.run([*COMMAND, *arguments], input=f"{TEXT}\n".encode(), capture_output=True, env=environment(url), timeout=PATIENCE)

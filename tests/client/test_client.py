@@ -155,7 +155,7 @@ def test_threads_share_a_client(url: str) -> None:
         ("", {"voice": VOICE}, "text", "empty"),
         ("word " * 3000, {"voice": VOICE}, "text", "at most"),
         (TEXT, {"voice": VOICE, "sampling": {"top_p": 2.0}}, "top_p", "up to 1"),
-        (TEXT, {"voice": VOICE, "sampling": {"loudness": 1}}, "sampling_parameters", "'loudness' is unknown"),
+        (TEXT, {"voice": VOICE, "sampling": {"brightness": 1}}, "sampling_parameters", "'brightness' is unknown"),
         (TEXT, {"voice": VOICE, "chunk_frames": [0]}, "chunk_frames", "whole numbers"),
     ],
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from qwen3_tts_client import AudioChunk, InvalidRequest, Qwen3TTSClientError, Speech, StreamFailed
-from qwen3_tts_client.protocol import build_request, parse_response
+from qwen3_tts_client.protocol import build_request, format_of, parse_response
 
 
 def inputs_of(request: service_pb2.ModelInferRequest) -> dict[str, Any]:
@@ -65,6 +68,13 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
         instruct="slowly",
         sampling={"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False},
         chunk_frames=(1, 2),
+        speed=1.5,
+        sample_rate=8000,
+        volume_db=-3,
+        trim_silence=True,
+        loudness="voice",
+        fade_ms=5,
+        audio_format="mulaw",
         reference_audio=np.array([0.25, -1.0]),
         reference_sample_rate=16000,
         reference_text="hello",
@@ -77,7 +87,9 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
     inputs = inputs_of(request)
     sampling = json.loads(inputs.pop("sampling_parameters")[0])
     assert request.id == "mine"
-    assert sampling == {"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False, "chunk_frames": [1, 2]}
+    audio = {"speed": 1.5, "sample_rate": 8000, "volume_db": -3, "trim_silence": True, "loudness": "voice", "fade_ms": 5}
+    own = {"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False, "chunk_frames": [1, 2]}
+    assert sampling == own | audio | {"audio_format": "mulaw"}
     assert inputs == {
         "text": [""],
         "voice": ["vivian"],
@@ -153,6 +165,21 @@ def test_a_chunk_is_read_by_the_names_of_its_outputs() -> None:
     assert chunk.audio.flags.writeable
     assert (chunk.sample_rate, chunk.index, chunk.is_final, chunk.finish_reason) == (24000, 3, False, "")
     assert chunk.seconds == 3 / 24000
+
+
+@pytest.mark.parametrize("audio_format", ["pcm16", "mulaw", "alaw"])
+def test_audio_that_comes_as_bytes_is_there_as_samples_too(audio_format: str) -> None:
+    data = bytes(range(256))
+    chunk = parse_response(response(audio=b"", audio_base64=string(base64.b64encode(data).decode())), 3, audio_format)
+    subtype = {"pcm16": "PCM_16", "mulaw": "ULAW", "alaw": "ALAW"}[audio_format]
+    heard, _ = soundfile.read(io.BytesIO(data), dtype="int16", format="RAW", subtype=subtype, channels=1, samplerate=8000)
+    assert chunk.encoded == data
+    np.testing.assert_allclose(chunk.audio, heard / 32768, atol=1e-7)
+
+
+def test_the_format_of_a_request_may_stand_among_its_sampling_parameters() -> None:
+    assert format_of({"audio_format": "alaw"}) == format_of({"sampling": {"audio_format": "alaw"}}) == "alaw"
+    assert format_of({}) == format_of({"sampling": {"audio_format": "pcm16_base64"}}) == "pcm16"
 
 
 def test_the_last_chunk_says_why_the_stream_ended() -> None:

@@ -1,4 +1,4 @@
-"""Answers of a stream with an audio chain: no gaps, last samples before the last answer, errors in band."""
+"""Answers of a stream with an audio chain: no gaps, the rest before the end, errors in band."""
 
 from __future__ import annotations
 
