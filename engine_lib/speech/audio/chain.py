@@ -44,6 +44,7 @@ class AudioChain:
         self._gains: dict[str, float] = {}  # in dB, of the stream's voices
         self._to_measure: dict[str, list[Samples]] = {}  # samples of voices that are measured when the stream has ended
         self._line = self._line_stages()
+        self._given = self._begun_at = 0  # samples, before another rate: all, and those when the line began
         self._fade = CutFade(self.sample_rate, settings.fade_ms) if settings.fade_ms else None
         self._stream: list[Stage] = []
         if self.sample_rate != source_rate:
@@ -54,13 +55,13 @@ class AudioChain:
     def process(self, samples: Samples) -> Samples:
         """Take the codec's next samples, float32 [n]; returns those that are ready, float32 [m] in -1..1."""
         self._note(samples)
-        return self._clipped(_through(self._stream, _through(self._line, samples)))
+        return self._sent(_through(self._line, samples))
 
     def silence(self, seconds: float) -> Samples:
         """End the stages of the line, then send so much silence, which no speed changes; returns what is ready."""
-        rest, self._line = _finished(self._line), self._line_stages()
-        pause = np.zeros(round(seconds * self._source_rate), np.float32)
-        return self._clipped(_through(self._stream, joined([rest, pause])))
+        ready = self._sent(joined([_finished(self._line), np.zeros(round(seconds * self._source_rate), np.float32)]))
+        self._begin_line()
+        return ready
 
     def next_line(self, settings: AudioSettings) -> Samples:
         """End the stages of a line and begin those of the next one; returns what is ready.
@@ -68,18 +69,35 @@ class AudioChain:
         Args:
             settings: of the next line. Sample rate and fade remain those of the stream.
         """
-        rest = _finished(self._line)
+        ready = self._sent(_finished(self._line))
         self.settings = settings
-        self._line = self._line_stages()
-        return self._clipped(_through(self._stream, rest))
+        self._begin_line()
+        return ready
+
+    def heard_at(self, seconds: float) -> float:
+        """When a moment is heard, in seconds of what comes out.
+
+        Args:
+            seconds: of the codec's samples since the line began, or since the last `silence` in it.
+        """
+        removed = sum(stage.removed for stage in self._line if isinstance(stage, TrimSilence))
+        return (self._begun_at + max(0.0, seconds * self._source_rate - removed) / self.settings.speed) / self._source_rate
 
     def finish(self, *, is_cut: bool = False) -> Samples:
         """The rest, when no more samples come; a fade shapes it if the stream was cut."""
         self._measure(is_cut=is_cut)
         if self._fade is not None:
             self._fade.is_cut = is_cut
-        rest = _through(self._stream, _finished(self._line))
-        return self._clipped(joined([rest, _finished(self._stream)]))
+        rest = self._sent(_finished(self._line))
+        return joined([rest, self._clipped(_finished(self._stream))])
+
+    def _begin_line(self) -> None:
+        self._line, self._begun_at = self._line_stages(), self._given
+
+    def _sent(self, samples: Samples) -> Samples:
+        """Samples of a line through the stages of the stream."""
+        self._given += samples.size
+        return self._clipped(_through(self._stream, samples))
 
     def _line_stages(self) -> list[Stage]:
         settings = self.settings

@@ -94,6 +94,8 @@ class VoiceLoudness:
 
     def measure(self, voice: str, samples: Samples, rate: int) -> None:
         """Note the loudness of an utterance, if it has one and the voice was not measured before."""
+        if self.gain(voice, 0.0) is not None:
+            return
         measured = loudness(samples, rate)
         if measured is None:
             return

@@ -16,6 +16,9 @@ class TrimSilence:
 
     Args:
         rate: of the samples, in Hz.
+
+    Attributes:
+        removed: samples that were left out; 0 until the first sound has come.
     """
 
     def __init__(self, rate: int) -> None:
@@ -24,11 +27,13 @@ class TrimSilence:
         self._waiting = NO_SAMPLES
         self._known = 0  # of these, samples in blocks that are silent
         self._is_open = False
+        self._taken = self.removed = 0
 
     def process(self, samples: Samples) -> Samples:
         """See Stage."""
         if self._is_open:
             return samples
+        self._taken += samples.size
         waiting = np.concatenate([self._waiting, samples])
         ready = self._known + (waiting.size - self._known) // self._block * self._block
         audible = self._first_audible(waiting[self._known : ready])
@@ -47,7 +52,9 @@ class TrimSilence:
 
     def _opened(self, waiting: Samples, audible: int) -> Samples:
         self._is_open, self._waiting = True, NO_SAMPLES
-        return waiting[max(0, audible - self._kept) :]
+        kept = waiting[max(0, audible - self._kept) :]
+        self.removed = self._taken - kept.size
+        return kept
 
     def _first_audible(self, samples: Samples) -> int | None:
         """Where the first audible block begins."""

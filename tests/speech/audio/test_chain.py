@@ -62,6 +62,19 @@ def test_lines_share_one_resampler_so_that_no_border_clicks() -> None:
     np.testing.assert_allclose(joined(pieces), through(whole, speech(), []), atol=2e-5)
 
 
+def test_a_chain_says_when_a_moment_is_heard() -> None:
+    chain = AudioChain(AudioSettings(speed=2.0, trim_silence=True, sample_rate=16000), RATE)
+    late = np.concatenate([np.zeros(RATE, np.float32), speech()])
+    begin = int(np.argmax(np.abs(speech()) > 0.01)) / RATE  # of the sound
+    pieces = [chain.process(late)]
+    assert chain.heard_at(1.0 + begin) == pytest.approx(0.015, abs=0.01)
+    assert chain.heard_at(2.0 + begin) == pytest.approx(0.515, abs=0.01)
+    pieces += [chain.next_line(AudioSettings(sample_rate=16000)), chain.silence(0.5)]
+    assert chain.heard_at(0.0) == pytest.approx((speech().size / RATE - begin + 0.03) / 2 + 0.5, abs=0.01)
+    pieces += [chain.process(speech()), chain.finish()]
+    assert joined(pieces).size / 16000 == pytest.approx(chain.heard_at(speech().size / RATE), abs=0.001)
+
+
 @pytest.mark.parametrize("is_cut", [True, False])
 def test_only_a_cut_stream_fades(is_cut: bool) -> None:
     chain = AudioChain(AudioSettings(fade_ms=5), RATE)
