@@ -6,7 +6,7 @@ The speech is docs/voice_in_the_box.wav, again and again, in chunks of 80, 160, 
 
 CPU: milliseconds of processor time for a second of audio, the best of --repeats streams; cores for 600 streams' worth of speech
 follow by multiplying. open: milliseconds to make an encoder. first bytes: milliseconds of speech that must be there before the
-first byte of audio leaves, in steps of 5 ms. Two more rows: with another speed, and with another sample rate.
+first byte of audio leaves, in steps of 5 ms. Speed and sample rate are the server's: scripts/bench_audio.py.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import numpy as np
 import soundfile
+import soxr
 
 from benching.measuring import command, machine, write_results
 from qwen3_tts_gateway.audio import FORMATS, make_encoder
-from qwen3_tts_gateway.audio.stages import Samples
+from qwen3_tts_gateway.audio.encoders import Samples
 
 SPEECH = Path(__file__).resolve().parents[1] / "docs" / "voice_in_the_box.wav"
 RATE = 24000
-CHUNKS = (1920, 3840, 7680, 15360)  # samples; the last one repeats
-STEP = RATE // 200
-COLUMNS = f"{'format':>7} {'rate':>6} {'speed':>5} {'open ms':>8} {'CPU ms/s':>9} {'first bytes ms':>14} {'kbit/s':>7}"
+CHUNKS = (1920, 3840, 7680, 15360)  # samples at 24 kHz; the last one repeats
+COLUMNS = f"{'format':>7} {'rate':>6} {'open ms':>8} {'CPU ms/s':>9} {'first bytes ms':>14} {'kbit/s':>7}"
 
 
 def main() -> None:
@@ -44,14 +44,14 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"command: {command()}\n{machine()}, {os.cpu_count()} CPU cores\n{COLUMNS}", flush=True)
     recording = soundfile.read(SPEECH, dtype="float32")[0]
-    speech = np.resize(recording, round(arguments.seconds * RATE))
     results: list[dict[str, object]] = []
-    rows = [(name, FORMATS[name].default_rate, 1.0) for name in FORMATS]
-    for name, rate, speed in [*rows, ("pcm", RATE, 1.25), ("pcm", 48000, 1.0)]:
-        point = measured(name, rate, speed, speech, arguments.repeats)
+    for name, form in FORMATS.items():
+        rate = form.default_rate
+        speech = np.resize(soxr.resample(recording, RATE, rate), round(arguments.seconds * rate))
+        point = measured(name, rate, speech, arguments.repeats)
         results.append(point)
         print(
-            f"{name:>7} {rate:>6} {speed:>5g} {point['open_ms']:>8.2f} {point['cpu_ms_per_second']:>9.2f} "
+            f"{name:>7} {rate:>6} {point['open_ms']:>8.2f} {point['cpu_ms_per_second']:>9.2f} "
             f"{point['first_bytes_ms']:>14.0f} {point['kbits_per_second']:>7.1f}",
             flush=True,
         )
@@ -59,42 +59,42 @@ def main() -> None:
         write_results(arguments.output, results)
 
 
-def measured(name: str, rate: int, speed: float, speech: Samples, repeats: int) -> dict[str, object]:
-    """The figures of one row."""
+def measured(name: str, rate: int, speech: Samples, repeats: int) -> dict[str, object]:
+    """The figures of one row; `speech` is at its rate."""
     costs, openings = [], []
     for _ in range(repeats):
         started, opened = time.process_time(), time.perf_counter()
-        encoder = make_encoder(name, rate, RATE, speed)
+        encoder = make_encoder(name, rate)
         openings.append(time.perf_counter() - opened)
-        size = sum(len(encoder.encode(chunk)) for chunk in chunks(speech)) + len(encoder.finish())
+        size = sum(len(encoder.encode(chunk)) for chunk in chunks(speech, rate)) + len(encoder.finish())
         costs.append(time.process_time() - started)
-    seconds = speech.size / RATE
+    seconds = speech.size / rate
     return {
         "format": name,
         "sample_rate": rate,
-        "speed": speed,
         "open_ms": 1e3 * min(openings),
         "cpu_ms_per_second": 1e3 * min(costs) / seconds,
-        "first_bytes_ms": 1e3 * first_bytes_after(name, rate, speed, speech) / RATE,
-        "kbits_per_second": size * 8 / 1e3 / seconds * speed,
+        "first_bytes_ms": 1e3 * first_bytes_after(name, rate, speech) / rate,
+        "kbits_per_second": size * 8 / 1e3 / seconds,
     }
 
 
-def first_bytes_after(name: str, rate: int, speed: float, speech: Samples) -> int:
-    """Samples at 24 kHz before the first byte of audio."""
-    encoder = make_encoder(name, rate, RATE, speed)
+def first_bytes_after(name: str, rate: int, speech: Samples) -> int:
+    """Samples before the first byte of audio."""
+    encoder = make_encoder(name, rate)
     encoder.encode(speech[:0])  # takes the header out
-    for start in range(0, speech.size, STEP):
-        if encoder.encode(speech[start : start + STEP]):
-            return start + STEP
+    step = rate // 200
+    for start in range(0, speech.size, step):
+        if encoder.encode(speech[start : start + step]):
+            return start + step
     return speech.size
 
 
-def chunks(speech: Samples) -> Iterator[Samples]:
+def chunks(speech: Samples, rate: int) -> Iterator[Samples]:
     """The stream as the server sends it."""
     start = index = 0
     while start < speech.size:
-        size = CHUNKS[min(index, len(CHUNKS) - 1)]
+        size = CHUNKS[min(index, len(CHUNKS) - 1)] * rate // RATE
         yield speech[start : start + size]
         start, index = start + size, index + 1
 

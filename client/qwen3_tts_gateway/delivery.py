@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_client.protocol import AudioChunk
-from qwen3_tts_gateway.audio import FORMATS, Encoder, make_encoder
+from qwen3_tts_gateway.audio import Encoder, make_encoder
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.errors import api_error
 from qwen3_tts_gateway.gateway import Gateway
@@ -21,8 +21,7 @@ from qwen3_tts_gateway.speech_request import SpeechOptions
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-SOURCE_RATE = 24_000  # Hz, of every Qwen3-TTS codec
-SAMPLES_PER_FRAME = 1920
+SECONDS_PER_FRAME = 0.08
 STOPPED = "the client took nothing for {:g} s"
 
 
@@ -32,9 +31,8 @@ def encoder_of(request: SpeechOptions, *, is_whole: bool = False) -> Encoder:
     Raises:
         ApiError: a value is not possible with this format.
     """
-    rate = request.sample_rate or FORMATS[request.response_format].default_rate
     try:
-        return make_encoder(request.response_format, rate, SOURCE_RATE, request.speed, request.bit_rate, is_whole)
+        return make_encoder(request.response_format, request.asked_rate, request.bit_rate, is_whole)
     except InvalidRequest as error:
         raise api_error(error) from None
 
@@ -42,7 +40,7 @@ def encoder_of(request: SpeechOptions, *, is_whole: bool = False) -> Encoder:
 async def encode(gateway: Gateway, encoder: Encoder, chunk: AudioChunk) -> bytes:
     """The bytes that are ready after a chunk."""
     # Work of less than a millisecond is done at once, and so is a first chunk, which somebody waits for.
-    if encoder.is_cheap or chunk.audio.size <= SAMPLES_PER_FRAME:
+    if encoder.is_cheap or chunk.seconds <= SECONDS_PER_FRAME:
         return encoder.encode(chunk.audio)
     return await asyncio.get_running_loop().run_in_executor(gateway.workers, encoder.encode, chunk.audio)
 

@@ -41,15 +41,11 @@ class SynthesisRequest(BaseModel):
     voice_settings: VoiceSettings | None = None
     seed: int | None = None
 
-    def speech(self, voice: str) -> SpeechRequest:
-        """The same as a request of the gateway's own."""
+    def speech(self, voice: str, sample_rate: int) -> SpeechRequest:
+        """The same as a request of the gateway's own, for samples at this rate."""
         fields = {"input": self.text, "model": self.model_id, "voice": voice, "language": self.language_code, "seed": self.seed}
-        return SpeechRequest.model_validate(fields)
-
-    @property
-    def speed(self) -> float:
-        """1.0 unless the settings of the voice have another."""
-        return self.voice_settings.speed if self.voice_settings else 1.0
+        speed = self.voice_settings.speed if self.voice_settings else 1.0
+        return SpeechRequest.model_validate(fields | {"speed": speed, "response_format": "pcm", "sample_rate": sample_rate})
 
 
 @router.post("/v1/text-to-speech/{voice}", response_class=Response, responses={200: AUDIO, **ERRORS})
@@ -103,8 +99,8 @@ async def _begin(
     request: Request, voice: str, body: SynthesisRequest, output_format: str, *, is_whole: bool = False
 ) -> tuple[Encoder, AsyncGenerator[AudioChunk, None], AudioChunk]:
     gateway: Gateway = request.app.state.gateway
-    encoder = encoder_named(output_format, body.speed, is_whole=is_whole)
-    chunks = gateway.stream(body.speech(voice))
+    encoder = encoder_named(output_format, is_whole=is_whole)
+    chunks = gateway.stream(body.speech(voice, encoder.sample_rate))
     return encoder, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
 
 

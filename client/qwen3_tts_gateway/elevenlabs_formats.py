@@ -8,10 +8,9 @@ from qwen3_tts_gateway.errors import ApiError
 
 DEFAULT = "mp3_44100_128"
 CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "mulaw", "alaw": "alaw", "opus": "opus", "wav": "wav"}
-SOURCE_RATE = 24_000  # Hz, of every Qwen3-TTS codec
 
 
-def encoder_named(name: str, speed: float = 1.0, *, is_whole: bool = False) -> Encoder:
+def encoder_named(name: str, *, is_whole: bool = False) -> Encoder:
     """The encoder for CODEC_RATE or CODEC_RATE_KBITS.
 
     Raises:
@@ -23,7 +22,7 @@ def encoder_named(name: str, speed: float = 1.0, *, is_whole: bool = False) -> E
     rate, *kilobits = map(int, numbers)
     bit_rate = 1000 * kilobits[0] if kilobits else None
     try:
-        return make_encoder(CODECS[codec], rate, SOURCE_RATE, speed, bit_rate, is_whole)
+        return make_encoder(CODECS[codec], rate, bit_rate, is_whole)
     except InvalidRequest as error:
         raise _refusal(f"{name!r} is not allowed: {error.message}") from None
 

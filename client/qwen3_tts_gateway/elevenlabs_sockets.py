@@ -111,8 +111,10 @@ class _Connection:
                 return  # nothing to close, nothing to keep alive
             if len(self._all()) >= MAX_CONTEXTS:
                 raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
-            encoder = encoder_named(self._format, _speed(message))
-            context = self._contexts[name] = _Context(self, name if self._is_multi else None, encoder)
+            encoder = encoder_named(self._format)
+            shape = {"speed": _speed(message), "response_format": "pcm", "sample_rate": encoder.sample_rate}
+            request = self._request.model_copy(update=shape)
+            context = self._contexts[name] = _Context(self, name if self._is_multi else None, encoder, request)
         closes = bool(message.get("close_context"))
         # The first message has a space for its text, and later pieces may begin with one; a space alone is not speech.
         if not closes and (text.strip() or (text and context.is_speaking)):
@@ -152,9 +154,9 @@ class _Connection:
         """The bytes that are ready after a chunk."""
         return await encode(self._gateway, encoder, chunk)
 
-    def utterance(self, feed: TextFeed) -> AsyncGenerator[AudioChunk, None]:
+    def utterance(self, request: SpeechRequest, feed: TextFeed) -> AsyncGenerator[AudioChunk, None]:
         """The chunks of one text."""
-        return self._gateway.stream(self._request, feed)
+        return self._gateway.stream(request, feed)
 
     def new_feed(self) -> TextFeed:
         """An empty text."""
@@ -168,8 +170,8 @@ class _Connection:
 class _Context:
     """One listener's audio: its texts are spoken in turn, by a task of its own."""
 
-    def __init__(self, connection: _Connection, name: str | None, encoder: Encoder) -> None:
-        self._connection, self._name, self._encoder = connection, name, encoder
+    def __init__(self, connection: _Connection, name: str | None, encoder: Encoder, request: SpeechRequest) -> None:
+        self._connection, self._name, self._encoder, self._request = connection, name, encoder, request
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
         self._open_texts = 0
@@ -238,7 +240,7 @@ class _Context:
             self._connection.forget(self)
 
     async def _speak(self, feed: TextFeed) -> None:
-        async with aclosing(self._connection.utterance(feed)) as chunks:
+        async with aclosing(self._connection.utterance(self._request, feed)) as chunks:
             async for chunk in chunks:
                 if feed.is_dropped:
                     return

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qwen3_tts_client.protocol import RequestOptions
+from qwen3_tts_gateway.audio.formats import FORMATS, encoder_rate
 from qwen3_tts_gateway.languages import language_of
 from qwen3_tts_gateway.recordings import recording_of
 
@@ -25,6 +26,7 @@ SAMPLING = (
     "seed",
     "non_streaming_mode",
 )
+CODEC_RATE = 24_000  # Hz, of every Qwen3-TTS codec
 RAMP = (1, 2, 4, 8)  # frames in the chunks of a stream, as the server has them by default
 
 
@@ -50,6 +52,11 @@ class SpeechOptions(BaseModel):
     )
     response_format: Format = Field("mp3", description="pcm is signed 16-bit little-endian, mono; mulaw and alaw are at 8 kHz.")
     speed: float = Field(1.0, ge=0.25, le=4.0, description="Faster or slower, at the same pitch.")
+    volume_db: float = Field(0.0, ge=-40.0, le=20.0, description="Louder or softer; what is too loud is cut off.")
+    loudness: float | Literal["voice"] | None = Field(
+        None, description="LUFS, -40 to -5, that the voice is brought to once the server has heard a whole utterance; voice: -16."
+    )
+    trim_silence: bool = Field(False, description="Leave out the silence before the first sound.")
     sample_rate: int | None = Field(None, ge=8000, le=48000, description="In Hz; by default 24000, of mulaw and alaw 8000.")
     bit_rate: int | None = Field(None, ge=6000, le=320_000, description="In bit/s, of mp3, opus and aac; by default 64000.")
     language: str | None = Field(
@@ -78,8 +85,15 @@ class SpeechOptions(BaseModel):
         """The voice that is asked for."""
         return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
+    @property
+    def asked_rate(self) -> int:
+        """The sample rate of the response in Hz."""
+        return self.sample_rate or FORMATS[self.response_format].default_rate
+
     def options(self) -> RequestOptions:
         """The options of the request to the server, without the voice. Decodes `ref_audio`, which takes a while.
+
+        Samples come at the rate of the encoder.
 
         Raises:
             ApiError: ref_audio holds no recording.
@@ -91,6 +105,14 @@ class SpeechOptions(BaseModel):
             sampling={name: value for name, value in sampling.items() if value is not None},
             reference_text=self.ref_text,
             x_vector_only=self.x_vector_only_mode,
+        )
+        rate = encoder_rate(self.response_format, self.asked_rate)
+        options |= RequestOptions(
+            speed=None if self.speed == 1.0 else self.speed,
+            volume_db=self.volume_db or None,
+            loudness=self.loudness,
+            trim_silence=self.trim_silence or None,
+            sample_rate=None if rate == CODEC_RATE else rate,
         )
         if first := self.initial_codec_chunk_frames:
             options["chunk_frames"] = [first, *(frames for frames in RAMP if frames > first)]

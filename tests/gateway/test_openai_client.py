@@ -70,10 +70,11 @@ async def test_asyncio_streams_too(gateway: str) -> None:
 
 
 def test_another_speed_and_rate_are_honoured(openai_client: OpenAI) -> None:
-    extra = {"sample_rate": 16_000, "max_new_tokens": 15, "stream": False}
+    extra = {"sample_rate": 16_000, "max_new_tokens": 15, "stream": False, "volume_db": -40}
     speech = openai_client.audio.speech.create(model="tts-1", voice="ada", input=TEXT, response_format="wav", speed=2.0, extra_body=extra)
     samples, rate = soundfile.read(io.BytesIO(speech.content))
     assert (rate, len(samples)) == (16_000, 9600)  # 15 frames are 1.2 s
+    assert 0 < np.abs(samples).max() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,11 @@ def test_fields_become_options_of_the_server() -> None:
     assert options["sampling"] == {"max_frames": 9, "seed": 3, "do_sample": False}
     assert options["chunk_frames"] == [3, 4, 8]
     assert options["instruct"] is None
+    neutral = ("speed", "sample_rate", "volume_db", "loudness", "trim_silence")
+    assert [options[name] for name in neutral] == [None] * 5  # type: ignore[literal-required]
+    shaped = request(speed=1.5, response_format="opus", sample_rate=22050, volume_db=-3, loudness="voice", trim_silence=True).options()
+    assert [shaped[name] for name in neutral] == [1.5, 48000, -3.0, "voice", True]  # type: ignore[literal-required]
+    assert request(response_format="mulaw").options()["sample_rate"] == 8000
     for wrong in ({"temperature": float("nan")}, {"speed": 4.1}, {"sample_rate": 7999}, {"response_format": "ogg"}, {"input": ""}):
         with pytest.raises(ValidationError):
             request(**wrong)

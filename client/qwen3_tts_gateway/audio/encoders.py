@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from io import BytesIO
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
 import numpy.typing as npt
 
 from qwen3_tts_gateway.audio.formats import Format, checked_bit_rate, checked_format, checked_rate, encoder_rate
-from qwen3_tts_gateway.audio.stages import Resampler, Samples, Stage, Tempo, audio_frame, checked_speed, clean
 
+Samples: TypeAlias = npt.NDArray[np.float32]
 LARGEST_INTEGER = 32767
 EVERY_PACKET_AT_ONCE = MappingProxyType({"flush_packets": "1"})
 FLAC_BLOCKS_PER_SECOND = 25
 
 
-def make_encoder(
-    response_format: str,
-    sample_rate: int,
-    source_rate: int = 24000,
-    speed: float = 1.0,
-    bit_rate: int | None = None,
-    is_whole: bool = False,
-) -> Encoder:
+def make_encoder(response_format: str, sample_rate: int, bit_rate: int | None = None, is_whole: bool = False) -> Encoder:
     """An encoder for one stream of mono samples.
 
     Args:
         response_format: a name in FORMATS.
-        sample_rate: of the response in Hz. (Opus: the rate of its encoder, the next legal one; decoders give 48 kHz.)
-        source_rate: of the samples in Hz.
-        speed: 0.25 to 4, without change of pitch.
+        sample_rate: of the response in Hz. (Opus: the rate of its encoder, the next legal one; decoders give 48 kHz.) The samples
+            must come at the encoder's rate.
         bit_rate: in bit/s; None for the default of the format. Only mp3, opus and aac have one.
         is_whole: all bytes leave with `finish`, as a file whose header declares its length (wav, flac) and its priming (mp3).
 
@@ -41,12 +35,7 @@ def make_encoder(
     chosen = checked_format(response_format)
     rate = encoder_rate(response_format, checked_rate(response_format, sample_rate))
     bits = checked_bit_rate(response_format, rate, bit_rate)
-    stages: list[Stage] = []
-    if checked_speed(speed) != 1.0:
-        stages.append(Tempo(source_rate, speed))
-    if rate != source_rate:
-        stages.append(Resampler(source_rate, rate))
-    return Encoder(chosen, rate, stages, bits, is_whole=is_whole)
+    return Encoder(chosen, rate, bits, is_whole=is_whole)
 
 
 class Encoder:
@@ -54,18 +43,17 @@ class Encoder:
 
     Attributes:
         media_type: of its bytes, for Content-Type.
-        sample_rate: in Hz, at which it encodes.
+        sample_rate: in Hz, of the samples that it takes.
         is_cheap: a chunk of seconds takes less than a millisecond.
         priming: samples at `sample_rate` that decoders give before the first one of the stream.
     """
 
-    def __init__(self, chosen: Format, sample_rate: int, stages: list[Stage], bit_rate: int | None, *, is_whole: bool = False) -> None:
+    def __init__(self, chosen: Format, sample_rate: int, bit_rate: int | None, *, is_whole: bool = False) -> None:
         self.media_type = chosen.media_type
         self.sample_rate = sample_rate
         self.priming = 0 if is_whole and chosen.whole_options else chosen.priming
-        self.is_cheap = chosen.codec.startswith("pcm_") and not stages
+        self.is_cheap = chosen.codec.startswith("pcm_")
         self._format = chosen
-        self._stages = stages
         self._taken = 0
         self._finished = False
         self._sink: _Sink | _File = _File() if is_whole else _Sink()
@@ -92,28 +80,25 @@ class Encoder:
         """
         if self._finished:
             raise ValueError("the encoder has finished its stream; make one for each stream")
-        self._through(self._stages, clean(samples))
+        self._mux_samples(_clean(samples))
         return self._sink.take()
 
     def finish(self) -> bytes:
         """The last bytes of the stream; none if it is finished already."""
         if not self._finished:
             self._finished = True
-            for position, stage in enumerate(self._stages):
-                self._through(self._stages[position + 1 :], stage.finish())
             self._mux(None)
             self._container.close()
             if isinstance(self._sink, _File):
                 self._sink.is_complete = True
         return self._sink.take()
 
-    def _through(self, stages: list[Stage], samples: Samples) -> None:
-        for stage in stages:
-            samples = stage.process(samples)
+    def _mux_samples(self, samples: Samples) -> None:
         if samples.size:
-            values = np.clip(samples, -1.0, 1.0) if self._stages else samples  # resampled speech may swing out
-            whole = np.rint(values * LARGEST_INTEGER).astype(np.int16) if self._format.sample_format == "s16" else values
-            self._mux(audio_frame(whole, self._format.sample_format, self.sample_rate, self._taken))
+            whole = np.rint(samples * LARGEST_INTEGER).astype(np.int16) if self._format.sample_format == "s16" else samples
+            frame = av.AudioFrame.from_ndarray(whole.reshape(1, -1), format=self._format.sample_format, layout="mono")
+            frame.sample_rate, frame.time_base, frame.pts = self.sample_rate, Fraction(1, self.sample_rate), self._taken
+            self._mux(frame)
             self._taken += samples.size
 
     def _mux(self, frame: av.AudioFrame | None) -> None:
@@ -123,6 +108,18 @@ class Encoder:
         for packet in self._codec.encode(frame):
             packet.stream = self._stream
             self._container.mux_one(packet)
+
+
+def _clean(samples: npt.NDArray[np.floating[Any]]) -> Samples:
+    """Float32 [n] in -1..1: what is outside is clipped, NaN becomes 0.
+
+    Raises:
+        ValueError: not one row of samples.
+    """
+    values = np.asarray(samples, np.float32)
+    if values.ndim != 1:
+        raise ValueError(f"samples: shape {list(values.shape)} is not allowed; give [n]")
+    return np.clip(np.nan_to_num(values, nan=0.0), -1.0, 1.0)
 
 
 class _Sink:

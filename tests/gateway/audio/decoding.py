@@ -9,9 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+import soxr
 
 from qwen3_tts_gateway.audio import FORMATS, make_encoder
-from qwen3_tts_gateway.audio.stages import Samples
+from qwen3_tts_gateway.audio.encoders import Samples
 
 SPEECH = Path(__file__).parents[3] / "docs" / "voice_in_the_box.wav"
 RATE = 24000
@@ -31,10 +32,18 @@ def chord(seconds: float = 1.0) -> Samples:
     return (0.2 * sum(np.sin(2 * np.pi * hertz * time) for hertz in (220.0, 660.0, 1760.0))).astype(np.float32)
 
 
-def encoded(response_format: str, chunks: Iterable[Samples], sample_rate: int | None = None, speed: float = 1.0) -> bytes:
-    """The whole response for these chunks."""
-    encoder = make_encoder(response_format, sample_rate or FORMATS[response_format].default_rate, RATE, speed)
-    return b"".join([encoder.encode(chunk) for chunk in chunks]) + encoder.finish()
+def encoded(response_format: str, chunks: Iterable[Samples], sample_rate: int | None = None) -> bytes:
+    """The whole response for these chunks at 24 kHz, which come at the encoder's rate, as the server gives them."""
+    encoder = make_encoder(response_format, sample_rate or FORMATS[response_format].default_rate)
+    parts = list(chunks)
+    borders = np.cumsum([part.size for part in parts])[:-1] * encoder.sample_rate // RATE
+    pieces = np.split(at_rate(np.concatenate(parts), encoder.sample_rate), borders)
+    return b"".join([encoder.encode(piece) for piece in pieces]) + encoder.finish()
+
+
+def at_rate(source: Samples, rate: int) -> Samples:
+    """A source at 24 kHz at another rate."""
+    return source if rate == RATE else soxr.resample(source, RATE, rate)
 
 
 def decoded(response_format: str, data: bytes, sample_rate: int | None = None) -> tuple[Samples, int]:
