@@ -1,4 +1,4 @@
-"""Other names of voices: the 13 of OpenAI, which their clients send whatever the server has. Names inside a blend."""
+"""Other names of voices, such as the 13 of OpenAI, which their clients send whatever the server has."""
 
 from __future__ import annotations
 

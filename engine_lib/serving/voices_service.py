@@ -1,4 +1,4 @@
-"""VoicesService: list, show, add, blend and remove the voices of a server: the work of the model `voices`.
+"""VoicesService: list, show, add, blend and remove voices: the work of the model `voices`.
 
 The folder of the store is shared, so voices are listed and removed here. The encoders are beside the talker, on its device: to
 add a voice, this model sends a control request to the talker of a base checkpoint, which encodes and stores it
@@ -149,12 +149,13 @@ class VoicesService:
         text = values.string("blend", MAX_LENGTH)
         if not text:
             raise InvalidRequestError("blend", f"is missing; {EXPECTED}")
-        store, name = self._open_store(), self._new_name(values)
+        stored = self._store.names() if self._store else []
         built_in = {voice["name"] for voice in self._built_in()}
         for part in Blend.parse(text, "blend").names:
-            if part in built_in and part not in store.names():
+            if part in built_in and part not in stored:
                 advice = "only stored voices make a stored one; give such a blend as the voice of each request"
                 raise InvalidRequestError("blend", f"{part[:100]!r} is a built-in speaker; {advice}")
+        store, name = self._open_store(), self._new_name(values)
         return self._stored(store.add_blend(name, text, consent=values.string("consent", MAX_CONSENT_LENGTH) or ""))
 
     def _remove(self, values: RequestValues) -> Facts:
