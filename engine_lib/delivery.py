@@ -1,6 +1,7 @@
 """Delivery: how a client wants a stream delivered, carried whole from the request to the codec.
 
-A new field needs a default, its check in `_CHECKS`, and the code that uses it. No file on the way names the fields.
+A new field needs a default, its check in `_CHECKS` (in `_AUDIO_CHECKS` if it is one of AudioSettings), and the code that uses it. No file
+on the way names the fields.
 """
 
 from __future__ import annotations

@@ -158,11 +158,12 @@ class CodecService(EngineService):
             audio_format=message.delivery.audio_format,
         )
         playback = stream.playback if stream else None
-        if stream is None or message.delivery.audio.is_neutral:
+        settings = message.delivery.audio
+        if stream is None or (stream.audio is None and settings.is_neutral):
             self._send(reply, answer, playback, is_final=True)
             return
-        stream.audio = stream.audio or StreamAudio(message.delivery.audio, self._engine.sample_rate, self._voice_loudness)
-        answers = stream.audio.answers(answer, message.delivery.audio)
+        stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness, codes.index)
+        answers = stream.audio.answers(answer, settings)
         if stream.audio.has_failed and not codes.is_final:
             self._cancel(codes.stream_key, self._failures)
         if codes.is_final:

@@ -29,10 +29,14 @@ class StreamAudio:
         has_failed: its answers have no more audio, and the last one is an error.
     """
 
-    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness) -> None:
-        """As AudioChain."""
+    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness, first: int = 0) -> None:
+        """
+        Args:
+            settings, source_rate, voices: as of AudioChain.
+            first: answers of the stream so far: its lines before this one needed no chain.
+        """
         self._chain = AudioChain(settings, source_rate, voices)
-        self._answered = 0
+        self._answered = first
         self.has_failed = False
 
     @property

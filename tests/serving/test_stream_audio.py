@@ -37,10 +37,11 @@ def test_answers_are_numbered_without_gaps_and_the_last_has_no_samples() -> None
 
 
 def test_other_settings_begin_a_line() -> None:
-    stream = StreamAudio(SETTINGS, RATE, VoiceLoudness())
+    stream = StreamAudio(SETTINGS, RATE, VoiceLoudness(), first=7)  # lines without a chain came before
     slower = AudioSettings(sample_rate=16000, speed=0.5)
     answers = [*stream.answers(answer(speech()), SETTINGS), *stream.answers(answer(speech()), slower)]
     answers += stream.answers(answer(NO_SAMPLES, reason="stop"), slower)
+    assert [one.index for one in answers] == list(range(7, 7 + len(answers)))
     expected = (round(speech().size / 1.25) + 2 * speech().size) * 16000 / RATE
     assert sum(one.audio.size for one in answers) == pytest.approx(expected, abs=1)
 
