@@ -17,13 +17,11 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.decoding import FORMATS, decoded
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, StreamFailed, error_from_message
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_message
 from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_string
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-DEADLINE_CODE = "DEADLINE_EXCEEDED: "  # the server's error begins so if the request's timeout has passed
 
 
 # Options that have the same name in the input `sampling_parameters`.
@@ -221,9 +219,7 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
     try:
         error, finish_reason = read_string(raw["error"]), read_string(raw["finish_reason"])
         if finish_reason == "error":
-            if error.startswith(DEADLINE_CODE):
-                raise RequestTimeout(f"the timeout passed after {chunks_received} chunks", chunks_received=chunks_received)
-            raise StreamFailed(error or "the server ended the stream with an error and no reason", chunks_received=chunks_received)
+            raise error_from_message(error or "the server ended the stream with an error and no reason", chunks_received)
         encoded = base64.b64decode(read_string(raw.get("audio_base64", b"")))
         return AudioChunk(
             # A copy of some 60 kB, because frombuffer gives a read-only view of the message and callers may want to write.

@@ -21,6 +21,7 @@ from engine_lib.errors import DEADLINE_ERROR, InvalidRequestError, OverloadedErr
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.client_watch import Watched
+from engine_lib.serving.errors import status
 from engine_lib.serving.message import CodesMessage, new_stream_key
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.parse import Reference, SpeechRequest
@@ -140,7 +141,7 @@ class TalkerStream(RequestListener):
             return self._feed.append(text, is_last=is_last)
         except InvalidRequestError as error:
             if self._feed.is_complete:  # it cannot be spoken; a piece that was refused changes nothing
-                self._talker.engine.cancel(self.stream_key, str(error))
+                self._talker.engine.cancel(self.stream_key, status(error)[1])
             raise
 
     def cancel(self) -> None:
@@ -226,7 +227,7 @@ class TalkerStream(RequestListener):
             try:
                 self._feed.connect(talker.engine, self.stream_key, rows)
             except InvalidRequestError as error:  # too late to refuse the request: the engine has it
-                talker.engine.cancel(self.stream_key, str(error))
+                talker.engine.cancel(self.stream_key, status(error)[1])
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
 
     def look_after(self) -> None:

@@ -126,7 +126,7 @@ def test_a_blank_text_ends_its_stream_with_an_error(small_server: TritonServer) 
         eventually(lambda: metric(small_server, "starving_requests") == 1, "it waits for text")
         assert refusal(small_server, session, "end", "\n").startswith("INVALID_ARG: text: is empty")
         last = stream.last()
-        assert (last.finish_reason, last.error) == ("error", "text: is empty; give at least one word")
+        assert (last.finish_reason, last.error) == ("error", "INVALID_ARG: text: is empty; give at least one word")
     eventually_free(small_server)
 
 

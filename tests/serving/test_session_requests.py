@@ -164,7 +164,7 @@ def test_text_that_cannot_be_spoken_ends_the_stream_and_a_piece_that_is_refused_
     with pytest.raises(InvalidRequestError, match="text: takes "):
         talker.tell("append", "word " * 100)
     [(_, error)] = talker.engine.cancelled
-    assert error.startswith("text: takes ")
+    assert error.startswith("INVALID_ARG: text: takes ")
 
 
 def test_text_and_cancel_do_not_wait_for_the_voice(tiny_base: Path) -> None:
