@@ -136,7 +136,7 @@ def test_interleaved_streams_in_reused_slots_give_the_official_audio(path: Path,
 
 def test_a_stream_longer_than_the_official_chunk_stays_exact(tiny_custom_voice: Path, rng: np.random.Generator) -> None:
     runner = make_runner(tiny_custom_voice, num_slots=2)
-    streams = [random_codes(rng, tiny_custom_voice, frames) for frames in (700, int(rng.integers(301, 500)))]
+    streams = [random_codes(rng, tiny_custom_voice, frames) for frames in (610, int(rng.integers(301, 350)))]
 
     finished = decode_interleaved(rng, runner, streams, num_slots=2, abandon=lambda: False)
 

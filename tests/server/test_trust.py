@@ -75,10 +75,11 @@ def test_a_client_that_learns_the_key_of_a_stream_cannot_end_it(small_server: Tr
         assert "INVALID_ARG: cancel: " in refusal(small_server, "talker", {"cancel": order})
         for _ in range(20):
             assert len(stream.next_message()["codes"]) == 1
-        with Stream(small_server, tensors({"cancel": order}), model="talker", parameters=signature("talker", "cancel", order)):
-            pass  # the server's own models can
-        while stream.next_message()["codes"].size:
-            pass
+        signed = signature("talker", "cancel", order)
+        with Stream(small_server, tensors({"cancel": order}), model="talker", parameters=signed):  # the server's own models can
+            while (last := stream.next_message())["codes"].size:
+                pass
+        assert b"cancelled" in last["header"].tobytes()
     eventually_free(small_server)
 
 
