@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch  # types only: models without an engine import this module, and must not load torch
 
 
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # all weights, or the names of the files that have them
+
+
 class Checkpoint:
     """One checkpoint folder.
 
@@ -54,13 +57,14 @@ class Checkpoint:
         return Weights(self.path / CODEC)
 
     def speaker_embeddings(self) -> dict[str, npt.NDArray[np.float32]]:
-        """[hidden_size] of each built-in speaker: its row in the table of codebook 0.
+        """[hidden_size] of each built-in speaker: its row in the table of codebook 0; none if the folder has no weights yet.
 
         Raises:
             CheckpointError: the weight is missing or has another shape.
         """
         talker = self.config.talker
-        if self.config.kind != "custom_voice":
+        files = (self.path / name for name in (SINGLE_FILE, INDEX_FILE))
+        if self.config.kind != "custom_voice" or not any(map(os.path.lexists, files)):
             return {}
         rows = self.weights().rows(
             "talker.model.codec_embedding.weight", (talker.vocab_size, talker.shape.hidden_size), talker.speaker_ids.values()
@@ -113,7 +117,7 @@ class Weights:
     """The tensors of `model.safetensors` in one folder, or of the shards that `model.safetensors.index.json` lists."""
 
     def __init__(self, folder: Path) -> None:
-        single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        single, index = folder / SINGLE_FILE, folder / INDEX_FILE
         if os.path.lexists(single):  # as in the official package, a single file goes before shards
             files = {single}
         elif index.is_file():
