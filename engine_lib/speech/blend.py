@@ -36,7 +36,7 @@ class Blend:
 
     Attributes:
         names: 1 to MAX_VOICES, in lower case, all different.
-        shares: of each, above 0; their sum is 1.
+        shares: of each; their sum is 1.
     """
 
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The kernel tests run compiled on a GPU, else by Triton's interpreter on the CPU (tests/conftest.py chooses it)."""
+"""Kernel tests run compiled on a GPU, else in the interpreter on a CPU (tests/conftest.py chooses)."""
 
 from __future__ import annotations
 
