@@ -119,6 +119,11 @@ def test_both_speakers_say_sentences_they_have_never_seen_and_end(say: Say, mode
     assert score.ended == 1
 
 
+def test_another_speed_says_the_same_words(say: Say) -> None:
+    [score] = evaluate(say, [QUICK_MODES[0]], 8, 0, speed=1.5)
+    assert (score.wrong, score.ended) == ([], 1)
+
+
 def test_the_voice_that_is_asked_for_says_it(tts: Qwen3TTS, references: list[Cepstra]) -> None:
     asked = list(product([text for text, _ in FEW], SPEAKERS))
     assert [heard(audio, references) for audio in speak_together(tts, asked)] == asked

@@ -78,6 +78,7 @@ class Utterance:
 
     Attributes:
         ended: by EOS, not by the limit of frames.
+        speed: of the audio.
     """
 
     text: str
@@ -85,6 +86,7 @@ class Utterance:
     reference: Audio
     audio: Audio = field(default_factory=lambda: np.zeros(0, np.float32))
     ended: bool = False
+    speed: float = 1.0
 
     @property
     def max_frames(self) -> int:
@@ -94,7 +96,7 @@ class Utterance:
     @property
     def ended_in_time(self) -> bool:
         """Whether it ended by EOS within LONGEST times the reference."""
-        return self.ended and len(self.audio) <= LONGEST * len(self.reference)
+        return self.ended and len(self.audio) * self.speed <= LONGEST * len(self.reference)
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,10 @@ class Score:
 Say = Callable[[str, str, dict[str, Any]], tuple[Audio, str]]
 
 
-def evaluate(say: Say, modes: Sequence[Mode], num_sentences: int, num_digits: int, out: Path | None = None) -> list[Score]:
-    """Score each mode. `out`: folder for the audio of the first sentences."""
+def evaluate(
+    say: Say, modes: Sequence[Mode], num_sentences: int, num_digits: int, out: Path | None = None, speed: float = 1.0
+) -> list[Score]:
+    """Score each mode, at a speed. `out`: folder for the audio of the first sentences."""
     espeak = Espeak()
     sentences = _utterances(espeak, Sentences(SENTENCES_SEED).held_out(num_sentences))
     digits = _utterances(espeak, Sentences(DIGITS_SEED).held_out_digits(num_digits, DIGITS_LENGTH))
@@ -153,7 +157,8 @@ def evaluate(say: Say, modes: Sequence[Mode], num_sentences: int, num_digits: in
 
         def speak(numbered: tuple[int, Utterance], mode: Mode = mode) -> None:
             seed, utterance = numbered
-            parameters = mode.sampling_parameters(utterance.max_frames, seed)
+            parameters = mode.sampling_parameters(utterance.max_frames, seed) | ({} if speed == 1.0 else {"speed": speed})
+            utterance.speed = speed
             utterance.audio, reason = say(utterance.text, utterance.speaker, parameters)
             utterance.ended = reason == "stop"
 
@@ -269,6 +274,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="four modes that cover both values of each setting, instead of all eight")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--digits", type=int, default=50, help=f"number of strings of {DIGITS_LENGTH} digits")
+    parser.add_argument("--speed", type=float, default=1.0, help="of the speech, 0.25 to 4; the reference stays as it is")
     parser.add_argument("--in-process", action="store_true", help="use the engine in this process, for machines without Triton")
     parser.add_argument("--codec-only", type=Path, metavar="RUN", help="check only the codec, with the encoder in train.py's folder RUN")
     parser.add_argument("--report-only", action="store_true", help="exit with 0 for any scores")
@@ -287,7 +293,7 @@ def main() -> int:
     open_say = in_process_say if arguments.in_process else server_say
     with open_say(arguments.checkpoint, options) as say:
         modes = QUICK_MODES if arguments.quick else MODES
-        scores = evaluate(say, modes, arguments.sentences, arguments.digits, arguments.audio)
+        scores = evaluate(say, modes, arguments.sentences, arguments.digits, arguments.audio, arguments.speed)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n", encoding="utf-8")
     failures = [failure for score in scores for failure in score.failures]
