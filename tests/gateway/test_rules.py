@@ -13,6 +13,7 @@ import soundfile
 from pydantic import ValidationError
 
 from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
+from qwen3_tts_gateway.elevenlabs import SynthesisRequest
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.keys import Keys, new_key
 from qwen3_tts_gateway.languages import language_of
@@ -99,6 +100,8 @@ def test_fields_become_options_of_the_server() -> None:
     shaped = request(speed=1.5, response_format="opus", sample_rate=22050, volume_db=-3, loudness="voice", trim_silence=True).options()
     assert [shaped[name] for name in neutral] == [1.5, 48000, -3.0, "voice", True]  # type: ignore[literal-required]
     assert request(response_format="mulaw").options()["sample_rate"] == 8000
+    elevenlabs = SynthesisRequest.model_validate({"text": "Hello.", "voice_settings": {"speed": 2}}).speech("ada", 44_100).options()
+    assert (elevenlabs["speed"], elevenlabs["sample_rate"]) == (2.0, 44_100)
     for wrong in ({"temperature": float("nan")}, {"speed": 4.1}, {"sample_rate": 7999}, {"response_format": "ogg"}, {"input": ""}):
         with pytest.raises(ValidationError):
             request(**wrong)
