@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -55,7 +55,7 @@ class _Connection:
         self._gateway: Gateway = socket.app.state.gateway
         self._format = self._query.get("output_format", DEFAULT)
         self._contexts: dict[str, _Context] = {}  # that take text
-        self._closing: set[_Context] = set()  # that speak the rest of theirs; their names may be given to new ones
+        self._closing: dict[_Context, str] = {}  # that speak the rest of theirs; their names may be given to new ones
 
     @property
     def is_busy(self) -> bool:
@@ -114,7 +114,8 @@ class _Connection:
             encoder = encoder_named(self._format)
             shape = {"speed": _speed(message), "response_format": "pcm", "sample_rate": encoder.sample_rate}
             request = self._request.model_copy(update=shape)
-            context = self._contexts[name] = _Context(self, name if self._is_multi else None, encoder, request)
+            before = [old.task for old, its in self._closing.items() if its == name]
+            context = self._contexts[name] = _Context(self, name if self._is_multi else None, encoder, request, before)
         closes = bool(message.get("close_context"))
         # The first message has a space for its text, and later pieces may begin with one; a space alone is not speech.
         if not closes and (text.strip() or (text and context.is_speaking)):
@@ -128,7 +129,7 @@ class _Connection:
     def _close(self, name: str, context: _Context) -> None:
         del self._contexts[name]
         if not context.task.done():
-            self._closing.add(context)
+            self._closing[context] = name
             context.close()
 
     async def _finish(self) -> None:
@@ -164,14 +165,20 @@ class _Connection:
 
     def forget(self, context: _Context) -> None:
         """The context has ended."""
-        self._closing.discard(context)
+        self._closing.pop(context, None)
 
 
 class _Context:
-    """One listener's audio: its texts are spoken in turn, by a task of its own."""
+    """One listener's audio: its texts are spoken in turn, by a task of its own, once the contexts `before` have ended.
 
-    def __init__(self, connection: _Connection, name: str | None, encoder: Encoder, request: SpeechRequest) -> None:
+    Those had the same name: the client must not take this one's audio for theirs.
+    """
+
+    def __init__(
+        self, connection: _Connection, name: str | None, encoder: Encoder, request: SpeechRequest, before: Sequence[asyncio.Task[None]]
+    ) -> None:
         self._connection, self._name, self._encoder, self._request = connection, name, encoder, request
+        self._before = before
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
         self._open_texts = 0
@@ -226,6 +233,8 @@ class _Context:
     async def _run(self) -> None:
         """Raises nothing: what fails is told to the client, if it is still there."""
         try:
+            if self._before:
+                await asyncio.wait(self._before)
             while (feed := await self._texts.get()) is not None:
                 if not feed.is_dropped:
                     await self._speak(feed)
