@@ -23,6 +23,9 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
 from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
+from engine_lib.speech.compiler import TextCompiler
+from engine_lib.speech.script import Script
+from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
 from engine_lib.streamed_text import TextRows
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.voice_key import voice_key
@@ -50,6 +53,7 @@ class Utterance:
         turn: how it waits to start.
         audio: what is done to its samples.
         text: of a prompt without text.
+        script: the lines to speak; the prompt is that of the first. None: the prompt has all of the text.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
 
@@ -59,6 +63,7 @@ class Utterance:
     turn: Turn = DEFAULT_TURN
     text: IncomingText | None = None
     audio: AudioSettings = NEUTRAL
+    script: Script | None = None
 
 
 class UtteranceBuilder:
@@ -75,6 +80,7 @@ class UtteranceBuilder:
         """
         self.kind = checkpoint.config.kind
         self.prompts = PromptBuilder(checkpoint, config.max_text_length)
+        self._texts = TextCompiler.of(config)
         self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
         self._max_model_len = config.max_model_len
         self._max_frames_behind = max_frames_behind
@@ -170,6 +176,7 @@ class UtteranceBuilder:
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
+        reading = DEFAULT_TEXT.updated({name: generation.pop(name) for name in TEXT_NAMES if name in generation})
         turn = Turn.of(*(generation.pop(name, None) for name in TURN_NAMES))
         audio = self._delivery.updated({name: generation.pop(name, None) for name in AUDIO_NAMES})
         arguments = official.sampling_arguments(generation, self.kind, self._eos)
@@ -178,20 +185,25 @@ class UtteranceBuilder:
         utterances = []
         for i, one in enumerate(texts):
             row = {name: column[i] for name, column in columns.items()}
-            incoming = None
+            incoming = script = None
             try:
                 if isinstance(one, TextPieces):
+                    reading.check_open()
                     prompt, rows = self._open(non_streaming_mode, row)
                     incoming = IncomingText(one.pieces, rows, self.prompts.max_text_length)
                 else:
-                    prompt = self.prompts.build(text=one, non_streaming_mode=non_streaming_mode, **row)
+                    spoken = self._texts.compile(one, reading, row.get("language"))
+                    if isinstance(spoken, Script):
+                        script, spoken = spoken, spoken.lines[0].text
+                    prompt = self.prompts.build(text=spoken, non_streaming_mode=non_streaming_mode, **row)
             except InvalidRequestError as error:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
             key = "" if audio.audio.loudness is None else voice_key(row.get("voice"), row.get("instruct"), row.get("voice_prompt"))
             settings = audio.of_voice(key).audio
-            utterances.append(replace(self._utterance(prompt, arguments), turn=turn, text=incoming, audio=settings))
+            utterance = self._utterance(prompt, arguments)
+            utterances.append(replace(utterance, turn=turn, text=incoming, audio=settings, script=script))
         return utterances
 
     def _open(self, non_streaming_mode: bool | None, row: dict[str, Any]) -> tuple[Prompt, TextRows]:

@@ -31,6 +31,7 @@ from engine_lib.serving.session_requests import SessionRequests
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
 from engine_lib.serving.warm_up import warm_up_talker
+from engine_lib.speech.compiler import TextCompiler
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
@@ -57,6 +58,7 @@ class TalkerService(EngineService):
             kind=checkpoint.config.kind,
             sampling=checkpoint.sampling_defaults(),
             delivery=Delivery.default(config),
+            texts=TextCompiler.of(config),
             max_text_length=config.max_text_length,
             max_reference_seconds=config.reference_max_seconds,
             served=served,
