@@ -13,12 +13,14 @@ from typing import Protocol
 import regex
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.dialogue import read_dialogue
 from engine_lib.speech.languages import code_of
 from engine_lib.speech.lexicon import Lexicon, is_unicode
 from engine_lib.speech.pieces import Border, cut
 from engine_lib.speech.reading import Passage, added, cut_at_pauses
 from engine_lib.speech.script import Line, Script
 from engine_lib.speech.sentences import LINE_ENDS, paragraphs, sentences
+from engine_lib.speech.ssml import read_ssml
 from engine_lib.speech.text_options import DEFAULT_TEXT, TextFormat, TextOptions
 from engine_lib.speech.written import Written
 
@@ -91,17 +93,33 @@ class TextCompiler:
         if options is DEFAULT_TEXT and not lexicon:
             return text
         _check(text, self.longest(options))
-        passages = [self._worded(passage, lexicon, options, language) for passage in _passages(text, options)]
+        passages = [self._worded(passage, lexicon, options, language) for passage in self._read(text, options, language)]
         if options.text_format is TextFormat.PLAIN and not options.long_form:
             [passage] = passages
             return text if passage.written.text == text else Script((self._line(passage.written, passage, 0),))
         return self._script(passages, options, language)
+
+    def _read(self, text: str, options: TextOptions, language: str | None) -> Iterator[Passage]:
+        """The passages of `text` in its format."""
+        if options.text_format is TextFormat.SSML:
+            passages = read_ssml(text, language)
+        elif options.text_format is TextFormat.DIALOGUE:
+            passages = read_dialogue(text, self.max_text_length)
+        elif options.long_form:
+            passages = [Passage(Written.whole(text))]
+        else:
+            return iter([Passage(Written.whole(text))])  # short forms of pauses are words of a plain text
+        return (part for passage in passages for part in cut_at_pauses(passage))
 
     def _worded(self, passage: Passage, lexicon: Lexicon, options: TextOptions, language: str | None) -> Passage:
         """`passage` with its words as they are said."""
         written = passage.written
         if lexicon:
             written = written.edited(lexicon.edits(written.text))
+        if options.normalize_text:
+            from engine_lib.speech.normalization import normalized  # ICU's data are large, and few requests need them
+
+            written = written.edited(normalized(written.text, passage.style.language or language))
         return replace(passage, written=written.spoken())
 
     def _script(self, passages: list[Passage], options: TextOptions, language: str | None) -> Script:
@@ -159,11 +177,6 @@ class TextCompiler:
             volume_db=style.volume_db,
             begin=written.begins[len(written.text) - len(written.text.lstrip())],
         )
-
-
-def _passages(text: str, options: TextOptions) -> list[Passage]:
-    passage = Passage(Written.whole(text))
-    return list(cut_at_pauses(passage)) if options.long_form else [passage]
 
 
 def _whole(passage: Passage) -> Iterator[tuple[Written, Border]]:

@@ -16,7 +16,7 @@ import regex
 # Characters of Chinese, Japanese and Korean take about three times as long to say as letters.
 _WIDE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 WIDE_WEIGHT = 3
-_CLAUSE = regex.compile(r"[,;:)\]…—–]+[\p{Pf}\p{Pe}\"']*\s+|\s+(?=[(\[—–])|[，、；：）」』】》…]+\s*", regex.VERSION1)
+_CLAUSE = regex.compile(r"[,;:)\]…—–][\p{Pf}\p{Pe}\"']{0,3}\s+|\s(?=[(\[—–])|[，、；：）」』】》…]+\s*", regex.VERSION1)
 _SPACE = regex.compile(r"[\s\u200b]+")
 _GRAPHEME = regex.compile(r"\X")
 _CHARACTER = regex.compile(r"(?s).")
@@ -71,6 +71,11 @@ class _Cutter:
     def _weight(self, start: int, end: int) -> int:
         return self._weights[end - self._start] - self._weights[start - self._start]
 
+    def _target(self, start: int, end: int) -> float:
+        """The weight of each of the fewest pieces that there is room in."""
+        weight = self._weight(start, end)
+        return weight / -(-weight // self._most)
+
     def each(self, start: int, ends: Iterable[int], level: int) -> Iterator[int]:
         """Ends of the units from `start` on, those that are too long cut further."""
         for end in ends:
@@ -84,15 +89,13 @@ class _Cutter:
 
     def joined(self, start: int, ends: Sequence[int], level: int) -> Iterator[int]:
         """Ends of pieces of as many units as there is room for, about equally long."""
-        weight = self._weight(start, ends[-1])
-        target = weight / -(-weight // self._most)
-        last = start
+        last, target = start, self._target(start, ends[-1])
         for end in self.each(start, ends, level):
             if last > start:
                 filled, added = self._weight(start, last), self._weight(last, end)
                 if filled + added > self._most or filled + added / 2 > target:
                     yield last
-                    start = last
+                    start, target = last, self._target(last, ends[-1])
             last = end
         if last > start:
             yield last

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 BLOCK = 2000  # characters that sentencex gets at a time
 LINE_ENDS = str.maketrans("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " " * 10)
 _PARAGRAPH = re.compile(r"(?:\r\n|[\n\r\v\x85\u2028])[^\S\n\r]*(?:\r\n|[\n\r\v\x85\u2028])\s*|[\f\u2029]\s*")
+_WORD = re.compile(r"\S")
 # Abbreviations that sentencex takes for the end of a sentence: one letter, as in "M. Dupont" and "z. B.".
 _INITIAL = re.compile(r"(?:^|[\s.(])[^\W\d_]\.\s*$")
 # Japanese that goes on behind a quotation: 「本当？」と言った。
@@ -54,5 +55,5 @@ def sentences(text: str, language: str) -> list[tuple[int, int]]:
 
 def _is_end(shown: str, begin: int, end: int) -> bool:
     """Whether characters `begin` to `end` are a sentence, and not a part of one or blank."""
-    sentence = shown[begin:end]
-    return bool(sentence.strip()) and not _INITIAL.search(sentence) and not _QUOTATION.match(shown, end - 1)
+    tail = shown[max(begin, end - 12) : end]
+    return bool(_WORD.search(shown, begin, end)) and not _INITIAL.search(tail) and not _QUOTATION.match(shown, end - 1)
