@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.blend import MAX_LENGTH
 from engine_lib.speech.languages import name_of
 from engine_lib.speech.pieces import Border
 from engine_lib.speech.reading import MAX_SPEED, MAX_VOLUME_DB, MIN_SPEED, MIN_VOLUME_DB, Passage, Style
@@ -20,7 +21,7 @@ _PLACE = re.compile(r" - at `\$(?:\[(\d+)\])?(?:\.(\w+))?`$")
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     text: Annotated[str, msgspec.Meta(min_length=1)]
-    voice: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+    voice: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LENGTH)] | None = None
     pause_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_PAUSE_MS)] | None = None
     language: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     instruct: str | None = None

@@ -14,12 +14,9 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving import request_values
 from engine_lib.serving.parse import RequestParser, SpeechRequest
-<<<<<<< HEAD
 from engine_lib.speech.audio.settings import AudioSettings
-=======
 from engine_lib.speech.compiler import TextCompiler
 from engine_lib.speech.script import Line, Script
->>>>>>> e221139 (speech: long texts, pauses and spellings become scripts)
 
 DEFAULTS, DELIVERY = SamplingParams(temperature=0.5), Delivery((1, 2))
 
