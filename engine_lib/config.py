@@ -95,8 +95,8 @@ class EngineConfig:
     )
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
     max_script_length: int = option(
-        200_000,
-        "Longest text of a request with long_form, or with a text_format other than plain, in characters; some 4 hours of speech.",
+        100_000,
+        "Longest text of a request with long_form, or with a text_format other than plain, in characters; some two hours of speech.",
         minimum=1,
         maximum=10_000_000,
     )
@@ -180,7 +180,7 @@ class EngineConfig:
         types = get_type_hints(type(self))
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, types[spec.name], getattr(self, spec.name)))
-        for name in ("model_path", "voice_store"):
+        for name in ("model_path", "voice_store", "lexicon_file"):
             try:
                 os.fsencode(getattr(self, name))
             except UnicodeEncodeError:

@@ -139,7 +139,8 @@ class Qwen3TTS:
                 Other arguments of transformers' generate() have no effect, as in the official package, and give one warning. Two more
                 order the texts of several calls that wait: `request_priority`, "interactive" or "batch", which waits for the first, and
                 `client`, a name; clients take turns. Others shape the audio (docs/speech/audio.md): `speed`, `sample_rate`, `volume_db`,
-                `trim_silence`, `loudness`, `fade_ms`.
+                `trim_silence`, `loudness`, `fade_ms`; and others say how the texts are read (docs/speech/text.md): `text_format`,
+                `long_form`, `lexicon`, `normalize_text`, `sentence_pause_ms`, `paragraph_pause_ms`.
 
         Returns:
             (waveforms [samples] float32 in the order of the texts, sample rate). The list of waveforms also has `finish_reasons`: of each,

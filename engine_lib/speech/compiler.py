@@ -25,7 +25,7 @@ from engine_lib.speech.text_options import DEFAULT_TEXT, TextFormat, TextOptions
 from engine_lib.speech.written import Written
 
 SENTENCE_PAUSE_MS, PARAGRAPH_PAUSE_MS = 200, 600  # beside the silence that the model itself puts at the ends of its speech
-MAX_SILENCE_MS = 3_600_000  # of one script
+MAX_LINES, MAX_SILENCE_MS = 10_000, 3_600_000  # of one script
 _SPOKEN = regex.compile(r"[\p{L}\p{N}\p{Sc}]")  # not a line of stars between two scenes
 
 
@@ -54,7 +54,7 @@ class TextCompiler:
     """
 
     max_text_length: int
-    max_script_length: int = 200_000
+    max_script_length: int = 100_000
     piece_length: int = 300
     lexicon: Lexicon = field(default_factory=Lexicon)
 
@@ -90,7 +90,7 @@ class TextCompiler:
             InvalidRequestError: the text cannot be read in its format, holds nothing to speak, or is too long.
         """
         lexicon = options.lexicon.over(self.lexicon)
-        if options is DEFAULT_TEXT and not lexicon:
+        if options == DEFAULT_TEXT and not lexicon:
             return text
         _check(text, self.longest(options))
         passages = [self._worded(passage, lexicon, options, language) for passage in self._read(text, options, language)]
@@ -140,6 +140,9 @@ class TextCompiler:
                     default = pauses[border] if lines else 0
                     lines.append(self._line(written, passage, default if pause_ms is None else pause_ms))
                     pause_ms, border = None, Border.NONE
+                if len(lines) > MAX_LINES:
+                    problem = f"has more than {MAX_LINES} lines, at its pauses, borders and elements"
+                    raise InvalidRequestError("text", f"{problem}; send it in several requests")
         if not lines:
             raise InvalidRequestError("text", "is empty; give at least one word")
         silence = sum(line.pause_ms for line in lines) + (pause_ms or 0)

@@ -185,7 +185,7 @@ class _Reader:
         if not 1 <= day <= 31:
             return None
         if code == "en" and match.start("d") < match.start("name"):
-            the = "" if match.string[: match.start()].lower().endswith("the ") else "the "
+            the = "" if match.string[max(0, match.start() - 4) : match.start()].lower() == "the " else "the "
             said = f"{the}{ordinal(day, code)} of {name}"
         elif code == "en":
             said = f"{name} {ordinal(day, code)}"
