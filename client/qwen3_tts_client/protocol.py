@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Options that have the same name in the input `sampling_parameters`.
 AUDIO_OPTIONS = ("speed", "sample_rate", "volume_db", "trim_silence", "loudness", "fade_ms", "audio_format")
+TEXT_OPTIONS = ("text_format", "long_form", "lexicon", "normalize_text", "sentence_pause_ms", "paragraph_pause_ms")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -46,6 +47,11 @@ class RequestOptions(TypedDict, total=False):
         loudness: "voice", or a number of LUFS: one gain for each voice, once the server has heard a whole utterance of it.
         fade_ms: 0 to 100, the fade at the end of a stream that is cut.
         audio_format: "float32" (default), or less to send: "pcm16", "mulaw" or "alaw". AudioChunk has the bytes as well as the samples.
+        text_format: "plain" (default), "ssml", or "dialogue": a JSON list of entries with a text and a voice each.
+        long_form: cut the text into pieces of whole sentences, spoken one after the other as one stream; for texts of any length.
+        lexicon: words and their spellings, for words that are said wrong.
+        normalize_text: write numbers, dates, times, amounts, units and addresses as words.
+        sentence_pause_ms, paragraph_pause_ms: silence between pieces, 0 to 60,000, with long_form, SSML and dialogues.
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
         reference_text: the words of `reference_audio`.
@@ -67,6 +73,12 @@ class RequestOptions(TypedDict, total=False):
     loudness: float | str | None
     fade_ms: int | None
     audio_format: str | None
+    text_format: str | None
+    long_form: bool | None
+    lexicon: Mapping[str, str] | None
+    normalize_text: bool | None
+    sentence_pause_ms: int | None
+    paragraph_pause_ms: int | None
     reference_audio: npt.NDArray[np.floating[Any]] | None
     reference_sample_rate: int | None
     reference_text: str | None
@@ -167,7 +179,7 @@ def build_request(
         options.get("x_vector_only"),
     )
     sampling = _sampling_parameters(options.get("sampling"), options.get("chunk_frames"))
-    sampling.update((name, asked) for name in AUDIO_OPTIONS if (asked := options.get(name)) is not None)
+    sampling.update((name, asked) for name in (*AUDIO_OPTIONS, *TEXT_OPTIONS) if (asked := options.get(name)) is not None)
     if sampling:
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))

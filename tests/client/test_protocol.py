@@ -177,6 +177,12 @@ def test_audio_that_comes_as_bytes_is_there_as_samples_too(audio_format: str) ->
     np.testing.assert_allclose(chunk.audio, heard / 32768, atol=1e-7)
 
 
+def test_text_options_travel_among_the_sampling_parameters() -> None:
+    text = {"text_format": "ssml", "long_form": False, "lexicon": {"a": "b"}, "normalize_text": True, "sentence_pause_ms": 0}
+    inputs = inputs_of(build_request("m", "a", **text, paragraph_pause_ms=None))  # type: ignore[arg-type]
+    assert json.loads(inputs["sampling_parameters"][0]) == text
+
+
 def test_the_format_of_a_request_may_stand_among_its_sampling_parameters() -> None:
     assert format_of({"audio_format": "alaw"}) == format_of({"sampling": {"audio_format": "alaw"}}) == "alaw"
     assert format_of({}) == format_of({"sampling": {"audio_format": "pcm16_base64"}}) == "pcm16"

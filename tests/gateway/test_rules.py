@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
+from qwen3_tts_client.protocol import TEXT_OPTIONS
 from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.keys import Keys, new_key
@@ -99,6 +100,9 @@ def test_fields_become_options_of_the_server() -> None:
     shaped = request(speed=1.5, response_format="opus", sample_rate=22050, volume_db=-3, loudness="voice", trim_silence=True).options()
     assert [shaped[name] for name in neutral] == [1.5, 48000, -3.0, "voice", True]  # type: ignore[literal-required]
     assert request(response_format="mulaw").options()["sample_rate"] == 8000
+    assert [options[name] for name in TEXT_OPTIONS] == [None] * 6  # type: ignore[literal-required]
+    text = {"text_format": "ssml", "long_form": True, "lexicon": {"a": "b"}, "normalize_text": True, "sentence_pause_ms": 0}
+    assert {name: value for name, value in request(**text).options().items() if name in TEXT_OPTIONS and value is not None} == text
     for wrong in ({"temperature": float("nan")}, {"speed": 4.1}, {"sample_rate": 7999}, {"response_format": "ogg"}, {"input": ""}):
         with pytest.raises(ValidationError):
             request(**wrong)
