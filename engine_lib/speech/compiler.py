@@ -153,6 +153,9 @@ class TextCompiler:
     def _pieces(self, passage: Passage, options: TextOptions, language: str | None) -> Iterator[tuple[Written, Border]]:
         """The pieces of a long text."""
         written, border = passage.written, passage.border
+        if not written.text.strip():
+            yield written, border
+            return
         code = code_of(passage.style.language or language, written.text)
         for begin, end in paragraphs(written.text):
             paragraph = written.cut(begin, end)
@@ -162,8 +165,6 @@ class TextCompiler:
             for piece in cut(shown.text, found, most, gather=options.sentence_pause_ms is None):
                 yield shown.cut(piece.start, piece.end), border if piece.border is Border.PARAGRAPH else piece.border
             border = Border.PARAGRAPH
-        if border is passage.border:  # blank
-            yield written, border
 
     def _line(self, written: Written, passage: Passage, pause_ms: int) -> Line:
         text, style = written.text.strip(), passage.style

@@ -8,10 +8,11 @@ from typing import Annotated
 import msgspec
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.audio.settings import MAX_SPEED, MAX_VOLUME, MIN_SPEED, MIN_VOLUME
 from engine_lib.speech.blend import MAX_LENGTH
 from engine_lib.speech.languages import name_of
 from engine_lib.speech.pieces import Border
-from engine_lib.speech.reading import MAX_SPEED, MAX_VOLUME_DB, MIN_SPEED, MIN_VOLUME_DB, Passage, Style
+from engine_lib.speech.reading import Passage, Style
 from engine_lib.speech.text_options import MAX_PAUSE_MS
 from engine_lib.speech.written import Written
 
@@ -26,7 +27,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     language: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     instruct: str | None = None
     speed: Annotated[float, msgspec.Meta(ge=MIN_SPEED, le=MAX_SPEED)] = 1.0
-    volume_db: Annotated[float, msgspec.Meta(ge=MIN_VOLUME_DB, le=MAX_VOLUME_DB)] = 0.0
+    volume_db: Annotated[float, msgspec.Meta(ge=MIN_VOLUME, le=MAX_VOLUME)] = 0.0
 
 
 _DECODER = msgspec.json.Decoder(list[_Entry])

@@ -14,8 +14,6 @@ from engine_lib.speech.pieces import Border
 from engine_lib.speech.text_options import MAX_PAUSE_MS
 from engine_lib.speech.written import Written
 
-MIN_SPEED, MAX_SPEED = 0.25, 4.0
-MIN_VOLUME_DB, MAX_VOLUME_DB = -40.0, 20.0
 _MARK = re.compile(r"\[pause:\s*(?:(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s)\s*\])?", re.IGNORECASE)
 
 

@@ -18,9 +18,10 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.expatreader import DefusedExpatParser
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.audio.settings import MAX_SPEED, MAX_VOLUME, MIN_SPEED, MIN_VOLUME
 from engine_lib.speech.languages import name_of
 from engine_lib.speech.pieces import Border
-from engine_lib.speech.reading import MAX_SPEED, MAX_VOLUME_DB, MIN_SPEED, MIN_VOLUME_DB, Passage, Style, added, milliseconds
+from engine_lib.speech.reading import Passage, Style, added, milliseconds
 from engine_lib.speech.written import Edit, Written
 
 MAX_DEPTH = 32
@@ -117,7 +118,7 @@ class _Reader(ContentHandler):
         elif name == "prosody":
             speed, volume_db = style.speed * _rate(attributes), style.volume_db + _volume(attributes)
             _check_range("rate", speed, MIN_SPEED, MAX_SPEED)
-            _check_range("volume", volume_db, MIN_VOLUME_DB, MAX_VOLUME_DB)
+            _check_range("volume", volume_db, MIN_VOLUME, MAX_VOLUME)
             style = replace(style, speed=speed, volume_db=volume_db)
         elif name == "break":
             self._pause(attributes)
