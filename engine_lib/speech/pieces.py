@@ -1,7 +1,8 @@
 """Pieces: a long paragraph cut into parts that the model can speak well, at the best borders.
 
-Whole sentences are gathered. A sentence that is too long alone is cut behind clauses, a clause at spaces, a word between characters
-as people count them (grapheme clusters). Pieces of one paragraph are about equally long, because a rest of two words sounds cut off.
+Whole sentences are gathered. A sentence that is too long alone is cut behind clauses, a clause at spaces, a run without spaces between
+words, a word between characters as people count them (grapheme clusters). Pieces of one paragraph are about equally long, because a
+rest of two words sounds cut off.
 """
 
 from __future__ import annotations
@@ -113,4 +114,13 @@ def _ends_of(pattern: regex.Pattern[str]) -> Callable[[str, int, int], Iterator[
     return ends
 
 
-_LEVELS = tuple(_ends_of(pattern) for pattern in (_CLAUSE, _SPACE, _GRAPHEME, _CHARACTER))
+def _ends_of_words(text: str, start: int, end: int) -> Iterator[int]:
+    """The ends of words that no space parts, as in Chinese and Thai, by ICU's dictionaries."""
+    from icu4py.breakers import WordBreaker  # ICU's data are large, and few texts need them
+
+    for word in WordBreaker(text[start:end], ""):
+        start += len(word)  # because its own offsets count UTF-16
+        yield start
+
+
+_LEVELS = (_ends_of(_CLAUSE), _ends_of(_SPACE), _ends_of_words, _ends_of(_GRAPHEME), _ends_of(_CHARACTER))

@@ -16,7 +16,7 @@ from engine_lib.speech.script import Script
 from engine_lib.speech.sentences import paragraphs, sentences
 from engine_lib.speech.text_options import DEFAULT_TEXT
 
-CHARACTERS = "aB1 \t\n\r.,;:!?…\"'“”«»()[]-—*@。，！？「」你好かカ가ก้é\u0301\u200b\u2028\x00👩‍👩‍👧"
+CHARACTERS = "aB1 \t\n\r.,;:!?…\"'“”«»()[]-—*@。，！？「」你好かカ가ก้é\u0301\u200b\u2028\x00👩‍👩‍👧𝒳"
 PARTS = st.one_of(st.text(alphabet=CHARACTERS, max_size=40), st.sampled_from(["Dr. Smith", "3.14", "z. B. ", "\n\n", "word " * 9]))
 TEXTS = st.lists(PARTS).map("".join)
 
@@ -97,6 +97,11 @@ def test_a_sentence_that_is_too_long_is_cut_at_clauses_then_spaces_then_characte
     assert lines_of("x" * 90) == ["x" * 30] * 3
     assert all(line.count("e") == line.count("\u0301") for line in lines_of("e\u0301" * 50))
     assert [line.pause_ms for line in compiled("x" * 90).lines] == [0, 0, 0]
+
+
+def test_text_without_spaces_is_cut_between_words() -> None:
+    assert lines_of("สวัสดีครับวันนี้อากาศดีมาก", piece_length=20) == ["สวัสดีครับวัน", "นี้อากาศดีมาก"]
+    assert lines_of("今天天气很好我们去公园散步", piece_length=25) == ["今天天气很好", "我们去公园散步"]
 
 
 def test_characters_of_chinese_count_as_three() -> None:
