@@ -286,6 +286,8 @@ class Qwen3TTS:
         Takes the arguments of the `generate_` method for this kind of checkpoint.
         """
         utterances: list[Utterance] = getattr(self._utterances, CALLS[self._utterances.kind])(*arguments, **keywords)
+        if any(utterance.script is not None for utterance in utterances):
+            raise InvalidRequestError("text", "becomes several lines, and generate_codes speaks one; leave the text fields out")
         with ExitStack() as stack:
             pending = [self._start_codes(utterance, stack) for utterance in utterances]
             codes, reasons = zip(*(each.result() for each in pending), strict=True)
@@ -334,8 +336,8 @@ class Qwen3TTS:
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
-        settings = utterance.audio
-        audio = None if settings.is_neutral else AudioChain(settings, self.sample_rate, self._voice_loudness)
+        is_neutral = all(each.audio.is_neutral for each in utterance.lines or (utterance,))
+        audio = None if is_neutral else AudioChain(utterance.audio, self.sample_rate, self._voice_loudness)
         return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
