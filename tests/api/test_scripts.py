@@ -1,4 +1,4 @@
-"""Scripts in process: each line sounds as a call of its own; one stream, whatever becomes of its lines."""
+"""Scripts in process: each line sounds as a call of its own, and all of them are one stream."""
 
 from __future__ import annotations
 

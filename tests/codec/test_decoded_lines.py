@@ -1,4 +1,4 @@
-"""The lines of a script are decoded each for itself and answered in the order of the stream; no seam clicks."""
+"""The lines of a script are decoded each for itself, answered in order, and joined without a click."""
 
 from __future__ import annotations
 
