@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -101,6 +101,8 @@ class AudioChunk:
             "" before the last chunk.
         samples_sent: of the last chunk: samples of all chunks of the stream.
         encoded: `audio` as it came, in the `audio_format` of the request; empty for float32.
+        metadata: what the server says beside the audio: of a text that is spoken as several lines `line`, `speaker`, and in the last
+            chunk `cut_lines`, those that were cut.
     """
 
     audio: npt.NDArray[np.float32]
@@ -110,6 +112,17 @@ class AudioChunk:
     finish_reason: str
     samples_sent: int = 0
     encoded: bytes = b""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> int | None:
+        """The line that it belongs to, 1, 2, 3, ...; None if the text is spoken at once."""
+        return self.metadata.get("line")
+
+    @property
+    def speaker(self) -> str | None:
+        """Name of the voice of that line, if it has one."""
+        return self.metadata.get("speaker")
 
     @property
     def seconds(self) -> float:
@@ -125,17 +138,19 @@ class Speech:
         audio: float32 [samples], mono, -1 to 1.
         sample_rate: in Hz.
         finish_reason: as in AudioChunk.
+        metadata: as in AudioChunk, of the last one.
     """
 
     audio: npt.NDArray[np.float32]
     sample_rate: int
     finish_reason: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_chunks(cls, chunks: Sequence[AudioChunk]) -> Speech:
         """Join all the chunks of one stream."""
         last = chunks[-1]
-        return cls(np.concatenate([chunk.audio for chunk in chunks]), last.sample_rate, last.finish_reason)
+        return cls(np.concatenate([chunk.audio for chunk in chunks]), last.sample_rate, last.finish_reason, last.metadata)
 
     @property
     def seconds(self) -> float:
@@ -241,6 +256,7 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
             is_final=bool(np.frombuffer(raw["is_final"], np.bool_)[0]),
             finish_reason=finish_reason,
             encoded=encoded,
+            metadata=json.loads(read_string(raw["metadata"])) if "metadata" in raw else {},
         )
     except KeyError as missing:
         raise Qwen3TTSClientError(

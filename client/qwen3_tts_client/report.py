@@ -67,7 +67,8 @@ class StreamReport:
             self._chunks += 1
             self._seconds += chunk.seconds
             if self._each_chunk:
-                self.line(f"chunk {chunk.index}: {self._elapsed * 1e3:.0f} ms, {chunk.seconds:.2f} s of audio")
+                place = "" if chunk.line is None else f", line {chunk.line} {chunk.speaker or ''}".rstrip()
+                self.line(f"chunk {chunk.index}: {self._elapsed * 1e3:.0f} ms, {chunk.seconds:.2f} s of audio{place}")
         if isinstance(self._status, Progress):
             # The length is a guess from the text, so the bar waits for the end just before it.
             total = self._status.tasks[0].total or 0.0

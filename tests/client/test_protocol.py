@@ -215,3 +215,10 @@ def test_chunks_join_to_a_whole_utterance() -> None:
     speech = Speech.from_chunks(chunks)
     assert speech.audio.tolist() == [1.0, 2.0, 3.0]
     assert (speech.sample_rate, speech.finish_reason, speech.seconds) == (24000, "stop", 3 / 24000)
+
+
+def test_a_chunk_of_a_script_says_its_line_and_its_speaker() -> None:
+    plain = parse_response(response(), 0)
+    assert (plain.line, plain.speaker, plain.metadata) == (None, None, {})
+    chunk = parse_response(response(metadata=string('{"line": 2, "speaker": "ben", "later": [1]}')), 0)
+    assert (chunk.line, chunk.speaker, chunk.metadata["later"]) == (2, "ben", [1])
