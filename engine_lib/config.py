@@ -94,7 +94,19 @@ class EngineConfig:
         group="Requests",
     )
     max_text_length: int = option(4000, "Longest text, instruction or reference text, in characters.", minimum=1)
-
+    max_script_length: int = option(
+        100_000,
+        "Longest text of a request with long_form, or with a text_format other than plain, in characters; some two hours of speech.",
+        minimum=1,
+        maximum=10_000_000,
+    )
+    piece_length: int = option(
+        300,
+        "Characters in a piece of a text with long_form, at most; one of Chinese, Japanese or Korean counts as three.",
+        minimum=20,
+        maximum=4000,
+    )
+    lexicon_file: str = option("", "JSON file of words and their spellings, {word: spelling}, for all requests; empty: none.")
     text_idle_seconds: float = option(
         20.0,
         "Seconds that a stream waits for more of a text that comes in pieces, once it has spoken what there is; then it ends with an "
@@ -168,7 +180,7 @@ class EngineConfig:
         types = get_type_hints(type(self))
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, types[spec.name], getattr(self, spec.name)))
-        for name in ("model_path", "voice_store"):
+        for name in ("model_path", "voice_store", "lexicon_file"):
             try:
                 os.fsencode(getattr(self, name))
             except UnicodeEncodeError:

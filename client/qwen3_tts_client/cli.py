@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_bench, cli_gateway, cli_options, cli_voices
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_batch, cli_bench, cli_gateway, cli_options, cli_voices
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed
 
 if TYPE_CHECKING:
     from qwen3_tts_client.audio_file import AudioWriter
+    from qwen3_tts_client.protocol import RequestOptions
 
 STANDARD_STREAM = "-"
+FORMATS = {".ssml": "ssml", ".xml": "ssml", ".json": "dialogue"}  # of files, by suffix
 PIECE_BYTES = 4096  # of standard input, at most
 
 # "\b" keeps the lines of a paragraph as they are.
@@ -49,6 +51,13 @@ Examples:
   # for a telephone line: mu-law at 8 kHz, a little faster and louder
   qwen3-tts say "Good morning." --format mulaw --sample-rate 8000 \\
       --speed 1.1 --volume 3 -o call.wav
+\b
+  # a book, as one stream of whole sentences
+  qwen3-tts say book.txt -o book.flac --voice ryan --paragraph-pause 900
+\b
+  # pauses, rates and voices marked up
+  qwen3-tts say '<speak>Now <break time="1s"/> then.</speak>' \\
+      --text-format ssml
 \b
   # the first audio as early as possible, then larger chunks
   qwen3-tts say "Good morning." --voice vivian --chunk-frames 1,1,2,4,8
@@ -88,7 +97,11 @@ def options() -> None:
 
 @app.command(epilog=EPILOG)
 def say(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - speaks standard input as it arrives.")],
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="TEXT", help="What to say, or the name of a file (.txt, .md, .ssml, .json); - speaks standard input."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Speak this file, whatever its name.")] = None,
     output: Annotated[
         str,
         typer.Option(
@@ -120,6 +133,12 @@ def say(
     loudness: cli_options.Loudness = None,
     fade_ms: cli_options.Fade = None,
     audio_format: cli_options.AudioFormat = None,
+    text_format: cli_options.TextFormat = None,
+    long_form: cli_options.LongForm = None,
+    lexicon: cli_options.LexiconFile = None,
+    normalize_text: cli_options.NormalizeText = False,
+    sentence_pause: cli_options.SentencePause = None,
+    paragraph_pause: cli_options.ParagraphPause = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")] = None,
     temperature: cli_options.Temperature = None,
     top_k: cli_options.TopK = None,
@@ -134,8 +153,13 @@ def say(
 
     from qwen3_tts_client.client import Client
     from qwen3_tts_client.errors import Qwen3TTSClientError
-    from qwen3_tts_client.report import StreamReport
+    from qwen3_tts_client.report import StreamReport, expected_seconds
 
+    source = _source(text, file)
+    if isinstance(source, Path):
+        text_format = text_format or FORMATS.get(source.suffix.lower())
+        if long_form is None and text_format != "ssml":
+            long_form = True
     options = cli_options.request_options(
         voice=voice,
         language=language,
@@ -166,8 +190,17 @@ def say(
             "audio_format": audio_format,
         },
     )
-    spoken, writer = _text(text, as_it_arrives=not non_streaming), _writer(output, audio_format)
-    report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks)
+    options |= cli_options.text_options(
+        text_format=text_format,
+        long_form=long_form,
+        lexicon=lexicon,
+        normalize_text=normalize_text,
+        sentence_pause=sentence_pause,
+        paragraph_pause=paragraph_pause,
+    )
+    spoken, writer = _text(source, as_it_arrives=not (non_streaming or _needs_whole_text(options))), _writer(output, audio_format)
+    expected = expected_seconds(spoken) if isinstance(spoken, str) and long_form else None
+    report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks, expected_seconds=expected)
     try:
         with Client(url, model) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
             for chunk in stream:
@@ -187,6 +220,7 @@ def say(
             report.line(f"{_name(output)}: {report.summary()}")
 
 
+app.command(epilog=cli_batch.EPILOG)(cli_batch.batch)
 app.command(epilog=cli_bench.EPILOG)(cli_bench.bench)
 
 
@@ -195,10 +229,33 @@ def main() -> None:
     app()
 
 
-def _text(argument: str, *, as_it_arrives: bool) -> str | Iterator[str]:
-    """The text to speak: the argument, or standard input without the newlines at its end; in pieces if it comes from a program."""
-    if argument != STANDARD_STREAM:
-        return argument
+def _source(text: str | None, file: Path | None) -> str | Path:
+    """What is to be said: a text, or a file of it."""
+    if (text is None) == (file is None):
+        raise typer.BadParameter("is missing" if file is None else "is given, and --file too; give one of them", param_hint="TEXT")
+    if file is not None:
+        return file
+    is_name = Path(text or "").suffix.lower() in (*FORMATS, ".txt", ".md") and "\n" not in (text or "")
+    return Path(text or "") if is_name and Path(text or "").is_file() else text or ""
+
+
+def _needs_whole_text(options: RequestOptions) -> bool:
+    from qwen3_tts_client.protocol import TEXT_OPTIONS
+
+    return any(options.get(name) is not None for name in TEXT_OPTIONS)
+
+
+def _text(source: str | Path, *, as_it_arrives: bool) -> str | Iterator[str]:
+    """The text to speak, without the newlines at its end; in pieces if it comes from a program, through standard input."""
+    if isinstance(source, Path):
+        try:
+            return source.read_text(encoding="utf-8-sig").rstrip("\n")
+        except OSError as error:
+            raise typer.BadParameter(f"{source}: {error.strerror or error}", param_hint="TEXT") from None
+        except UnicodeDecodeError as error:
+            raise typer.BadParameter(f"{source} is not UTF-8: {error}", param_hint="TEXT") from None
+    if source != STANDARD_STREAM:
+        return source
     if as_it_arrives and not _is_file(sys.stdin.buffer):
         return _pieces(sys.stdin.buffer)
     try:

@@ -80,6 +80,9 @@ def gateway(
     max_text_length: Annotated[
         int, typer.Option(metavar="N", envvar=PREFIX + "MAX_TEXT_LENGTH", help="Characters of a request's text.")
     ] = 4096,
+    max_script_length: Annotated[
+        int, typer.Option(metavar="N", envvar=PREFIX + "MAX_SCRIPT_LENGTH", help="Characters of a text with long_form or a text_format.")
+    ] = 100_000,
     max_body_bytes: Annotated[int, typer.Option(metavar="N", envvar=PREFIX + "MAX_BODY_BYTES", help="Bytes of a request.")] = 32 * 2**20,
     max_batch: Annotated[int, typer.Option(metavar="N", envvar=PREFIX + "MAX_BATCH", help="Utterances of a batch.")] = 32,
     max_streams: Annotated[
@@ -136,6 +139,7 @@ def gateway(
             model=model,
             voice_names=dict(_voice_name(text) for text in voice_name or []),
             max_text_length=max_text_length,
+            max_script_length=max_script_length,
             max_body_bytes=max_body_bytes,
             max_batch=max_batch,
             max_streams=max_streams,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,17 @@ AudioFormat = Annotated[
     str | None,
     typer.Option("--format", metavar="NAME", help="float32, pcm16, mulaw or alaw, as it is sent and written. [default: pcm16 file]"),
 ]
+TextFormat = Annotated[
+    str | None, typer.Option(metavar="NAME", help="plain, ssml or dialogue. [default: plain; by the suffix of a file, .ssml or .json]")
+]
+LongForm = Annotated[
+    bool | None,
+    typer.Option("--long-form/--one-piece", help="Cut the text at whole sentences, or not. [default: say cuts files, unless SSML]"),
+]
+LexiconFile = Annotated[Path | None, typer.Option("--lexicon", metavar="FILE", help='JSON of words and spellings, {"SQL": "sequel"}.')]
+NormalizeText = Annotated[bool, typer.Option("--normalize-text", help="Write numbers, dates, times, amounts and units as words.")]
+SentencePause = Annotated[int | None, typer.Option(metavar="MS", help="Silence between sentences of a long text; each is a piece then.")]
+ParagraphPause = Annotated[int | None, typer.Option(metavar="MS", help="Silence between paragraphs of a long text. [default: 600]")]
 Temperature = Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")]
 TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")]
@@ -112,6 +124,42 @@ def request_options(
         clip = _recording(reference)
         options |= RequestOptions(reference_audio=clip.audio, reference_sample_rate=clip.sample_rate)
     return options
+
+
+def text_options(
+    *,
+    text_format: str | None,
+    long_form: bool | None,
+    lexicon: Path | None,
+    normalize_text: bool,
+    sentence_pause: int | None,
+    paragraph_pause: int | None,
+) -> RequestOptions:
+    """The text fields of a request from the options of a command line; what is None is not sent.
+
+    Raises:
+        typer.BadParameter: the lexicon cannot be read.
+    """
+    from qwen3_tts_client.protocol import RequestOptions
+
+    return RequestOptions(
+        text_format=text_format,
+        long_form=long_form,
+        lexicon=None if lexicon is None else _lexicon(lexicon),
+        normalize_text=normalize_text or None,
+        sentence_pause_ms=sentence_pause,
+        paragraph_pause_ms=paragraph_pause,
+    )
+
+
+def _lexicon(path: Path) -> dict[str, str]:
+    try:
+        lexicon = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--lexicon") from None
+    if not isinstance(lexicon, dict):
+        raise typer.BadParameter(f"{path}: holds no words and spellings; give a JSON object", param_hint="--lexicon")
+    return lexicon
 
 
 def loudness(argument: str | None) -> float | str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Options that have the same name in the input `sampling_parameters`.
 AUDIO_OPTIONS = ("speed", "sample_rate", "volume_db", "trim_silence", "loudness", "fade_ms", "audio_format")
+TEXT_OPTIONS = ("text_format", "long_form", "lexicon", "normalize_text", "sentence_pause_ms", "paragraph_pause_ms")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -46,6 +47,11 @@ class RequestOptions(TypedDict, total=False):
         loudness: "voice", or a number of LUFS: one gain for each voice, once the server has heard a whole utterance of it.
         fade_ms: 0 to 100, the fade at the end of a stream that is cut.
         audio_format: "float32" (default), or less to send: "pcm16", "mulaw" or "alaw". AudioChunk has the bytes as well as the samples.
+        text_format: "plain" (default), "ssml", or "dialogue": a JSON list of entries with a text and a voice each.
+        long_form: cut the text into pieces of whole sentences, spoken one after the other as one stream; for texts of any length.
+        lexicon: words and their spellings, for words that are said wrong.
+        normalize_text: write numbers, dates, times, amounts, units and addresses as words.
+        sentence_pause_ms, paragraph_pause_ms: silence between pieces, 0 to 60,000, with long_form, SSML and dialogues.
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
         reference_text: the words of `reference_audio`.
@@ -67,6 +73,12 @@ class RequestOptions(TypedDict, total=False):
     loudness: float | str | None
     fade_ms: int | None
     audio_format: str | None
+    text_format: str | None
+    long_form: bool | None
+    lexicon: Mapping[str, str] | None
+    normalize_text: bool | None
+    sentence_pause_ms: int | None
+    paragraph_pause_ms: int | None
     reference_audio: npt.NDArray[np.floating[Any]] | None
     reference_sample_rate: int | None
     reference_text: str | None
@@ -89,6 +101,8 @@ class AudioChunk:
             "" before the last chunk.
         samples_sent: of the last chunk: samples of all chunks of the stream.
         encoded: `audio` as it came, in the `audio_format` of the request; empty for float32.
+        metadata: what the server says beside the audio: of a text that is spoken as several lines `line`, `speaker`, and in the last
+            chunk `cut_lines`, those that were cut.
     """
 
     audio: npt.NDArray[np.float32]
@@ -98,6 +112,17 @@ class AudioChunk:
     finish_reason: str
     samples_sent: int = 0
     encoded: bytes = b""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> int | None:
+        """The line that it belongs to, 1, 2, 3, ...; None if the text is spoken at once."""
+        return self.metadata.get("line")
+
+    @property
+    def speaker(self) -> str | None:
+        """Name of the voice of that line, if it has one."""
+        return self.metadata.get("speaker")
 
     @property
     def seconds(self) -> float:
@@ -113,17 +138,19 @@ class Speech:
         audio: float32 [samples], mono, -1 to 1.
         sample_rate: in Hz.
         finish_reason: as in AudioChunk.
+        metadata: as in AudioChunk, of the last one.
     """
 
     audio: npt.NDArray[np.float32]
     sample_rate: int
     finish_reason: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_chunks(cls, chunks: Sequence[AudioChunk]) -> Speech:
         """Join all the chunks of one stream."""
         last = chunks[-1]
-        return cls(np.concatenate([chunk.audio for chunk in chunks]), last.sample_rate, last.finish_reason)
+        return cls(np.concatenate([chunk.audio for chunk in chunks]), last.sample_rate, last.finish_reason, last.metadata)
 
     @property
     def seconds(self) -> float:
@@ -167,7 +194,7 @@ def build_request(
         options.get("x_vector_only"),
     )
     sampling = _sampling_parameters(options.get("sampling"), options.get("chunk_frames"))
-    sampling.update((name, asked) for name in AUDIO_OPTIONS if (asked := options.get(name)) is not None)
+    sampling.update((name, asked) for name in (*AUDIO_OPTIONS, *TEXT_OPTIONS) if (asked := options.get(name)) is not None)
     if sampling:
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))
@@ -229,6 +256,7 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
             is_final=bool(np.frombuffer(raw["is_final"], np.bool_)[0]),
             finish_reason=finish_reason,
             encoded=encoded,
+            metadata=json.loads(read_string(raw["metadata"])) if "metadata" in raw else {},
         )
     except KeyError as missing:
         raise Qwen3TTSClientError(

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.status import Status
 
 from qwen3_tts_client.protocol import AudioChunk
@@ -24,15 +25,21 @@ class StreamReport:
     Args:
         console: output; the live line appears only if it is a terminal.
         each_chunk: print a line for every chunk.
+        expected_seconds: of the audio; then the live line is a bar.
 
     Attributes:
         has_chunks: whether anything has arrived.
     """
 
-    def __init__(self, console: Console, *, each_chunk: bool) -> None:
+    def __init__(self, console: Console, *, each_chunk: bool, expected_seconds: float | None = None) -> None:
         self._console = console
         self._each_chunk = each_chunk
-        self._status: Status | None = console.status("waiting for the first audio") if console.is_terminal else None
+        self._status: Status | Progress | None = None
+        if console.is_terminal and expected_seconds is None:
+            self._status = console.status("waiting for the first audio")
+        elif console.is_terminal:
+            self._status = Progress(BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), console=console)
+            self._task = self._status.add_task("waiting for the first audio", total=expected_seconds)
         self.has_chunks = False
         self._start = time.perf_counter()
         self._first_audio: float | None = None
@@ -60,8 +67,14 @@ class StreamReport:
             self._chunks += 1
             self._seconds += chunk.seconds
             if self._each_chunk:
-                self.line(f"chunk {chunk.index}: {self._elapsed * 1e3:.0f} ms, {chunk.seconds:.2f} s of audio")
-        if self._status is not None:
+                place = "" if chunk.line is None else f", line {chunk.line} {chunk.speaker or ''}".rstrip()
+                self.line(f"chunk {chunk.index}: {self._elapsed * 1e3:.0f} ms, {chunk.seconds:.2f} s of audio{place}")
+        if isinstance(self._status, Progress):
+            # The length is a guess from the text, so the bar waits for the end just before it.
+            total = self._status.tasks[0].total or 0.0
+            seconds = total if chunk.is_final else min(self._seconds, 0.99 * total)
+            self._status.update(self._task, completed=seconds, description=self._progress())
+        elif self._status is not None:
             self._status.update(self._progress())
 
     def summary(self) -> str:
@@ -79,3 +92,9 @@ class StreamReport:
     def line(self, text: str) -> None:
         """Print one line without markup, above the live one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def expected_seconds(text: str) -> float:
+    """How long `text` takes to say, roughly: 15 letters a second, and five of Chinese, Japanese or Korean."""
+    wide = sum("\u2e80" <= character <= "\ud7a3" for character in text)
+    return max(1.0, (len(text) - wide) / 15 + wide / 5)

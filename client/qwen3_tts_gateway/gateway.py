@@ -85,8 +85,10 @@ class Gateway:
             Qwen3TTSClientError: as AsyncClient.stream.
         """
         context = current_context()
-        if text is None and len(request.input) > self.settings.max_text_length:
-            message = f"input: it has {len(request.input)} characters; allowed: {self.settings.max_text_length}"
+        is_script = request.long_form or request.text_format != "plain"
+        longest = self.settings.max_script_length if is_script else self.settings.max_text_length
+        if text is None and len(request.input) > longest:
+            message = f"input: it has {len(request.input)} characters; allowed: {longest}"
             raise ApiError(400, message, param="input", code="string_above_max_length")
         with self.limits.stream(context.caller), self._account() as account:
             to = to or await self.route(request)

@@ -29,6 +29,7 @@ class GatewaySettings:
         model: ensemble that speaks if neither the request's model nor its voice decides.
         voice_names: other names of voices, such as "alloy" for "vivian"; they go before the names that are built in.
         max_text_length: characters of a request's text.
+        max_script_length: of one with long_form, or of another text_format than plain.
         max_body_bytes: of a request.
         max_batch: items of a batch.
         max_streams: utterances at a time, all callers together.
@@ -52,6 +53,7 @@ class GatewaySettings:
     model: str = DEFAULT_MODEL
     voice_names: Mapping[str, str] = field(default_factory=dict)
     max_text_length: int = 4096
+    max_script_length: int = 100_000
     max_body_bytes: int = 32 * 2**20
     max_batch: int = 32
     max_streams: int = 1024
@@ -74,7 +76,7 @@ class GatewaySettings:
                 raise SettingsError(f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port")
         if len(set(self.backends)) < len(self.backends):
             raise SettingsError("backend: a server is given twice; give each once")
-        for name in ("max_text_length", "max_body_bytes", "max_batch", "max_streams"):
+        for name in ("max_text_length", "max_script_length", "max_body_bytes", "max_batch", "max_streams"):
             self._check(name, 1)
         for name in ("metrics_port", "max_streams_per_caller", "requests_per_minute", "timeout", "drain_seconds"):
             self._check(name, 0)

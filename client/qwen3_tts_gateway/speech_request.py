@@ -57,6 +57,14 @@ class SpeechOptions(BaseModel):
         None, description="LUFS, -40 to -5, that the voice is brought to once the server has heard a whole utterance; voice: -16."
     )
     trim_silence: bool = Field(False, description="Leave out the silence before the first sound.")
+    text_format: Literal["plain", "ssml", "dialogue"] = Field(
+        "plain", description="How the text is written; dialogue: a JSON list of entries."
+    )
+    long_form: bool = Field(False, description="Cut the text into pieces of whole sentences; for long texts.")
+    lexicon: dict[str, str] | None = Field(None, description="Words and their spellings, for words that are said wrong.")
+    normalize_text: bool = Field(False, description="Write numbers, dates, times, amounts, units and addresses as words.")
+    sentence_pause_ms: int | None = Field(None, ge=0, le=60_000, description="Silence between sentences, with long_form, SSML, dialogues.")
+    paragraph_pause_ms: int | None = Field(None, ge=0, le=60_000, description="Silence between paragraphs, with long_form and SSML.")
     sample_rate: int | None = Field(None, ge=8000, le=48000, description="In Hz; by default 24000, of mulaw and alaw 8000.")
     bit_rate: int | None = Field(None, ge=6000, le=320_000, description="In bit/s, of mp3, opus and aac; by default 64000.")
     language: str | None = Field(
@@ -113,6 +121,12 @@ class SpeechOptions(BaseModel):
             loudness=self.loudness,
             trim_silence=self.trim_silence or None,
             sample_rate=None if rate == CODEC_RATE else rate,
+            text_format=None if self.text_format == "plain" else self.text_format,
+            long_form=self.long_form or None,
+            lexicon=self.lexicon,
+            normalize_text=self.normalize_text or None,
+            sentence_pause_ms=self.sentence_pause_ms,
+            paragraph_pause_ms=self.paragraph_pause_ms,
         )
         if first := self.initial_codec_chunk_frames:
             options["chunk_frames"] = [first, *(frames for frames in RAMP if frames > first)]

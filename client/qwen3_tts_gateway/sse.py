@@ -27,12 +27,24 @@ async def events(
 ) -> AsyncGenerator[bytes, None]:
     """The events of one speech. An error in the middle is the last event, without [DONE].
 
+    Those of a text that is spoken as several lines name the line and its speaker.
+
     Usage counts what the gateway knows: characters of the text, frames (80 ms) of audio.
     """
-    async with aclosing(encoded(gateway, encoder, first, chunks)) as parts:
+    latest = first
+
+    async def noted() -> AsyncGenerator[AudioChunk, None]:
+        nonlocal latest
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                latest = chunk
+                yield chunk
+
+    async with aclosing(encoded(gateway, encoder, first, noted())) as parts:
         try:
             async for part in parts:
-                yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
+                told = {name: latest.metadata[name] for name in ("line", "speaker") if name in latest.metadata}
+                yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode(), **told})
         except Qwen3TTSClientError as error:
             yield _event({"type": "error", **api_error(error).body})
             return

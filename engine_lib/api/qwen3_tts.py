@@ -139,7 +139,8 @@ class Qwen3TTS:
                 Other arguments of transformers' generate() have no effect, as in the official package, and give one warning. Two more
                 order the texts of several calls that wait: `request_priority`, "interactive" or "batch", which waits for the first, and
                 `client`, a name; clients take turns. Others shape the audio (docs/speech/audio.md): `speed`, `sample_rate`, `volume_db`,
-                `trim_silence`, `loudness`, `fade_ms`.
+                `trim_silence`, `loudness`, `fade_ms`; and others say how the texts are read (docs/speech/text.md): `text_format`,
+                `long_form`, `lexicon`, `normalize_text`, `sentence_pause_ms`, `paragraph_pause_ms`.
 
         Returns:
             (waveforms [samples] float32 in the order of the texts, sample rate). The list of waveforms also has `finish_reasons`: of each,
@@ -285,6 +286,8 @@ class Qwen3TTS:
         Takes the arguments of the `generate_` method for this kind of checkpoint.
         """
         utterances: list[Utterance] = getattr(self._utterances, CALLS[self._utterances.kind])(*arguments, **keywords)
+        if any(utterance.script is not None for utterance in utterances):
+            raise InvalidRequestError("text", "becomes several lines, and generate_codes speaks one; leave the text fields out")
         with ExitStack() as stack:
             pending = [self._start_codes(utterance, stack) for utterance in utterances]
             codes, reasons = zip(*(each.result() for each in pending), strict=True)
@@ -333,8 +336,8 @@ class Qwen3TTS:
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
-        settings = utterance.audio
-        audio = None if settings.is_neutral else AudioChain(settings, self.sample_rate, self._voice_loudness)
+        is_neutral = all(each.audio.is_neutral for each in utterance.lines or (utterance,))
+        audio = None if is_neutral else AudioChain(utterance.audio, self.sample_rate, self._voice_loudness)
         return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import queue
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
+from engine_lib.api.pipe import Pipe, SpeechChunk
+from engine_lib.api.script_pipe import ScriptPipe
 from engine_lib.api.utterance import Utterance
-from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.engine import CodecEngine
 from engine_lib.delivery import Delivery
-from engine_lib.errors import Qwen3TTSError
-from engine_lib.prompt import Prompt
 from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.stage import joined
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+from engine_lib.talker.request import FinishReason
+
+__all__ = ["SpeechChunk", "SpeechStream", "Spoken"]
 
 T = TypeVar("T")
 
@@ -38,25 +35,6 @@ class Spoken(list[T]):
         self.finish_reasons = list(finish_reasons)
 
 
-@dataclass(frozen=True)
-class SpeechChunk:
-    """A piece of a stream.
-
-    Attributes:
-        audio: [samples] float32 in -1..1, at `SpeechStream.sample_rate`; the last chunk has none.
-        index: 0, 1, 2..
-        is_final: True for the last chunk.
-        finish_reason: "" until the last chunk, then stop, length or cancelled.
-        samples_sent: of the last chunk: samples of all chunks of the stream.
-    """
-
-    audio: npt.NDArray[np.float32]
-    index: int
-    is_final: bool
-    finish_reason: str
-    samples_sent: int = 0
-
-
 class SpeechStream(Iterator[SpeechChunk]):
     """The chunks of one request, each once. Closing or dropping the stream cancels the rest.
 
@@ -71,11 +49,12 @@ class SpeechStream(Iterator[SpeechChunk]):
         cancel: Callable[[], None],
         sample_rate: int,
         audio: AudioChain | None = None,
+        lines: Sequence[Utterance] = (),
     ) -> None:
         """Use `start` instead."""
         self._chunks, self._cancel = chunks, cancel
         self.sample_rate = sample_rate if audio is None else audio.sample_rate
-        self._shaped = None if audio is None else _Shaped(audio)
+        self._shaped = None if audio is None else _Shaped(audio, lines)
         self._ready: deque[SpeechChunk] = deque()
         self._has_ended = False
         self.finish_reason = ""
@@ -92,25 +71,9 @@ class SpeechStream(Iterator[SpeechChunk]):
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
         """
-        prompt = utterance.prompt
-        pipe = _Pipe(talker, codec, prompt)
-        announce_start = prompt.reference_codes is not None
-        text, key = utterance.text, pipe.stream_key
-        talker.submit(
-            Request(
-                key,
-                prompt,
-                utterance.sampling,
-                delivery,
-                announce_start=announce_start,
-                turn=utterance.turn,
-                text_is_open=text is not None,
-            ),
-            pipe,
-        )
-        if text is not None:
-            text.begin(talker, key, pipe.chunks.put)
-        return cls(pipe.chunks, partial(talker.cancel, pipe.stream_key), codec.sample_rate, audio)
+        pipe = (Pipe if utterance.script is None else ScriptPipe)(talker, codec)
+        pipe.start(utterance, delivery)
+        return cls(pipe.chunks, pipe.cancel, codec.sample_rate, audio, utterance.lines)
 
     def __next__(self) -> SpeechChunk:
         """Wait for the next chunk.
@@ -147,53 +110,25 @@ class SpeechStream(Iterator[SpeechChunk]):
 class _Shaped:
     """The chunks of a stream whose samples go through a chain, numbered anew: some wait in it, and come ahead of the last chunk."""
 
-    def __init__(self, audio: AudioChain) -> None:
-        self._audio = audio
+    def __init__(self, audio: AudioChain, lines: Sequence[Utterance]) -> None:
+        """`lines`: of a script."""
+        self._audio, self._lines = audio, lines
+        self._line: int | None = None
         self._chunks = self._samples = 0
 
     def chunks(self, made: SpeechChunk) -> list[SpeechChunk]:
         """Those that are ready after the codec's next chunk."""
-        pieces = [self._audio.process(made.audio)]
+        pieces = []
+        line, self._line = self._line, made.line
+        if self._line is not None and line != self._line:
+            pieces.append(self._audio.next_line(self._lines[self._line - 1].audio))
+        pieces.append(self._audio.pause(made.audio) if made.is_pause else self._audio.process(made.audio))
         if made.is_final:
             pieces.append(self._audio.finish(is_cut=made.finish_reason != FinishReason.STOP.value))
         samples, chunks = joined(pieces), []
         if samples.size:
-            chunks.append(SpeechChunk(samples, self._chunks, False, ""))
+            chunks.append(SpeechChunk(samples, self._chunks, False, "", metadata=made.metadata))
             self._chunks, self._samples = self._chunks + 1, self._samples + samples.size
         if made.is_final:
             chunks.append(replace(made, index=self._chunks, samples_sent=self._samples))
         return chunks
-
-
-class _Pipe(RequestListener):
-    """Passes the codes of a request to the codec, and the codec's audio to the reader of `chunks`.
-
-    The engines refer to it while the request runs. It must not refer to the SpeechStream: then a dropped one would never be freed.
-    """
-
-    def __init__(self, talker: TalkerEngine, codec: CodecEngine, prompt: Prompt) -> None:
-        self.stream_key = uuid.uuid4().hex
-        self.chunks: queue.SimpleQueue[SpeechChunk | BaseException] = queue.SimpleQueue()
-        self._samples_sent = 0
-        self._talker, self._codec, self._reference = talker, codec, prompt.reference_codes
-
-    def on_start(self) -> None:
-        """On the talker's thread: the codec takes in the reference while the talker takes in the prompt."""
-        if self._reference is not None:
-            self._codec.submit(CodecRequest.of_reference(self.stream_key, self._reference))
-
-    def on_chunk(self, chunk: CodesChunk) -> None:
-        """On the talker's thread."""
-
-        def on_audio(audio: AudioChunk) -> None:
-            """On the codec's thread."""
-            error = audio.error or chunk.error
-            if error:
-                self._talker.cancel(self.stream_key)  # no effect if the request has ended
-                self.chunks.put(Qwen3TTSError(error))
-            else:
-                self._samples_sent += len(audio.audio)
-                sent = self._samples_sent if audio.is_final else 0
-                self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent))
-
-        self._codec.submit(CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, on_audio))

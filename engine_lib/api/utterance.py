@@ -5,6 +5,7 @@ As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
 from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
+from engine_lib.speech.compiler import TextCompiler
+from engine_lib.speech.script import Script
+from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
 from engine_lib.streamed_text import TextRows
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.voice_key import voice_key
@@ -32,6 +36,7 @@ VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[s
 
 OFFICIAL_MAX_NEW_TOKENS = 2048  # if neither the caller nor generation_config.json sets it
 CALLS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}  # kind of checkpoint -> its calls
+SEED_BITS = 63
 NAMES_HERE = {"voice": "speaker", "voice_prompt": "voice_clone_prompt"}  # field of the prompt builder -> argument here
 
 
@@ -50,6 +55,9 @@ class Utterance:
         turn: how it waits to start.
         audio: what is done to its samples.
         text: of a prompt without text.
+        script: the lines to speak; None: the prompt has all of the text.
+        lines: those of the script, each as an utterance; the first one gives the fields above.
+        speaker: of lines of the script that name none; "" if it has no name.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
 
@@ -59,6 +67,9 @@ class Utterance:
     turn: Turn = DEFAULT_TURN
     text: IncomingText | None = None
     audio: AudioSettings = NEUTRAL
+    script: Script | None = None
+    lines: tuple[Utterance, ...] = ()
+    speaker: str = ""
 
 
 class UtteranceBuilder:
@@ -75,6 +86,7 @@ class UtteranceBuilder:
         """
         self.kind = checkpoint.config.kind
         self.prompts = PromptBuilder(checkpoint, config.max_text_length)
+        self._texts = TextCompiler.of(config)
         self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
         self._max_model_len = config.max_model_len
         self._max_frames_behind = max_frames_behind
@@ -170,6 +182,7 @@ class UtteranceBuilder:
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
+        reading = DEFAULT_TEXT.updated({name: generation.pop(name) for name in TEXT_NAMES if name in generation})
         turn = Turn.of(*(generation.pop(name, None) for name in TURN_NAMES))
         audio = self._delivery.updated({name: generation.pop(name, None) for name in AUDIO_NAMES})
         arguments = official.sampling_arguments(generation, self.kind, self._eos)
@@ -181,25 +194,48 @@ class UtteranceBuilder:
             incoming = None
             try:
                 if isinstance(one, TextPieces):
+                    reading.check_open()
                     prompt, rows = self._open(non_streaming_mode, row)
                     incoming = IncomingText(one.pieces, rows, self.prompts.max_text_length)
+                    utterance = self._utterance(prompt, arguments, _settings(audio, row))
                 else:
-                    prompt = self.prompts.build(text=one, non_streaming_mode=non_streaming_mode, **row)
+                    spoken = self._texts.compile(one, reading, row.get("language"))
+                    if isinstance(spoken, Script):
+                        utterance = self._of_script(spoken, non_streaming_mode, row, arguments, audio)
+                    else:
+                        prompt = self.prompts.build(text=spoken, non_streaming_mode=non_streaming_mode, **row)
+                        utterance = self._utterance(prompt, arguments, _settings(audio, row))
             except InvalidRequestError as error:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            key = "" if audio.audio.loudness is None else voice_key(row.get("voice"), row.get("instruct"), row.get("voice_prompt"))
-            settings = audio.of_voice(key).audio
-            utterances.append(replace(self._utterance(prompt, arguments), turn=turn, text=incoming, audio=settings))
+            utterances.append(replace(utterance, turn=turn, text=incoming))
         return utterances
+
+    def _of_script(
+        self, script: Script, non_streaming_mode: bool | None, row: dict[str, Any], generation: Mapping[str, Any], audio: Delivery
+    ) -> Utterance:
+        """`row`: arguments of PromptBuilder.build for lines that have none of their own. All lines have the same seed."""
+        if generation.get("seed") is None and self._sampling_defaults.seed is None:
+            generation = {**generation, "seed": secrets.randbits(SEED_BITS)}
+        lines = []
+        for line in script.lines:
+            with script.errors_of(line):
+                own: dict[str, Any] = {name: getattr(line, name) for name in ("voice", "language", "instruct")}
+                if self.kind == "base" and line.voice is not None:
+                    own |= {"voice": None, "voice_prompt": self.references.stored(line.voice)}
+                fields = row | {name: value for name, value in own.items() if value is not None}
+                prompt = self.prompts.build(text=line.text, non_streaming_mode=non_streaming_mode, **fields)
+                settings = _settings(audio, fields).of_line(line.speed, line.volume_db)
+                lines.append(self._utterance(prompt, generation, settings))
+        return replace(lines[0], script=script, lines=tuple(lines), speaker=row.get("voice") or "")
 
     def _open(self, non_streaming_mode: bool | None, row: dict[str, Any]) -> tuple[Prompt, TextRows]:
         if non_streaming_mode:
             raise InvalidRequestError("non_streaming_mode", "True takes the whole text at once; leave it out for a text in pieces")
         return self.prompts.open(**row)
 
-    def _utterance(self, prompt: Prompt, generation: Mapping[str, Any]) -> Utterance:
+    def _utterance(self, prompt: Prompt, generation: Mapping[str, Any], audio: AudioSettings) -> Utterance:
         """With the caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package.
 
         Raises:
@@ -209,7 +245,7 @@ class UtteranceBuilder:
         asked = arguments.pop("max_new_tokens", None)
         sampling = self._sampling_defaults.updated(arguments)
         if sampling.max_frames is not None:
-            return Utterance(prompt, sampling)
+            return Utterance(prompt, sampling, audio=audio)
         if asked is not None and (isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or asked < 2):
             raise InvalidRequestError("max_new_tokens", f"{asked!r} is not allowed; N gives N - 1 frames, so give a whole number from 2")
         frames, room = int(asked or self._default_max_new_tokens) - 1, self._max_frames_behind(prompt)
@@ -223,7 +259,14 @@ class UtteranceBuilder:
             limit = f"max_model_len ({self._max_model_len} rows of prompt and frames) has no room for more; load with a larger one"
         elif asked is None:
             limit = f"max_new_tokens is {frames + 1} by default; give a larger one"
-        return Utterance(prompt, sampling.updated({"max_frames": min(frames, room)}), limit)
+        return Utterance(prompt, sampling.updated({"max_frames": min(frames, room)}), limit, audio=audio)
+
+
+def _settings(delivery: Delivery, row: Mapping[str, Any]) -> AudioSettings:
+    """What is done to the samples of a prompt that has these arguments."""
+    if delivery.audio.loudness is None:
+        return delivery.audio
+    return delivery.of_voice(voice_key(row.get("voice"), row.get("instruct"), row.get("voice_prompt"))).audio
 
 
 def broadcast(field: str, value: T | list[T], count: int) -> list[T]:

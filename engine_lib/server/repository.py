@@ -99,7 +99,7 @@ def lay_out(
     slots = _codec_slots(models[CODEC], {talker: int(models[talker].get("max_num_seqs")) for talker in talkers})
     for name, model in models.items():
         model_path = talkers.get(name, in_server[0]).model_path
-        derived = {"model_path": model_path, "codec_slots": str(slots), **_ascii_store(model, links)}
+        derived = {"model_path": model_path, "codec_slots": str(slots), **_ascii_store(model, links), **_ascii_lexicon(model, links)}
         if name in talkers and not model.is_chosen("gpu_memory_utilization"):
             derived["gpu_memory_utilization"] = str(round(float(model.get("gpu_memory_utilization")) / len(served), 3))
         model.write(**derived, **{SERVED_PARAMETER: served_parameter(in_server)})
@@ -183,6 +183,12 @@ def _ascii_store(model: _Model, links: Path) -> dict[str, str]:
     except OSError as error:
         raise ConfigError(f"voice_store: {store!r} cannot be used: {error.strerror}; name a folder this process may read") from None
     return {"voice_store": ascii_name(folder, links)}
+
+
+def _ascii_lexicon(model: _Model, links: Path) -> dict[str, str]:
+    """The option lexicon_file under an ASCII name, if its own is not."""
+    file = model.get("lexicon_file")
+    return {} if file.isascii() else {"lexicon_file": ascii_name(os.path.expanduser(file), links)}
 
 
 def _codec_slots(codec: _Model, max_num_seqs: Mapping[str, int]) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.lines import DecodedLines
 from engine_lib.codec.request import NO_AUDIO
 from engine_lib.config import EngineConfig
 from engine_lib.devices import limit_gpu_share
@@ -34,6 +35,7 @@ from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.speech.audio.loudness import VoiceLoudness
+from engine_lib.speech.script import stream_of
 from engine_lib.talker.request import CodesChunk, FinishReason
 
 logger = logging.getLogger(__name__)
@@ -51,11 +53,13 @@ class OpenStream:
     Attributes:
         is_cancelled: the talker was asked to end it.
         audio: what its samples go through; None: nothing, or none have come.
+        lines: of a script.
     """
 
     is_cancelled: bool = False
     playback: Playback = field(default_factory=Playback)
     audio: StreamAudio | None = None
+    lines: DecodedLines | None = None
 
 
 class CodecService(EngineService):
@@ -105,13 +109,19 @@ class CodecService(EngineService):
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, too_old))
             return
-        if chunk.stream_key not in self._streams:
-            self._streams[chunk.stream_key] = OpenStream()
+        stream = self._streams.get(chunk.stream_key)
+        if stream is None:
+            stream = self._streams[chunk.stream_key] = OpenStream()
         if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
         answer = partial(self._answer_later, message, reply, arrived_at)
-        self._engine.submit(CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference))
+        codec_request = CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference)
+        if message.part is None:
+            self._engine.submit(codec_request)
+        else:
+            stream.lines = stream.lines or DecodedLines(self._engine, chunk.stream_key)
+            stream.lines.submit(codec_request, message.part.line, message.part.index, message.part.silence_ms)
 
     def shutdown(self) -> None:
         """Answer the queued messages, then end the engine and all threads, within a few seconds."""
@@ -121,7 +131,7 @@ class CodecService(EngineService):
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
         decoded_at = time.monotonic()
-        if chunk.index == 0 and len(chunk.audio):
+        if message.chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
         if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral:
@@ -156,6 +166,7 @@ class CodecService(EngineService):
             finish_reason=FinishReason.ERROR.value if failed else codes.finish_reason,
             error=chunk.error if failed else codes.error,
             audio_format=message.delivery.audio_format,
+            metadata=codes.metadata,
         )
         playback = stream.playback if stream else None
         settings = message.delivery.audio
@@ -163,7 +174,7 @@ class CodecService(EngineService):
             self._send(reply, answer, playback, is_final=True)
             return
         stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness, codes.index)
-        answers = stream.audio.answers(answer, settings)
+        answers = stream.audio.answers(answer, settings, message.part)
         if stream.audio.has_failed and not codes.is_final:
             self._cancel(codes.stream_key, self._failures)
         if codes.is_final:
@@ -208,8 +219,11 @@ class CodecService(EngineService):
             self._slowed_talkers.clear()
 
     def _forget(self, stream_key: str) -> None:
-        """On the codec thread: a stream without a message for `codec_idle_timeout` has ended, although its final one never came."""
-        self._streams.pop(stream_key, None)
+        """On the codec thread: a stream without a message for `codec_idle_timeout` has ended, although its final one never came.
+
+        If it is a script that waits for its next line, that line opens it anew.
+        """
+        self._streams.pop(stream_of(stream_key), None)
 
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats

@@ -25,12 +25,13 @@ from engine_lib.serving.backend import Tensors
 from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
 from engine_lib.speech.audio.encoding import alaw, mulaw, pcm16
 from engine_lib.talker.request import CodesChunk, FinishReason
+from engine_lib.talker.script.lines import MAX_SILENCE_MS, LinePart
 
 MAX_CODEBOOKS = 64
 MAX_STREAM_KEY_LENGTH = 300  # of a model's name, which is a folder's, and 33 characters
 MAX_ERROR_LENGTH = 1000
 MAX_HEADER_BYTES = 8192  # room for all of these at four bytes a character, and for a delivery
-MAX_INDEX = 2**31 - 1  # of `chunk_index` in the answer
+MAX_INDEX = 2**31 - 1  # of `chunk_index` in the answer, and of lines
 FINISH_REASONS = frozenset(("", *(reason.value for reason in FinishReason)))
 
 
@@ -44,12 +45,14 @@ class CodesMessage(Message, frozen=True):
         sent_at: time.monotonic() of `pack`. All processes of a machine read the same clock.
         is_question: no chunk: the codec looks whether the client is still there. Up to Triton 26.04 only a model further down the
             ensemble can see that.
+        part: of a script; None for any other stream.
     """
 
     chunk: CodesChunk
     delivery: Delivery
     sent_at: float = 0.0
     is_question: bool = False
+    part: LinePart | None = None
 
     def pack(self, secret: ServerSecret, sent_at: float | None = None) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature.
@@ -84,6 +87,8 @@ class CodesMessage(Message, frozen=True):
         except (MsgspecError, ValueError, TypeError, RecursionError, SyntaxError) as error:  # numpy parses a dtype in it
             raise ValueError(f"header: {error}") from None
         _check_chunk(message.chunk, tensors["codes"])
+        if message.part is not None:
+            _check_part(message.part, tensors["codes"])
         return structs.replace(message, chunk=structs.replace(message.chunk, codes=np.array(tensors["codes"], np.int16)))
 
 
@@ -100,6 +105,7 @@ class AudioAnswer:
         sample_rate: in Hz.
         index, is_final, finish_reason, error: as in CodesChunk.
         audio_format: as in Delivery.
+        metadata: as in CodesChunk. Without any the answer has no such tensor, which costs time.
     """
 
     audio: npt.NDArray[np.float32]
@@ -109,11 +115,12 @@ class AudioAnswer:
     finish_reason: str
     error: str
     audio_format: AudioFormat
+    metadata: str = ""
 
     def pack(self) -> Tensors:
         """Return the answer as tensors: the outputs of the codec and of the ensemble."""
         encode = _ENCODERS.get(self.audio_format)
-        return {
+        tensors = {
             "audio": self.audio if encode is None else np.empty(0, np.float32),
             "sample_rate": np.array([self.sample_rate], np.int32),
             "chunk_index": np.array([self.index], np.int32),
@@ -122,6 +129,9 @@ class AudioAnswer:
             "error": _strings(self.error),
             "audio_base64": _strings("" if encode is None else base64.b64encode(encode(self.audio)).decode()),
         }
+        if self.metadata:
+            tensors["metadata"] = _strings(self.metadata)
+        return tensors
 
 
 _ENCODERS: dict[AudioFormat, Callable[[npt.NDArray[np.float32]], bytes]] = {
@@ -161,6 +171,13 @@ def _check_chunk(chunk: CodesChunk, codes: npt.NDArray[Any]) -> None:
         raise ValueError(f"finish_reason, error: {chunk.finish_reason!r:.20} with {len(chunk.error)} characters is not allowed")
     if not chunk.is_reference and len(codes) > MAX_CHUNK_FRAMES:
         raise ValueError(f"codes: has {len(codes)} frames; a chunk has at most {MAX_CHUNK_FRAMES}")
+
+
+def _check_part(part: LinePart, codes: npt.NDArray[Any]) -> None:
+    if not (0 <= part.line <= MAX_INDEX and 0 <= part.index <= MAX_INDEX):
+        raise ValueError(f"line, index: {part.line}, {part.index} are not allowed; 0 to {MAX_INDEX} are")
+    if not 0 <= part.silence_ms <= (0 if len(codes) else MAX_SILENCE_MS):
+        raise ValueError(f"silence_ms: {part.silence_ms} is not allowed with {len(codes)} frames; 0 to {MAX_SILENCE_MS} are without any")
 
 
 def _strings(value: str) -> npt.NDArray[np.object_]:

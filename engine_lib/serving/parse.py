@@ -17,6 +17,9 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.serving.request_values import RequestValues, session_key, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.speech.blend import MAX_LENGTH
+from engine_lib.speech.compiler import TextCompiler
+from engine_lib.speech.script import Script
+from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
@@ -24,7 +27,7 @@ SESSION_FIELDS = ("session", "session_action", "text_end")
 FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters", *SESSION_FIELDS, *TURN_NAMES)
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that do not control how codes are sampled.
-SERVING_NAMES = (*DELIVERY_NAMES, "non_streaming_mode")
+SERVING_NAMES = (*DELIVERY_NAMES, *TEXT_NAMES, "non_streaming_mode")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,12 +57,15 @@ class SpeechRequest:
     """A client's request. PromptBuilder checks text, voice, language and instruct against the checkpoint.
 
     Attributes:
+        text: as the client sent it.
+        script: the lines to speak instead of `text`; None: `text` is spoken as it is.
         turn: how it waits: for the encoder of its recording, and to start.
         session: from session_key, if further requests may name the stream.
         text_is_open: `text` is the beginning of it, and may be empty.
     """
 
     text: str
+    script: Script | None = None
     voice: str | None = None
     language: str | None = None
     instruct: str | None = None
@@ -79,6 +85,7 @@ class RequestParser:
     Attributes:
         kind: kind of the checkpoint: custom_voice, base or voice_design.
         sampling, delivery: defaults of a request.
+        texts: what makes scripts of texts.
         max_text_length, max_reference_seconds: of a reference.
         served: all checkpoints of the server.
     """
@@ -86,6 +93,7 @@ class RequestParser:
     kind: str
     sampling: SamplingParams
     delivery: Delivery
+    texts: TextCompiler
     max_text_length: int
     max_reference_seconds: float
     served: Sequence[ServedCheckpoint] = ()
@@ -107,16 +115,6 @@ class RequestParser:
                     name, f"is not a request parameter; put it into sampling_parameters, as {{{json.dumps(name)}: ...}}"
                 )
         values.report_unknown(FIELDS)
-        text = values.string("text", self.max_text_length)
-        session, text_is_open = session_key(values), values.boolean("text_end") is False
-        if text_is_open:
-            text = text or ""
-            if session is None:
-                problem = "is missing, and text_end is false; give an id of your own, by which further requests bring the text"
-                raise InvalidRequestError("session", problem)
-        if text is None:
-            raise InvalidRequestError("text", "is missing; give the text to speak")
-        reference = self._reference(values)
         options = values.json_object("sampling_parameters")
         serving = {name: options.pop(name) for name in SERVING_NAMES if name in options}
         for name in options:
@@ -125,13 +123,28 @@ class RequestParser:
             if name not in SAMPLING_NAMES:
                 allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES)
                 raise InvalidRequestError("sampling_parameters", f"{name[:100]!r} is unknown; allowed: {allowed}")
+        reading = DEFAULT_TEXT.updated({name: serving.pop(name) for name in TEXT_NAMES if name in serving})
+        text = values.string("text", self.texts.longest(reading))
+        session, text_is_open = session_key(values), values.boolean("text_end") is False
+        if text_is_open:
+            text = text or ""
+            if session is None:
+                problem = "is missing, and text_end is false; give an id of your own, by which further requests bring the text"
+                raise InvalidRequestError("session", problem)
+            reading.check_open()
+        if text is None:
+            raise InvalidRequestError("text", "is missing; give the text to speak")
+        reference = self._reference(values)
         non_streaming_mode = _non_streaming_mode(serving.pop("non_streaming_mode", None))
         if non_streaming_mode and text_is_open:
             raise InvalidRequestError("non_streaming_mode", "true takes the whole text at once, and text_end is false; leave one out")
+        language = values.string("language")
+        spoken = text if text_is_open else self.texts.compile(text, reading, language)
         return SpeechRequest(
             text=text,
+            script=None if isinstance(spoken, str) else spoken,
             voice=values.string("voice", MAX_LENGTH),
-            language=values.string("language"),
+            language=language,
             instruct=values.string("instruct", self.max_text_length),
             non_streaming_mode=non_streaming_mode,
             sampling=self.sampling.updated(options),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 from engine_lib.admission.turn import Turn
 from engine_lib.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from engine_lib.serving.metrics import Metrics
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.speech.blend import Blend, is_blend
+from engine_lib.speech.script import Script
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
 from engine_lib.voices.store import VoiceStore
@@ -47,6 +49,20 @@ class RequestVoices:
             advice = "give a recording with reference_sample_rate and reference_text, or in voice the name of a stored voice"
             raise InvalidRequestError("reference_audio", f"is missing, and a base checkpoint has no voice of its own; {advice}")
         return self._stored(speech.voice)
+
+    def of_script(self, speech: SpeechRequest, script: Script) -> dict[str | None, Reference | VoiceClonePromptItem | None]:
+        """The voices of all lines by their names, as in `of_request`; that of the request, if a line needs it, by None.
+
+        Raises:
+            InvalidRequestError: as in `of_request`.
+        """
+        voices: dict[str | None, Reference | VoiceClonePromptItem | None] = {}
+        for line in script.lines:
+            if line.voice not in voices:
+                named = speech if line.voice is None else replace(speech, voice=line.voice, reference=None)
+                with script.errors_of(line):
+                    voices[line.voice] = self.of_request(named)
+        return voices
 
     def encode(self, reference: Reference, turn: Turn) -> Future[VoiceClonePromptItem]:
         """Make the voice of a recording; see VoiceLibrary.encode."""

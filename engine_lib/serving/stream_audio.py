@@ -16,6 +16,7 @@ from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.speech.audio.stage import NO_SAMPLES, Samples, joined
 from engine_lib.talker.request import FinishReason
+from engine_lib.talker.script.lines import LinePart
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class StreamAudio:
         """
         self._chain = AudioChain(settings, source_rate, voices)
         self._answered = first
+        self._line: int | None = None
         self.has_failed = False
 
     @property
@@ -44,13 +46,14 @@ class StreamAudio:
         """See AudioChain."""
         return self._chain.clipped_samples
 
-    def answers(self, answer: AudioAnswer, settings: AudioSettings) -> list[AudioAnswer]:
+    def answers(self, answer: AudioAnswer, settings: AudioSettings, part: LinePart | None = None) -> list[AudioAnswer]:
         """The answers in place of `answer`, which has the codec's samples. Never raises.
 
         Args:
             settings: of its line. If they are not those of the message before, a line has ended.
+            part: of a script. No speed or gain changes its silences.
         """
-        samples = self._processed(answer, settings)
+        samples = self._processed(answer, settings, part)
         if not answer.is_final:
             return [self._numbered(answer, samples)] if samples.size else []
         end = answer
@@ -65,12 +68,15 @@ class StreamAudio:
         self._answered += 1
         return replace(answer, audio=samples, sample_rate=self._chain.sample_rate, index=self._answered - 1)
 
-    def _processed(self, answer: AudioAnswer, settings: AudioSettings) -> Samples:
+    def _processed(self, answer: AudioAnswer, settings: AudioSettings, part: LinePart | None) -> Samples:
         if self.has_failed or answer.finish_reason == FinishReason.ERROR.value:
             return NO_SAMPLES
         try:
-            pieces = [self._chain.next_line(settings)] if settings != self._chain.settings else []
-            pieces.append(self._chain.process(answer.audio))
+            line, self._line = self._line, part.line if part is not None else None
+            is_next = settings != self._chain.settings or line not in (None, self._line)
+            pieces = [self._chain.next_line(settings)] if is_next else []
+            is_pause = part is not None and part.silence_ms > 0
+            pieces.append(self._chain.pause(answer.audio) if is_pause else self._chain.process(answer.audio))
             if answer.is_final:
                 pieces.append(self._chain.finish(is_cut=answer.finish_reason != FinishReason.STOP.value))
             return joined(pieces)

@@ -25,12 +25,14 @@ from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.request_voices import RequestVoices
+from engine_lib.serving.script_stream import ScriptStream
 from engine_lib.serving.served import OFFLINE_SUFFIX, VOICES, served_checkpoints
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
 from engine_lib.serving.session_requests import SessionRequests
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
 from engine_lib.serving.warm_up import warm_up_talker
+from engine_lib.speech.compiler import TextCompiler
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
@@ -57,6 +59,7 @@ class TalkerService(EngineService):
             kind=checkpoint.config.kind,
             sampling=checkpoint.sampling_defaults(),
             delivery=Delivery.default(config),
+            texts=TextCompiler.of(config),
             max_text_length=config.max_text_length,
             max_reference_seconds=config.reference_max_seconds,
             served=served,
@@ -94,8 +97,12 @@ class TalkerService(EngineService):
         if self._lifecycle.is_draining:
             raise EngineDeadError("the server is shutting down; use another one")
         speech = self._parser.parse(tensors, parameters)
-        voice = self._voices.of_request(speech)
-        TalkerStream(self._parts, reply, speech, arrived_at, deadline).begin(voice)
+        if speech.script is None:
+            voice = self._voices.of_request(speech)
+            TalkerStream(self._parts, reply, speech, arrived_at, deadline).begin(voice)
+        else:
+            voices = self._voices.of_script(speech, speech.script)
+            ScriptStream(self._parts, reply, speech, arrived_at, deadline, script=speech.script, voices=voices).begin(voices.get(None))
 
     def _watch_helpers(self, offline: list[str]) -> None:
         helpers = Helpers(os.getppid())

@@ -113,8 +113,7 @@ class TalkerStream(RequestListener):
         talker, speech = self._talker, self._speech
         try:
             if isinstance(voice, Reference):
-                text = None if speech.text_is_open else speech.text
-                talker.prompts.check(text=text, language=speech.language, instruct=speech.instruct)
+                self._check()
                 talker.engine.reserve(self.stream_key, speech.turn)
                 self._encoding = talker.voices.encode(voice, speech.turn)
                 self.due_at = self._deadline
@@ -146,7 +145,7 @@ class TalkerStream(RequestListener):
 
     def cancel(self) -> None:
         """Stop; the last message says that it was cancelled."""
-        self._talker.engine.cancel(self.stream_key)
+        self._stop_speaking()
         if self._encoding is not None:
             self._talker.sender.put(self.stream_key, self._cancel_encoding)
 
@@ -186,6 +185,16 @@ class TalkerStream(RequestListener):
             self._submit(voice.result())
         except Exception as error:
             self._refuse(error)
+
+    def _check(self) -> None:
+        """Check the request while its voice is still to be encoded.
+
+        Raises:
+            InvalidRequestError: as in PromptBuilder.check.
+        """
+        speech = self._speech
+        text = None if speech.text_is_open else speech.text
+        self._talker.prompts.check(text=text, language=speech.language, instruct=speech.instruct)
 
     def _submit(self, voice: VoiceClonePromptItem | None) -> None:
         """Build the prompt and queue the request.
@@ -245,9 +254,13 @@ class TalkerStream(RequestListener):
     def _cancel_encoding(self) -> None:
         """On its sender: end a stream with a voice that is not encoded yet, which then is not, unless that has begun."""
         if self._encoding is None:
-            self._talker.engine.cancel(self.stream_key)
+            self._stop_speaking()
         elif not self._has_ended:
             self._give_up(FinishReason.CANCELLED)
+
+    def _stop_speaking(self) -> None:
+        """End the stream in the engine, if that has it."""
+        self._talker.engine.cancel(self.stream_key)
 
     def _give_up(self, reason: FinishReason, error: str = "") -> None:
         """End the stream before the engine has it."""
@@ -277,7 +290,10 @@ class TalkerStream(RequestListener):
             del self._talker.sessions[self._speech.session]
 
     def _send(self, chunk: CodesChunk) -> None:
-        self._reply.send(CodesMessage(chunk, self._speech.delivery).pack(self._talker.secret), is_final=chunk.is_final)
+        self._reply.send(self._message(chunk).pack(self._talker.secret), is_final=chunk.is_final)
+
+    def _message(self, chunk: CodesChunk) -> CodesMessage:
+        return CodesMessage(chunk, self._speech.delivery)
 
     def _end(self, chunk: CodesChunk) -> None:
         """Send the final chunk; the stream is closed whether or not that works."""

@@ -135,25 +135,32 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         with self._changed:
             self._enter(stream_key, turn)
 
-    def release(self, stream_key: str) -> None:
-        """Give up a place of `reserve`; no effect if `submit` has taken it."""
+    def release(self, stream_key: str, *, has_run: bool = False) -> None:
+        """Give up a place of `reserve`; no effect if `submit` has taken it.
+
+        Args:
+            has_run: requests that shared the place have begun.
+        """
         with self._changed:
             if stream_key not in self._open:
-                self._room.leave(stream_key, has_run=False)
+                self._room.leave(stream_key, has_run=has_run)
 
-    def submit(self, request: Request, listener: RequestListener) -> None:
+    def submit(self, request: Request, listener: RequestListener, *, place: str = "") -> None:
         """Accept `request`; `listener` gets its chunks, on a thread of the engine.
+
+        Args:
+            place: the key of a place of `reserve`. The request shares it and does not count, so it is not refused for overload.
 
         Raises:
             InvalidRequestError: text and frames do not fit the engine, or a stream of this key is open.
             OverloadedError: too many requests are waiting.
             EngineDeadError: the engine has stopped.
         """
-        self._check_length(request)
+        self.check_length(request)
         with self._changed:
             if request.stream_key in self._open:
                 raise InvalidRequestError("stream_key", f"{request.stream_key!r} is already open; give every request its own")
-            self._enter(request.stream_key, request.turn)
+            self._enter(place or request.stream_key, request.turn)
             try:
                 self._open[request.stream_key] = self._accept(request, listener)
             except BaseException:
@@ -199,8 +206,12 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         wanted = request.sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * tokens
         return min(wanted, self.max_frames_behind(request.prompt))
 
-    def _check_length(self, request: Request) -> None:
-        """Refuse a prompt that does not fit, or more frames than fit behind it."""
+    def check_length(self, request: Request) -> None:
+        """Refuse a prompt that does not fit, or more frames than fit behind it.
+
+        Raises:
+            InvalidRequestError: as `submit` would.
+        """
         prompt, max_frames = request.prompt, request.sampling.max_frames
         num_rows = len(prompt) + len(prompt.trailing_text_ids)
         if num_rows > self.config.max_model_len:

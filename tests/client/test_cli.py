@@ -32,7 +32,7 @@ COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"
 server_test = pytest.mark.server
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["say", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["say", "--help"], ["batch", "--help"]])
 def test_help_fits_eighty_columns(runner: CliRunner, arguments: list[str]) -> None:
     result = runner.invoke(app, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0

@@ -177,6 +177,12 @@ def test_audio_that_comes_as_bytes_is_there_as_samples_too(audio_format: str) ->
     np.testing.assert_allclose(chunk.audio, heard / 32768, atol=1e-7)
 
 
+def test_text_options_travel_among_the_sampling_parameters() -> None:
+    text = {"text_format": "ssml", "long_form": False, "lexicon": {"a": "b"}, "normalize_text": True, "sentence_pause_ms": 0}
+    inputs = inputs_of(build_request("m", "a", **text, paragraph_pause_ms=None))  # type: ignore[arg-type]
+    assert json.loads(inputs["sampling_parameters"][0]) == text
+
+
 def test_the_format_of_a_request_may_stand_among_its_sampling_parameters() -> None:
     assert format_of({"audio_format": "alaw"}) == format_of({"sampling": {"audio_format": "alaw"}}) == "alaw"
     assert format_of({}) == format_of({"sampling": {"audio_format": "pcm16_base64"}}) == "pcm16"
@@ -209,3 +215,10 @@ def test_chunks_join_to_a_whole_utterance() -> None:
     speech = Speech.from_chunks(chunks)
     assert speech.audio.tolist() == [1.0, 2.0, 3.0]
     assert (speech.sample_rate, speech.finish_reason, speech.seconds) == (24000, "stop", 3 / 24000)
+
+
+def test_a_chunk_of_a_script_says_its_line_and_its_speaker() -> None:
+    plain = parse_response(response(), 0)
+    assert (plain.line, plain.speaker, plain.metadata) == (None, None, {})
+    chunk = parse_response(response(metadata=string('{"line": 2, "speaker": "ben", "later": [1]}')), 0)
+    assert (chunk.line, chunk.speaker, chunk.metadata["later"]) == (2, "ben", [1])

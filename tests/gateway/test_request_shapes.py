@@ -50,6 +50,15 @@ def test_livekit_gets_events_with_mp3_until_done(http: httpx.Client) -> None:
     assert 0 <= len(samples) / rate - usage["output_tokens"] * 0.08 < 0.2  # priming, and the last frame of an MP3
 
 
+def test_events_of_a_dialogue_name_the_line_and_its_speaker(http: httpx.Client) -> None:
+    said = [{"voice": "ada", "text": "Good morning."}, {"voice": "ben", "text": "Good evening."}]
+    body = {"input": json.dumps(said), "text_format": "dialogue", "response_format": "pcm", "stream_format": "sse", "max_new_tokens": 5}
+    *deltas, done = map(json.loads, events(http.post("/v1/audio/speech", json=body).text)[:-1])
+    assert [(delta["line"], delta["speaker"]) for delta in deltas] == sorted((delta["line"], delta["speaker"]) for delta in deltas)
+    assert {(delta["line"], delta["speaker"]) for delta in deltas} == {(1, "ada"), (2, "ben")}
+    assert done["finish_reason"] == "length"
+
+
 def test_fields_of_vllm_omni_and_nano_vllm_work(http: httpx.Client) -> None:
     omni = {"input": TEXT, "voice": "ada", "language": "English", "task_type": "CustomVoice", "seed": 3, "max_new_tokens": 7}
     omni |= {"response_format": "pcm", "stream": True, "initial_codec_chunk_frames": 3, "x_vector_only_mode": None}

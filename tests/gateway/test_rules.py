@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
+from qwen3_tts_client.protocol import TEXT_OPTIONS
 from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
 from qwen3_tts_gateway.elevenlabs import SynthesisRequest
 from qwen3_tts_gateway.errors import ApiError
@@ -102,6 +103,9 @@ def test_fields_become_options_of_the_server() -> None:
     assert request(response_format="mulaw").options()["sample_rate"] == 8000
     elevenlabs = SynthesisRequest.model_validate({"text": "Hello.", "voice_settings": {"speed": 2}}).speech("ada", 44_100).options()
     assert (elevenlabs["speed"], elevenlabs["sample_rate"]) == (2.0, 44_100)
+    assert [options[name] for name in TEXT_OPTIONS] == [None] * 6  # type: ignore[literal-required]
+    text = {"text_format": "ssml", "long_form": True, "lexicon": {"a": "b"}, "normalize_text": True, "sentence_pause_ms": 0}
+    assert {name: value for name, value in request(**text).options().items() if name in TEXT_OPTIONS and value is not None} == text
     for wrong in ({"temperature": float("nan")}, {"speed": 4.1}, {"sample_rate": 7999}, {"response_format": "ogg"}, {"input": ""}):
         with pytest.raises(ValidationError):
             request(**wrong)

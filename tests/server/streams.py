@@ -46,10 +46,12 @@ class Chunk:
     audio_base64: str
     request_id: str
     has_final_flag: bool
+    metadata: dict[str, Any] | None  # None: the response has no such output
 
     @classmethod
     def read(cls, result: Any) -> Chunk:
         response = result.get_response()
+        metadata = result.as_numpy("metadata")
         return cls(
             audio=result.as_numpy("audio"),
             sample_rate=int(result.as_numpy("sample_rate")[0]),
@@ -60,6 +62,7 @@ class Chunk:
             audio_base64=result.as_numpy("audio_base64")[0].decode(),
             request_id=response.id,
             has_final_flag=response.parameters["triton_final_response"].bool_param,
+            metadata=None if metadata is None else json.loads(metadata[0]),
         )
 
 

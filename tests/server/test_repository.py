@@ -17,6 +17,7 @@ from engine_lib.server.process import MODEL_REPOSITORY
 from engine_lib.server.repository import FIRST_RESPONSE_HISTOGRAM, Options, check_same_codec, lay_out
 from engine_lib.serving.options import engine_config
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints, where_to_go
+from engine_lib.speech.lexicon import Lexicon
 from make_checkpoint import make_checkpoint
 
 
@@ -131,10 +132,13 @@ def test_a_quoted_path_survives_config_pbtxt(tmp_path: Path, models: dict[str, P
 
 def test_folders_with_other_names_reach_the_models_as_ascii_links(tmp_path: Path, models: dict[str, Path]) -> None:
     copied = Path(shutil.copytree(models["base"], tmp_path / 'a "base" \\ größe'))
-    repository = lay(tmp_path, [copied], every={"voice_store": str(tmp_path / "голоса" / "new")})
+    (tmp_path / "слова.json").write_text('{"a": "b"}', encoding="utf-8")
+    every = {"voice_store": str(tmp_path / "голоса" / "new"), "lexicon_file": str(tmp_path / "слова.json")}
+    repository = lay(tmp_path, [copied], every=every)
     for model in ("talker", "voices", "codec_decoder"):
         config = engine_config(arguments(repository, model), {})
-        assert (config.model_path + config.voice_store).isascii()
+        assert (config.model_path + config.voice_store + config.lexicon_file).isascii()
+        assert Lexicon.read(config.lexicon_file).spellings == {"a": "b"}
         assert Path(config.model_path).resolve() == copied
         assert Path(config.voice_store).resolve() == tmp_path / "голоса" / "new"
 

@@ -22,6 +22,7 @@ import numpy as np
 from engine_lib.delivery import Delivery
 from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
 from engine_lib.talker.request import CodesChunk
+from engine_lib.talker.script.lines import LinePart
 
 SECRET = ServerSecret(b"of the tests")
 
@@ -49,7 +50,8 @@ def write_corpus(folder: Path) -> None:
             CodesChunk("talker/0", 9, no_codes, True, "error", "the talker engine failed"),
         )
     ):
-        header = CodesMessage(chunk, Delivery((1, 2))).pack(SECRET)["header"].tobytes()[SIGNATURE_BYTES:]
+        message = CodesMessage(chunk, Delivery((1, 2)), part=LinePart(2, 1) if chunk.is_final else None)
+        header = message.pack(SECRET)["header"].tobytes()[SIGNATURE_BYTES:]
         (folder / str(number)).write_bytes(b"\0" + header)
 
 

@@ -23,6 +23,7 @@ from engine_lib.serving.backend import Tensors
 from engine_lib.serving.message import CodesMessage
 from engine_lib.serving.parse import REFERENCE_FIELDS, SAMPLING_NAMES, RequestParser
 from engine_lib.serving.secret import ServerSecret
+from engine_lib.speech.compiler import TextCompiler
 from engine_lib.talker.request import CodesChunk
 
 SECRET = ServerSecret(b"of the tests")
@@ -60,7 +61,8 @@ def tensors(draw: st.DrawFn) -> dict[str, np.ndarray]:
 )
 def test_a_request_is_parsed_or_refused_by_name(kind: str, inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> None:
     defaults, delivery = SamplingParams(), Delivery((1, 2))
-    parser = RequestParser(kind=kind, sampling=defaults, delivery=delivery, max_text_length=50, max_reference_seconds=2.0)
+    texts = TextCompiler(max_text_length=50, max_script_length=50)
+    parser = RequestParser(kind=kind, sampling=defaults, delivery=delivery, texts=texts, max_text_length=50, max_reference_seconds=2.0)
     try:
         speech = parser.parse(inputs, json.dumps(parameters) if parameters else "")
     except InvalidRequestError as error:

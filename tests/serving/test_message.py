@@ -16,6 +16,7 @@ from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.talker.request import CodesChunk
+from engine_lib.talker.script.lines import LinePart
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 SECRET = ServerSecret(b"of the tests")
@@ -25,15 +26,16 @@ TRITON_TYPES = {"INT16": np.int16, "INT32": np.int32, "FP32": np.float32, "UINT8
 AUDIO = AudioSettings(16000, 1.5, -3.0, True, -16.0, 5, "talker/ada")
 
 
-def message(audio_format: AudioFormat = AudioFormat.FLOAT32, **changes: object) -> CodesMessage:
+def message(audio_format: AudioFormat = AudioFormat.FLOAT32, part: LinePart | None = None, **changes: object) -> CodesMessage:
     codes = np.arange(32, dtype=np.int16).reshape(2, 16)
     fields: dict[str, object] = {"codes": codes, "stream_key": "k", "index": 3} | changes
-    return CodesMessage(CodesChunk(**fields), Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format, AUDIO))  # type: ignore[arg-type]
+    delivery = Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format, AUDIO)
+    return CodesMessage(CodesChunk(**fields), delivery, part=part)  # type: ignore[arg-type]
 
 
-def answer(audio_format: AudioFormat) -> AudioAnswer:
+def answer(audio_format: AudioFormat, metadata: str = "") -> AudioAnswer:
     audio = np.array([0.0, 0.5, -1.0, 1.0, 2.0], np.float32)
-    return AudioAnswer(audio, 24000, 7, False, "", "", audio_format)
+    return AudioAnswer(audio, 24000, 7, False, "", "", audio_format, metadata)
 
 
 def configured(model: str, section: str) -> dict[str, type]:
@@ -54,17 +56,19 @@ def types(tensors: Tensors) -> dict[str, type]:
         message(),
         message(audio_format=AudioFormat.PCM16_BASE64),
         message(is_reference=True),
+        message(part=LinePart(3, 2), metadata='{"line": 4}'),
+        message(part=LinePart(3, 0, 5000), codes=np.empty((0, 16), np.int16)),
         message(codes=np.empty((0, 16), np.int16), is_final=True, finish_reason="error", error="größer als erlaubt"),
     ],
-    ids=["frames", "as base64", "reference", "final"],
+    ids=["frames", "as base64", "reference", "of a script", "silence", "final"],
 )
 def test_a_message_is_the_same_after_unpacking(original: CodesMessage) -> None:
     unpacked = CodesMessage.unpack(original.pack(SECRET), SECRET)
     np.testing.assert_array_equal(unpacked.chunk.codes, original.chunk.codes)
     assert unpacked.chunk.codes.shape == original.chunk.codes.shape
-    for name in ("stream_key", "index", "is_final", "finish_reason", "error", "is_reference"):
+    for name in ("stream_key", "index", "is_final", "finish_reason", "error", "is_reference", "metadata"):
         assert getattr(unpacked.chunk, name) == getattr(original.chunk, name)
-    assert unpacked.delivery == original.delivery
+    assert (unpacked.delivery, unpacked.part) == (original.delivery, original.part)
 
 
 def test_unpacked_codes_are_a_copy() -> None:
@@ -111,6 +115,13 @@ def test_a_message_that_was_changed_or_comes_from_elsewhere_is_refused() -> None
         ({"index": -1}, "index: -1 is not allowed"),
         ({"index": 2**31}, "index: 2147483648 is not allowed"),
         ({"finish_reason": "tired"}, "finish_reason, error: 'tired' with 0 characters"),
+        ({"metadata": "x" * 10_000}, "header: has shape [10"),
+        ({"part": LinePart(-1)}, "line, index: -1, 0 are not allowed"),
+        ({"part": LinePart(2**31)}, "line, index: 2147483648, 0 are not allowed"),
+        ({"part": LinePart(0, -1)}, "line, index: 0, -1 are not allowed"),
+        ({"part": LinePart(0, 0, 1)}, "silence_ms: 1 is not allowed with 2 frames"),
+        ({"part": LinePart(0, 0, 5001), "codes": np.empty((0, 16), np.int16)}, "silence_ms: 5001 is not allowed with 0 frames"),
+        ({"part": LinePart(0, 0, -1), "codes": np.empty((0, 16), np.int16)}, "silence_ms: -1 is not allowed"),
     ],
 )
 def test_a_message_beyond_the_limits_is_refused_even_if_it_is_signed(changes: dict[str, Any], problem: str) -> None:
@@ -130,7 +141,7 @@ def test_the_configs_list_exactly_the_tensors_that_travel() -> None:
     packed = types(message().pack(SECRET))
     assert configured("talker", "output") == packed
     assert configured("codec_decoder", "input") == packed
-    answered = types(answer(AudioFormat.FLOAT32).pack())
+    answered = types(answer(AudioFormat.FLOAT32, "{}").pack())
     assert configured("codec_decoder", "output") == answered
     assert configured("qwen3_tts", "output") == answered
 
@@ -140,6 +151,11 @@ def test_the_ensemble_takes_what_the_talker_takes_but_control_requests() -> None
     assert talker.pop("cancel") is talker.pop("store_voice") is np.object_
     assert talker.pop("hold") is np.float32
     assert configured("qwen3_tts", "input") == talker
+
+
+def test_an_answer_without_metadata_has_no_tensor_for_it() -> None:
+    assert "metadata" not in answer(AudioFormat.FLOAT32).pack()
+    assert answer(AudioFormat.FLOAT32, '{"line": 1}').pack()["metadata"].tolist() == [b'{"line": 1}']
 
 
 def test_audio_travels_as_floats_or_as_base64_but_never_as_both() -> None:

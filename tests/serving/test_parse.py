@@ -15,6 +15,8 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.serving import request_values
 from engine_lib.serving.parse import RequestParser, SpeechRequest
 from engine_lib.speech.audio.settings import AudioSettings
+from engine_lib.speech.compiler import TextCompiler
+from engine_lib.speech.script import Line, Script
 
 DEFAULTS, DELIVERY = SamplingParams(temperature=0.5), Delivery((1, 2))
 
@@ -24,7 +26,8 @@ def parse(parameters: dict[str, Any] | None = None, *, kind: str = "custom_voice
         name: value if isinstance(value, np.ndarray) else np.array([value.encode() if isinstance(value, str) else value], np.object_)
         for name, value in strings.items()
     }
-    parser = RequestParser(kind=kind, sampling=DEFAULTS, delivery=DELIVERY, max_text_length=50, max_reference_seconds=2.0)
+    texts = TextCompiler(max_text_length=50, max_script_length=100)
+    parser = RequestParser(kind=kind, sampling=DEFAULTS, delivery=DELIVERY, texts=texts, max_text_length=50, max_reference_seconds=2.0)
     return parser.parse(tensors, json.dumps(parameters) if parameters else "")
 
 
@@ -245,3 +248,16 @@ def test_what_does_not_go_with_text_that_is_to_come_is_refused() -> None:
     refused("text_end", "give true or false", {"text_end": "no"}, text="hello", session=SESSION)
     sampling = {"sampling_parameters": '{"non_streaming_mode": true}'}
     refused("non_streaming_mode", "text_end is false", text="hello", session=SESSION, text_end=np.array([False]), **sampling)
+
+
+def test_text_fields_make_a_script_of_the_text() -> None:
+    assert parse(text="a", sampling_parameters='{"long_form": false, "text_format": "plain"}').script is None
+    request = parse(text="One. [pause:1s] Two.", sampling_parameters='{"long_form": true}')
+    assert request.script == Script((Line(text="One."), Line(text="Two.", pause_ms=1000, begin=16)))
+    assert request.text == "One. [pause:1s] Two."
+    assert parse(text="a " * 30, sampling_parameters='{"long_form": true}').script is not None
+    refused("text", "has 60 characters; at most 50", text="a " * 30)
+    refused("text", "has 102 characters; at most 100", text="a " * 51, sampling_parameters='{"long_form": true}')
+    refused("long_form", "true or false", text="a", sampling_parameters='{"long_form": 1}')
+    given = {"text_end": np.array([False]), "session": "0123456789abcdef", "sampling_parameters": '{"long_form": true}'}
+    refused("long_form", "comes in pieces", text="a", **given)

@@ -59,7 +59,11 @@ class AudioChain:
 
     def silence(self, seconds: float) -> Samples:
         """End the stages of the line, then send so much silence, which no speed changes; returns what is ready."""
-        ready = self._sent(joined([_finished(self._line), np.zeros(round(seconds * self._source_rate), np.float32)]))
+        return self.pause(np.zeros(round(seconds * self._source_rate), np.float32))
+
+    def pause(self, samples: Samples) -> Samples:
+        """End the stages of the line, then send these samples at the codec's rate past them; returns what is ready."""
+        ready = self._sent(joined([_finished(self._line), samples]))
         self._begin_line()
         return ready
 

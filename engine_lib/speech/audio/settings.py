@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIN_RATE, MAX_RATE = 8000, 48_000  # Hz
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
@@ -37,6 +37,14 @@ class AudioSettings:
     def is_neutral(self) -> bool:
         """Whether samples stay as they are, so that no chain is needed."""
         return self == NEUTRAL
+
+    def of_line(self, speed: float, volume_db: float) -> AudioSettings:
+        """These settings for a line with a speed and a gain of its own; together they stay in the ranges above."""
+        if speed == 1.0 and volume_db == 0.0:
+            return self
+        speed = min(max(self.speed * speed, MIN_SPEED), MAX_SPEED)
+        volume_db = min(max(self.volume_db + volume_db, MIN_VOLUME), MAX_VOLUME)
+        return replace(self, speed=speed, volume_db=volume_db)
 
 
 NEUTRAL = AudioSettings()

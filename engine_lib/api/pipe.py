@@ -1,0 +1,123 @@
+"""Pipe: the way of one request through the talker and the codec of a process."""
+
+from __future__ import annotations
+
+import json
+import queue
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.api.utterance import Utterance
+from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.delivery import Delivery
+from engine_lib.errors import Qwen3TTSError
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import CodesChunk, Request, RequestListener
+
+
+@dataclass(frozen=True)
+class SpeechChunk:
+    """A piece of a stream.
+
+    Attributes:
+        audio: [samples] float32 in -1..1, at `SpeechStream.sample_rate`; the last chunk has none.
+        index: 0, 1, 2..
+        is_final: True for the last chunk.
+        finish_reason: "" until the last chunk, then stop, length or cancelled.
+        samples_sent: of the last chunk: samples of all chunks of the stream.
+        is_pause: the audio is the silence before a line of a script, or behind the last.
+        metadata: what there is to say beside the audio: of a script, `line`, `speaker`, and in the last chunk `cut_lines`.
+    """
+
+    audio: npt.NDArray[np.float32]
+    index: int
+    is_final: bool
+    finish_reason: str
+    samples_sent: int = 0
+    is_pause: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> int | None:
+        """The line of a script that it belongs to, 1, 2, 3..; None without a script."""
+        return self.metadata.get("line")
+
+    @property
+    def speaker(self) -> str | None:
+        """Name of the voice of that line, if it has one."""
+        return self.metadata.get("speaker")
+
+
+class Pipe(RequestListener):
+    """Passes the codes of a request to the codec, and the codec's audio to the reader of `chunks`.
+
+    The engines refer to it while the request runs. It must not refer to the SpeechStream: then a dropped one would never be freed.
+    """
+
+    def __init__(self, talker: TalkerEngine, codec: CodecEngine) -> None:
+        self.stream_key = uuid.uuid4().hex
+        self.chunks: queue.SimpleQueue[SpeechChunk | BaseException] = queue.SimpleQueue()
+        self._samples_sent = 0
+        self._talker, self._codec = talker, codec
+        self._reference: npt.NDArray[np.int16] | None = None
+
+    def start(self, utterance: Utterance, delivery: Delivery) -> None:
+        """Queue the request.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
+        """
+        prompt, text, key = utterance.prompt, utterance.text, self.stream_key
+        self._reference = prompt.reference_codes
+        self._talker.submit(
+            Request(
+                key,
+                prompt,
+                utterance.sampling,
+                delivery,
+                announce_start=self._reference is not None,
+                turn=utterance.turn,
+                text_is_open=text is not None,
+            ),
+            self,
+        )
+        if text is not None:
+            text.begin(self._talker, key, self.chunks.put)
+
+    def cancel(self) -> None:
+        """Stop speaking; no effect if the request has ended."""
+        self._talker.cancel(self.stream_key)
+
+    def on_start(self) -> None:
+        """On the talker's thread: the codec takes in the reference while the talker takes in the prompt."""
+        if self._reference is not None:
+            self._codec.submit(CodecRequest.of_reference(self.stream_key, self._reference))
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """On the talker's thread."""
+        self._codec.submit(self._codec_request(chunk))
+
+    def _codec_request(self, chunk: CodesChunk) -> CodecRequest:
+        on_audio = partial(self._on_audio, chunk)
+        return CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, on_audio, chunk.is_reference)
+
+    def _on_audio(self, chunk: CodesChunk, audio: AudioChunk) -> None:
+        """On the codec's thread."""
+        if chunk.is_reference:  # if it failed, so do the chunks after it
+            return
+        error = audio.error or chunk.error
+        if error:
+            self.cancel()
+            self.chunks.put(Qwen3TTSError(error))
+        else:
+            self._samples_sent += len(audio.audio)
+            sent = self._samples_sent if audio.is_final else 0
+            is_pause = not (chunk.is_final or len(chunk.codes))
+            told = json.loads(chunk.metadata) if chunk.metadata else {}
+            self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent, is_pause, told))

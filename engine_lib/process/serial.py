@@ -1,0 +1,29 @@
+"""Serial: jobs of several threads, one at a time in their order, without a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+
+class Serial:
+    """Nobody waits: a thread that comes while another one is at work leaves its job to that one."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], object]] = deque()
+        self._at_work = threading.Lock()
+
+    def run(self, job: Callable[[], object]) -> None:
+        """Run `job` after all earlier ones, now or on the thread that is at work.
+
+        Raises:
+            Whatever a job raises, on the thread that runs it; the others are run nevertheless.
+        """
+        self._jobs.append(job)
+        while self._jobs and self._at_work.acquire(blocking=False):
+            try:
+                while self._jobs:
+                    self._jobs.popleft()()
+            finally:
+                self._at_work.release()

@@ -1,0 +1,1 @@
+"""Streams of several lines, each a request of its own."""

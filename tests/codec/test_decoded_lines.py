@@ -1,0 +1,180 @@
+"""The lines of a script are decoded each for itself, answered in order, and joined without a click."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from codec.listening import CODEBOOK_SIZE, TOLERANCE, Codes, MakeEngine, random_codes
+from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.lines import DecodedLines
+from engine_lib.codec.seam import CLICK, Seam
+from engine_lib.speech.script import line_key
+from patience import PATIENCE, eventually
+
+SAMPLE_RATE = 24000
+CURVE = 120  # samples
+NOTHING = np.empty((0, 16), np.int16)
+
+
+class Script:
+    """Sends the chunks of one script and keeps the answers in order of arrival."""
+
+    def __init__(self, engine: CodecEngine) -> None:
+        self.lines, self.answers = DecodedLines(engine, "talker/1"), queue.SimpleQueue[AudioChunk]()
+        self.num_sent = 0
+
+    def send(self, line: int, index: int, codes: Codes, *, is_final: bool = False, is_reference: bool = False, silence_ms: int = 0) -> None:
+        request = CodecRequest("talker/1", self.num_sent, codes, is_final, self.answers.put, is_reference)
+        self.num_sent += 1
+        self.lines.submit(request, line, index, silence_ms)
+
+    def all(self) -> list[AudioChunk]:
+        chunks = [self.answers.get(timeout=PATIENCE) for _ in range(self.num_sent)]
+        assert [chunk.index for chunk in chunks] == list(range(self.num_sent))
+        assert {chunk.stream_key for chunk in chunks} == {"talker/1"}
+        return chunks
+
+
+def test_each_line_sounds_as_a_stream_of_its_own(make_engine: MakeEngine, fresh_seed: int) -> None:
+    rng = np.random.default_rng(fresh_seed)
+    engine = make_engine(slots=2)
+    lines, reference = [random_codes(rng, frames) for frames in (7, 5, 9)], random_codes(rng, 6)
+    script = Script(engine)
+    for number, codes in enumerate(lines):
+        script.send(number, 0, NOTHING, silence_ms=10)
+        if number == 1:
+            script.send(number, 0, reference, is_reference=True)
+        script.send(number, 0, codes[:3])
+        script.send(number, 1, codes[3:])
+    script.send(2, 0, NOTHING, is_final=True)
+    chunks = script.all()
+    assert [chunk.error for chunk in chunks] == [""] * len(chunks)
+    assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    heard = {0: chunks[1:3], 1: chunks[5:7], 2: chunks[8:10]}
+    for number, codes in enumerate(lines):
+        audio = np.concatenate([chunk.audio for chunk in heard[number]])
+        alone = engine.decode(codes, reference if number == 1 else None)
+        assert len(audio) in (len(alone), len(alone) + CURVE)
+        np.testing.assert_allclose(audio[-len(alone) :], alone, atol=TOLERANCE)
+    assert [len(chunks[i].audio) for i in (0, 3, 7)] == [240] * 3
+    eventually(lambda: engine.stats().free_slots == 2, "all slots are free")
+
+
+def test_a_line_without_frames_or_a_script_of_silence_opens_no_stream(make_engine: MakeEngine) -> None:
+    engine = make_engine(slots=2)
+    script = Script(engine)
+    script.send(3, 0, NOTHING, silence_ms=5)
+    script.send(4, 0, NOTHING, is_final=True)
+    assert [len(chunk.audio) for chunk in script.all()] == [120, 0]
+    assert engine.stats().free_slots == 2
+
+
+def test_a_failed_line_silences_what_is_behind_it_and_the_last_answer_says_why(make_engine: MakeEngine) -> None:
+    engine = make_engine(slots=2)
+    script = Script(engine)
+    script.send(0, 0, np.full((2, 16), CODEBOOK_SIZE, np.int16))
+    script.send(1, 0, np.zeros((2, 16), np.int16))
+    script.send(1, 0, NOTHING, is_final=True)
+    chunks = script.all()
+    assert all(str(CODEBOOK_SIZE) in chunk.error and not len(chunk.audio) for chunk in chunks)
+    eventually(lambda: engine.stats().free_slots == 2, "all slots are free")
+
+
+class OutOfOrder:
+    """In place of an engine: keeps the requests; each frame is one sample with the value of its first code in thousandths."""
+
+    sample_rate, num_quantizers = 1000, 16
+
+    def __init__(self) -> None:
+        self.requests: list[CodecRequest] = []
+        self.submit = self.requests.append
+
+    def answer(self, place: int) -> None:
+        request = self.requests[place]
+        request.answer((request.codes[:, 0] / 1000).astype(np.float32))
+
+
+def test_a_line_that_is_ready_first_waits_for_the_line_before_it() -> None:
+    engine = OutOfOrder()
+    script = Script(cast(Any, engine))
+    ones = np.ones((1, 16), np.int16)
+    script.send(0, 0, ones)
+    script.send(1, 0, ones)
+    script.send(1, 0, NOTHING, is_final=True)
+    assert [(request.stream_key, request.index, request.is_final) for request in engine.requests] == [
+        (line_key("talker/1", 0), 0, False),
+        (line_key("talker/1", 0), 1, True),
+        (line_key("talker/1", 1), 0, False),
+        (line_key("talker/1", 1), 0, True),
+    ]
+    for place in (2, 3):
+        engine.answer(place)
+    assert script.answers.empty()
+    engine.answer(0)
+    assert script.answers.qsize() == 1  # the slot of the first line is not free yet
+    engine.answer(1)
+    assert [chunk.is_final for chunk in script.all()] == [False, False, True]
+
+
+def raising(chunk: AudioChunk) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("listen", [raising])
+def test_a_listener_that_raises_gets_no_more_audio(listen: Callable[[AudioChunk], None]) -> None:
+    engine = OutOfOrder()
+    script = Script(cast(Any, engine))
+    script.lines.submit(CodecRequest("talker/1", 0, np.ones((1, 16), np.int16), False, listen), 0, 0)
+    engine.answer(0)
+    script.lines.submit(CodecRequest("talker/1", 1, np.ones((1, 16), np.int16), False, script.answers.put), 0, 1)
+    assert "on_audio failed" in script.answers.get(timeout=PATIENCE).error
+
+
+def speech(*samples: float) -> np.ndarray:
+    return np.array(samples, np.float32)
+
+
+def test_lines_that_end_near_silence_are_joined_as_they_are() -> None:
+    seam = Seam(SAMPLE_RATE)
+    quiet = speech(0.0005, 0.5, -0.0004)
+    for line in (0, 1):
+        assert seam.joined(quiet, line, is_silence=False) is quiet
+    silence = np.zeros(10, np.float32)
+    assert seam.joined(silence, 2, is_silence=True) is silence
+    assert len(seam.joined(np.zeros(0, np.float32), 2, is_silence=False)) == 0
+
+
+def test_the_first_line_and_the_chunks_within_a_line_are_never_changed() -> None:
+    seam = Seam(SAMPLE_RATE)
+    for loud in (speech(0.9, -0.9), speech(0.9, 0.1)):
+        assert seam.joined(loud, 5, is_silence=False) is loud
+
+
+@pytest.mark.parametrize("has_pause", [False, True])
+def test_a_cut_line_goes_over_to_the_next_without_a_jump(has_pause: bool) -> None:
+    seam = Seam(SAMPLE_RATE)
+    first, second = speech(0.0, 0.8), speech(-0.6, 0.0)
+    heard = [seam.joined(first, 0, is_silence=False)]
+    if has_pause:
+        heard.append(seam.joined(np.zeros(480, np.float32), 1, is_silence=True))
+        assert len(heard[-1]) == 480
+        assert not heard[-1][CURVE:].any()
+    heard.append(seam.joined(second, 1, is_silence=False))
+    np.testing.assert_array_equal(heard[-1][-2:], second)
+    assert len(heard[-1]) == CURVE + 2
+    joint = np.concatenate(heard)[1:-1]
+    assert np.abs(np.diff(joint)).max() < 0.025  # 1.4 within 121 steps, the steepest of them in the middle
+    assert np.abs(np.diff(joint, 2)).max() < CLICK
+
+
+def test_a_pause_shorter_than_the_curve_keeps_its_length() -> None:
+    seam = Seam(SAMPLE_RATE)
+    seam.joined(speech(0.9), 0, is_silence=False)
+    pause = seam.joined(np.zeros(24, np.float32), 1, is_silence=True)
+    assert len(pause) == 24
+    assert 0.9 > pause[0] > pause[-1] > 0
