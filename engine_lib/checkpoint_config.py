@@ -15,6 +15,7 @@ from typing import Any
 
 from engine_lib.checkpoint_files import CODEC, Fields
 from engine_lib.errors import CheckpointError
+from engine_lib.speech.pieces import MIN_PIECE_LENGTH
 
 KINDS = ("custom_voice", "base", "voice_design")
 
@@ -159,6 +160,9 @@ class CheckpointConfig:
         generation = Fields(generation_file, None if os.path.lexists(generation_file) else {})
         if generation.values.get("max_new_tokens") is not None and generation.get("max_new_tokens", int) < 2:
             raise CheckpointError(f"{generation.where}: max_new_tokens is {generation.values['max_new_tokens']}; a number from 2 expected")
+        if generation.values.get("piece_length") is not None and generation.get("piece_length", int) < MIN_PIECE_LENGTH:
+            least = f"a number from {MIN_PIECE_LENGTH} expected"
+            raise CheckpointError(f"{generation.where}: piece_length is {generation.values['piece_length']}; {least}")
         tokenizer = Fields(folder / CODEC / "config.json")
         talker_config, codec = _talker_config(talker), _codec_config(tokenizer)
         text_rows = talker_config.text_vocab_size
@@ -174,6 +178,11 @@ class CheckpointConfig:
             tts_pad_token_id=model.get_id("tts_pad_token_id", text_rows),
             generation_defaults=generation.values,
         )
+
+    @property
+    def piece_length(self) -> int | None:
+        """Characters of the longest texts that it has learnt; published checkpoints do not say, fine-tuned and small ones may."""
+        return self.generation_defaults.get("piece_length")
 
     def check_codebooks(self) -> None:
         """Check that the codes of the talker are those of the codec: each indexes tables of both.

@@ -101,9 +101,10 @@ class EngineConfig:
         maximum=10_000_000,
     )
     piece_length: int = option(
-        300,
-        "Characters in a piece of a text with long_form, at most; one of Chinese, Japanese or Korean counts as three.",
-        minimum=20,
+        0,
+        "Characters in a piece of a text with long_form, at most; one of Chinese, Japanese or Korean counts as three. 0: what "
+        "generation_config.json of the checkpoint says in piece_length, else 300.",
+        minimum=0,
         maximum=4000,
     )
     lexicon_file: str = option("", "JSON file of words and their spellings, {word: spelling}, for all requests; empty: none.")

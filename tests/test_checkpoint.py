@@ -260,6 +260,7 @@ def test_codebooks_that_talker_and_codec_do_not_share_are_refused(folder: Path, 
     [
         ("max_new_tokens", "8192", "max_new_tokens is '8192'; int expected"),
         ("max_new_tokens", 1, "max_new_tokens is 1; a number from 2 expected"),
+        ("piece_length", 5, "piece_length is 5; a number from 20 expected"),
         ("temperature", -1, "temperature: -1.0 is not allowed"),
         ("top_p", 0, "top_p: 0.0 is not allowed"),
         ("do_sample", "false", "do_sample: 'false' is not allowed"),

@@ -86,7 +86,7 @@ class UtteranceBuilder:
         """
         self.kind = checkpoint.config.kind
         self.prompts = PromptBuilder(checkpoint, config.max_text_length)
-        self._texts = TextCompiler.of(config)
+        self._texts = TextCompiler.of(config, checkpoint.config.piece_length)
         self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
         self._max_model_len = config.max_model_len
         self._max_frames_behind = max_frames_behind

@@ -59,7 +59,7 @@ class TalkerService(EngineService):
             kind=checkpoint.config.kind,
             sampling=checkpoint.sampling_defaults(),
             delivery=Delivery.default(config),
-            texts=TextCompiler.of(config),
+            texts=TextCompiler.of(config, checkpoint.config.piece_length),
             max_text_length=config.max_text_length,
             max_reference_seconds=config.reference_max_seconds,
             served=served,

@@ -16,7 +16,7 @@ from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.dialogue import read_dialogue
 from engine_lib.speech.languages import code_of
 from engine_lib.speech.lexicon import Lexicon, is_unicode
-from engine_lib.speech.pieces import Border, cut
+from engine_lib.speech.pieces import MIN_PIECE_LENGTH, PIECE_LENGTH, Border, cut
 from engine_lib.speech.reading import Passage, added, cut_at_pauses
 from engine_lib.speech.script import Line, Script
 from engine_lib.speech.sentences import LINE_ENDS, paragraphs, sentences
@@ -55,12 +55,15 @@ class TextCompiler:
 
     max_text_length: int
     max_script_length: int = 100_000
-    piece_length: int = 300
+    piece_length: int = PIECE_LENGTH
     lexicon: Lexicon = field(default_factory=Lexicon)
 
     @classmethod
-    def of(cls, settings: TextSettings) -> TextCompiler:
+    def of(cls, settings: TextSettings, learnt_length: int | None) -> TextCompiler:
         """The compiler of an engine with these options.
+
+        Args:
+            learnt_length: characters in the longest texts that its checkpoint has learnt; None: unknown.
 
         Raises:
             ConfigError: lexicon_file cannot be used.
@@ -68,7 +71,7 @@ class TextCompiler:
         return cls(
             max_text_length=settings.max_text_length,
             max_script_length=settings.max_script_length,
-            piece_length=settings.piece_length,
+            piece_length=max(MIN_PIECE_LENGTH, settings.piece_length or learnt_length or PIECE_LENGTH),
             lexicon=Lexicon.read(settings.lexicon_file),
         )
 

@@ -17,6 +17,7 @@ import regex
 # Characters of Chinese, Japanese and Korean take about three times as long to say as letters.
 _WIDE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 WIDE_WEIGHT = 3
+MIN_PIECE_LENGTH, PIECE_LENGTH = 20, 300  # characters of a piece: at least, and if neither option nor checkpoint says
 _CLAUSE = regex.compile(r"[,;:)\]…—–][\p{Pf}\p{Pe}\"']{0,3}\s+|\s(?=[(\[—–])|[，、；：）」』】》…]+\s*", regex.VERSION1)
 _SPACE = regex.compile(r"[\s\u200b]+")
 _GRAPHEME = regex.compile(r"\X")

@@ -71,6 +71,8 @@ _SMOKE = {
 # generation_config.json; low temperatures, because the model's distributions are sharp.
 _GENERATION = {"temperature": 0.7, "repetition_penalty": 1.0, "subtalker_temperature": 0.7}
 
+PIECE_LENGTH = 90  # characters: of much longer texts it loses words (docs/speech/text.md)
+
 
 def configs(*, smoke: bool = False) -> dict[str, Config]:
     """`config`, `generation_config` and `speech_tokenizer` of the checkpoint."""
@@ -88,7 +90,9 @@ def configs(*, smoke: bool = False) -> dict[str, Config]:
     if smoke:
         overrides |= _SMOKE["config"]
         overrides |= {f"speech_tokenizer.decoder_config.{name}": value for name, value in _SMOKE["codec"].items()}
-    return build_configs("tiny", "custom_voice", overrides, bpe_vocab=BPE_VOCAB)
+    built = build_configs("tiny", "custom_voice", overrides, bpe_vocab=BPE_VOCAB)
+    built["generation_config"]["piece_length"] = PIECE_LENGTH
+    return built
 
 
 def talker_specs(config: dict[str, Config]) -> list[TensorSpec]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.compiler import MAX_SILENCE_MS, PARAGRAPH_PAUSE_MS, SENTENCE_PAUSE_MS, TextCompiler
 from engine_lib.speech.script import Script
@@ -122,6 +123,12 @@ def test_pauses_are_read_and_refused_by_what_is_allowed() -> None:
         assert error.value.field == "text"
     with pytest.raises(InvalidRequestError, match=f"at most {MAX_SILENCE_MS // 1000}s"):
         compiled("a[pause:60s]" * 61)
+
+
+def test_pieces_are_as_long_as_the_option_or_the_checkpoint_says() -> None:
+    assert TextCompiler.of(EngineConfig(), None).piece_length == 300
+    assert TextCompiler.of(EngineConfig(), 90).piece_length == 90
+    assert TextCompiler.of(EngineConfig(piece_length=50), 90).piece_length == 50
 
 
 def test_a_text_without_fields_is_not_touched() -> None:
