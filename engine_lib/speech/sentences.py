@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from sentencex import segment
+
 BLOCK = 2000  # characters that sentencex gets at a time
 LINE_ENDS = str.maketrans("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " " * 10)
 _PARAGRAPH = re.compile(r"(?:\r\n|[\n\r\v\x85\u2028])[^\S\n\r]*(?:\r\n|[\n\r\v\x85\u2028])\s*|[\f\u2029]\s*")
@@ -37,8 +39,6 @@ def sentences(text: str, language: str) -> list[tuple[int, int]]:
     Args:
         language: ISO 639 code, such as "en". sentencex knows some 240, and takes the rules of English or of a related one for others.
     """
-    from sentencex import segment  # only long texts need it
-
     shown = text.translate(LINE_ENDS)
     borders, position = [0], 0
     while position < len(shown):
