@@ -22,6 +22,7 @@ from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.checkpoint_files import CODEC, checkpoint_folder, why_missing, why_unreadable
 from engine_lib.errors import CheckpointError, InvalidRequestError
 from engine_lib.sampling import SamplingParams
+from engine_lib.speech.alignment_file import Alignment
 from engine_lib.text_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ class Checkpoint:
             return SamplingParams().updated({k: v for k, v in self.config.generation_defaults.items() if k in names})
         except InvalidRequestError as error:
             raise CheckpointError(f"{self.path / 'generation_config.json'}: {error}") from None
+
+    @cached_property
+    def alignment(self) -> Alignment | None:
+        """The talker's heads that follow the text; None if the folder has no alignment.json.
+
+        Raises:
+            CheckpointError: the file cannot be used.
+        """
+        shape = self.config.talker.shape
+        return Alignment.read(self.path, layers=shape.num_hidden_layers, heads=shape.num_attention_heads)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

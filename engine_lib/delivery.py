@@ -38,6 +38,13 @@ class AudioFormat(str, Enum):
     ALAW = "alaw"
 
 
+class Timestamps(str, Enum):
+    """What a client learns of when it is said."""
+
+    NONE = "none"
+    WORD = "word"
+
+
 @dataclass(frozen=True)
 class Delivery:
     """Delivery of one stream.
@@ -47,12 +54,14 @@ class Delivery:
         chunk_policy: FIXED repeats the last entry; ADAPTIVE depends on the audio that the client has left (talker/output/chunking.py).
         audio_format: how the client gets its samples.
         audio: what is done to the samples before.
+        timestamps: WORD gives the times of words with the audio; only for a checkpoint with an alignment.json.
     """
 
     chunk_frames: tuple[int, ...]
     chunk_policy: ChunkPolicy = ChunkPolicy.FIXED
     audio_format: AudioFormat = AudioFormat.FLOAT32
     audio: AudioSettings = NEUTRAL
+    timestamps: Timestamps = Timestamps.NONE
 
     @classmethod
     def default(cls, config: EngineConfig) -> Delivery:
@@ -128,6 +137,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "chunk_frames": _checked_chunk_frames,
     "chunk_policy": partial(_choice, "chunk_policy", ChunkPolicy),
     "audio_format": partial(_choice, "audio_format", AudioFormat),
+    "timestamps": partial(_choice, "timestamps", Timestamps),
 }
 _AUDIO_CHECKS: dict[str, Callable[[Any], Any]] = {
     "sample_rate": partial(_whole_number, "sample_rate", settings.MIN_RATE, settings.MAX_RATE),

@@ -71,6 +71,7 @@ class Prompt:
         speaker_embedding: [hidden_size] float32, of a cloned voice.
         reference_codes: [frames, num_code_groups] int16, the reference of a voice cloned in context. The codec decodes them
             before the first frame, as the past of the new speech, and returns no audio for them.
+        text_start: the row of the first token of the text to be spoken. Row `text_start` + i has token i, in the prompt or behind it.
     """
 
     text_ids: npt.NDArray[np.int32]
@@ -79,6 +80,7 @@ class Prompt:
     num_text_tokens: int
     speaker_embedding: npt.NDArray[np.float32] | None = None
     reference_codes: npt.NDArray[np.int16] | None = None
+    text_start: int = 0
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -154,8 +156,20 @@ class PromptBuilder:
         if non_streaming_mode is None:
             non_streaming_mode = self.config.kind != "base"
         add_text = self._add_whole_text if non_streaming_mode else self._add_first_text
+        text_start = len(rows.text_ids) + len(self._reference_ids(cloned))
         trailing = add_text(rows, spoken, cloned)
-        return rows.prompt(trailing, len(spoken), cloned)
+        return replace(rows.prompt(trailing, len(spoken), cloned), text_start=text_start)
+
+    def token_spans(self, text: str, is_first: bool = True) -> list[tuple[int, int]]:
+        """What each token of a text to be spoken says: the code points from .. to .. of `text`. Tokens may share one, as its bytes.
+
+        Args:
+            text: the text, or a part of it that StreamedText gives out.
+            is_first: it is the beginning of the text.
+        """
+        before, num_before = (ROLE, ROLE_LENGTH) if is_first else ("", 0)
+        offsets = self._tokenizer.encode(f"{before}{text}{TAIL}").offsets[num_before:-TAIL_LENGTH]
+        return [(max(start - len(before), 0), max(end - len(before), 0)) for start, end in offsets]
 
     def open(
         self,
@@ -176,11 +190,12 @@ class PromptBuilder:
         rows, cloned = self._begin([NO_ID] * ROLE_LENGTH, voice, language, instruct, voice_prompt)
         head, frames = [*rows.text_ids], self._bos_and_reference(cloned)
         rows.add([NO_ID] * len(frames), frames)
-        prompt = replace(rows.prompt([], 0, cloned), text_ids=np.empty(0, np.int32))
+        reference = self._reference_ids(cloned)
+        prompt = replace(rows.prompt([], 0, cloned), text_ids=np.empty(0, np.int32), text_start=len(head) + len(reference))
         text = StreamedText(self._borders, self._tokenize, before=ROLE, after=TAIL)
         role = slice(head.index(NO_ID), head.index(NO_ID) + ROLE_LENGTH)
         end = self.config.tts_eos_token_id
-        return prompt, TextRows(text, [*head, *self._reference_ids(cloned)], role, end=end, max_length=self.max_text_length)
+        return prompt, TextRows(text, [*head, *reference], role, end=end, max_length=self.max_text_length)
 
     def _begin(
         self, role: list[int], voice: str | None, language: str | None, instruct: str | None, voice_prompt: VoiceToClone | None

@@ -108,6 +108,9 @@ class StreamedText:
         """
         self._borders, self._encode = borders, encode
         self._before, self._after, self._num_after = before, after, len(encode(after))
+        self.on_text: Callable[[str, bool], None] | None = (
+            None  # gets each part of the text just before its ids, and whether it is the last
+        )
         self._held = ""
         self._num_searched = 0  # characters of `_held`: no border before that is safe, whatever follows
 
@@ -118,12 +121,17 @@ class StreamedText:
         if not border:
             self._num_searched = len(self._held) - self._borders.reach
             return []
-        text, self._held, self._num_searched = self._before + self._held[:border], self._held[border:], 0
+        before = self._before
+        text, self._held, self._num_searched = before + self._held[:border], self._held[border:], 0
         self._before = ""
+        if self.on_text is not None:
+            self.on_text(text.removeprefix(before), False)
         return self._encode(text)
 
     def end(self) -> list[int]:
         """Returns the ids that are left; those of `after` are none of them."""
+        if self.on_text is not None:
+            self.on_text(self._held, True)
         return self._encode(self._before + self._held + self._after)[: -self._num_after]
 
 
@@ -133,6 +141,7 @@ class TextRows:
     Attributes:
         num_rows: rows that have their text.
         num_text_tokens: tokens of the text to be spoken, so far.
+        max_text_tokens: the most that it may have; None: as many as there are rows.
     """
 
     def __init__(self, text: StreamedText, head: Sequence[int], role: slice, *, end: int, max_length: int) -> None:
@@ -148,6 +157,11 @@ class TextRows:
         self._text, self._head, self._role, self._end = text, list(head), role, end
         self._room = self._max_length = max_length
         self._is_blank = True
+        self.max_text_tokens: int | None = None
+
+    def follow(self, on_text: Callable[[str, bool], None], max_text_tokens: int) -> None:
+        """Let `on_text` get each part of the text just before its ids are given out, and whether it is the last part."""
+        self._text.on_text, self.max_text_tokens = on_text, max_text_tokens
 
     def append(self, piece: str, *, is_last: bool = False) -> list[int]:
         """Add a piece of the text, which may be empty; returns the text of further rows, as far as nothing that follows can change it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from test_tokenizer import ALPHABETS, TEXTS, random_text
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from engine_lib.checkpoint import Checkpoint
+from engine_lib.prompt import PromptBuilder
 from engine_lib.streamed_text import _CJK_RANGES, SafeBorders, StreamedText, _kind
 from engine_lib.text_tokenizer import CASE_SPLIT
 
@@ -91,6 +93,28 @@ def test_a_word_is_given_out_when_what_follows_has_begun(tiny_published_ids: Pat
         "", "Good", " morning", ",", " everyone!", " It is 7", ":30", "", "\n",
     ]  # fmt: skip
     assert tokenizer.decode(text.end()) == "Yes"
+
+
+def test_the_parts_of_a_text_have_the_token_spans_of_the_whole(tiny_published_ids: Path) -> None:
+    builder = PromptBuilder(Checkpoint(tiny_published_ids), 1000)
+    for text in ("Good morning.\n\nIt is 7:30 \U0001f600, 你好世界你好!", "\n\n Yes  <|im_end|> no"):
+        parts: list[tuple[str, bool]] = []
+        _, rows = builder.open(voice="ryan")
+        rows.follow(partial(_keep, parts), 100)
+        for character in text:
+            rows.append(character)
+        rows.append("", is_last=True)
+        spans, begin = list[tuple[int, int]](), 0
+        for part, _ in parts:
+            spans += [(begin + start, begin + end) for start, end in builder.token_spans(part, not begin)]
+            begin += len(part)
+        assert spans == builder.token_spans(text)
+        assert len(spans) == rows.num_text_tokens
+        assert [is_last for _, is_last in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def _keep(parts: list[tuple[str, bool]], part: str, is_last: bool) -> None:
+    parts.append((part, is_last))
 
 
 def test_chinese_needs_no_space(tiny_published_ids: Path) -> None:

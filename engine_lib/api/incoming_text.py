@@ -17,6 +17,10 @@ class IncomingText:
         """`rows`: of the prompt; `max_length`: longest text, in characters."""
         self._pieces, self._rows, self._feed = pieces, rows, TextFeed(max_length)
 
+    def follow(self, on_text: Callable[[str, bool], None], max_text_tokens: int) -> None:
+        """See TextRows."""
+        self._rows.follow(on_text, max_text_tokens)
+
     def begin(self, talker: TalkerEngine, stream_key: str, on_failure: Callable[[BaseException], None]) -> None:
         """Read the pieces and feed them to a stream of `talker`; `on_failure` gets what they raise, or an error of one of them."""
         self._feed.connect(talker, stream_key, self._rows)

@@ -17,6 +17,9 @@ from engine_lib.api.utterance import Utterance
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
+from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
+from engine_lib.speech.stream_words import SpokenWords
+from engine_lib.speech.words import TimedWord
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 
@@ -32,6 +35,8 @@ class SpeechChunk:
         finish_reason: "" until the last chunk, then stop, length or cancelled.
         samples_sent: of the last chunk: samples of all chunks of the stream.
         is_pause: the audio is the silence before a line of a script, or behind the last.
+        words: with timestamps: the words whose times are known now. A word comes with the chunk that was made 0.3 s after its end, or with
+            a later one, the rest with the last chunk; its times count from the beginning of the stream.
         metadata: what there is to say beside the audio: of a script, `line`, `speaker`, and in the last chunk `cut_lines`.
     """
 
@@ -42,6 +47,7 @@ class SpeechChunk:
     samples_sent: int = 0
     is_pause: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[TimedWord, ...] = ()
 
     @property
     def line(self) -> int | None:
@@ -60,10 +66,11 @@ class Pipe(RequestListener):
     The engines refer to it while the request runs. It must not refer to the SpeechStream: then a dropped one would never be freed.
     """
 
-    def __init__(self, talker: TalkerEngine, codec: CodecEngine) -> None:
+    def __init__(self, talker: TalkerEngine, codec: CodecEngine, words: SpokenWords | None = None) -> None:
+        """`words`: of its text, for a delivery with timestamps."""
         self.stream_key = uuid.uuid4().hex
         self.chunks: queue.SimpleQueue[SpeechChunk | BaseException] = queue.SimpleQueue()
-        self._samples_sent = 0
+        self._samples_sent, self._words = 0, words
         self._talker, self._codec = talker, codec
         self._reference: npt.NDArray[np.int16] | None = None
 
@@ -75,6 +82,10 @@ class Pipe(RequestListener):
         """
         prompt, text, key = utterance.prompt, utterance.text, self.stream_key
         self._reference = prompt.reference_codes
+        if self._words is not None and text is None:
+            self._words.add_text(utterance.whole_text)
+        elif self._words is not None and text is not None:
+            text.follow(self._words.add_text, MAX_TEXT_ROWS - 1)
         self._talker.submit(
             Request(
                 key,
@@ -120,4 +131,5 @@ class Pipe(RequestListener):
             sent = self._samples_sent if audio.is_final else 0
             is_pause = not (chunk.is_final or len(chunk.codes))
             told = json.loads(chunk.metadata) if chunk.metadata else {}
-            self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent, is_pause, told))
+            words = () if self._words is None else tuple(self._words.of_chunk(chunk.scores, chunk.finish_reason))
+            self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent, is_pause, told, words))

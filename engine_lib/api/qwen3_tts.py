@@ -34,10 +34,11 @@ from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuil
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
-from engine_lib.delivery import Delivery
+from engine_lib.delivery import Delivery, Timestamps
 from engine_lib.errors import InvalidRequestError, Qwen3TTSError
 from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.loudness import VoiceLoudness
+from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -226,6 +227,7 @@ class Qwen3TTS:
         instruct: str | None = None,
         non_streaming_mode: bool | None = None,
         chunk_frames: Sequence[int] | None = None,
+        timestamps: str | None = None,
         **generation: Any,
     ) -> SpeechStream:
         """Speak one text; each chunk comes when it is computed. Leaving the loop cancels the rest.
@@ -235,13 +237,14 @@ class Qwen3TTS:
                 thread reads it. The codes are those of the whole text with `non_streaming_mode` False.
             non_streaming_mode: None is that of the `generate_` method for a whole text, and False for pieces.
             chunk_frames: frames (80 ms each) in the first, second, .. chunk, 1 to 64, the last repeats; None is the engine's option.
+            timestamps: "word": chunks have `words` with their times, if the checkpoint has an alignment.json.
             others: as in `generate_custom_voice`.
 
         Raises:
             InvalidRequestError, OverloadedError: as there, when it is called.
             Qwen3TTSError: from the stream, if it fails.
         """
-        delivery = self._stream_delivery(chunk_frames)
+        delivery = self._stream_delivery(chunk_frames, timestamps)
         [utterance] = self._utterances.custom_voice(_one_text(text), speaker, language, instruct, non_streaming_mode, **generation)
         return self._start(utterance, delivery)
 
@@ -252,10 +255,11 @@ class Qwen3TTS:
         language: str | None = None,
         non_streaming_mode: bool | None = None,
         chunk_frames: Sequence[int] | None = None,
+        timestamps: str | None = None,
         **generation: Any,
     ) -> SpeechStream:
         """`generate_voice_design` as a stream; see `stream_custom_voice`."""
-        delivery = self._stream_delivery(chunk_frames)
+        delivery = self._stream_delivery(chunk_frames, timestamps)
         [utterance] = self._utterances.voice_design(_one_text(text), instruct, language, non_streaming_mode, **generation)
         return self._start(utterance, delivery)
 
@@ -270,11 +274,12 @@ class Qwen3TTS:
         non_streaming_mode: bool | None = None,
         chunk_frames: Sequence[int] | None = None,
         voice: str | None = None,
+        timestamps: str | None = None,
         **generation: Any,
     ) -> SpeechStream:
         """`generate_voice_clone` as a stream; see `stream_custom_voice`."""
         prompt = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
-        delivery = self._stream_delivery(chunk_frames)
+        delivery = self._stream_delivery(chunk_frames, timestamps)
         [utterance] = self._utterances.voice_clone(_one_text(text), language, *prompt, non_streaming_mode, voice, **generation)
         return self._start(utterance, delivery)
 
@@ -331,14 +336,19 @@ class Qwen3TTS:
         _warn_of_cuts(utterances, reasons, stacklevel=4)
         return Spoken(waves, reasons), streams[0].sample_rate
 
-    def _stream_delivery(self, chunk_frames: Iterable[int] | None) -> Delivery:
-        return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames)})
+    def _stream_delivery(self, chunk_frames: Iterable[int] | None, timestamps: str | None) -> Delivery:
+        frames = None if chunk_frames is None else list(chunk_frames)
+        return self._delivery.updated({"chunk_frames": frames, "timestamps": timestamps})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
         is_neutral = all(each.audio.is_neutral for each in utterance.lines or (utterance,))
         audio = None if is_neutral else AudioChain(utterance.audio, self.sample_rate, self._voice_loudness)
-        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio)
+        words, alignment = None, self.checkpoint.alignment
+        if delivery.timestamps is Timestamps.WORD and alignment is not None:
+            frame_seconds = self._codec.samples_per_frame / self.sample_rate
+            words = SpokenWords(alignment, frame_seconds, self._utterances.prompts.token_spans)
+        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio, words)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
         """Queue one utterance and gather its codes; leaving `stack` cancels it."""

@@ -11,16 +11,17 @@ from engine_lib.codec.lines import DecodedLines
 from engine_lib.delivery import Delivery
 from engine_lib.process.serial import Serial
 from engine_lib.speech.script import line_key
+from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
-from engine_lib.talker.script.lines import LinePart, SpokenLines
+from engine_lib.talker.script.lines import LinePart, SpokenLines, check_no_timestamps
 
 
 class ScriptPipe(Pipe):
     """A Pipe for a script. Its lines share one place in the talker, as in a server."""
 
-    def __init__(self, talker: TalkerEngine, codec: CodecEngine) -> None:
-        super().__init__(talker, codec)
+    def __init__(self, talker: TalkerEngine, codec: CodecEngine, words: SpokenWords | None = None) -> None:
+        super().__init__(talker, codec, words)
         self._decoded = DecodedLines(codec, self.stream_key)
         self._serial = Serial()  # for the lines
         self._lines: SpokenLines
@@ -28,6 +29,7 @@ class ScriptPipe(Pipe):
     def start(self, utterance: Utterance, delivery: Delivery) -> None:
         """See Pipe."""
         assert utterance.script is not None
+        check_no_timestamps(delivery)
         key, lines = self.stream_key, utterance.lines
 
         def request_of(line: int) -> tuple[Request, RequestListener]:

@@ -15,6 +15,8 @@ from engine_lib.codec.engine import CodecEngine
 from engine_lib.delivery import Delivery
 from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.stage import joined
+from engine_lib.speech.stream_words import SpokenWords
+from engine_lib.speech.words import TimedWord
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import FinishReason
 
@@ -61,17 +63,24 @@ class SpeechStream(Iterator[SpeechChunk]):
 
     @classmethod
     def start(
-        cls, talker: TalkerEngine, codec: CodecEngine, utterance: Utterance, delivery: Delivery, audio: AudioChain | None = None
+        cls,
+        talker: TalkerEngine,
+        codec: CodecEngine,
+        utterance: Utterance,
+        delivery: Delivery,
+        audio: AudioChain | None = None,
+        words: SpokenWords | None = None,
     ) -> SpeechStream:
         """Queue a request.
 
         Args:
             audio: what the codec's samples go through, on the thread of the reader.
+            words: of its text, for a delivery with timestamps.
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
         """
-        pipe = (Pipe if utterance.script is None else ScriptPipe)(talker, codec)
+        pipe = (Pipe if utterance.script is None else ScriptPipe)(talker, codec, words)
         pipe.start(utterance, delivery)
         return cls(pipe.chunks, pipe.cancel, codec.sample_rate, audio, utterance.lines)
 
@@ -115,6 +124,7 @@ class _Shaped:
         self._audio, self._lines = audio, lines
         self._line: int | None = None
         self._chunks = self._samples = 0
+        self._words: list[TimedWord] = []  # that wait for a chunk
 
     def chunks(self, made: SpeechChunk) -> list[SpeechChunk]:
         """Those that are ready after the codec's next chunk."""
@@ -123,12 +133,17 @@ class _Shaped:
         if self._line is not None and line != self._line:
             pieces.append(self._audio.next_line(self._lines[self._line - 1].audio))
         pieces.append(self._audio.pause(made.audio) if made.is_pause else self._audio.process(made.audio))
+        self._words += [word.heard(self._audio.heard_at) for word in made.words]
         if made.is_final:
             pieces.append(self._audio.finish(is_cut=made.finish_reason != FinishReason.STOP.value))
         samples, chunks = joined(pieces), []
         if samples.size:
-            chunks.append(SpeechChunk(samples, self._chunks, False, "", metadata=made.metadata))
+            chunks.append(SpeechChunk(samples, self._chunks, False, "", metadata=made.metadata, words=self._take_words()))
             self._chunks, self._samples = self._chunks + 1, self._samples + samples.size
         if made.is_final:
-            chunks.append(replace(made, index=self._chunks, samples_sent=self._samples))
+            chunks.append(replace(made, index=self._chunks, samples_sent=self._samples, words=self._take_words()))
         return chunks
+
+    def _take_words(self) -> tuple[TimedWord, ...]:
+        words, self._words = tuple(self._words), []
+        return words

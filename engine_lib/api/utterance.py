@@ -58,6 +58,7 @@ class Utterance:
         script: the lines to speak; None: the prompt has all of the text.
         lines: those of the script, each as an utterance; the first one gives the fields above.
         speaker: of lines of the script that name none; "" if it has no name.
+        whole_text: of any other.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
 
@@ -70,6 +71,7 @@ class Utterance:
     script: Script | None = None
     lines: tuple[Utterance, ...] = ()
     speaker: str = ""
+    whole_text: str = ""
 
 
 class UtteranceBuilder:
@@ -191,7 +193,7 @@ class UtteranceBuilder:
         utterances = []
         for i, one in enumerate(texts):
             row = {name: column[i] for name, column in columns.items()}
-            incoming = None
+            incoming, whole = None, ""
             try:
                 if isinstance(one, TextPieces):
                     reading.check_open()
@@ -205,11 +207,12 @@ class UtteranceBuilder:
                     else:
                         prompt = self.prompts.build(text=spoken, non_streaming_mode=non_streaming_mode, **row)
                         utterance = self._utterance(prompt, arguments, _settings(audio, row))
+                        whole = spoken
             except InvalidRequestError as error:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(replace(utterance, turn=turn, text=incoming))
+            utterances.append(replace(utterance, turn=turn, text=incoming, whole_text=whole))
         return utterances
 
     def _of_script(

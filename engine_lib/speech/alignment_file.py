@@ -14,6 +14,7 @@ from engine_lib.errors import CheckpointError
 
 ALIGNMENT_FILE = "alignment.json"
 MAX_HEADS = 8
+MAX_TEXT_ROWS = 1024  # tokens of one text, and the row that ends it; the device has room for so many
 MAX_SECONDS = 2.0  # of `offset` and `lead`
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 Span = tuple[int, int]  # first code point, and the one behind the last
@@ -28,6 +28,10 @@ class TimedWord:
     start: float
     end: float
     index: int
+
+    def heard(self, at: Callable[[float], float]) -> TimedWord:
+        """The same word on another clock, as AudioChain.heard_at."""
+        return replace(self, start=at(self.start), end=at(self.end))
 
     def to_json(self) -> dict[str, Any]:
         """The object that clients get, times to the millisecond."""

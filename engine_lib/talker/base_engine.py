@@ -14,8 +14,10 @@ from engine_lib.admission.room import Room
 from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import Timestamps
 from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.prompt import Prompt
+from engine_lib.speech.alignment_file import ALIGNMENT_FILE, MAX_TEXT_ROWS
 from engine_lib.talker.backpressure import AdmissionPause
 from engine_lib.talker.request import FurtherText, Request, RequestListener
 from engine_lib.talker.step_times import StepTimes
@@ -152,11 +154,12 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
             place: the key of a place of `reserve`. The request shares it and does not count, so it is not refused for overload.
 
         Raises:
-            InvalidRequestError: text and frames do not fit the engine, or a stream of this key is open.
+            InvalidRequestError: text and frames do not fit the engine, a stream of this key is open, or there are no timestamps here.
             OverloadedError: too many requests are waiting.
             EngineDeadError: the engine has stopped.
         """
         self.check_length(request)
+        self._check_timestamps(request)
         with self._changed:
             if request.stream_key in self._open:
                 raise InvalidRequestError("stream_key", f"{request.stream_key!r} is already open; give every request its own")
@@ -205,6 +208,21 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         tokens = request.prompt.num_text_tokens if num_text_tokens is None else num_text_tokens
         wanted = request.sampling.max_frames or FRAME_BUDGET_BASE + FRAME_BUDGET_PER_TOKEN * tokens
         return min(wanted, self.max_frames_behind(request.prompt))
+
+    def _check_timestamps(self, request: Request) -> None:
+        """Refuse a request for timestamps that this engine cannot give."""
+        if request.delivery.timestamps is Timestamps.NONE:
+            return
+        if self.checkpoint.alignment is None:
+            missing = f"there is no {ALIGNMENT_FILE} beside the weights, which says what heads follow the text"
+            problem = f"{missing}; make it with scripts/calibrate_alignment.py, or leave timestamps out"
+            raise InvalidRequestError("timestamps", f"word is not possible with this checkpoint: {problem}")
+        if self.config.tensor_parallel_size > 1:
+            problem = f"word is not possible with tensor_parallel_size {self.config.tensor_parallel_size}"
+            raise InvalidRequestError("timestamps", f"{problem}, because ranks share the heads; leave timestamps out")
+        rows = request.prompt.num_text_tokens + 1
+        if rows > MAX_TEXT_ROWS:
+            raise InvalidRequestError("text", f"has {rows - 1} tokens; with timestamps at most {MAX_TEXT_ROWS - 1} are allowed")
 
     def check_length(self, request: Request) -> None:
         """Refuse a prompt that does not fit, or more frames than fit behind it.

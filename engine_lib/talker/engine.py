@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -34,7 +34,7 @@ from engine_lib.talker.parallel.rank_zero import start_ranks
 from engine_lib.talker.planner import Planner
 from engine_lib.talker.request import TEXT_IDLE_ERROR, FinishReason, FurtherText, Request, RequestListener
 from engine_lib.talker.scheduler import Schedule, Scheduler
-from engine_lib.talker.sequence import RUNNING, Sequence
+from engine_lib.talker.sequence import RUNNING, Scores, Sequence
 from engine_lib.talker.text.waits import TextWaits
 
 logger = logging.getLogger(__name__)
@@ -324,12 +324,13 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         # All rows at once: asking numpy row by row would take half a millisecond of every step at 64 streams.
         has_ended = (rows[:, 0] == self._eos).tolist()
         has_failed = ((rows < 0) | (rows >= self._codebook_size)).any(1).tolist()
-        streams = zip(launched.sequences, launched.num_preemptions, rows, has_ended, has_failed, strict=True)
-        for sequence, num_preemptions, codes, ended, failed in streams:
+        all_scores: Iterable[Scores | None] = [None] * len(rows) if (scores := launched.result.scores) is None else scores
+        streams = zip(launched.sequences, launched.num_preemptions, rows, has_ended, has_failed, all_scores, strict=True)
+        for sequence, num_preemptions, codes, ended, failed, its_scores in streams:
             if sequence.status is RUNNING and sequence.num_preemptions == num_preemptions:
-                self._receive(sequence, codes, ended, failed)
+                self._receive(sequence, codes, ended, failed, its_scores)
 
-    def _receive(self, sequence: Sequence, codes: npt.NDArray[np.int16], has_ended: bool, has_failed: bool) -> None:
+    def _receive(self, sequence: Sequence, codes: npt.NDArray[np.int16], has_ended: bool, has_failed: bool, scores: Scores | None) -> None:
         if has_ended:
             self._close(sequence, FinishReason.STOP)
         elif has_failed:
@@ -337,7 +338,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self._close(sequence, FinishReason.ERROR, "the talker computed a value that is not a number or not a code")
         else:
             self._num_frames += 1
-            sequence.append_frame(codes, self._now, len(self.scheduler.active))
+            sequence.append_frame(codes, self._now, len(self.scheduler.active), scores)
             self.scheduler.received(sequence)
             if sequence.emitter.has_failed:
                 self._close(sequence, FinishReason.CANCELLED)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
 from engine_lib.talker.device.plan import (
     BlockTablePlan,
     DecodePlan,
@@ -106,6 +107,7 @@ class Planner:
             sampling=sequence.request.sampling,
             seen_ids=np.array([codes[0] for codes in frames], np.int64),
             text_ids=sequence.text_ids[sequence.num_prompt_rows - 1 :].astype(np.int64),
+            text_start=sequence.prompt.text_start if sequence.wants_scores else -1,
         )
 
     def _text(self, sequences: list[Sequence]) -> TextPlan:
@@ -128,9 +130,15 @@ class Planner:
 
     def _decode(self, sequences: list[Sequence]) -> DecodePlan:
         num_rows = max(sequence.num_rows_on_device for sequence in sequences) + 1
-        plan = DecodePlan(_slots(sequences), -(-num_rows // self._block_size))
+        text_rows = max((self._text_rows(sequence) for sequence in sequences if sequence.wants_scores), default=0)
+        plan = DecodePlan(_slots(sequences), -(-num_rows // self._block_size), text_rows)
         self._scheduler.decoded(sequences)
         return plan
+
+    @staticmethod
+    def _text_rows(sequence: Sequence) -> int:
+        """Rows of its text that its next frame may look at."""
+        return max(min(sequence.num_text_rows, sequence.num_rows_on_device + 1 - sequence.prompt.text_start, MAX_TEXT_ROWS), 1)
 
 
 def _slots(sequences: list[Sequence]) -> npt.NDArray[np.int64]:

@@ -38,6 +38,7 @@ class CodesChunk(Message, frozen=True):
         is_reference: the codes are a clone's reference, sent ahead of chunk 0: the codec takes them as the stream's past and
             gives no audio for them.
         num_frames: of the final chunk: frames in all chunks of the stream, those of a cancelled one too.
+        scores: [frames, heads, text rows] float16, of a stream with timestamps: what WordAligner.add takes.
         metadata: "", or what the client is told beside the audio: a JSON object.
     """
 
@@ -49,6 +50,7 @@ class CodesChunk(Message, frozen=True):
     error: str = ""
     is_reference: bool = False
     num_frames: int = 0
+    scores: npt.NDArray[np.float16] | None = None
     metadata: str = ""
 
 

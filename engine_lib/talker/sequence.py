@@ -9,9 +9,12 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.delivery import Timestamps
 from engine_lib.talker.output.chunking import ChunkCutter, ChunkGrowth
 from engine_lib.talker.output.emitter import Emitter
 from engine_lib.talker.request import FinishReason, FurtherText, Request, RequestListener, StreamTimes
+
+Scores = npt.NDArray[np.float16]
 
 
 class SequenceStatus(Enum):
@@ -44,6 +47,7 @@ class Sequence:
         num_prefilled_rows: rows in the cache, or launched.
         num_sound_rows: rows known to be in the cache and free of NaN.
         num_text_rows_on_device: of `text_ids`, once it has a slot.
+        wants_scores: its frames come with scores of its text.
         num_launched_frames: frames launched on the device, read or not.
         num_preemptions: a result launched before the latest preemption is void.
         frames: [num_code_groups] int16 each, as read.
@@ -55,6 +59,7 @@ class Sequence:
         self.request, self.prompt = request, request.prompt
         self.emitter = Emitter(request, listener)
         self.seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        self.wants_scores = request.delivery.timestamps is Timestamps.WORD
         self.num_prompt_rows = len(request.prompt)
         self.text_ids = np.concatenate([request.prompt.text_ids, request.prompt.trailing_text_ids])
         self.text_is_open = request.text_is_open
@@ -72,6 +77,7 @@ class Sequence:
         self.frames: list[npt.NDArray[np.int16]] = []
         self.prefilled_at = self._begun_at = 0.0
         self._num_sent_frames = 0
+        self._scores: list[Scores | None] = []  # of frames that are not sent yet, if it wants scores
         self._cutter = ChunkCutter(request.delivery.chunk_frames, growth)
 
     @property
@@ -88,6 +94,13 @@ class Sequence:
     def max_rows(self) -> int:
         """Input rows it can ever need: its last frame is sampled, but never fed back."""
         return self.num_prompt_rows + self.max_frames - 1
+
+    @property
+    def num_text_rows(self) -> int:
+        """Rows of the text to be spoken, the one that ends it included, as far as it has come."""
+        if self.request.text_is_open:
+            return max(len(self.text_ids) - self.prompt.text_start, 0)
+        return self.prompt.num_text_tokens + 1
 
     @property
     def has_text(self) -> bool:
@@ -128,9 +141,16 @@ class Sequence:
         self._begun_at = self._begun_at or time.monotonic()
         self.emitter.start()
 
-    def append_frame(self, codes: npt.NDArray[np.int16], now: float, num_running: int) -> None:
-        """Keep one frame [num_code_groups], and send a chunk if it is due; `now` and `num_running` are for ChunkCutter."""
+    def append_frame(self, codes: npt.NDArray[np.int16], now: float, num_running: int, scores: Scores | None = None) -> None:
+        """Keep one frame [num_code_groups], and send a chunk if it is due.
+
+        Args:
+            now, num_running: for ChunkCutter.
+            scores: [heads, text rows] of the frame, if the sequence wants them and the frame has them.
+        """
         self.frames.append(codes)
+        if self.wants_scores:
+            self._scores.append(None if scores is None else scores[:, : self.num_text_rows])
         num_gathered = len(self.frames) - self._num_sent_frames
         if self._cutter.is_due(num_gathered, now, num_running):
             self._cutter.sent(num_gathered, now)
@@ -155,4 +175,14 @@ class Sequence:
             self.emitter.report(StreamTimes(self.request.stream_key, begun_at, self.prefilled_at or begun_at, time.monotonic()))
         frames = np.array(self.frames[self._num_sent_frames :])  # a third of the time of np.stack
         self._num_sent_frames = len(self.frames)
-        self.emitter.emit_frames(frames)
+        self.emitter.emit_frames(frames, self._take_scores() if self.wants_scores else None)
+
+    def _take_scores(self) -> Scores:
+        """[frames, heads, text rows] of the frames to be sent, -inf if a frame has none."""
+        taken, self._scores = self._scores, []
+        shapes = [scores.shape for scores in taken if scores is not None] or [(1, 0)]
+        together = np.full((len(taken), shapes[0][0], max(rows for _, rows in shapes)), -np.inf, np.float16)
+        for frame, scores in zip(together, taken, strict=True):
+            if scores is not None:
+                frame[:, : scores.shape[1]] = scores
+        return together

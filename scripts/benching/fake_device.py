@@ -41,7 +41,7 @@ class NoForward:
     def __init__(self, num_code_groups: int, hidden_size: int) -> None:
         self._num_code_groups, self._hidden_size = num_code_groups, hidden_size
 
-    def decode(self, slots: torch.Tensor, _width: int) -> torch.Tensor:
+    def decode(self, slots: torch.Tensor, _width: int, _scores: object = None) -> torch.Tensor:
         """See TalkerForward."""
         return torch.empty(len(slots), 0)
 
@@ -64,6 +64,11 @@ class TimedResult(FrameResult):
         """See FrameResult."""
         time.sleep(max(self._ready_at - time.perf_counter(), 0))
         return self._result.read()
+
+    @property
+    def scores(self) -> npt.NDArray[np.float16] | None:
+        """See FrameResult."""
+        return self._result.scores
 
 
 class FakeWorker(TalkerWorker):

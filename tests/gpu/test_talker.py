@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bench_engine import launch
+from conftest import SHAPES_1B7
 from random_voices import random_voice
 from talker.speaking import (
     GREEDY,
@@ -27,6 +28,7 @@ from talker.speaking import (
 )
 
 from engine_lib.sampling import SamplingParams
+from engine_lib.speech.alignment_file import Alignment
 from engine_lib.talker.engine import LaunchedFrames, TalkerEngine
 from engine_lib.talker.scheduler import Schedule
 from make_checkpoint import make_checkpoint
@@ -129,6 +131,40 @@ def test_a_graph_gives_the_bits_of_an_eager_launch_at_every_bucket(dtype: str, t
                 assert torch.equal(tensor[rows], value[rows]), f"batch {batch}"
             # The null block gets the keys and values of the padding rows, in any order.
             assert torch.equal(tensors[-1][:, :, 1:], after[-1][:, :, 1:]), f"batch {batch}"
+
+
+def test_a_graph_with_scores_has_the_codes_of_one_without_and_the_scores_of_an_eager_launch(checkpoints: Path) -> None:
+    path = make_checkpoint(checkpoints / "aligned", seed=5, overrides=SHAPES_1B7)
+    Alignment(((0, 1), (1, 0), (2, 5)), 0.0, 0.1).write(path)
+    engine = make_engine(path, device="cuda", dtype="bfloat16")
+    worker = engine.worker
+    with torch.inference_mode():
+        for i in range(3):
+            engine.scheduler.add(unheard(engine, str(i), Utterance(text="one two three " * (1 + i)).prompt(path)))
+        while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in engine.scheduler.active):
+            launch(engine)
+        slots = np.array([sequence.slot for sequence in engine.scheduler.active])
+        worker.state.text_starts[slots] = 6
+        assert worker.graphs is not None
+        assert worker.text_scores is not None
+        tensors = [tensor for tensor in (*vars(worker.state).values(), worker.kv_cache) if isinstance(tensor, torch.Tensor)]
+        before = [tensor.clone() for tensor in tensors]
+        results = []
+        for step in (
+            lambda: worker.graphs.step(slots),
+            lambda: worker.graphs.step(slots, with_scores=True),
+            lambda: worker.step(torch.tensor([*slots, worker.scratch_slot], device="cuda"), worker.table_width, 40),
+        ):
+            worker.text_scores.out.zero_()
+            results.append((step()[:3].clone(), worker.text_scores.out[:3, :, :40].clone()))
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+    (codes, nothing), (scored_codes, scores), (eager_codes, eager_scores) = results
+    assert torch.equal(codes, scored_codes)
+    assert torch.equal(codes, eager_codes)
+    assert not nothing.any()
+    assert torch.equal(scores, eager_scores)
+    assert scores.isfinite().any(2).all()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from engine_lib.devices import on_device
 from engine_lib.layers.attention import AttentionBackend, TorchAttention
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_forward import FusedForward
+from engine_lib.talker.device.text_scores import TextScores
 from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.engine import TalkerEngine
 from kernels.compare import assert_near
@@ -61,9 +62,13 @@ def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | Non
         slots, width = prefill(engine, voice), worker.state.block_tables.shape[1]
         truth = worker.forward.decode(slots, width)
         stored = worker.kv_cache.clone()
+        scores = TextScores(((0, 1), (1, 0), (1, 5)), worker.model.transformer.shape.num_attention_heads, worker.state, worker.kv_cache)
+        worker.forward.decode(slots, width, scores.of_step(slots, 7))
+        expected, scores.out[:] = scores.out.clone(), 0
         # the same rows again: decode changes no state but the cache's new row
-        assert_near(fused_forward(worker, attention).decode(slots, width), truth)
+        assert_near(fused_forward(worker, attention).decode(slots, width, scores.of_step(slots, 7)), truth)
         assert_near(worker.kv_cache, stored)
+        assert_near(scores.out.float().exp(), expected.float().exp())  # rows that are not seen are -inf in both
 
 
 def test_shards_make_the_decode_step_of_the_whole(device: torch.device, voice: Path, monkeypatch: pytest.MonkeyPatch):

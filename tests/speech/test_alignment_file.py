@@ -1,4 +1,4 @@
-"""alignment.json is read as it was written; one that does not fit the checkpoint is refused, with the reason."""
+"""alignment.json is read as it was written; one that does not fit is refused, with the reason."""
 
 from __future__ import annotations
 

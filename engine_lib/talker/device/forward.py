@@ -16,6 +16,7 @@ from engine_lib.talker.device.frame import FirstCodebookRules, sample_frame
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.prefill_layout import PrefillInputs
 from engine_lib.talker.device.state import SlotState
+from engine_lib.talker.device.text_scores import StepScores
 
 
 class TalkerForward(Protocol):
@@ -29,12 +30,13 @@ class TalkerForward(Protocol):
     name: str
     can_be_captured: bool
 
-    def decode(self, slots: torch.Tensor, width: int) -> torch.Tensor:
+    def decode(self, slots: torch.Tensor, width: int, scores: StepScores | None = None) -> torch.Tensor:
         """Run the next input row of each slot through all layers.
 
         Args:
             slots: [batch] int64.
             width: columns of the block tables that these slots use.
+            scores: of this step, takes in every layer.
 
         Returns:
             [batch, hidden], before the final norm.
@@ -85,7 +87,7 @@ class PlainForward:
         self.name, self.can_be_captured = attention.name, attention.can_be_captured
         self._model, self._kv_cache, self._state, self._rules, self._attention = model, kv_cache, state, rules, attention
 
-    def decode(self, slots: torch.Tensor, width: int) -> torch.Tensor:
+    def decode(self, slots: torch.Tensor, width: int, scores: StepScores | None = None) -> torch.Tensor:
         """See TalkerForward."""
         state = self._state
         rows = decode_rows(state, slots, width, self._kv_cache.shape[3])
@@ -94,6 +96,8 @@ class PlainForward:
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self._kv_cache[layer]
             store_kv(k, v, k_cache, v_cache, rows.cache_rows)
+            if scores is not None:
+                scores.add(layer, q)
             return self._attention.decode(q, k_cache, v_cache, rows.block_tables, rows.lengths)
 
         x = self._model.embed(state.text_ids[slots, text_columns], state.codes[slots])

@@ -14,12 +14,15 @@ from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.layers.attention import AttentionBackend
 from engine_lib.layers.fused import AttendPacked, forward_fused
+from engine_lib.ops.norm import rms_norm
+from engine_lib.ops.rope import apply_rope
 from engine_lib.talker.device.forward import decode_rows
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_frame import sample_frame_fused
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.prefill_layout import PrefillInputs
 from engine_lib.talker.device.state import SlotState
+from engine_lib.talker.device.text_scores import StepScores
 
 
 class FusedForward:
@@ -46,10 +49,12 @@ class FusedForward:
         eps = model.transformer.shape.rms_norm_eps
         self._rotations = [HeadRotation(layer.q_norm, layer.k_norm, eps, model.cos, model.sin) for layer in model.transformer.layers]
 
-    def decode(self, slots: torch.Tensor, width: int) -> torch.Tensor:
+    def decode(self, slots: torch.Tensor, width: int, scores: StepScores | None = None) -> torch.Tensor:
         """See TalkerForward. Block tables are read by slot, so `width` only bounds the splits of attention."""
         model, state = self._model, self._state
         attend = self._attend_fused(slots, width) if self._attention is None else self._attend_by(self._attention, slots, width)
+        if scores is not None:
+            attend = self._attend_scored(attend, slots, scores)
         x = embed_frames(slots, state, model.code_table, model.code_offsets, model.text_table)
         return forward_fused(model.transformer, x, attend, model.transformer.all_reduce)
 
@@ -62,6 +67,20 @@ class FusedForward:
             return decode_attention(qkv, self._rotations[layer], cache, self._state.positions, slots)
 
         return attend
+
+    def _attend_scored(self, attend: AttendPacked, slots: torch.Tensor, scores: StepScores) -> AttendPacked:
+        """`attend`, then the scores of its layer, which need its queries once more: the kernel keeps them in registers."""
+        shape, positions = self._model.transformer.shape, self._state.positions[slots]
+        cos, sin = self._model.cos[positions], self._model.sin[positions]
+
+        def attend_scored(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            out = attend(layer, qkv)
+            if scores.has(layer):
+                q = qkv.view(len(slots), -1, shape.head_dim)[:, : shape.num_attention_heads]
+                scores.add(layer, apply_rope(rms_norm(q, self._rotations[layer].q_norm, shape.rms_norm_eps), cos, sin))
+            return out
+
+        return attend_scored
 
     def _attend_by(self, attention: AttentionBackend, slots: torch.Tensor, width: int) -> AttendPacked:
         rows = decode_rows(self._state, slots, width, self._kv_cache.shape[3])

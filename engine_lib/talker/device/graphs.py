@@ -23,6 +23,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.devices import on_stream
 from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillBuffer, PrefillInputs, PrefillLayout
 from engine_lib.talker.device.state import SlotTable
+from engine_lib.talker.device.text_scores import TextScores
 
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 PREFILL_ROW_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -68,8 +69,9 @@ class CapturableSteps(Protocol):
     table_width: int
     slots: SlotTable
     first_slots: torch.Tensor
+    text_scores: TextScores | None
 
-    def step(self, slots: torch.Tensor, width: int) -> torch.Tensor: ...
+    def step(self, slots: torch.Tensor, width: int, text_rows: int = 0) -> torch.Tensor: ...
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor: ...
     def first_frames(self, slots: torch.Tensor) -> torch.Tensor: ...
     def prefill_buffer(self, layout: PrefillLayout) -> PrefillBuffer: ...
@@ -102,13 +104,15 @@ class TalkerGraphs:
             for sequences in sequence_buckets
         ]
         self._steps: dict[int, CapturedFunction] = {}
+        self._scored_steps: dict[int, CapturedFunction] = {}  # only of a checkpoint that can give timestamps
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
         self._first_frames: dict[int, CapturedFunction] = {}
         with on_stream(prefill_stream):
             blank = torch.from_numpy(steps.slots.pack_blank(self._scratch_slot)).to(device)
             self._write_slot = CapturedFunction(steps.slots.write, blank, prefill_pool)
         # The largest first, so that the smaller ones fit into its memory.
-        num_graphs = len(self._layouts) + len(sequence_buckets) + len(batches)
+        scores = steps.text_scores
+        num_graphs = len(self._layouts) + len(sequence_buckets) + len(batches) * (1 if scores is None else 2)
         with tqdm(total=num_graphs, desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
                 with on_stream(prefill_stream):
@@ -123,18 +127,22 @@ class TalkerGraphs:
                 slots = torch.full((batch,), self._scratch_slot, device=device)
                 self._steps[batch] = CapturedFunction(partial(steps.step, width=steps.table_width), slots, pool)
                 progress.update()
+                if scores is not None:
+                    scored = partial(steps.step, width=steps.table_width, text_rows=scores.out.shape[2])
+                    self._scored_steps[batch] = CapturedFunction(scored, slots.clone(), pool)
+                    progress.update()
         self.capture_seconds = time.perf_counter() - started
         self.nbytes = torch.cuda.memory_reserved(device) - reserved
 
     def __len__(self) -> int:
-        return len(self._steps) + len(self._prefills) + len(self._first_frames) + 1
+        return len(self._steps) + len(self._scored_steps) + len(self._prefills) + len(self._first_frames) + 1
 
-    def step(self, slots: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
-        """One frame of `slots` [n]: codes [n or more, num_code_groups]."""
+    def step(self, slots: npt.NDArray[np.integer[Any]], *, with_scores: bool = False) -> torch.Tensor:
+        """One frame of `slots` [n]: codes [n or more, num_code_groups]. With scores, TextScores.out has those of all its rows then."""
         batch = min(batch for batch in self._steps if batch >= len(slots))
         padded = np.full(batch, self._scratch_slot, np.int64)
         padded[: len(slots)] = slots
-        return self._steps[batch].replay(padded)
+        return (self._scored_steps if with_scores else self._steps)[batch].replay(padded)
 
     def write_slot(self, packed: npt.NDArray[np.integer[Any]]) -> None:
         """Begin a stream; `packed` as in SlotTable.pack."""
@@ -142,7 +150,8 @@ class TalkerGraphs:
 
     def release(self) -> None:
         """Destroy all graphs; steps from here on raise RuntimeError."""
-        for captured in (self._write_slot, *self._steps.values(), *self._prefills.values(), *self._first_frames.values()):
+        steps = (*self._steps.values(), *self._scored_steps.values())
+        for captured in (self._write_slot, *steps, *self._prefills.values(), *self._first_frames.values()):
             captured.release()
 
     def layout_for(self, exact: PrefillLayout) -> PrefillLayout:

@@ -54,6 +54,7 @@ class SlotPlan(AheadPlan, frozen=True):
         seed, sampling: how its codes are sampled.
         seen_ids: [n] int64, ids of codebook 0 it has used.
         text_ids: [1 + n] int64, the text of the prompt's last row, and the text that joins the first n frames.
+        text_start: the first row of the text that is spoken; -1 if it needs no timestamps.
     """
 
     slot: int
@@ -64,6 +65,7 @@ class SlotPlan(AheadPlan, frozen=True):
     sampling: SamplingParams
     seen_ids: Integers
     text_ids: Integers
+    text_start: int = -1
 
 
 class TextPlan(AheadPlan, frozen=True):
@@ -88,10 +90,16 @@ class BlockTablePlan(Message, frozen=True):
 
 
 class DecodePlan(Message, frozen=True):
-    """The next frame of `slots` [n] int64. Their block tables use `width` columns."""
+    """The next frame of `slots` [n] int64.
+
+    Attributes:
+        width: columns of their block tables that they use.
+        text_rows: rows of text of which the frame gives scores, as in TextScores; 0: no stream asks.
+    """
 
     slots: Integers
     width: int
+    text_rows: int = 0
 
 
 class ErasePlan(Message, frozen=True):

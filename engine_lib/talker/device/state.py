@@ -25,6 +25,7 @@ class SlotState:
         positions: int64, input rows in the cache.
         frames: int64, frames sampled so far.
         codes: [slots, num_code_groups] int64, of the next input row: the latest frame, or the prompt's last row; negative for no code.
+        text_starts: int64, the first row of the text that is spoken; only of streams with timestamps.
         text_ids: [slots, columns] int64, the text of the next input row by `frames`: that of the prompt's last row, then the text
             that joins each frame; after its end, and always in the last column, tts_pad.
         block_tables: [slots, width] int32.
@@ -37,6 +38,7 @@ class SlotState:
     positions: torch.Tensor
     frames: torch.Tensor
     codes: torch.Tensor
+    text_starts: torch.Tensor
     text_ids: torch.Tensor
     block_tables: torch.Tensor
     seen: torch.Tensor
@@ -73,6 +75,7 @@ class SlotTable:
             positions=positions,
             frames=frames,
             codes=codes,
+            text_starts=torch.zeros(slots, dtype=torch.int64, device=device),
             text_ids=text_ids,
             block_tables=torch.zeros(slots, width, dtype=torch.int32, device=device),
             seen=torch.zeros(slots, vocab_size, dtype=torch.bool, device=device),

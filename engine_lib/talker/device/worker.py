@@ -48,6 +48,7 @@ from engine_lib.talker.device.pool_size import num_kv_blocks
 from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillBuffer, PrefillInputs, PrefillLayout
 from engine_lib.talker.device.ranks import Ranks
 from engine_lib.talker.device.state import SlotState, SlotTable
+from engine_lib.talker.device.text_scores import TextScores
 
 PINNED_BUFFERS = 6  # of one size
 KEPT_STEPS = 4  # decode steps that may be unread, and one or two more
@@ -60,21 +61,35 @@ class FrameResult:
         copied: the end of the copy on a GPU.
     """
 
-    def __init__(self, codes: torch.Tensor, ranks: Ranks) -> None:
-        """`codes`: [sequences, num_code_groups] int64 on the device, which a later step may overwrite."""
+    def __init__(self, codes: torch.Tensor, ranks: Ranks, scores: torch.Tensor | None = None) -> None:
+        """
+        Args:
+            codes: [sequences, num_code_groups] int64 on the device, which a later step may overwrite.
+            scores: [sequences, heads, text rows] float16, likewise.
+        """
         self._ranks = ranks
         self.copied: torch.cuda.Event | None = None
         if codes.is_cuda:
-            codes = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True).copy_(codes, non_blocking=True)
+            codes, scores = _copied(codes), None if scores is None else _copied(scores)
             self.copied = torch.cuda.Event()
             self.copied.record()
-        self._codes = codes
+        self._codes, self._scores = codes, scores
 
     def read(self) -> npt.NDArray[np.int16]:
         """[sequences, num_code_groups]; waits for the device if needed. BAD_CODE marks a row that went wrong."""
         if self.copied is not None:
             self._ranks.wait_for(self.copied)
         return self._codes.numpy().astype(np.int16)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float16] | None:
+        """[sequences, heads, text rows] as in TextScores, once `read` has returned; None for a step without."""
+        return None if self._scores is None else self._scores.numpy().copy()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A pinned copy on the host, which may not have come yet."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 class TalkerWorker:
@@ -84,6 +99,7 @@ class TalkerWorker:
         num_blocks: KV blocks, NULL_BLOCK included.
         table_width: columns of a block table.
         scratch_slot: the slot of rows that pad a batch.
+        text_scores: of the heads that follow the text; None if the checkpoint names none, or ranks share the heads.
     """
 
     def __init__(
@@ -136,6 +152,9 @@ class TalkerWorker:
         self._first_rows = torch.zeros(MAX_PREFILL_SEQUENCES, shape.hidden_size, dtype=dtype, device=device)
         rules = FirstCodebookRules.of(self.talker_config, device)
         self.forward = _forward(config, self.model, self.kv_cache, self.state, rules)
+        self.text_scores: TextScores | None = None
+        if checkpoint.alignment is not None and ranks.all_reduce is None:
+            self.text_scores = TextScores(checkpoint.alignment.heads, shape.num_attention_heads, self.state, self.kv_cache)
         self.graphs: TalkerGraphs | None = None
         self.stream = own_stream(device, config.talker_stream_priority)
         self._prefill_stream: torch.cuda.Stream | None = None  # None: prefill and decode share a stream
@@ -201,8 +220,8 @@ class TalkerWorker:
         launch = self._launch[type(plan)]
         if isinstance(plan, AheadPlan):
             with self._ahead(plan.after):
-                return self._result(launch(plan))
-        result = self._result(launch(plan))
+                return self._result(plan, launch(plan))
+        result = self._result(plan, launch(plan))
         if isinstance(plan, DecodePlan):
             self._num_decode_steps += 1
             if result is not None and result.copied is not None:
@@ -220,8 +239,13 @@ class TalkerWorker:
                 self._prefill_stream.wait_event(end)
         return on_stream(self._prefill_stream)
 
-    def _result(self, codes: torch.Tensor | None) -> FrameResult | None:
-        return None if codes is None or not self.ranks.reads_results else FrameResult(codes, self.ranks)
+    def _result(self, plan: Plan, codes: torch.Tensor | None) -> FrameResult | None:
+        if codes is None or not self.ranks.reads_results:
+            return None
+        scores = None
+        if isinstance(plan, DecodePlan) and plan.text_rows and self.text_scores is not None:
+            scores = self.text_scores.out[: len(codes), :, : plan.text_rows]
+        return FrameResult(codes, self.ranks, scores)
 
     # plans
 
@@ -240,6 +264,8 @@ class TalkerWorker:
             self.graphs.write_slot(packed)
         else:
             self.slots.write(self._upload(packed))
+        if plan.text_start >= 0:
+            self.state.text_starts[slot] = plan.text_start
         if len(plan.seen_ids):
             self.state.seen[slot, self._upload(plan.seen_ids)] = True
 
@@ -260,8 +286,8 @@ class TalkerWorker:
             torch.cuda.current_stream(self.device).wait_stream(self._prefill_stream)
             self._is_ahead = False
         if self.graphs is not None:
-            return self.graphs.step(plan.slots)[: len(plan.slots)]
-        return self.step(self._upload(plan.slots), plan.width)
+            return self.graphs.step(plan.slots, with_scores=plan.text_rows > 0)[: len(plan.slots)]
+        return self.step(self._upload(plan.slots), plan.width, plan.text_rows)
 
     def _erase(self, plan: ErasePlan) -> None:
         self.kv_cache[:, :, self._upload(plan.blocks)] = 0
@@ -270,17 +296,19 @@ class TalkerWorker:
 
     # steps, which graphs capture
 
-    def step(self, slots: torch.Tensor, width: int) -> torch.Tensor:
+    def step(self, slots: torch.Tensor, width: int, text_rows: int = 0) -> torch.Tensor:
         """One frame for each slot: input row, talker, head, sampling, code predictor, state.
 
         Args:
             slots: [batch] int64; `scratch_slot` pads.
             width: columns of the block tables that these slots use.
+            text_rows: rows of each text that `text_scores` gets the scores of.
 
         Returns:
             [batch, num_code_groups] int64; codebook 0 is EOS if the stream ends, BAD_CODE if its row went wrong.
         """
-        return self.forward.sample(slots, self.forward.decode(slots, width))
+        scores = self.text_scores.of_step(slots, text_rows) if text_rows and self.text_scores is not None else None
+        return self.forward.sample(slots, self.forward.decode(slots, width, scores))
 
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
         """Run prompt rows, and keep those that `first_frames` may sample from: [sampled, hidden]."""

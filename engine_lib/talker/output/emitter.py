@@ -49,9 +49,9 @@ class Emitter:
         self._num_frames += len(chunk.codes)
         self._call(partial(self._listener.on_chunk, chunk))
 
-    def emit_frames(self, codes: npt.NDArray[np.int16]) -> None:
-        """Emit frames [frames, num_code_groups] as the next chunk."""
-        self.emit(CodesChunk(self._stream_key, self._num_chunks, codes))
+    def emit_frames(self, codes: npt.NDArray[np.int16], scores: npt.NDArray[np.float16] | None = None) -> None:
+        """Emit frames [frames, num_code_groups] as the next chunk; `scores` as in CodesChunk."""
+        self.emit(CodesChunk(self._stream_key, self._num_chunks, codes, scores=scores))
 
     def end(self, reason: FinishReason, error: str = "") -> None:
         """Emit the final chunk."""

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from engine_lib.errors import Qwen3TTSError
+from engine_lib.delivery import Delivery, Timestamps
+from engine_lib.errors import InvalidRequestError, Qwen3TTSError
 from engine_lib.process.wire import Message
 from engine_lib.speech.script import Script, line_key
 from engine_lib.talker.base_engine import BaseTalkerEngine
@@ -215,3 +216,14 @@ def _parts(milliseconds: int) -> Iterator[int]:
     while milliseconds > 0:
         yield min(milliseconds, MAX_SILENCE_MS)
         milliseconds -= MAX_SILENCE_MS
+
+
+def check_no_timestamps(delivery: Delivery) -> None:
+    """Refuse timestamps of a script.
+
+    Raises:
+        InvalidRequestError: `delivery` asks for them.
+    """
+    if delivery.timestamps is not Timestamps.NONE:
+        problem = "is not possible with a text of several lines (ssml, dialogue, long_form, pauses); leave timestamps or these out"
+        raise InvalidRequestError("timestamps", f"{delivery.timestamps.value} {problem}")

@@ -71,5 +71,9 @@ class TextFeed:
         if rows.num_rows > limit:
             self._is_complete = True
             raise InvalidRequestError("text", f"takes {rows.num_rows} rows; at most {limit} (max_model_len) fit")
+        most = rows.max_text_tokens
+        if most is not None and rows.num_text_tokens > most:
+            self._is_complete = True
+            raise InvalidRequestError("text", f"has {rows.num_text_tokens} tokens; with timestamps at most {most} are allowed")
         text = FurtherText(self._stream_key, np.array(text_ids, np.int32), rows.num_text_tokens, self._is_complete)
         return self._engine.feed(text)
