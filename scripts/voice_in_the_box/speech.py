@@ -23,7 +23,25 @@ LEAD_SECONDS, TAIL_SECONDS = 0.16, 0.16
 SILENCE = 0.01  # of full scale
 
 _SYNCHRONOUS, _CHARS_UTF8, _RATE, _PITCH, _POSITION_CHARACTER = 2, 1, 1, 3, 1
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_WORD = 1  # a kind of event; 0 ends a list of them
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h. Positions in the text count characters from 1, `milliseconds` from the start of the sound."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("number", ctypes.c_uint),
+        ("position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ class Espeak:
         if self._rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {espeakng_loader.get_data_path()}: code {self._rate}")
         self._pieces: list[npt.NDArray[np.int16]] = []
+        self._words: list[tuple[int, float]] = []  # index in the text, seconds in the raw samples
         self._callback = _Callback(self._on_samples)  # kept alive here, because C holds only a pointer
         self._library.espeak_SetSynthCallback(self._callback)
         self._speaker: str | None = None
@@ -61,11 +80,18 @@ class Espeak:
         """Samples of `text` at SAMPLE_RATE in -1..1, with silence around them cut, padded to whole frames."""
         return _framed(soxr.resample(self.raw(text, speaker), self._rate, SAMPLE_RATE))
 
+    def speak_timed(self, text: str, speaker: str) -> tuple[Audio, list[tuple[int, float]]]:
+        """As `speak`, with the words that espeak-ng tells of: their index in the text, and the second at which each begins."""
+        audio = soxr.resample(self.raw(text, speaker), self._rate, SAMPLE_RATE)
+        cut = _loud_part(audio)[0] / SAMPLE_RATE - LEAD_SECONDS
+        return _framed(audio), [(index, seconds - cut) for index, seconds in self._words]
+
     def raw(self, text: str, speaker: str) -> Audio:
         """Samples of `text` from espeak-ng, unchanged, at its own rate."""
         if speaker != self._speaker:
             self._choose(speaker)
         self._pieces.clear()
+        self._words.clear()
         encoded = text.encode()
         code = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
         if code != 0 or not self._pieces:
@@ -83,17 +109,27 @@ class Espeak:
             raise RuntimeError(f"espeak-ng refuses {chosen}: codes {codes}")
         self._speaker = speaker
 
-    def _on_samples(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: object) -> int:
+    def _on_samples(self, samples: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
         if samples and count:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        number = 0
+        while (event := events[number]).kind:
+            if event.kind == _WORD:
+                self._words.append((event.position - 1, event.milliseconds / 1000))
+            number += 1
         return 0
 
 
 def _framed(audio: Audio) -> Audio:
-    loud = np.flatnonzero(np.abs(audio) > SILENCE)
-    first, last = (loud[0], loud[-1] + 1) if len(loud) else (0, 0)
+    first, last = _loud_part(audio)
     lead, tail = round(LEAD_SECONDS * SAMPLE_RATE), round(TAIL_SECONDS * SAMPLE_RATE)
     length = -(-(lead + last - first + tail) // SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME
     framed = np.zeros(length, np.float32)
     framed[lead : lead + last - first] = audio[first:last]
     return framed
+
+
+def _loud_part(audio: Audio) -> tuple[int, int]:
+    """First sample that is not silence, and the one behind the last."""
+    loud = np.flatnonzero(np.abs(audio) > SILENCE)
+    return (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, 0)

@@ -1,0 +1,1 @@
+"""Helpers of calibrate_alignment.py."""
