@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from engine_lib.devices import resolve_device, resolve_dtype
 from engine_lib.errors import Qwen3TTSError
 
 CALIBRATION_SEED, CHECK_SEED = 101, 202
+FRAME_SECONDS = 0.08  # of the voice in the box
 LAYOUTS = (True, False)  # non_streaming_mode
 MIN_SENTENCES = 4
 
@@ -105,19 +107,27 @@ def _check(arguments: argparse.Namespace) -> int:
     from voice_in_the_box.word_times import word_starts
 
     espeak, texts = Espeak(), Sentences(CHECK_SEED).held_out(arguments.check)
+    seconds: dict[str, list[float]] = {"none": [], "word": []}  # a frame
     with Qwen3TTS.from_pretrained(arguments.checkpoint, device=arguments.device) as tts:
         for layout in LAYOUTS:
             distances: list[float] = []
             for number, text in enumerate(texts):
                 speaker = list(SPEAKERS)[number % len(SPEAKERS)]
-                stream = tts.stream_custom_voice(text, speaker, "english", non_streaming_mode=layout, seed=number, timestamps="word")
-                chunks = list(stream)
+                for timestamps, taken in seconds.items():
+                    begin = time.process_time()
+                    chunks = list(
+                        tts.stream_custom_voice(text, speaker, "english", non_streaming_mode=layout, seed=number, timestamps=timestamps)
+                    )
+                    frames = chunks[-1].samples_sent / tts.sample_rate / FRAME_SECONDS
+                    taken.append((time.process_time() - begin) / max(frames, 1))
                 starts = {word.index: word.start for chunk in chunks for word in chunk.words}
                 truth = word_starts(espeak, text, speaker, np.concatenate([chunk.audio for chunk in chunks]))
                 distances += [abs(starts[index] - true) for index, true in truth if index in starts]
             shares = {f"within_{round(limit * 1000)}_ms": float((np.array(distances) <= limit).mean()) for limit in (WITHIN, WITHIN / 2)}
             figures = {"words": len(distances), **shares, "median_ms": float(np.median(distances) * 1000)}
             _report("text in the prompt" if layout else "text fed while speaking", figures)
+    off, on = (1000 * float(np.median(taken)) for taken in seconds.values())
+    print(f"CPU time of a frame, from text to audio: {off:.2f} ms without, {on:.2f} ms with timestamps ({on / off - 1:+.1%})")
     return 0
 
 

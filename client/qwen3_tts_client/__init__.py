@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech
     from qwen3_tts_client.recording import Recording
     from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
+    from qwen3_tts_client.words import TimedWord
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_MODEL = "qwen3_tts"
@@ -44,6 +45,7 @@ __all__ = [
     "ServerUnavailable",
     "Speech",
     "StreamFailed",
+    "TimedWord",
     "Voice",
     "VoiceList",
 ]
@@ -51,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("errors", "protocol", "client", "recording", "voices"):
+        for module in ("errors", "protocol", "client", "recording", "voices", "words"):
             found = vars(import_module(f"qwen3_tts_client.{module}")).get(name)
             if found is not None:
                 return found

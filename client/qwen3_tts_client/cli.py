@@ -59,6 +59,9 @@ Examples:
   qwen3-tts say '<speak>Now <break time="1s"/> then.</speak>' \\
       --text-format ssml
 \b
+  # with subtitles; or .vtt, or .json with the time of every word
+  qwen3-tts say "Good morning." -o morning.wav --timestamps morning.srt
+\b
   # the first audio as early as possible, then larger chunks
   qwen3-tts say "Good morning." --voice vivian --chunk-frames 1,1,2,4,8
 
@@ -139,6 +142,7 @@ def say(
     normalize_text: cli_options.NormalizeText = False,
     sentence_pause: cli_options.SentencePause = None,
     paragraph_pause: cli_options.ParagraphPause = None,
+    timestamps: cli_options.Timestamps = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")] = None,
     temperature: cli_options.Temperature = None,
     top_k: cli_options.TopK = None,
@@ -199,6 +203,9 @@ def say(
         paragraph_pause=paragraph_pause,
     )
     spoken, writer = _text(source, as_it_arrives=not (non_streaming or _needs_whole_text(options))), _writer(output, audio_format)
+    words_file = cli_options.words_file(timestamps)
+    if words_file is not None:
+        options["timestamps"], spoken = "word", words_file.heard(spoken)
     expected = expected_seconds(spoken) if isinstance(spoken, str) and long_form else None
     report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks, expected_seconds=expected)
     try:
@@ -206,6 +213,10 @@ def say(
             for chunk in stream:
                 writer.write(chunk.audio, chunk.sample_rate)
                 report.add(chunk)
+                if words_file is not None:
+                    words_file.add(chunk.words)
+        if words_file is not None:
+            words_file.write()
     except Qwen3TTSClientError as error:
         raise failed(exit_code(error), error.message, error.hint) from None
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from qwen3_tts_client.protocol import RequestOptions
     from qwen3_tts_client.recording import Recording
+    from qwen3_tts_client.words import TimedWord
 
 Voice = Annotated[
     str | None,
@@ -61,6 +63,10 @@ LexiconFile = Annotated[Path | None, typer.Option("--lexicon", metavar="FILE", h
 NormalizeText = Annotated[bool, typer.Option("--normalize-text", help="Write numbers, dates, times, amounts and units as words.")]
 SentencePause = Annotated[int | None, typer.Option(metavar="MS", help="Silence between sentences of a long text; each is a piece then.")]
 ParagraphPause = Annotated[int | None, typer.Option(metavar="MS", help="Silence between paragraphs of a long text. [default: 600]")]
+Timestamps = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="When each word is said: .json, or subtitles: .srt, .vtt. Not every checkpoint can tell."),
+]
 Temperature = Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")]
 TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")]
@@ -168,6 +174,54 @@ def loudness(argument: str | None) -> float | str | None:
         return argument if argument is None else float(argument)
     except ValueError:
         return argument
+
+
+class WordsFile:
+    """The file of --timestamps: gathers what is said and when."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pieces: list[str] = []
+        self._words: list[TimedWord] = []
+
+    def heard(self, text: str | Iterator[str]) -> str | Iterator[str]:
+        """The same text, of which this keeps a copy."""
+        if isinstance(text, str):
+            self._pieces = [text]
+            return text
+        return self._keep(text)
+
+    def _keep(self, pieces: Iterator[str]) -> Iterator[str]:
+        for piece in pieces:
+            self._pieces.append(piece)
+            yield piece
+
+    def add(self, words: Sequence[TimedWord]) -> None:
+        """Keep the words of a chunk."""
+        self._words += words
+
+    def write(self) -> None:
+        """Write the file."""
+        from qwen3_tts_client.words import write_words
+
+        write_words(self.path, self._words, "".join(self._pieces))
+
+
+def words_file(path: Path | None) -> WordsFile | None:
+    """The file of --timestamps.
+
+    Raises:
+        typer.BadParameter: its format is not known, or its folder does not exist.
+    """
+    if path is None:
+        return None
+    from qwen3_tts_client.words import FORMATS
+
+    if path.suffix.lower() not in FORMATS:
+        raise typer.BadParameter(f"{str(path)!r} has no known suffix; give one of {', '.join(FORMATS)}", param_hint="--timestamps")
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder {str(path.parent)!r} does not exist; make it first", param_hint="--timestamps")
+    return WordsFile(path)
 
 
 def numbers(argument: str, kind: type, option: str) -> list[Any]:

@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2
 from qwen3_tts_client.decoding import FORMATS, decoded
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_message
 from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_string
+from qwen3_tts_client.words import TimedWord, words_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,6 +53,7 @@ class RequestOptions(TypedDict, total=False):
         lexicon: words and their spellings, for words that are said wrong.
         normalize_text: write numbers, dates, times, amounts, units and addresses as words.
         sentence_pause_ms, paragraph_pause_ms: silence between pieces, 0 to 60,000, with long_form, SSML and dialogues.
+        timestamps: "word": chunks have the times of words, if the checkpoint can tell them; "none" (default).
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
         reference_text: the words of `reference_audio`.
@@ -79,6 +81,7 @@ class RequestOptions(TypedDict, total=False):
     normalize_text: bool | None
     sentence_pause_ms: int | None
     paragraph_pause_ms: int | None
+    timestamps: str | None
     reference_audio: npt.NDArray[np.floating[Any]] | None
     reference_sample_rate: int | None
     reference_text: str | None
@@ -103,6 +106,8 @@ class AudioChunk:
         encoded: `audio` as it came, in the `audio_format` of the request; empty for float32.
         metadata: what the server says beside the audio: of a text that is spoken as several lines `line`, `speaker`, and in the last
             chunk `cut_lines`, those that were cut.
+        words: with timestamps: the words whose times are known now. A word comes with the chunk that was made 0.3 s after its end, or with
+            a later one, the rest with the last chunk; its times count from the beginning of the stream.
     """
 
     audio: npt.NDArray[np.float32]
@@ -113,6 +118,7 @@ class AudioChunk:
     samples_sent: int = 0
     encoded: bytes = b""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[TimedWord, ...] = ()
 
     @property
     def line(self) -> int | None:
@@ -139,18 +145,21 @@ class Speech:
         sample_rate: in Hz.
         finish_reason: as in AudioChunk.
         metadata: as in AudioChunk, of the last one.
+        words: with timestamps.
     """
 
     audio: npt.NDArray[np.float32]
     sample_rate: int
     finish_reason: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[TimedWord, ...] = ()
 
     @classmethod
     def from_chunks(cls, chunks: Sequence[AudioChunk]) -> Speech:
         """Join all the chunks of one stream."""
         last = chunks[-1]
-        return cls(np.concatenate([chunk.audio for chunk in chunks]), last.sample_rate, last.finish_reason, last.metadata)
+        words = tuple(word for chunk in chunks for word in chunk.words)
+        return cls(np.concatenate([chunk.audio for chunk in chunks]), last.sample_rate, last.finish_reason, last.metadata, words)
 
     @property
     def seconds(self) -> float:
@@ -194,7 +203,7 @@ def build_request(
         options.get("x_vector_only"),
     )
     sampling = _sampling_parameters(options.get("sampling"), options.get("chunk_frames"))
-    sampling.update((name, asked) for name in (*AUDIO_OPTIONS, *TEXT_OPTIONS) if (asked := options.get(name)) is not None)
+    sampling.update((name, asked) for name in (*AUDIO_OPTIONS, *TEXT_OPTIONS, "timestamps") if (asked := options.get(name)) is not None)
     if sampling:
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))
@@ -248,6 +257,7 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
         if finish_reason == "error":
             raise error_from_message(error or "the server ended the stream with an error and no reason", chunks_received)
         encoded = base64.b64decode(read_string(raw.get("audio_base64", b"")))
+        metadata = json.loads(read_string(raw["metadata"])) if "metadata" in raw else {}
         return AudioChunk(
             # A copy of some 60 kB, because frombuffer gives a read-only view of the message and callers may want to write.
             audio=decoded(encoded, audio_format) if encoded else np.frombuffer(raw["audio"], "<f4").astype(np.float32),
@@ -256,7 +266,8 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
             is_final=bool(np.frombuffer(raw["is_final"], np.bool_)[0]),
             finish_reason=finish_reason,
             encoded=encoded,
-            metadata=json.loads(read_string(raw["metadata"])) if "metadata" in raw else {},
+            metadata=metadata,
+            words=words_of(metadata),
         )
     except KeyError as missing:
         raise Qwen3TTSClientError(

@@ -23,6 +23,7 @@ from engine_lib.delivery import MAX_CHUNK_FRAMES, AudioFormat, Delivery
 from engine_lib.process.wire import Message, Wire
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
+from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
 from engine_lib.speech.audio.encoding import alaw, mulaw, pcm16
 from engine_lib.talker.request import CodesChunk, FinishReason
 from engine_lib.talker.script.lines import MAX_SILENCE_MS, LinePart
@@ -30,7 +31,8 @@ from engine_lib.talker.script.lines import MAX_SILENCE_MS, LinePart
 MAX_CODEBOOKS = 64
 MAX_STREAM_KEY_LENGTH = 300  # of a model's name, which is a folder's, and 33 characters
 MAX_ERROR_LENGTH = 1000
-MAX_HEADER_BYTES = 8192  # room for all of these at four bytes a character, and for a delivery
+# Room for all of these at four bytes a character, and for a delivery; and for the words that one chunk may bring, at most those of a text.
+MAX_HEADER_BYTES = 8192 + 256 * MAX_TEXT_ROWS
 MAX_INDEX = 2**31 - 1  # of `chunk_index` in the answer, and of lines
 FINISH_REASONS = frozenset(("", *(reason.value for reason in FinishReason)))
 
@@ -60,7 +62,7 @@ class CodesMessage(Message, frozen=True):
         Args:
             sent_at: default: now.
         """
-        chunk = structs.replace(self.chunk, codes=_NO_CODES, error=self.chunk.error[:MAX_ERROR_LENGTH])
+        chunk = structs.replace(self.chunk, codes=_NO_CODES, scores=None, error=self.chunk.error[:MAX_ERROR_LENGTH])
         header = _WIRE.pack(structs.replace(self, chunk=chunk, sent_at=time.monotonic() if sent_at is None else sent_at))
         signature = secret.sign(header + self.chunk.codes.tobytes())
         return {"codes": self.chunk.codes, "header": np.frombuffer(signature + header, np.uint8)}

@@ -30,6 +30,7 @@ from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.helper_metrics import HelperMetrics
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.served import GRPC_URL_VARIABLE
+from engine_lib.speech.stream_words import compact_json
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 
 # The talker limits the number of requests, so every one must reach it.
@@ -94,6 +95,8 @@ class OfflineService:
             RelayedError: it was refused, or its stream failed.
         """
         audio, encoded, refusal = [], [], ""
+        told: dict[str, Any] = {}  # beside the audio
+        words: list[Any] = []
         last: dict[str, bytes] = {}
         try:
             with self._watched(_Call(self._stream_call(message, metadata=tuple(trace_context.items())), reply)) as responses:
@@ -105,6 +108,8 @@ class OfflineService:
                     last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
                     audio.append(np.frombuffer(last["audio"], np.float32))
                     encoded.append(base64.b64decode(last["audio_base64"][4:]))
+                    told |= json.loads(last["metadata"][4:]) if "metadata" in last else {}
+                    words += told.pop("words", [])
         except grpc.RpcError as error:
             raise RelayedError(f"{error.code().name}: the stream broke") from None
         if refusal:
@@ -113,12 +118,15 @@ class OfflineService:
             raise RelayedError("the stream ended without an answer")
         if error_text := last["error"][4:].decode():
             raise RelayedError(error_text)
-        return {
+        answer = {
             "audio": np.concatenate(audio),
             "sample_rate": np.frombuffer(last["sample_rate"], np.int32),
             "finish_reason": np.array([last["finish_reason"][4:]], np.object_),
             "audio_base64": np.array([base64.b64encode(b"".join(encoded))], np.object_),
         }
+        if metadata := compact_json(told | ({"words": words} if words else {})):
+            answer["metadata"] = np.array([metadata.encode()], np.object_)
+        return answer
 
     @contextmanager
     def _watched(self, call: _Call) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
 from engine_lib.speech.script import Line, Script, line_key
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
-from engine_lib.talker.script.lines import LinePart, SpokenLines
+from engine_lib.talker.script.lines import LinePart, SpokenLines, check_no_timestamps
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.voice_key import voice_key
 
@@ -76,6 +76,7 @@ class ScriptStream(TalkerStream):
                 self._talker.prompts.check(text=line.text, language=language, instruct=instruct)
 
     def _submit(self, voice: VoiceClonePromptItem | None) -> None:
+        check_no_timestamps(self._speech.delivery)
         self._voices[None] = voice
         self._check_lengths()
         engine, key = self._talker.engine, self.stream_key

@@ -1,13 +1,16 @@
 """StreamAudio: the answers of a stream with an audio chain, one message of the talker after the other.
 
 A message may have no answer, while the chain waits for more samples, and the final message may have two: the samples that were left
-in the chain, then the last answer, which has none. `chunk_index` counts the answers.
+in the chain, then the last answer, which has none. `chunk_index` counts the answers. Words wait for the next answer, and their times become
+those at which the client hears them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
+from typing import Any
 
 from engine_lib.errors import place_of
 from engine_lib.serving.message import AudioAnswer
@@ -15,6 +18,7 @@ from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.speech.audio.settings import AudioSettings
 from engine_lib.speech.audio.stage import NO_SAMPLES, Samples, joined
+from engine_lib.speech.stream_words import compact_json
 from engine_lib.talker.request import FinishReason
 from engine_lib.talker.script.lines import LinePart
 
@@ -39,6 +43,7 @@ class StreamAudio:
         self._chain = AudioChain(settings, source_rate, voices)
         self._answered = first
         self._line: int | None = None
+        self._words: list[dict[str, Any]] = []  # for the next answer
         self.has_failed = False
 
     @property
@@ -53,22 +58,27 @@ class StreamAudio:
             settings: of its line. If they are not those of the message before, a line has ended.
             part: of a script. No speed or gain changes its silences.
         """
-        samples = self._processed(answer, settings, part)
+        told = json.loads(answer.metadata) if '"words"' in answer.metadata else {}
+        if words := told.pop("words", []):
+            answer = replace(answer, metadata=compact_json(told))
+        samples = self._processed(answer, settings, part, words)
         if not answer.is_final:
             return [self._numbered(answer, samples)] if samples.size else []
         end = answer
         if self.has_failed and answer.finish_reason != FinishReason.ERROR.value:
             end = replace(answer, finish_reason=FinishReason.ERROR.value, error=FAILED)
-        if not samples.size:
-            return [self._numbered(end, NO_SAMPLES)]
         rest = replace(answer, is_final=False, finish_reason="", error="")
-        return [self._numbered(rest, samples), self._numbered(end, NO_SAMPLES)]
+        answers = [self._numbered(rest, samples)] if samples.size else []
+        return [*answers, self._numbered(end, NO_SAMPLES)]
 
     def _numbered(self, answer: AudioAnswer, samples: Samples) -> AudioAnswer:
         self._answered += 1
-        return replace(answer, audio=samples, sample_rate=self._chain.sample_rate, index=self._answered - 1)
+        metadata, words = answer.metadata, self._words
+        if words:
+            self._words, metadata = [], compact_json((json.loads(metadata) if metadata else {}) | {"words": words})
+        return replace(answer, audio=samples, sample_rate=self._chain.sample_rate, index=self._answered - 1, metadata=metadata)
 
-    def _processed(self, answer: AudioAnswer, settings: AudioSettings, part: LinePart | None) -> Samples:
+    def _processed(self, answer: AudioAnswer, settings: AudioSettings, part: LinePart | None, words: list[dict[str, Any]]) -> Samples:
         if self.has_failed or answer.finish_reason == FinishReason.ERROR.value:
             return NO_SAMPLES
         try:
@@ -77,6 +87,7 @@ class StreamAudio:
             pieces = [self._chain.next_line(settings)] if is_next else []
             is_pause = part is not None and part.silence_ms > 0
             pieces.append(self._chain.pause(answer.audio) if is_pause else self._chain.process(answer.audio))
+            self._words += [word | {name: round(self._chain.heard_at(word[name]), 3) for name in ("start", "end")} for word in words]
             if answer.is_final:
                 pieces.append(self._chain.finish(is_cut=answer.finish_reason != FinishReason.STOP.value))
             return joined(pieces)

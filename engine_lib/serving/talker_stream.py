@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
+from engine_lib.delivery import Timestamps
 from engine_lib.errors import DEADLINE_ERROR, InvalidRequestError, OverloadedError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
@@ -29,6 +31,9 @@ from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.tracing import Span
+from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
+from engine_lib.speech.stream_words import SpokenWords, words_json
+from engine_lib.streamed_text import TextRows
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 from engine_lib.talker.text.feed import TextFeed
@@ -100,6 +105,7 @@ class TalkerStream(RequestListener):
         self._has_begun = False  # its first message is on its way
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
+        self._words: SpokenWords | None = None  # with timestamps
         self._feed: TextFeed | None = None
         if speech.text_is_open:
             self._feed = TextFeed(talker.prompts.max_text_length)
@@ -220,6 +226,7 @@ class TalkerStream(RequestListener):
         if speech.delivery.audio.loudness is not None:
             key = voice_key(speaker or prompts.default_voice, speech.instruct, voice)
             self._speech = speech = replace(speech, delivery=speech.delivery.of_voice(f"{talker.name}/{key}"))
+        self._words = self._spoken_words(rows)
         request = Request(
             self.stream_key,
             prompt,
@@ -238,6 +245,22 @@ class TalkerStream(RequestListener):
             except InvalidRequestError as error:  # too late to refuse the request: the engine has it
                 talker.engine.cancel(self.stream_key, status(error)[1])
         talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
+
+    def _spoken_words(self, rows: TextRows | None) -> SpokenWords | None:
+        """The words of this stream if it is to tell of them; `rows`: of a text that comes in pieces."""
+        talker = self._talker
+        if self._speech.delivery.timestamps is Timestamps.NONE:
+            return None
+        alignment = talker.engine.checkpoint.alignment
+        if alignment is None:  # the engine refuses the request
+            return None
+        codec = talker.prompts.config.codec
+        words = SpokenWords(alignment, codec.samples_per_frame / codec.sample_rate, talker.prompts.token_spans)
+        if rows is None:
+            words.add_text(self._speech.text)
+        else:
+            rows.follow(words.add_text, MAX_TEXT_ROWS - 1)
+        return words
 
     def look_after(self) -> None:
         """See Watched."""
@@ -290,6 +313,9 @@ class TalkerStream(RequestListener):
             del self._talker.sessions[self._speech.session]
 
     def _send(self, chunk: CodesChunk) -> None:
+        if self._words is not None and not chunk.is_reference:
+            metadata = words_json(self._words.of_chunk(chunk.scores, chunk.finish_reason))
+            chunk = structs.replace(chunk, metadata=metadata, scores=None)
         self._reply.send(self._message(chunk).pack(self._talker.secret), is_final=chunk.is_final)
 
     def _message(self, chunk: CodesChunk) -> CodesMessage:

@@ -44,7 +44,6 @@ class WordAligner:
         self._timing, self._lookahead = timing, lookahead
         self._text = ""
         self._tokens: list[Span] = []
-        self._text_is_complete = False
         self._words: list[tuple[Span, tuple[Place, Place]]] = []  # of the text so far, those that are certain
         self._num_said = 0  # words that have come out
         self._attention: list[Floats] = []  # of each frame, [rows]
@@ -62,7 +61,6 @@ class WordAligner:
         begin = len(self._text)
         self._text += text
         self._tokens += [(begin + start, begin + end) for start, end in tokens]
-        self._text_is_complete = is_last
         spans, done = word_spans(self._text), self._words[-1] if self._words else None
         if spans and not is_last and not self._text[spans[-1][1] :][:1].isspace():
             spans.pop()  # its rest may follow
@@ -82,8 +80,8 @@ class WordAligner:
         """
         for frame in scores:
             self._add_frame(_attention(frame[:, : self._num_rows], self._num_rows))
-        if settled := len(self._steps) - self._lookahead:
-            self._settle(max(settled, 0), int(self._best.argmax()))
+        if (settled := len(self._steps) - self._lookahead) > 0:
+            self._settle(settled, int(self._best.argmax()))
         return self._settled_words()
 
     def end(self, *, is_complete: bool = True) -> list[TimedWord]:

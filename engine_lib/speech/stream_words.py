@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,7 +48,11 @@ class SpokenWords:
             return [*words, *self._aligner.end(is_complete=finish_reason == "stop")] if finish_reason else words
 
 
-def words_json(words: Sequence[TimedWord], **others: Any) -> str:
-    """The JSON object that clients get with a chunk: `others`, and `words` if there are any; "" for neither."""
-    content = others | ({"words": [word.to_json() for word in words]} if words else {})
+def words_json(words: Sequence[TimedWord]) -> str:
+    """What clients are told of words: a JSON object with `words`; "" if there are none."""
+    return compact_json({"words": [word.to_json() for word in words]} if words else {})
+
+
+def compact_json(content: Mapping[str, Any]) -> str:
+    """JSON in few characters; "" for nothing."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")) if content else ""

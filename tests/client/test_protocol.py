@@ -13,7 +13,7 @@ import soundfile
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
-from qwen3_tts_client import AudioChunk, InvalidRequest, Qwen3TTSClientError, Speech, StreamFailed
+from qwen3_tts_client import AudioChunk, InvalidRequest, Qwen3TTSClientError, Speech, StreamFailed, TimedWord
 from qwen3_tts_client.protocol import build_request, format_of, parse_response
 
 
@@ -222,3 +222,11 @@ def test_a_chunk_of_a_script_says_its_line_and_its_speaker() -> None:
     assert (plain.line, plain.speaker, plain.metadata) == (None, None, {})
     chunk = parse_response(response(metadata=string('{"line": 2, "speaker": "ben", "later": [1]}')), 0)
     assert (chunk.line, chunk.speaker, chunk.metadata["later"]) == (2, "ben", [1])
+
+
+def test_words_come_with_their_chunk_and_with_the_whole_speech() -> None:
+    told = '{"line": 2, "words": [{"word": "Grüße", "start": 0.1, "end": 0.4, "index": 0}]}'
+    chunk = parse_response(response(metadata=string(told)), 0)
+    assert chunk.words == (TimedWord("Grüße", 0.1, 0.4, 0),)
+    assert Speech.from_chunks([chunk, parse_response(response(), 1), chunk]).words == chunk.words * 2
+    assert json.loads(inputs_of(build_request("m", "a", timestamps="word"))["sampling_parameters"][0]) == {"timestamps": "word"}

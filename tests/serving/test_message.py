@@ -111,11 +111,11 @@ def test_a_message_that_was_changed_or_comes_from_elsewhere_is_refused() -> None
         ({"codes": np.zeros(16, np.int16)}, "at most 100 frames of 64 codes are allowed"),
         ({"stream_key": ""}, "stream_key: has 0 characters; 1 to 300 are allowed"),
         ({"stream_key": "k" * 301}, "stream_key: has 301 characters; 1 to 300 are allowed"),
-        ({"stream_key": "k" * 10_000}, "header: has shape [10"),
+        ({"stream_key": "k" * 300_000}, "header: has shape [300"),
         ({"index": -1}, "index: -1 is not allowed"),
         ({"index": 2**31}, "index: 2147483648 is not allowed"),
         ({"finish_reason": "tired"}, "finish_reason, error: 'tired' with 0 characters"),
-        ({"metadata": "x" * 10_000}, "header: has shape [10"),
+        ({"metadata": "x" * 300_000}, "header: has shape [300"),
         ({"part": LinePart(-1)}, "line, index: -1, 0 are not allowed"),
         ({"part": LinePart(2**31)}, "line, index: 2147483648, 0 are not allowed"),
         ({"part": LinePart(0, -1)}, "line, index: 0, -1 are not allowed"),
@@ -156,6 +156,17 @@ def test_the_ensemble_takes_what_the_talker_takes_but_control_requests() -> None
 def test_an_answer_without_metadata_has_no_tensor_for_it() -> None:
     assert "metadata" not in answer(AudioFormat.FLOAT32).pack()
     assert answer(AudioFormat.FLOAT32, '{"line": 1}').pack()["metadata"].tolist() == [b'{"line": 1}']
+
+
+def test_what_is_told_of_a_chunk_travels_and_the_scores_behind_it_do_not() -> None:
+    told = '{"words":[{"word":"Grüße","start":0.1,"end":0.4,"index":0}]}'
+    sent = message(scores=np.zeros((2, 1, 5), np.float16), metadata=told)
+    chunk = CodesMessage.unpack(sent.pack(SECRET), SECRET).chunk
+    assert (chunk.metadata, chunk.scores) == (told, None)
+    audio = np.zeros(4, np.float32)
+    tensors = AudioAnswer(audio, 24000, 7, False, "", "", AudioFormat.FLOAT32, told).pack()
+    assert tensors["metadata"][0].decode() == told
+    assert "metadata" not in answer(AudioFormat.FLOAT32).pack()
 
 
 def test_audio_travels_as_floats_or_as_base64_but_never_as_both() -> None:

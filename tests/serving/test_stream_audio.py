@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,3 +70,21 @@ def test_a_stage_that_fails_becomes_an_error_of_the_stream(monkeypatch: pytest.M
     assert secret not in caplog.text
     [end] = stream.answers(answer(NO_SAMPLES, reason="cancelled"), SETTINGS)
     assert (end.is_final, end.finish_reason, end.error) == (True, "error", FAILED)
+
+
+def test_times_of_words_are_those_at_which_they_are_heard_and_wait_for_an_answer() -> None:
+    stream, settings = StreamAudio(twice := AudioSettings(speed=2.0), RATE, VoiceLoudness()), twice
+
+    def told(samples: Samples, metadata: str, reason: str = "") -> list[AudioAnswer]:
+        return stream.answers(replace(answer(samples, reason=reason), metadata=metadata), settings)
+
+    assert told(speech()[:100], '{"line":1,"words":[{"word":"a","start":0.2,"end":0.4,"index":0}]}') == []
+    [first] = told(speech()[100:], '{"line":1,"words":[{"word":"b","start":1.0,"end":1.5,"index":2}]}')
+    *rest, last = told(NO_SAMPLES, '{"line":1,"cut_lines":[1],"words":[{"word":"c","start":2.0,"end":2.0,"index":4}]}', "stop")
+    assert json.loads(first.metadata) == {
+        "line": 1,
+        "words": [{"word": "a", "start": 0.1, "end": 0.2, "index": 0}, {"word": "b", "start": 0.5, "end": 0.75, "index": 2}],
+    }
+    ending = {"line": 1, "cut_lines": [1]}
+    assert [json.loads(one.metadata) for one in rest] == [ending | {"words": [{"word": "c", "start": 1.0, "end": 1.0, "index": 4}]}]
+    assert json.loads(last.metadata) == ending
