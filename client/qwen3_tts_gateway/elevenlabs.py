@@ -1,13 +1,14 @@
 """ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} with its three variants, and /v1/voices.
 
-The variants are /stream, /with-timestamps and /stream/with-timestamps. Alignments of characters are null, because this server has none.
+The variants are /stream, /with-timestamps and /stream/with-timestamps. Alignments of characters are made of the times of words; they are
+null if the model cannot tell those.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +23,7 @@ from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import AUDIO, ERRORS
 from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
 
 router = APIRouter(tags=["elevenlabs"])
 
@@ -68,20 +70,26 @@ async def stream(request: Request, voice: str, body: SynthesisRequest, output_fo
 async def convert_with_timestamps(
     request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)
 ) -> dict[str, Any]:
-    """Speak a text; the file in base64, without times."""
-    encoder, chunks, first = await _begin(request, voice, body, output_format, is_whole=True)
-    return _timed(b"".join([part async for part in encoded(request.app.state.gateway, encoder, first, chunks)]))
+    """Speak a text; the file in base64, and the times of its characters."""
+    times = WordTimes()
+    encoder, chunks, first = await _begin(request, voice, body, output_format, is_whole=True, times=times)
+    audio = b"".join([part async for part in encoded(request.app.state.gateway, encoder, first, chunks)])
+    words = times.take()
+    return _timed(audio, CharacterTimes().add(body.text, words, times.seconds) if words else [])
 
 
 @router.post("/v1/text-to-speech/{voice}/stream/with-timestamps", response_class=Response, responses=ERRORS)
 async def stream_with_timestamps(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
     """Speak a text; a line of JSON for each piece of the file."""
-    encoder, chunks, first = await _begin(request, voice, body, output_format)
+    times, characters = WordTimes(), CharacterTimes()
+    encoder, chunks, first = await _begin(request, voice, body, output_format, times=times)
 
     async def lines() -> AsyncGenerator[bytes, None]:
         async with aclosing(encoded(request.app.state.gateway, encoder, first, chunks)) as parts:
             async for part in parts:
-                yield json.dumps(_timed(part)).encode() + b"\n"
+                yield json.dumps(_timed(part, characters.add(body.text, times.take()))).encode() + b"\n"
+        if characters.has_begun or times.has_words:
+            yield json.dumps(_timed(b"", characters.add(body.text, times.take(), times.seconds))).encode() + b"\n"
 
     return _streamed(request, lines(), "application/json")
 
@@ -96,11 +104,22 @@ async def list_voices(request: Request) -> dict[str, Any]:
 
 
 async def _begin(
-    request: Request, voice: str, body: SynthesisRequest, output_format: str, *, is_whole: bool = False
+    request: Request,
+    voice: str,
+    body: SynthesisRequest,
+    output_format: str,
+    *,
+    is_whole: bool = False,
+    times: WordTimes | None = None,
 ) -> tuple[Encoder, AsyncGenerator[AudioChunk, None], AudioChunk]:
     gateway: Gateway = request.app.state.gateway
     encoder = encoder_named(output_format, is_whole=is_whole)
-    chunks = gateway.stream(body.speech(voice, encoder.sample_rate))
+    speech = body.speech(voice, encoder.sample_rate)
+    if times is None:
+        chunks = gateway.stream(speech)
+    else:
+        speech.timestamps = "word" if await gateway.tells_times(speech) else None
+        chunks = times.of(gateway.stream(speech))
     return encoder, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
 
 
@@ -109,5 +128,14 @@ def _streamed(request: Request, parts: AsyncGenerator[bytes, None], media_type: 
     return StreamedResponse(parts, media_type, gateway.settings.stall_seconds, {})
 
 
-def _timed(audio: bytes) -> dict[str, Any]:
-    return {"audio_base64": base64.b64encode(audio).decode(), "alignment": None, "normalized_alignment": None}
+def _timed(audio: bytes, characters: Sequence[Character]) -> dict[str, Any]:
+    """The text is spoken as it is, so both alignments are the same."""
+    alignment = None
+    if characters:
+        said, starts, ends = zip(*characters, strict=True)
+        alignment = {
+            "characters": said,
+            "character_start_times_seconds": [round(start, 3) for start in starts],
+            "character_end_times_seconds": [round(end, 3) for end in ends],
+        }
+    return {"audio_base64": base64.b64encode(audio).decode(), "alignment": alignment, "normalized_alignment": alignment}

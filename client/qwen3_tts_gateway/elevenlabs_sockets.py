@@ -2,6 +2,9 @@
 
 A context is one listener's audio: pieces of text come in and are spoken one behind the other. `flush` ends an utterance, because the
 last word of a text can only be spoken once it is known that nothing follows; the next piece begins another one in the same context.
+
+Alignments count from the beginning of the context's audio if the address says sync_alignment=true, as LiveKit reads them. Otherwise each
+counts from the end of the one before, as Pipecat does.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
+from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
 
 INACTIVITY_SECONDS = 20  # ElevenLabs' default
 MAX_INACTIVITY_SECONDS = 180
@@ -155,6 +159,15 @@ class _Connection:
         """The bytes that are ready after a chunk."""
         return await encode(self._gateway, encoder, chunk)
 
+    @property
+    def counts_from_begin(self) -> bool:
+        """Whether alignments count from the beginning of the audio."""
+        return self._query.get("sync_alignment") == "true"
+
+    async def tells_times(self, request: SpeechRequest) -> bool:
+        """See Gateway."""
+        return await self._gateway.tells_times(request)
+
     def utterance(self, request: SpeechRequest, feed: TextFeed) -> AsyncGenerator[AudioChunk, None]:
         """The chunks of one text."""
         return self._gateway.stream(request, feed)
@@ -182,6 +195,7 @@ class _Context:
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
         self._open_texts = 0
+        self._spoken_seconds = self._aligned_seconds = 0.0  # of utterances that have ended; up to the last alignment
         self.task = asyncio.create_task(self._run())
 
     @property
@@ -249,11 +263,17 @@ class _Context:
             self._connection.forget(self)
 
     async def _speak(self, feed: TextFeed) -> None:
-        async with aclosing(self._connection.utterance(self._request, feed)) as chunks:
+        times, characters = WordTimes(), CharacterTimes(self._spoken_seconds)
+        timestamps = "word" if await self._connection.tells_times(self._request) else None
+        request = self._request.model_copy(update={"timestamps": timestamps})
+        async with aclosing(times.of(self._connection.utterance(request, feed))) as chunks:
             async for chunk in chunks:
                 if feed.is_dropped:
                     return
-                await self._send(await self._connection.encode(self._encoder, chunk))
+                audio = await self._connection.encode(self._encoder, chunk)
+                end = times.seconds if chunk.is_final and (times.has_words or characters.has_begun) else None
+                await self._send(audio, characters.add(feed.text, times.take(), end))
+        self._spoken_seconds += times.seconds
 
     async def _fail(self, error: ApiError) -> None:
         if self._name is None:
@@ -262,10 +282,21 @@ class _Context:
         with suppress(WebSocketDisconnect):
             await self._connection.send(self._named({"error": error.code or "invalid_request", "message": error.message}))
 
-    async def _send(self, audio: bytes) -> None:
-        if audio:
-            values = {"audio": base64.b64encode(audio).decode(), "isFinal": None, "alignment": None, "normalizedAlignment": None}
+    async def _send(self, audio: bytes, characters: Sequence[Character] = ()) -> None:
+        if audio or characters:
+            alignment = self._alignment(characters) if characters else None
+            encoded = base64.b64encode(audio).decode() if audio else None
+            values = {"audio": encoded, "isFinal": None, "alignment": alignment, "normalizedAlignment": alignment}
             await self._connection.send(self._named(values))
+
+    def _alignment(self, characters: Sequence[Character]) -> dict[str, Any]:
+        """The text is spoken as it is, so both alignments are the same."""
+        before = 0.0 if self._connection.counts_from_begin else self._aligned_seconds
+        self._aligned_seconds = characters[-1][2]
+        marks = [round((start - before) * 1000) for _, start, _ in characters]
+        ends = [*marks[1:], round((characters[-1][2] - before) * 1000)]
+        durations = [end - start for start, end in zip(marks, ends, strict=True)]
+        return {"chars": [character for character, _, _ in characters], "charStartTimesMs": marks, "charDurationsMs": durations}
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         return values if self._name is None else values | {"contextId": self._name}

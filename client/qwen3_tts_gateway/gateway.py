@@ -25,6 +25,7 @@ from qwen3_tts_gateway.voice_names import names_in
 
 ENCODER_THREADS = max(2, min(16, os.cpu_count() or 2))
 NO_VOICES = VoiceList((), {}, False)
+ASKING_SECONDS = 2.0  # the most that a request waits to learn whether a model tells times
 REASONS = {RequestTimeout: "timeout", InvalidRequest: "refused"}  # of an utterance that ended so
 
 
@@ -49,6 +50,7 @@ class Gateway:
         self.workers = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder")
         self.conversations = Conversations()
         self.is_draining = False
+        self._tells_times: dict[str, bool] = {}  # by model
 
     async def close(self) -> None:
         """Close all connections."""
@@ -101,6 +103,24 @@ class Gateway:
                 async for chunk in chunks:
                     account.add(chunk)
                     yield chunk
+
+    async def tells_times(self, request: SpeechRequest) -> bool:
+        """Whether the model that a request goes to can tell when words are said. Found out by asking it, once, for a frame of speech."""
+        to = await self.route(request)
+        if to.model not in self._tells_times:
+            options = RequestOptions(voice=to.voice, timestamps="word", sampling={"max_frames": 1})
+            try:
+                async with aclosing(self.backends.stream(to.model, ".", ASKING_SECONDS, **options)) as chunks:
+                    async for _ in chunks:
+                        pass
+                self._tells_times[to.model] = True
+            except InvalidRequest as error:  # an older server does not know the word
+                if error.field not in ("timestamps", "sampling_parameters"):
+                    return False
+                self._tells_times[to.model] = False
+            except Qwen3TTSClientError:
+                return False  # asked again another time
+        return self._tells_times[to.model]
 
     async def _options(self, request: SpeechRequest) -> RequestOptions:
         if request.ref_audio is None:

@@ -14,6 +14,7 @@ from qwen3_tts_gateway.openapi import AUDIO, ERRORS
 from qwen3_tts_gateway.routing import Route
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.sse import EVENT_STREAM, events
+from qwen3_tts_gateway.word_times import WordTimes
 
 router = APIRouter(tags=["speech"])
 
@@ -32,12 +33,13 @@ async def create_speech(request: Request, body: SpeechRequest) -> Response:
     context.facts |= {"format": body.response_format, "characters": len(body.input)}
     to = await gateway.route(body)
     headers = voice_headers(to)
-    chunks = gateway.stream(body, to=to)
+    times = WordTimes()
+    chunks = times.of(gateway.stream(body, to=to))
     first = await anext(chunks)
     stall_seconds = gateway.settings.stall_seconds
     if is_sse:
         headers["Cache-Control"] = "no-cache"
-        return StreamedResponse(events(gateway, body, encoder, first, chunks), EVENT_STREAM, stall_seconds, headers)
+        return StreamedResponse(events(gateway, body, encoder, first, chunks, times), EVENT_STREAM, stall_seconds, headers)
     parts = encoded(gateway, encoder, first, chunks)
     if body.stream:
         return StreamedResponse(parts, encoder.media_type, stall_seconds, headers)

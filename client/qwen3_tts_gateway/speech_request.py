@@ -87,6 +87,7 @@ class SpeechOptions(BaseModel):
     subtalker_dosample: bool | None = None
     seed: int | None = Field(None, description="The same seed gives the same speech.")
     non_streaming_mode: bool | None = Field(None, description="false feeds the text while audio comes out.")
+    timestamps: Literal["none", "word"] | None = Field(None, description="word: events (sse) and messages have the times of words.")
 
     @property
     def voice_name(self) -> str | None:
@@ -120,6 +121,7 @@ class SpeechOptions(BaseModel):
             volume_db=self.volume_db or None,
             loudness=self.loudness,
             trim_silence=self.trim_silence or None,
+            timestamps=self.timestamps,
             sample_rate=None if rate == CODEC_RATE else rate,
             text_format=None if self.text_format == "plain" else self.text_format,
             long_form=self.long_form or None,

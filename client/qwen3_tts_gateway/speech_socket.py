@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -145,6 +146,8 @@ class _Session:
                     audio = await encode(self._gateway, encoder, chunk)
                     self._samples_sent += len(chunk.audio)  # a cancel may come while the send waits, after it has written
                     await self._socket.send_bytes(audio)
+                    if chunk.words:
+                        await self._send("audio.words", words=[asdict(word) for word in chunk.words])
                     reason = chunk.finish_reason
             await self._socket.send_bytes(encoder.finish())
             await self._send("audio.done", finish_reason=reason, samples_sent=self._samples_sent)

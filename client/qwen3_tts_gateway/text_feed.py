@@ -18,12 +18,14 @@ class TextFeed(AsyncIterator[str]):
 
     Attributes:
         has_ended: `end` was called.
+        text: all that was put into it.
         is_dropped: `drop` was called.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._length = 0
+        self.text = ""
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self.has_ended = self.is_dropped = False
 
@@ -37,6 +39,7 @@ class TextFeed(AsyncIterator[str]):
         if self._length > self._limit:
             raise InvalidRequest(f"text: it has more than {self._limit} characters, the limit of one utterance", field="text")
         if text:
+            self.text += text
             self._pieces.put_nowait(text)
 
     def end(self) -> None:

@@ -38,14 +38,6 @@ def test_a_text_is_converted_whole_and_streamed(client: ElevenLabs) -> None:
     assert len(phone) > 8000
 
 
-def test_times_are_null_in_both_routes_that_have_them(client: ElevenLabs) -> None:
-    whole = client.text_to_speech.convert_with_timestamps("ada", text=TEXT)
-    assert len(base64.b64decode(whole.audio_base_64)) > 1000
-    assert whole.alignment is None
-    pieces = list(client.text_to_speech.stream_with_timestamps("ada", text=TEXT))
-    assert len(pieces) > 1
-
-
 def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) -> None:
     assert [voice.name for voice in client.voices.get_all().voices] == ["ada", "ben"]
     with pytest.raises(ApiError) as refused:
