@@ -94,6 +94,7 @@ class OfflineService:
             RelayedError: it was refused, or its stream failed.
         """
         audio, encoded, refusal = [], [], ""
+        told: list[dict[str, Any]] = []
         last: dict[str, bytes] = {}
         try:
             with self._watched(_Call(self._stream_call(message, metadata=tuple(trace_context.items())), reply)) as responses:
@@ -105,6 +106,8 @@ class OfflineService:
                     last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
                     audio.append(np.frombuffer(last["audio"], np.float32))
                     encoded.append(base64.b64decode(last["audio_base64"][4:]))
+                    if "metadata" in last:
+                        told.append(json.loads(last["metadata"][4:]))
         except grpc.RpcError as error:
             raise RelayedError(f"{error.code().name}: the stream broke") from None
         if refusal:
@@ -113,12 +116,15 @@ class OfflineService:
             raise RelayedError("the stream ended without an answer")
         if error_text := last["error"][4:].decode():
             raise RelayedError(error_text)
-        return {
+        answer: Tensors = {
             "audio": np.concatenate(audio),
             "sample_rate": np.frombuffer(last["sample_rate"], np.int32),
             "finish_reason": np.array([last["finish_reason"][4:]], np.object_),
             "audio_base64": np.array([base64.b64encode(b"".join(encoded))], np.object_),
         }
+        if told:
+            answer["metadata"] = np.array([json.dumps(_of_all(told), ensure_ascii=False).encode()], np.object_)
+        return answer
 
     @contextmanager
     def _watched(self, call: _Call) -> Iterator[Any]:
@@ -155,6 +161,13 @@ class _Call:
         """Nothing is asked any more."""
         with self._lock:
             self._has_ended = True
+
+
+def _of_all(told: list[dict[str, Any]]) -> dict[str, Any]:
+    """From the metadata of all chunks of a stream that of the whole: its lines, each once."""
+    lines = {one["line"]: {name: one[name] for name in ("line", "speaker") if name in one} for one in told if "line" in one}
+    of_stream = {"cut_lines": told[-1]["cut_lines"]} if "cut_lines" in told[-1] else {}
+    return {"lines": list(lines.values()), **of_stream}
 
 
 def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> service_pb2.ModelInferRequest:
