@@ -95,8 +95,7 @@ class OfflineService:
             RelayedError: it was refused, or its stream failed.
         """
         audio, encoded, refusal = [], [], ""
-        told: dict[str, Any] = {}  # beside the audio
-        words: list[Any] = []
+        told: list[dict[str, Any]] = []
         last: dict[str, bytes] = {}
         try:
             with self._watched(_Call(self._stream_call(message, metadata=tuple(trace_context.items())), reply)) as responses:
@@ -108,8 +107,8 @@ class OfflineService:
                     last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
                     audio.append(np.frombuffer(last["audio"], np.float32))
                     encoded.append(base64.b64decode(last["audio_base64"][4:]))
-                    told |= json.loads(last["metadata"][4:]) if "metadata" in last else {}
-                    words += told.pop("words", [])
+                    if "metadata" in last:
+                        told.append(json.loads(last["metadata"][4:]))
         except grpc.RpcError as error:
             raise RelayedError(f"{error.code().name}: the stream broke") from None
         if refusal:
@@ -118,13 +117,13 @@ class OfflineService:
             raise RelayedError("the stream ended without an answer")
         if error_text := last["error"][4:].decode():
             raise RelayedError(error_text)
-        answer = {
+        answer: Tensors = {
             "audio": np.concatenate(audio),
             "sample_rate": np.frombuffer(last["sample_rate"], np.int32),
             "finish_reason": np.array([last["finish_reason"][4:]], np.object_),
             "audio_base64": np.array([base64.b64encode(b"".join(encoded))], np.object_),
         }
-        if metadata := compact_json(told | ({"words": words} if words else {})):
+        if metadata := compact_json(_of_all(told)):
             answer["metadata"] = np.array([metadata.encode()], np.object_)
         return answer
 
@@ -163,6 +162,15 @@ class _Call:
         """Nothing is asked any more."""
         with self._lock:
             self._has_ended = True
+
+
+def _of_all(told: list[dict[str, Any]]) -> dict[str, Any]:
+    """From the metadata of all chunks of a stream that of the whole: its lines, each once, and its words."""
+    lines = {one["line"]: {name: one[name] for name in ("line", "speaker") if name in one} for one in told if "line" in one}
+    words = [word for one in told for word in one.get("words", [])]
+    cut_lines = told[-1].get("cut_lines", []) if told else []
+    whole = {"lines": list(lines.values()), "cut_lines": cut_lines, "words": words}
+    return {name: values for name, values in whole.items() if values}
 
 
 def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> service_pb2.ModelInferRequest:

@@ -140,3 +140,24 @@ def test_an_engine_that_dies_ends_a_script_with_an_error(endless: Path, monkeypa
         with pytest.raises(Qwen3TTSError, match="shutting down"):
             list(stream)
         eventually(lambda: not tts._talker._room._turns, "the place is free")
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_a_line_that_goes_wrong_ends_the_script_behind_the_lines_before_it(
+    line: int, tts: Qwen3TTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaks(tts, monkeypatch, *(Line(text=text) for text in LINES))
+    receive = tts._talker._receive
+
+    def failing(sequence: Any, codes: Any, has_ended: bool, has_failed: bool) -> None:
+        is_bad = sequence.request.stream_key.endswith(f".{line}") and len(sequence.frames) == 2
+        receive(sequence, codes, has_ended and not is_bad, has_failed or is_bad)
+
+    monkeypatch.setattr(tts._talker, "_receive", failing)
+    chunks: list[SpeechChunk] = []
+    with pytest.raises(Qwen3TTSError, match="not a number or not a code"):
+        chunks.extend(tts.stream_custom_voice("-", "ryan", "english", **GREEDY, max_new_tokens=5, chunk_frames=[1]))
+    monkeypatch.undo()
+    assert {chunk.line for chunk in chunks} == set(range(1, line + 1))
+    eventually(lambda: is_idle(tts), "both engines are idle")
+    assert not tts._talker._room._turns

@@ -1,4 +1,4 @@
-"""A script through a real server: one stream, each line as a request of its own sounds, nothing left behind."""
+"""A script through a real server: one stream, its lines as requests of their own, nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tritonclient.grpc as triton
+from bench_script import speak
 from tritonclient.utils import InferenceServerException
 from voices.recordings import recordings
 
@@ -91,7 +92,12 @@ def test_one_response_and_http_carry_a_script_too(server: TritonServer) -> None:
         expected = audio_of(stream.all())
     with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
         whole = client.infer("qwen3_tts_offline", script(DIALOGUE, SHORT))
+        plain = client.infer("qwen3_tts_offline", inputs(sampling=SHORT))
     np.testing.assert_allclose(whole.as_numpy("audio"), expected, atol=1e-5, rtol=0)
+    told = json.loads(whole.as_numpy("metadata")[0])
+    assert [line["line"] for line in told["lines"]] == [1, 2, 3]
+    assert [line["speaker"] for line in told["lines"]][:2] == ["ryan", "serena"]
+    assert plain.as_numpy("metadata") is None
     sampling = json.dumps(SHORT | {"text_format": "dialogue", "audio_format": "pcm16_base64"})
     body = json.dumps({"text": json.dumps(DIALOGUE), "sampling_parameters": sampling}).encode()
     url = f"http://localhost:{server.http_port}/v2/models/qwen3_tts/generate_stream"
@@ -191,3 +197,9 @@ def test_one_recording_is_the_voice_of_every_line(three: TritonServer) -> None:
     for number, text in enumerate(texts, 1):
         assert_is(heard(chunks, number), audio_of(speak(inputs(text, sampling=sampling, **voice))), 200 if number > 1 else 0)
     eventually_free(three, "talker_base")
+
+
+def test_the_long_run_finds_each_line_at_its_place(server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert speak(server.grpc_port, server.pid, 25, max_frames=3)
+    assert "lines that are wrong: none" in capsys.readouterr().out
+    eventually_free(server)
