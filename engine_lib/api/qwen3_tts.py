@@ -12,6 +12,7 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 import warnings
@@ -60,7 +61,9 @@ class Qwen3TTS:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
-        self._codec = CodecEngine(checkpoint, config, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
+        # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot however long that takes.
+        patient = replace(config, codec_idle_timeout=math.inf)
+        self._codec = CodecEngine(checkpoint, patient, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
         self._delivery = Delivery.default(config)
         self._voice_loudness = VoiceLoudness()
         self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)

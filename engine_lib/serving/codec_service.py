@@ -103,6 +103,8 @@ class CodecService(EngineService):
             return
         chunk = message.chunk
         if message.is_question:
+            if arrived_at - message.sent_at <= MAX_AGE_SECONDS:
+                self._engine.keep_open(chunk.stream_key)
             self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
             return
         if arrived_at - message.sent_at > MAX_AGE_SECONDS:
@@ -191,8 +193,11 @@ class CodecService(EngineService):
         self._playback.send(playback, len(answer.audio) / answer.sample_rate, time.monotonic())
 
     def _answer_question(self, stream_key: str, reply: Reply) -> None:
-        """Tell the talker if the client of a stream that has no audio yet has gone. FINAL alone reaches no client."""
-        if reply.is_cancelled():
+        """Tell the talker if the client of a stream that sends nothing has gone. FINAL alone reaches no client."""
+        stream = self._streams.get(stream_key)
+        if not (stream and stream.is_cancelled) and reply.is_cancelled():
+            if stream is not None:
+                stream.is_cancelled = True
             self._client_cancels.add(1)
             self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
         reply.finish()

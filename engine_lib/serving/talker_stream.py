@@ -42,6 +42,10 @@ from engine_lib.voices.voice_key import voice_key
 
 logger = logging.getLogger(__name__)
 
+# The codec is asked about the client of a stream that sends no chunk for so long: it waits to begin, for text, or after a preemption.
+# It also learns so that the stream goes on.
+QUIET_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class TalkerParts:
@@ -102,7 +106,7 @@ class TalkerStream(RequestListener):
         self._encoding: Future[VoiceClonePromptItem] | None = None
         self._encoded_at = 0.0  # time.monotonic(); 0.0: no recording has been encoded
         self._times: StreamTimes | None = None
-        self._has_begun = False  # its first message is on its way
+        self._heard_at = 0.0  # time.monotonic() of its last chunk; 0.0: none has come
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         self._words: SpokenWords | None = None  # with timestamps
@@ -167,7 +171,7 @@ class TalkerStream(RequestListener):
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """On an engine's thread: count, and leave the rest to a sender thread."""
-        self._has_begun = True
+        self._heard_at = time.monotonic()
         talker, is_first = self._talker, chunk.index == 0
         if is_first and len(chunk.codes):
             talker.metrics.add_first_codes(time.monotonic() - self._arrived_at)
@@ -270,7 +274,7 @@ class TalkerStream(RequestListener):
             self._give_up(FinishReason.ERROR, DEADLINE_ERROR)
         elif self._reply.is_cancelled():
             self.cancel()
-        elif not self._has_begun:
+        elif time.monotonic() >= self._heard_at + QUIET_SECONDS:
             nothing = CodesChunk(self.stream_key, 0, self._no_codes)
             self._reply.send(CodesMessage(nothing, self._speech.delivery, is_question=True).pack(self._talker.secret), is_final=False)
 

@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 LAUNCH_SHARE = 0.6  # the next step is launched after this share of the shortest recent step; launching it takes the host the rest
 RECENT_STEPS = 8
-TEXT_IDLE_SHARE = 0.8  # of codec_idle_timeout: the most that a stream may wait for text
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._fed: list[FurtherText] = []
         self._cancelled: dict[str, str] = {}  # stream keys, and the error that each ends with
         self._deadlines: list[tuple[float, str]] = []  # a heap; requests that have ended stay in it
-        # The codec forgets a stream that it has heard nothing of for its own time.
-        self._text_idle_seconds = min(config.text_idle_seconds, TEXT_IDLE_SHARE * config.codec_idle_timeout)
-        self._text_waits = TextWaits(self._text_idle_seconds, self.worker.frame_seconds)
+        self._text_waits = TextWaits(config.text_idle_seconds, self.worker.frame_seconds)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
@@ -261,7 +258,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         for sequence in self._text_waits.to_flush(now):
             sequence.flush()
         for sequence in self._text_waits.to_end(now):
-            self._close(sequence, FinishReason.ERROR, TEXT_IDLE_ERROR.format(self._text_idle_seconds))
+            self._close(sequence, FinishReason.ERROR, TEXT_IDLE_ERROR.format(self.config.text_idle_seconds))
 
     def _notice_end_of_rank(self) -> None:
         with self._changed:

@@ -80,6 +80,13 @@ def small_server(shared_small_server: TritonServer) -> TritonServer:
     return shared_small_server
 
 
+@pytest.fixture(scope="session")
+def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with a codec that soon forgets a stream without messages."""
+    with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", codec_idle_timeout="2") as running:
+        yield running
+
+
 MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4"}
 
 
