@@ -114,6 +114,13 @@ class EngineConfig:
         "error.",
         minimum=0.1,
     )
+    on_runaway: str = option(
+        "auto",
+        "What becomes of a stream that does not end, but stays silent or repeats itself: stop ends it behind its last good frame (finish "
+        "reason runaway); retry speaks on from there with the next seed, twice at most, then stops; off does nothing. auto: stop in a "
+        "server, off in a Python process.",
+        choices=("auto", "stop", "retry", "off"),
+    )
     drain_seconds: float = option(
         3.0,
         "Seconds in which running streams may end by themselves when the server is asked to stop; then they end with an error. The exit "

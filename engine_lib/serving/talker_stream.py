@@ -35,6 +35,7 @@ from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
 from engine_lib.speech.stream_words import SpokenWords, words_json
 from engine_lib.streamed_text import TextRows
 from engine_lib.talker.base_engine import BaseTalkerEngine
+from engine_lib.talker.output.runaway import past_of
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 from engine_lib.talker.text.feed import TextFeed
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -173,9 +174,11 @@ class TalkerStream(RequestListener):
         """On an engine's thread: count, and leave the rest to a sender thread."""
         self._heard_at = time.monotonic()
         talker, is_first = self._talker, chunk.index == 0
-        if is_first and len(chunk.codes):
+        if chunk.is_reference:  # it is spoken anew behind these frames
+            chunk = structs.replace(chunk, codes=past_of(self._reference, chunk.codes))
+        elif is_first and len(chunk.codes):
             talker.metrics.add_first_codes(time.monotonic() - self._arrived_at)
-        is_urgent = is_first and not chunk.is_final and self._reference is None
+        is_urgent = is_first and not chunk.is_final and not chunk.is_reference and self._reference is None
         if is_urgent and talker.engine.hands_out_beside_steps and len(talker.streams) == 1:
             self._send(chunk)
         else:

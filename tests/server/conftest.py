@@ -44,10 +44,13 @@ def new_server(
     environment: Mapping[str, str | None] | None = None,
     **options: str,
 ) -> TritonServer:
-    """A server on free ports that is not started; its models have one thread each."""
+    """A server on free ports that is not started; its models have one thread each.
+
+    It stops no runaways: random weights soon repeat themselves, and many tests need long streams.
+    """
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
     chosen |= {"environment": {SECRET_VARIABLE: SECRET, **(environment or {})}}
-    defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
+    defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048", "on_runaway": "off"}
     chosen |= {"arguments": arguments, "exit_seconds": exit_seconds}
     return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, **chosen)
 
@@ -87,7 +90,7 @@ def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
-MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4"}
+MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4", "on_runaway": "off"}
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
 ORDERS: Arrays = {
     "cancel": np.array([b"talker/0"], np.object_),
+    "silence": np.array([b"0 talker/0"], np.object_),
     "hold": np.array([3.0], np.float32),
     "store_voice": np.array([b'{"name": "eve", "consent": "none"}'], np.object_),
 }

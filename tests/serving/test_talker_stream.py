@@ -146,6 +146,20 @@ def test_a_reference_goes_first_and_the_first_codes_do_not_overtake_it(tiny_base
     assert [(chunk.is_reference, chunk.index) for chunk in reply.sent] == [(True, 0), (False, 0)]
 
 
+def test_a_stream_that_is_spoken_anew_gives_the_codec_its_whole_past(tiny_base: Path) -> None:
+    talker = Talker(tiny_base)
+    config = checkpoint(tiny_base).config.talker
+    codes = torch.ones(3, config.num_code_groups, dtype=torch.int64)
+    voice = VoiceClonePromptItem(codes, torch.zeros(config.shape.hidden_size), x_vector_only_mode=False, icl_mode=True, ref_text="Hi.")
+    stream, reply = talker.stream(voice)
+    frames = np.full((2, config.num_code_groups), 7, np.int16)
+    stream.on_chunk(CodesChunk(stream.stream_key, 5, frames, is_reference=True))
+    talker.sender.run()
+    [past] = reply.sent
+    assert past.is_reference
+    assert past.codes[:, 0].tolist() == [1, 1, 1, 7, 7]
+
+
 def test_a_stream_is_open_until_its_last_message_has_been_sent(tiny_custom_voice: Path) -> None:
     talker = Talker(tiny_custom_voice)
     stream, reply = talker.stream()
