@@ -111,8 +111,15 @@ class EngineConfig:
     text_idle_seconds: float = option(
         20.0,
         "Seconds that a stream waits for more of a text that comes in pieces, once it has spoken what there is; then it ends with an "
-        "error. At most eight tenths of codec_idle_timeout.",
+        "error.",
         minimum=0.1,
+    )
+    on_runaway: str = option(
+        "auto",
+        "What becomes of a stream that does not end, but stays silent or repeats itself: stop ends it behind its last good frame (finish "
+        "reason runaway); retry speaks on from there with the next seed, twice at most, then stops; off does nothing. auto: stop in a "
+        "server, off in a Python process.",
+        choices=("auto", "stop", "retry", "off"),
     )
     drain_seconds: float = option(
         3.0,
@@ -175,7 +182,7 @@ class EngineConfig:
     codec_reference_cache: int = option(
         64, "Decoded clone references that the codec keeps on its device, so that a voice used again starts sooner.", minimum=0
     )
-    codec_idle_timeout: float = option(30.0, "Seconds without a message after which a stream's codec slot is freed.", minimum=0.1)
+    codec_idle_timeout: float = option(30.0, "Seconds without a sign of a stream after which its codec slot is freed.", minimum=0.1)
 
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))

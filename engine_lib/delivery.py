@@ -45,6 +45,14 @@ class Timestamps(str, Enum):
     WORD = "word"
 
 
+class OnRunaway(str, Enum):
+    """What becomes of a stream that does not end, but stays silent or repeats itself (speech/runaway.py)."""
+
+    STOP = "stop"
+    RETRY = "retry"
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class Delivery:
     """Delivery of one stream.
@@ -55,6 +63,7 @@ class Delivery:
         audio_format: how the client gets its samples.
         audio: what is done to the samples before.
         timestamps: WORD gives the times of words with the audio; only for a checkpoint with an alignment.json.
+        on_runaway: OFF looks for none.
     """
 
     chunk_frames: tuple[int, ...]
@@ -62,11 +71,13 @@ class Delivery:
     audio_format: AudioFormat = AudioFormat.FLOAT32
     audio: AudioSettings = NEUTRAL
     timestamps: Timestamps = Timestamps.NONE
+    on_runaway: OnRunaway = OnRunaway.OFF
 
     @classmethod
-    def default(cls, config: EngineConfig) -> Delivery:
-        """The delivery of a request that asks for none."""
-        return cls(config.chunk_frames, ChunkPolicy(config.chunk_policy))
+    def default(cls, config: EngineConfig, auto_runaway: OnRunaway = OnRunaway.OFF) -> Delivery:
+        """The delivery of a request that asks for none; `auto_runaway` is what the option `on_runaway` calls auto."""
+        on_runaway = auto_runaway if config.on_runaway == "auto" else OnRunaway(config.on_runaway)
+        return cls(config.chunk_frames, ChunkPolicy(config.chunk_policy), on_runaway=on_runaway)
 
     def updated(self, values: Mapping[str, Any]) -> Delivery:
         """Return this delivery with the fields of `values` that are not None.
@@ -138,6 +149,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "chunk_policy": partial(_choice, "chunk_policy", ChunkPolicy),
     "audio_format": partial(_choice, "audio_format", AudioFormat),
     "timestamps": partial(_choice, "timestamps", Timestamps),
+    "on_runaway": partial(_choice, "on_runaway", OnRunaway),
 }
 _AUDIO_CHECKS: dict[str, Callable[[Any], Any]] = {
     "sample_rate": partial(_whole_number, "sample_rate", settings.MIN_RATE, settings.MAX_RATE),

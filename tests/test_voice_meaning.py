@@ -186,7 +186,10 @@ def test_those_who_leave_take_no_words_along(tts: Qwen3TTS, references: list[Cep
 @pytest.mark.server
 @pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton")
 def test_a_server_streams_the_sentence_it_was_sent(tmp_path: Path, references: list[Cepstra]) -> None:
-    with new_server(VOICE, tmp_path / "log", max_num_seqs="4") as server, Client(f"localhost:{server.grpc_port}") as client:
+    with (
+        new_server(VOICE, tmp_path / "log", max_num_seqs="4", on_runaway="auto") as server,
+        Client(f"localhost:{server.grpc_port}") as client,
+    ):
         for text, speaker in FEW[:2]:
             chunks = list(client.stream(text, voice=speaker, language="english", sampling={"seed": 1}))
             assert [len(chunk.audio) / SAMPLE_RATE for chunk in chunks[:3]] == [0.08, 0.16, 0.32]

@@ -151,6 +151,7 @@ def say(
     greedy: cli_options.Greedy = False,
     max_frames: cli_options.MaxFrames = None,
     non_streaming: cli_options.NonStreaming = None,
+    on_runaway: cli_options.OnRunaway = None,
 ) -> None:
     """Speak a text and write the audio while it arrives."""
     from rich.console import Console
@@ -181,6 +182,7 @@ def say(
             "repetition_penalty": repetition_penalty,
             "max_frames": max_frames,
             "non_streaming_mode": non_streaming,
+            "on_runaway": on_runaway,
         },
         priority=priority,
         client=client_name,

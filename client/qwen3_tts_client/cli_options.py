@@ -80,6 +80,11 @@ NonStreaming = Annotated[
     ),
 ]
 
+OnRunaway = Annotated[
+    str | None,
+    typer.Option(metavar="stop|retry|off", help="What becomes of speech that stays silent or repeats itself. [default: the server's]"),
+]
+
 
 def request_options(
     *,

@@ -54,6 +54,7 @@ class RequestOptions(TypedDict, total=False):
         normalize_text: write numbers, dates, times, amounts, units and addresses as words.
         sentence_pause_ms, paragraph_pause_ms: silence between pieces, 0 to 60,000, with long_form, SSML and dialogues.
         timestamps: "word": chunks have the times of words, if the checkpoint can tell them; "none" (default).
+        on_runaway: "stop", "retry" or "off": what becomes of speech that does not end, but stays silent or repeats itself.
         reference_audio: voice to clone, for Base checkpoints: mono, floats from -1 to 1, shape [samples].
         reference_sample_rate: of `reference_audio`, in Hz.
         reference_text: the words of `reference_audio`.
@@ -82,6 +83,7 @@ class RequestOptions(TypedDict, total=False):
     sentence_pause_ms: int | None
     paragraph_pause_ms: int | None
     timestamps: str | None
+    on_runaway: str | None
     reference_audio: npt.NDArray[np.floating[Any]] | None
     reference_sample_rate: int | None
     reference_text: str | None
@@ -100,8 +102,8 @@ class AudioChunk:
         sample_rate: in Hz.
         index: 0, 1, 2, ... within the stream.
         is_final: nothing follows.
-        finish_reason: why the stream ended: "stop" (the speech is complete), "length" (cut at max_frames) or "cancelled";
-            "" before the last chunk.
+        finish_reason: why the stream ended: "stop" (the speech is complete), "length" (cut at max_frames), "cancelled" or
+            "runaway" (it did not end, but stayed silent or repeated itself, and was stopped); "" before the last chunk.
         samples_sent: of the last chunk: samples of all chunks of the stream.
         encoded: `audio` as it came, in the `audio_format` of the request; empty for float32.
         metadata: what the server says beside the audio: of a text that is spoken as several lines `line`, `speaker`, and in the last
@@ -203,7 +205,8 @@ def build_request(
         options.get("x_vector_only"),
     )
     sampling = _sampling_parameters(options.get("sampling"), options.get("chunk_frames"))
-    sampling.update((name, asked) for name in (*AUDIO_OPTIONS, *TEXT_OPTIONS, "timestamps") if (asked := options.get(name)) is not None)
+    names = (*AUDIO_OPTIONS, *TEXT_OPTIONS, "timestamps", "on_runaway")
+    sampling.update((name, asked) for name in names if (asked := options.get(name)) is not None)
     if sampling:
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))

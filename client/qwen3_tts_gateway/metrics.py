@@ -24,7 +24,8 @@ class GatewayMetrics:
         )
         self.streams = Counter(
             "qwen3_tts_gateway_streams",
-            "Utterances that ended: stop, length, cancelled, error, timeout, refused (a value is not allowed), left (the client went away)",
+            "Utterances that ended: stop, length, runaway, cancelled, error, timeout, refused (a value is not allowed), left (the client "
+            "went away)",
             ("reason",),
             registry=self.registry,
         )

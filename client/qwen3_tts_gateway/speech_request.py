@@ -86,6 +86,9 @@ class SpeechOptions(BaseModel):
     subtalker_top_p: float | None = None
     subtalker_dosample: bool | None = None
     seed: int | None = Field(None, description="The same seed gives the same speech.")
+    on_runaway: Literal["stop", "retry", "off"] | None = Field(
+        None, description="What becomes of speech that stays silent or repeats itself; by default the server's choice."
+    )
     non_streaming_mode: bool | None = Field(None, description="false feeds the text while audio comes out.")
     timestamps: Literal["none", "word"] | None = Field(None, description="word: events (sse) and messages have the times of words.")
 
@@ -114,6 +117,7 @@ class SpeechOptions(BaseModel):
             sampling={name: value for name, value in sampling.items() if value is not None},
             reference_text=self.ref_text,
             x_vector_only=self.x_vector_only_mode,
+            on_runaway=self.on_runaway,
         )
         rate = encoder_rate(self.response_format, self.asked_rate)
         options |= RequestOptions(

@@ -15,13 +15,15 @@ import numpy.typing as npt
 
 from engine_lib.api.utterance import Utterance
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
-from engine_lib.delivery import Delivery
+from engine_lib.delivery import Delivery, OnRunaway
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
+from engine_lib.speech.runaway import SilenceGate
 from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.speech.words import TimedWord
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.output.runaway import SilentStream, past_of
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class SpeechChunk:
         audio: [samples] float32 in -1..1, at `SpeechStream.sample_rate`; the last chunk has none.
         index: 0, 1, 2..
         is_final: True for the last chunk.
-        finish_reason: "" until the last chunk, then stop, length or cancelled.
+        finish_reason: "" until the last chunk, then stop, length, cancelled or runaway.
         samples_sent: of the last chunk: samples of all chunks of the stream.
         is_pause: the audio is the silence before a line of a script, or behind the last.
         words: with timestamps: the words whose times are known now. A word comes with the chunk that was made 0.3 s after its end, or with
@@ -68,9 +70,10 @@ class Pipe(RequestListener):
 
     def __init__(self, talker: TalkerEngine, codec: CodecEngine, words: SpokenWords | None = None) -> None:
         """`words`: of its text, for a delivery with timestamps."""
-        self.stream_key = uuid.uuid4().hex
+        self.stream_key = self._codec_key = uuid.uuid4().hex
         self.chunks: queue.SimpleQueue[SpeechChunk | BaseException] = queue.SimpleQueue()
-        self._samples_sent, self._words = 0, words
+        self._num_sent, self._samples_sent, self._words = 0, 0, words
+        self._gate: SilenceGate | None = None
         self._talker, self._codec = talker, codec
         self._reference: npt.NDArray[np.int16] | None = None
 
@@ -86,6 +89,8 @@ class Pipe(RequestListener):
             self._words.add_text(utterance.whole_text)
         elif self._words is not None and text is not None:
             text.follow(self._words.add_text, MAX_TEXT_ROWS - 1)
+        if delivery.on_runaway is not OnRunaway.OFF and self._words is None:
+            self._gate = SilenceGate(self._codec.samples_per_frame)
         self._talker.submit(
             Request(
                 key,
@@ -112,11 +117,44 @@ class Pipe(RequestListener):
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """On the talker's thread."""
-        self._codec.submit(self._codec_request(chunk))
+        if chunk.is_reference:
+            self._speak_anew(chunk.codes)
+        else:
+            self._codec.submit(self._codec_request(chunk, self._codec_key))
 
-    def _codec_request(self, chunk: CodesChunk) -> CodecRequest:
-        on_audio = partial(self._on_audio, chunk)
-        return CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, on_audio, chunk.is_reference)
+    def _speak_anew(self, frames: npt.NDArray[np.int16]) -> None:
+        """Go on with another stream of the codec, behind `frames`."""
+        self._codec.submit(CodecRequest(self._codec_key, 0, frames[:0], is_final=True, on_audio=lambda _answer: None))
+        self._codec_key = uuid.uuid4().hex
+        self._codec.submit(CodecRequest.of_reference(self._codec_key, past_of(self._reference, frames)))
+        if self._gate is not None:
+            self._gate = self._gate.after_good_frames()
+
+    def _codec_request(self, chunk: CodesChunk, codec_key: str) -> CodecRequest:
+        on_audio = partial(self._on_audio, chunk) if self._gate is None else partial(self._on_watched_audio, chunk, self._gate)
+        return CodecRequest(codec_key, chunk.index, chunk.codes, chunk.is_final, on_audio, chunk.is_reference)
+
+    def _on_watched_audio(self, chunk: CodesChunk, gate: SilenceGate, audio: AudioChunk) -> None:
+        """On the codec's thread: pass on what `gate` lets pass."""
+        told = json.loads(chunk.metadata) if chunk.metadata else {}
+        if audio.error or chunk.error:
+            self._on_audio(chunk, audio)
+        elif chunk.is_final:
+            reason = chunk.finish_reason
+            if reason in (FinishReason.STOP.value, FinishReason.LENGTH.value):
+                self._put_audio(gate.release(), {})
+                reason = FinishReason.RUNAWAY.value if gate.has_run_away else reason
+            self.chunks.put(SpeechChunk(audio.audio, self._num_sent, True, reason, self._samples_sent, metadata=told))
+        elif not gate.has_run_away:
+            self._put_audio(gate.passed(audio.audio), told)
+            if gate.has_run_away:
+                self._talker.end_silence(SilentStream(self.stream_key, gate.num_good_frames))
+
+    def _put_audio(self, audio: npt.NDArray[np.float32], metadata: Mapping[str, Any]) -> None:
+        if len(audio):
+            self.chunks.put(SpeechChunk(audio, self._num_sent, False, "", metadata=metadata))
+            self._num_sent += 1
+            self._samples_sent += len(audio)
 
     def _on_audio(self, chunk: CodesChunk, audio: AudioChunk) -> None:
         """On the codec's thread."""

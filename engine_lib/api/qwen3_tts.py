@@ -12,6 +12,7 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 import warnings
@@ -60,7 +61,9 @@ class Qwen3TTS:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
-        self._codec = CodecEngine(checkpoint, config, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
+        # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot however long that takes.
+        patient = replace(config, codec_idle_timeout=math.inf)
+        self._codec = CodecEngine(checkpoint, patient, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
         self._delivery = Delivery.default(config)
         self._voice_loudness = VoiceLoudness()
         self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
@@ -141,11 +144,12 @@ class Qwen3TTS:
                 order the texts of several calls that wait: `request_priority`, "interactive" or "batch", which waits for the first, and
                 `client`, a name; clients take turns. Others shape the audio (docs/speech/audio.md): `speed`, `sample_rate`, `volume_db`,
                 `trim_silence`, `loudness`, `fade_ms`; and others say how the texts are read (docs/speech/text.md): `text_format`,
-                `long_form`, `lexicon`, `normalize_text`, `sentence_pause_ms`, `paragraph_pause_ms`.
+                `long_form`, `lexicon`, `normalize_text`, `sentence_pause_ms`, `paragraph_pause_ms`. `on_runaway`, "stop", "retry" or
+                "off", is about speech that does not end: see the option of that name.
 
         Returns:
             (waveforms [samples] float32 in the order of the texts, sample rate). The list of waveforms also has `finish_reasons`: of each,
-            stop or length. Speech that was cut by another limit than the caller's own gives a warning.
+            stop, length, or runaway if it did not end. Speech that was cut by another limit than the caller's own gives a warning.
 
         Raises:
             InvalidRequestError (a ValueError): an argument is not allowed, list lengths differ, or the checkpoint is of another kind.
@@ -342,6 +346,7 @@ class Qwen3TTS:
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
+        delivery = delivery.updated({"on_runaway": utterance.on_runaway})
         is_neutral = all(each.audio.is_neutral for each in utterance.lines or (utterance,))
         audio = None if is_neutral else AudioChain(utterance.audio, self.sample_rate, self._voice_loudness)
         words, alignment = None, self.checkpoint.alignment
@@ -353,7 +358,8 @@ class Qwen3TTS:
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
         """Queue one utterance and gather its codes; leaving `stack` cancels it."""
         listener = _CodesListener()
-        key, delivery = uuid.uuid4().hex, Delivery(WHOLE_UTTERANCE_CHUNK)
+        key, delivery = uuid.uuid4().hex, replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
+        delivery = delivery.updated({"on_runaway": utterance.on_runaway})
         request = Request(key, utterance.prompt, utterance.sampling, delivery, turn=utterance.turn)
         self._talker.submit(request, listener)
         stack.callback(self._talker.cancel, request.stream_key)  # no effect if the request has ended

@@ -68,7 +68,7 @@ class ScriptPipe(Pipe):
     def _send(self, chunk: CodesChunk, part: LinePart) -> None:
         if chunk.is_final:
             self._talker.release(self.stream_key, has_run=True)
-        self._decoded.submit(self._codec_request(chunk), part.line, part.index, part.silence_ms)
+        self._decoded.submit(self._codec_request(chunk, chunk.stream_key), part.line, part.index, part.silence_ms)
 
 
 class _LineListener(RequestListener):

@@ -59,6 +59,7 @@ class Utterance:
         lines: those of the script, each as an utterance; the first one gives the fields above.
         speaker: of lines of the script that name none; "" if it has no name.
         whole_text: of any other.
+        on_runaway: None: the engine's option.
         limit: what else than the caller limits its frames, for a warning if that cuts the speech; "" if it is the caller's own number.
     """
 
@@ -72,6 +73,7 @@ class Utterance:
     lines: tuple[Utterance, ...] = ()
     speaker: str = ""
     whole_text: str = ""
+    on_runaway: str | None = None
 
 
 class UtteranceBuilder:
@@ -187,6 +189,7 @@ class UtteranceBuilder:
         reading = DEFAULT_TEXT.updated({name: generation.pop(name) for name in TEXT_NAMES if name in generation})
         turn = Turn.of(*(generation.pop(name, None) for name in TURN_NAMES))
         audio = self._delivery.updated({name: generation.pop(name, None) for name in AUDIO_NAMES})
+        on_runaway = generation.pop("on_runaway", None)
         arguments = official.sampling_arguments(generation, self.kind, self._eos)
         if non_streaming_mode is not None:
             non_streaming_mode = official.flag("non_streaming_mode", non_streaming_mode)
@@ -212,7 +215,7 @@ class UtteranceBuilder:
                 if error.field not in NAMES_HERE:
                     raise
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(replace(utterance, turn=turn, text=incoming, whole_text=whole))
+            utterances.append(replace(utterance, turn=turn, text=incoming, whole_text=whole, on_runaway=on_runaway))
         return utterances
 
     def _of_script(

@@ -58,7 +58,7 @@ class Stream:
         slot: its row of the arena; None before its first frames and after a failure.
         heard_since: time of its first audio; None before.
         seconds_taken: seconds of audio in the frames that cohorts have taken.
-        last_active: time when a chunk last came or was decoded.
+        last_active: time when a chunk last came or was decoded, or the stream was last kept open.
         error: the reason of its failure, or "". A failed stream stays, to answer the chunks that still come.
         reference_key: key of the reference it began with, if its state may be remembered; else "".
     """

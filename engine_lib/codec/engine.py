@@ -60,6 +60,20 @@ class CodecStats:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """See CodecEngine.drop."""
+
+    stream_key: str
+
+
+@dataclass(frozen=True)
+class KeepOpen:
+    """See CodecEngine.keep_open."""
+
+    stream_key: str
+
+
+@dataclass(frozen=True)
 class Step:
     """A cohort that was launched."""
 
@@ -120,7 +134,7 @@ class CodecEngine:
         self._num_steps = self._num_frames = self._num_decoded_pieces = 0
 
         self._changed = threading.Condition()
-        self._inbox: deque[CodecRequest | str] = deque()  # a string is the stream key of a stream to drop
+        self._inbox: deque[CodecRequest | Drop | KeepOpen] = deque()
         self._stopping = False
         self._alive = False
         self._dead_because = "the codec engine has not been started"
@@ -165,7 +179,13 @@ class CodecEngine:
     def drop(self, stream_key: str) -> None:
         """Free the slot of a stream and answer its pending and later chunks with an error. An unknown key is ignored."""
         with self._changed:
-            self._inbox.append(stream_key)
+            self._inbox.append(Drop(stream_key))
+            self._changed.notify()
+
+    def keep_open(self, stream_key: str) -> None:
+        """Begin the idle time of a stream anew, because it is known to go on. An unknown key is ignored."""
+        with self._changed:
+            self._inbox.append(KeepOpen(stream_key))
             self._changed.notify()
 
     def decode(self, codes: npt.NDArray[np.integer[Any]], reference: npt.NDArray[np.integer[Any]] | None = None) -> npt.NDArray[np.float32]:
@@ -268,10 +288,13 @@ class CodecEngine:
     def _take_inbox(self) -> None:
         while self._inbox:
             item = self._inbox.popleft()
-            if isinstance(item, CodecRequest):
-                self._lifecycle.receive(item)
-            else:
-                self._lifecycle.drop(item)
+            match item:
+                case CodecRequest():
+                    self._lifecycle.receive(item)
+                case Drop():
+                    self._lifecycle.drop(item.stream_key)
+                case KeepOpen():
+                    self._lifecycle.keep_open(item.stream_key)
 
     def _launch_next(self) -> Step | None:
         """Start to decode the next cohort. Return None if there is none."""

@@ -49,6 +49,11 @@ class StreamLifecycle:
         if stream_key in self._batcher.streams:
             self.fail(self._batcher.streams[stream_key], "the stream was dropped")
 
+    def keep_open(self, stream_key: str) -> None:
+        """Begin a stream's idle time anew; an unknown key is ignored."""
+        if stream_key in self._batcher.streams:
+            self._batcher.streams[stream_key].last_active = time.monotonic()
+
     def answer_decoded(self, stream: Stream) -> None:
         """Answer the stream's oldest chunks that have no frames left; a final one ends it."""
         while stream.pending and not stream.pending[0].frames_left:

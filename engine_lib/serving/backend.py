@@ -101,6 +101,14 @@ class TritonBackend:
         """
         self.control(talker, "cancel", np.array([stream_key.encode()], np.object_))
 
+    def end_silence(self, talker: str, stream_key: str, num_good_frames: int) -> None:
+        """Send the model `talker` a control request: the audio of a stream is silent behind these frames. Blocks on the server.
+
+        Raises:
+            RelayedError: the talker refused it.
+        """
+        self.control(talker, "silence", np.array([f"{num_good_frames} {stream_key}".encode()], np.object_))
+
     def apply_backpressure(self, talker: str, seconds: float) -> None:
         """Send the model `talker` a control request: begin no stream for `seconds`. Blocks on the server.
 

@@ -2,7 +2,8 @@
 
 Every message gets exactly one answer with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
 whole ensemble request. (A reference and a question are answered by FINAL alone, which no client sees. So is a chunk whose samples
-wait in the audio chain of its stream; its last samples then go out ahead of the last answer, without FINAL.) A stream that must stop
+wait in the audio chain of its stream, or may be the silence of a stream that has run away; its last samples then go out ahead of the
+last answer, without FINAL.) A stream that must stop
 early is stopped at its source: the codec asks the talker to cancel it, answers the messages that still come, and the talker's
 final message ends it like any other.
 """
@@ -11,16 +12,20 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from math import ceil
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.lines import DecodedLines
 from engine_lib.codec.request import NO_AUDIO
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import OnRunaway, Timestamps
 from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
@@ -35,6 +40,7 @@ from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.speech.audio.loudness import VoiceLoudness
+from engine_lib.speech.runaway import SilenceGate
 from engine_lib.speech.script import stream_of
 from engine_lib.talker.request import CodesChunk, FinishReason
 
@@ -43,6 +49,8 @@ logger = logging.getLogger(__name__)
 MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "reference_max_seconds")
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
+ANEW = "+"  # behind the key of a stream that is spoken anew, each time once
+WELL_ENDED = (FinishReason.STOP.value, FinishReason.LENGTH.value)
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 
@@ -52,14 +60,42 @@ class OpenStream:
 
     Attributes:
         is_cancelled: the talker was asked to end it.
+        engine_key: its key in the engine; another one each time that it is spoken anew.
+        gate: keeps silence back, if the client wants runaways to end.
+        num_answers: answers, of a stream with a gate.
         audio: what its samples go through; None: nothing, or none have come.
         lines: of a script.
     """
 
+    engine_key: str
+    gate: SilenceGate | None
     is_cancelled: bool = False
+    num_answers: int = 0
     playback: Playback = field(default_factory=Playback)
     audio: StreamAudio | None = None
     lines: DecodedLines | None = None
+
+    def speak_anew(self, engine: CodecEngine, no_codes: npt.NDArray[np.int16]) -> None:
+        """End what the engine knows of it, because its frames come anew behind the good ones, which are the next message."""
+        engine.submit(CodecRequest(self.engine_key, 0, no_codes, is_final=True, on_audio=lambda _answer: None))
+        self.engine_key += ANEW
+        if self.gate is not None:
+            self.gate = self.gate.after_good_frames()
+
+    def gated(self, gate: SilenceGate, answer: AudioAnswer) -> list[AudioAnswer]:
+        """The answers in place of `answer`: perhaps none, or one more with the samples kept back. `gate` is that of its message."""
+        answers = [answer]
+        if not answer.is_final:
+            passed = gate.passed(answer.audio)
+            answers = [replace(answer, audio=passed)] if len(passed) else []
+        elif answer.finish_reason in WELL_ENDED:
+            if gate.has_run_away:
+                answers = [replace(answer, finish_reason=FinishReason.RUNAWAY.value)]
+            elif len(kept := gate.release()):
+                answers = [replace(answer, audio=kept, is_final=False, finish_reason=""), answer]
+        numbered = [replace(one, index=index) for index, one in enumerate(answers, self.num_answers)]
+        self.num_answers += len(numbered)
+        return numbered
 
 
 class CodecService(EngineService):
@@ -103,47 +139,58 @@ class CodecService(EngineService):
             return
         chunk = message.chunk
         if message.is_question:
+            if arrived_at - message.sent_at <= MAX_AGE_SECONDS:
+                stream = self._streams.get(chunk.stream_key)
+                self._engine.keep_open(stream.engine_key if stream else chunk.stream_key)
             self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
             return
         if arrived_at - message.sent_at > MAX_AGE_SECONDS:
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
-            self._sender.put(chunk.stream_key, partial(self._answer, message, reply, too_old))
+            self._sender.put(chunk.stream_key, partial(self._answer, message, reply, None, too_old))
             return
         stream = self._streams.get(chunk.stream_key)
         if stream is None:
-            stream = self._streams[chunk.stream_key] = OpenStream()
+            stream = self._streams[chunk.stream_key] = OpenStream(chunk.stream_key, self._gate_for(message))
+        elif chunk.is_reference and message.part is None:
+            stream.speak_anew(self._engine, chunk.codes[:0])
         if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
-        answer = partial(self._answer_later, message, reply, arrived_at)
-        codec_request = CodecRequest(chunk.stream_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference)
+        answer = partial(self._answer_later, message, reply, arrived_at, stream.gate)
+        codec_request = CodecRequest(stream.engine_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference)
         if message.part is None:
             self._engine.submit(codec_request)
         else:
             stream.lines = stream.lines or DecodedLines(self._engine, chunk.stream_key)
             stream.lines.submit(codec_request, message.part.line, message.part.index, message.part.silence_ms)
 
+    def _gate_for(self, message: CodesMessage) -> SilenceGate | None:
+        """None: the silence of its stream is not watched. That of a script has a meaning, and words travel with each chunk."""
+        delivery = message.delivery
+        is_watched = delivery.on_runaway is not OnRunaway.OFF and message.part is None and delivery.timestamps is Timestamps.NONE
+        return SilenceGate(self._engine.samples_per_frame) if is_watched else None
+
     def shutdown(self) -> None:
         """Answer the queued messages, then end the engine and all threads, within a few seconds."""
         super().shutdown()
         self._controller.close(SHUTDOWN_SECONDS)
 
-    def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, chunk: AudioChunk) -> None:
+    def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, gate: SilenceGate | None, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
         decoded_at = time.monotonic()
         if message.chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
         if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral:
-            self._answer(message, reply, chunk)
+            self._answer(message, reply, gate, chunk)
         else:
-            self._sender.put(chunk.stream_key, partial(self._answer, message, reply, chunk), urgent=is_first_frame)
+            self._sender.put(message.chunk.stream_key, partial(self._answer, message, reply, gate, chunk), urgent=is_first_frame)
         if reply.is_traced:
             numbers = {"chunk_index": chunk.index, "frames": len(message.chunk.codes)}
             span = Span("decoding", arrived_at, decoded_at, numbers, bool(chunk.error))
-            self._sender.put(chunk.stream_key, partial(reply.trace, span))
+            self._sender.put(message.chunk.stream_key, partial(reply.trace, span))
 
-    def _answer(self, message: CodesMessage, reply: Reply, chunk: AudioChunk) -> None:
+    def _answer(self, message: CodesMessage, reply: Reply, gate: SilenceGate | None, chunk: AudioChunk) -> None:
         codes = message.chunk
         if codes.is_reference:  # if it failed, the chunks behind it fail too, and their answers say so
             reply.finish()
@@ -168,17 +215,15 @@ class CodecService(EngineService):
             audio_format=message.delivery.audio_format,
             metadata=codes.metadata,
         )
-        playback = stream.playback if stream else None
-        settings = message.delivery.audio
-        if stream is None or (stream.audio is None and settings.is_neutral):
-            self._send(reply, answer, playback, is_final=True)
+        if stream is None:
+            self._send(reply, answer, None, is_final=True)
             return
-        stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness, codes.index)
-        answers = stream.audio.answers(answer, settings, message.part)
-        if stream.audio.has_failed and not codes.is_final:
-            self._cancel(codes.stream_key, self._failures)
-        if codes.is_final:
-            self._clipped.add(stream.audio.clipped_samples)
+        answers, playback = [answer], stream.playback
+        if gate is not None:
+            had_run_away, answers = gate.has_run_away, stream.gated(gate, answer)
+            if gate.has_run_away and not had_run_away:
+                self._end_silence(codes.stream_key, gate.num_good_frames)
+        answers = self._through_chain(stream, message, answers)
         for one in answers[:-1]:
             self._send(reply, one, playback, is_final=False)
         if answers:
@@ -186,13 +231,32 @@ class CodecService(EngineService):
         else:
             reply.finish()
 
+    def _through_chain(self, stream: OpenStream, message: CodesMessage, answers: list[AudioAnswer]) -> list[AudioAnswer]:
+        """The answers once their samples have gone through the stream's audio chain, if its client asks for what that does."""
+        settings, codes = message.delivery.audio, message.chunk
+        if not answers or (stream.audio is None and settings.is_neutral):
+            return answers
+        stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness, answers[0].index)
+        answers = [one for answer in answers for one in stream.audio.answers(answer, settings, message.part)]
+        if stream.audio.has_failed and not codes.is_final:
+            self._cancel(codes.stream_key, self._failures)
+        if codes.is_final:
+            self._clipped.add(stream.audio.clipped_samples)
+        return answers
+
+    def _end_silence(self, stream_key: str, num_good_frames: int) -> None:
+        self._controller.put(stream_key, partial(self._backend.end_silence, talker_of(stream_key), stream_key, num_good_frames))
+
     def _send(self, reply: Reply, answer: AudioAnswer, playback: Playback | None, *, is_final: bool) -> None:
         reply.send(answer.pack(), is_final=is_final)
         self._playback.send(playback, len(answer.audio) / answer.sample_rate, time.monotonic())
 
     def _answer_question(self, stream_key: str, reply: Reply) -> None:
-        """Tell the talker if the client of a stream that has no audio yet has gone. FINAL alone reaches no client."""
-        if reply.is_cancelled():
+        """Tell the talker if the client of a stream that sends nothing has gone. FINAL alone reaches no client."""
+        stream = self._streams.get(stream_key)
+        if not (stream and stream.is_cancelled) and reply.is_cancelled():
+            if stream is not None:
+                stream.is_cancelled = True
             self._client_cancels.add(1)
             self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
         reply.finish()
@@ -223,7 +287,7 @@ class CodecService(EngineService):
 
         If it is a script that waits for its next line, that line opens it anew.
         """
-        self._streams.pop(stream_of(stream_key), None)
+        self._streams.pop(stream_of(stream_key).rstrip(ANEW), None)
 
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats

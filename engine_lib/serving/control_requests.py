@@ -1,8 +1,9 @@
 """ControlRequests: requests of other models that steer the talker instead of asking for speech.
 
-The input `cancel` names a stream to stop; `hold` gives the seconds in which no stream may begin; `store_voice` (JSON: name,
-consent) stores the voice of the reference beside it. The codec sends the first two, the model `voices` the third. Each carries the
-signature of this server, because every client can reach this model; without it the request is refused and counted.
+The input `cancel` names a stream to stop; `silence` (its good frames, a blank, its key) one with audio that has run away; `hold` gives
+the seconds in which no stream may begin; `store_voice` (JSON: name, consent) stores the voice of the reference beside it. The codec
+sends the first three, the model `voices` the last. Each carries the signature of this server, because every client can reach this
+model; without it the request is refused and counted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.talker_stream import TalkerParts
 from engine_lib.serving.voice_order import VoiceOrder
+from engine_lib.talker.output.runaway import SilentStream
 
-CONTROL_INPUTS = ("cancel", "hold", "store_voice")
+CONTROL_INPUTS = ("cancel", "silence", "hold", "store_voice")
 
 
 class ControlRequests:
@@ -42,6 +44,10 @@ class ControlRequests:
                 self._check_signature(name, tensors[name], parameters)
         if "cancel" in tensors:
             self._talker.cancel(tensors["cancel"][0].decode("ascii", "replace"))
+            reply.finish()
+        elif "silence" in tensors:
+            num_good_frames, _, stream_key = tensors["silence"][0].decode("ascii", "replace").partition(" ")
+            self._talker.engine.end_silence(SilentStream(stream_key, int(num_good_frames)))
             reply.finish()
         elif "hold" in tensors:
             self._hold(float(tensors["hold"][0]))

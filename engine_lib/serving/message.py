@@ -45,8 +45,8 @@ class CodesMessage(Message, frozen=True):
             or repeat.
         delivery: as the client asked for it.
         sent_at: time.monotonic() of `pack`. All processes of a machine read the same clock.
-        is_question: no chunk: the codec looks whether the client is still there. Up to Triton 26.04 only a model further down the
-            ensemble can see that.
+        is_question: no chunk: the codec looks whether the client is still there, and keeps the stream open. Up to Triton 26.04 only a
+            model further down the ensemble can see that.
         part: of a script; None for any other stream.
     """
 

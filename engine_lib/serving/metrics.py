@@ -80,6 +80,19 @@ class _Gauge:
             self._published = value
 
 
+class _Total:
+    """A counter of the server that follows a number which only grows."""
+
+    def __init__(self, metric: Any, read: Callable[[], float]) -> None:
+        self._metric, self._read, self._published = metric, read, float(read())
+
+    def publish(self) -> None:
+        now = float(self._read())
+        if now != self._published:
+            self._metric.increment(now - self._published)
+        self._published = now
+
+
 class Metrics:
     """The metrics of one model. Names get the prefix qwen3_tts_."""
 
@@ -129,18 +142,13 @@ class Metrics:
 
     def total(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a counter of the growth of `read()` from now on, read at the time of publishing."""
+        self.totals(name, description, [({}, read)])
+
+    def totals(self, name: str, description: str, reads: Sequence[tuple[Mapping[str, str], Callable[[], float]]]) -> None:
+        """As `total`, with several series, each with its labels."""
         if (family := self._new_family(name, description, "COUNTER")) is not None:
-            metric = family.Metric(labels=self._labels)
-            published = float(read())
-
-            def publish() -> None:
-                nonlocal published
-                now = float(read())
-                if now != published:
-                    metric.increment(now - published)
-                published = now
-
-            self._publishers.append(publish)
+            for labels, read in reads:
+                self._publishers.append(_Total(family.Metric(labels=self._labels | dict(labels)), read).publish)
 
     def histogram(self, name: str, description: str, buckets: Sequence[float]) -> Histogram:
         """Add a histogram with the given upper bounds."""

@@ -10,6 +10,7 @@ from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import STATUS_CODES
 from engine_lib.serving.metrics import Counter, Metrics
 from engine_lib.talker.base_engine import BaseTalkerEngine
+from engine_lib.talker.output.runaway import RUNAWAYS
 from engine_lib.talker.request import FinishReason
 
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -58,6 +59,11 @@ class TalkerMetrics:
         metrics.total("decode_steps_total", "Decode steps of the talker", lambda: stats().num_decode_steps)
         metrics.total("decode_rows_total", "Streams in all decode steps of the talker, added up", lambda: stats().num_decode_rows)
         metrics.total("frames_total", "Codec frames generated", lambda: stats().num_frames)
+        runaways = [
+            ({"cause": cause.value, "outcome": outcome.value}, lambda i=i: stats().num_runaways[i])
+            for i, (cause, outcome) in enumerate(RUNAWAYS)
+        ]
+        metrics.totals("runaways_total", "Times that a stream did not end by itself and was stopped or spoken anew", runaways)
         self.finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
         metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES, counter=refusals)
         priorities = [priority.value for priority in Priority]

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.delivery import Delivery
+from engine_lib.delivery import Delivery, OnRunaway
 from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
@@ -58,7 +58,7 @@ class TalkerService(EngineService):
         self._parser = RequestParser(
             kind=checkpoint.config.kind,
             sampling=checkpoint.sampling_defaults(),
-            delivery=Delivery.default(config),
+            delivery=Delivery.default(config, OnRunaway.STOP),
             texts=TextCompiler.of(config, checkpoint.config.piece_length),
             max_text_length=config.max_text_length,
             max_reference_seconds=config.reference_max_seconds,

@@ -35,12 +35,17 @@ from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
 from engine_lib.speech.stream_words import SpokenWords, words_json
 from engine_lib.streamed_text import TextRows
 from engine_lib.talker.base_engine import BaseTalkerEngine
+from engine_lib.talker.output.runaway import past_of
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener, StreamTimes
 from engine_lib.talker.text.feed import TextFeed
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.voice_key import voice_key
 
 logger = logging.getLogger(__name__)
+
+# The codec is asked about the client of a stream that sends no chunk for so long: it waits to begin, for text, or after a preemption.
+# It also learns so that the stream goes on.
+QUIET_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class TalkerStream(RequestListener):
         self._encoding: Future[VoiceClonePromptItem] | None = None
         self._encoded_at = 0.0  # time.monotonic(); 0.0: no recording has been encoded
         self._times: StreamTimes | None = None
-        self._has_begun = False  # its first message is on its way
+        self._heard_at = 0.0  # time.monotonic() of its last chunk; 0.0: none has come
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         self._words: SpokenWords | None = None  # with timestamps
@@ -167,11 +172,13 @@ class TalkerStream(RequestListener):
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """On an engine's thread: count, and leave the rest to a sender thread."""
-        self._has_begun = True
+        self._heard_at = time.monotonic()
         talker, is_first = self._talker, chunk.index == 0
-        if is_first and len(chunk.codes):
+        if chunk.is_reference:  # it is spoken anew behind these frames
+            chunk = structs.replace(chunk, codes=past_of(self._reference, chunk.codes))
+        elif is_first and len(chunk.codes):
             talker.metrics.add_first_codes(time.monotonic() - self._arrived_at)
-        is_urgent = is_first and not chunk.is_final and self._reference is None
+        is_urgent = is_first and not chunk.is_final and not chunk.is_reference and self._reference is None
         if is_urgent and talker.engine.hands_out_beside_steps and len(talker.streams) == 1:
             self._send(chunk)
         else:
@@ -270,7 +277,7 @@ class TalkerStream(RequestListener):
             self._give_up(FinishReason.ERROR, DEADLINE_ERROR)
         elif self._reply.is_cancelled():
             self.cancel()
-        elif not self._has_begun:
+        elif time.monotonic() >= self._heard_at + QUIET_SECONDS:
             nothing = CodesChunk(self.stream_key, 0, self._no_codes)
             self._reply.send(CodesMessage(nothing, self._speech.delivery, is_question=True).pack(self._talker.secret), is_final=False)
 

@@ -19,6 +19,7 @@ from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.prompt import Prompt
 from engine_lib.speech.alignment_file import ALIGNMENT_FILE, MAX_TEXT_ROWS
 from engine_lib.talker.backpressure import AdmissionPause
+from engine_lib.talker.output.runaway import SilentStream
 from engine_lib.talker.request import FurtherText, Request, RequestListener
 from engine_lib.talker.step_times import StepTimes
 
@@ -40,6 +41,7 @@ class TalkerStats:
         num_prefix_hits: requests that found their first rows in the prefix cache; a preempted one counts each time it comes back.
         num_cached_rows: rows that they found.
         starving: open requests that can do nothing until more of their text comes.
+        num_runaways: streams that ran away, in the order of RUNAWAYS.
     """
 
     running: int
@@ -56,6 +58,7 @@ class TalkerStats:
     num_prefix_hits: int
     num_cached_rows: int
     starving: int
+    num_runaways: tuple[int, ...]
 
 
 class BaseTalkerEngine(ABC, Generic[OpenStream]):
@@ -117,6 +120,10 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
     @abstractmethod
     def _accept_cancel(self, stream_key: str, error: str) -> None:
         """Pass on that an open stream must end. The lock is held."""
+
+    @abstractmethod
+    def _accept_silence(self, silent: SilentStream) -> None:
+        """Pass on the news of a stream that is open, or was. The lock is held."""
 
     @abstractmethod
     def _accept_backpressure(self) -> None:
@@ -183,6 +190,11 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         with self._changed:
             if stream_key in self._open:
                 self._accept_cancel(stream_key, error)
+
+    def end_silence(self, silent: SilentStream) -> None:
+        """Stop a stream with audio that has run away, or speak it anew from its good frames; if it has just ended, only count it."""
+        with self._changed:
+            self._accept_silence(silent)
 
     def _enter(self, stream_key: str, turn: Turn) -> None:
         """Give a request its place, or refuse it. The lock must be held."""

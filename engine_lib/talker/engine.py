@@ -30,6 +30,7 @@ from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.device.load_summary import load_summary
 from engine_lib.talker.device.worker import FrameResult, TalkerWorker
 from engine_lib.talker.output.chunking import ChunkGrowth
+from engine_lib.talker.output.runaway import RUNAWAYS, RunawayCause, RunawayOutcome, SilentStream
 from engine_lib.talker.parallel.rank_zero import start_ranks
 from engine_lib.talker.planner import Planner
 from engine_lib.talker.request import TEXT_IDLE_ERROR, FinishReason, FurtherText, Request, RequestListener
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 LAUNCH_SHARE = 0.6  # the next step is launched after this share of the shortest recent step; launching it takes the host the rest
 RECENT_STEPS = 8
-TEXT_IDLE_SHARE = 0.8  # of codec_idle_timeout: the most that a stream may wait for text
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._unread: deque[LaunchedFrames] = deque()
         self._eos, self._codebook_size = checkpoint.config.talker.codec_eos_token_id, checkpoint.config.codec.codebook_size
         self._num_frames = self._num_steps = 0
+        self._num_runaways = dict.fromkeys(RUNAWAYS, 0)
         self._seconds_waited = self._now = 0.0
         self._step_began = 0.0  # when the device began with the oldest unread result
         self._step_seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # from one result to the next
@@ -98,11 +99,10 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._rank_ended = False
         self._inbox: list[Sequence] = []
         self._fed: list[FurtherText] = []
+        self._silent: list[SilentStream] = []
         self._cancelled: dict[str, str] = {}  # stream keys, and the error that each ends with
         self._deadlines: list[tuple[float, str]] = []  # a heap; requests that have ended stay in it
-        # The codec forgets a stream that it has heard nothing of for its own time.
-        self._text_idle_seconds = min(config.text_idle_seconds, TEXT_IDLE_SHARE * config.codec_idle_timeout)
-        self._text_waits = TextWaits(self._text_idle_seconds, self.worker.frame_seconds)
+        self._text_waits = TextWaits(config.text_idle_seconds, self.worker.frame_seconds)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="talker-engine", daemon=True)
         self._ranks.watch(self._notice_end_of_rank)
@@ -127,6 +127,10 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
 
     def _accept_cancel(self, stream_key: str, error: str) -> None:
         self._cancelled[stream_key] = error
+        self._changed.notify()
+
+    def _accept_silence(self, silent: SilentStream) -> None:
+        self._silent.append(silent)
         self._changed.notify()
 
     def _accept_backpressure(self) -> None:
@@ -161,6 +165,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             num_prefix_hits=scheduler.num_prefix_hits,
             num_cached_rows=scheduler.num_cached_rows,
             starving=scheduler.num_starving,
+            num_runaways=tuple(self._num_runaways.values()),
         )
 
     # engine thread
@@ -202,7 +207,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._stopping or self._rank_ended or self._inbox or self._fed or self._cancelled)
+        return bool(self._stopping or self._rank_ended or self._inbox or self._fed or self._silent or self._cancelled)
 
     def _seconds_to_launch(self) -> float | None:
         """Seconds until the next step must be launched or read; None if there is nothing to do."""
@@ -226,6 +231,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self._ranks.check()
             arrived, self._inbox = self._inbox, []
             fed, self._fed = self._fed, []
+            silent, self._silent = self._silent, []
             cancelled, self._cancelled = self._cancelled, {}
         for sequence in arrived:
             self.scheduler.add(sequence)
@@ -236,6 +242,11 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         for text in fed:
             if text.stream_key in self._open:
                 self._take_text(self._open[text.stream_key], text)
+        for stream in silent:
+            if stream.stream_key in self._open:
+                self._end_runaway(self._open[stream.stream_key], RunawayCause.SILENCE, stream.num_good_frames)
+            else:  # the codec has told its client so
+                self._num_runaways[RunawayCause.SILENCE, RunawayOutcome.STOPPED] += 1
         for stream_key, error in cancelled.items():
             if stream_key in self._open:
                 self._close(self._open[stream_key], FinishReason.ERROR if error else FinishReason.CANCELLED, error)
@@ -261,7 +272,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         for sequence in self._text_waits.to_flush(now):
             sequence.flush()
         for sequence in self._text_waits.to_end(now):
-            self._close(sequence, FinishReason.ERROR, TEXT_IDLE_ERROR.format(self._text_idle_seconds))
+            self._close(sequence, FinishReason.ERROR, TEXT_IDLE_ERROR.format(self.config.text_idle_seconds))
 
     def _notice_end_of_rank(self) -> None:
         with self._changed:
@@ -342,8 +353,20 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             self.scheduler.received(sequence)
             if sequence.emitter.has_failed:
                 self._close(sequence, FinishReason.CANCELLED)
+            elif sequence.runaway.has_run_away:
+                self._end_runaway(sequence, RunawayCause.REPETITION, sequence.num_good_frames)
             elif len(sequence.frames) >= sequence.max_frames:
                 self._close(sequence, FinishReason.LENGTH)
+
+    def _end_runaway(self, sequence: Sequence, cause: RunawayCause, num_good_frames: int) -> None:
+        """Speak a stream anew behind its good frames, if that is wanted and may help; else end it."""
+        outcome = RunawayOutcome.RETRIED if sequence.runaway.take_retry() else RunawayOutcome.STOPPED
+        self._num_runaways[cause, outcome] += 1
+        if outcome is RunawayOutcome.RETRIED:
+            self.scheduler.cut(sequence, num_good_frames)
+        else:
+            sequence.cut(sequence.num_good_frames)
+            self._close(sequence, FinishReason.RUNAWAY)
 
     def _close(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
         """Free the slot and the blocks of `sequence`, then end its stream."""

@@ -21,6 +21,7 @@ class FinishReason(str, Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    RUNAWAY = "runaway"
     CANCELLED = "cancelled"
     ERROR = "error"
 
@@ -35,8 +36,8 @@ class CodesChunk(Message, frozen=True):
         is_final: True for the last chunk. Every accepted request gets exactly one.
         finish_reason: "" until the final chunk.
         error: the reason in words if finish_reason is "error".
-        is_reference: the codes are a clone's reference, sent ahead of chunk 0: the codec takes them as the stream's past and
-            gives no audio for them.
+        is_reference: the codes are a clone's reference, sent ahead of chunk 0, or the good frames of a stream that is spoken anew
+            behind them: the codec takes them as the stream's past and gives no audio for them.
         num_frames: of the final chunk: frames in all chunks of the stream, those of a cancelled one too.
         scores: [frames, heads, text rows] float16, of a stream with timestamps: what WordAligner.add takes.
         metadata: "", or what the client is told beside the audio: a JSON object.

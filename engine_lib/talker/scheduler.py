@@ -228,14 +228,29 @@ class Scheduler:
                 return False
         return True
 
+    def cut(self, sequence: Sequence, num_frames: int) -> None:
+        """Forget the frames of `sequence` behind the first `num_frames`. It goes on there as after a preemption."""
+        self._give_back(sequence)
+        sequence.cut(num_frames)
+        del sequence.block_keys[sequence.num_rows // self.block_manager.block_size :]
+        sequence.num_sound_rows = 0
+        self._put_back(sequence)
+
     def _preempt(self, sequence: Sequence) -> None:
+        self._give_back(sequence)
+        self.num_preemptions += 1
+        self._put_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        """Take the slot and the blocks of `sequence`, or its place in the queue; what has been launched for it is void."""
         self._publish(sequence)  # blocks that are not taken meanwhile need not be computed again
         self.release(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_prefilled_rows = 0
         sequence.num_launched_frames = 0
         sequence.num_preemptions += 1
-        self.num_preemptions += 1
+
+    def _put_back(self, sequence: Sequence) -> None:
         if sequence.has_text:
             self.waiting.put_back(sequence)
         else:

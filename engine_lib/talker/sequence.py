@@ -9,9 +9,12 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.delivery import Timestamps
+from engine_lib.delivery import MAX_CHUNK_FRAMES, Timestamps
+from engine_lib.sampling import MAX_SEED
+from engine_lib.speech.runaway import RUNAWAY_FRAMES
 from engine_lib.talker.output.chunking import ChunkCutter, ChunkGrowth
 from engine_lib.talker.output.emitter import Emitter
+from engine_lib.talker.output.runaway import RunawayWatch
 from engine_lib.talker.request import FinishReason, FurtherText, Request, RequestListener, StreamTimes
 
 Scores = npt.NDArray[np.float16]
@@ -50,6 +53,7 @@ class Sequence:
         wants_scores: its frames come with scores of its text.
         num_launched_frames: frames launched on the device, read or not.
         num_preemptions: a result launched before the latest preemption is void.
+        runaway: notices that it does not end.
         frames: [num_code_groups] int16 each, as read.
         prefilled_at: as in StreamTimes; 0.0 if no row of the prompt has been launched.
     """
@@ -79,6 +83,7 @@ class Sequence:
         self._num_sent_frames = 0
         self._scores: list[Scores | None] = []  # of frames that are not sent yet, if it wants scores
         self._cutter = ChunkCutter(request.delivery.chunk_frames, growth)
+        self.runaway = RunawayWatch(request)
 
     @property
     def num_rows(self) -> int:
@@ -113,6 +118,20 @@ class Sequence:
         if self.status is RUNNING:
             return self.num_possible_frames <= self.num_launched_frames < self.max_frames
         return self.status is SequenceStatus.WAITING and not self.has_text
+
+    @property
+    def num_good_frames(self) -> int:
+        """Frames to keep of a stream with codes that have run away: those before the pattern, and those that have been sent."""
+        return max(self._num_sent_frames, len(self.frames) - RUNAWAY_FRAMES)
+
+    def cut(self, num_frames: int) -> None:
+        """Forget the frames behind the first `num_frames`, sent or not. Those that follow have other random numbers."""
+        del self.frames[num_frames:], self._scores[max(num_frames - self._num_sent_frames, 0) :]
+        self.runaway.begin_behind(self.frames)
+        self.seed = (self.seed + 1) & MAX_SEED
+        self._num_sent_frames, num_sent_frames = min(self._num_sent_frames, num_frames), self._num_sent_frames
+        if num_sent_frames > num_frames:
+            self.emitter.start_over(np.array(self.frames, np.int16).reshape(-1, self.prompt.codes.shape[1]))
 
     def feed(self, text: FurtherText, max_frames: int) -> None:
         """Take in more text, and the limit of frames that goes with it."""
@@ -151,35 +170,43 @@ class Sequence:
         self.frames.append(codes)
         if self.wants_scores:
             self._scores.append(None if scores is None else scores[:, : self.num_text_rows])
-        num_gathered = len(self.frames) - self._num_sent_frames
+        self.runaway.add(codes)
+        num_gathered = self._num_ready - self._num_sent_frames
         if self._cutter.is_due(num_gathered, now, num_running):
             self._cutter.sent(num_gathered, now)
-            self._send_frames()
+            self._send_frames(self._num_ready)
+
+    @property
+    def _num_ready(self) -> int:
+        """Frames that may be sent."""
+        return len(self.frames) - self.runaway.num_doubtful
 
     def flush(self) -> None:
         """Send the frames gathered for the next chunk, if there are any."""
-        if num_gathered := len(self.frames) - self._num_sent_frames:
+        if (num_gathered := self._num_ready - self._num_sent_frames) > 0:
             self._cutter.sent(num_gathered, time.perf_counter())
-            self._send_frames()
+            self._send_frames(self._num_ready)
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """Send the frames that are left, then the final chunk."""
         self.status = SequenceStatus.FINISHED
-        if reason in (FinishReason.STOP, FinishReason.LENGTH) and len(self.frames) > self._num_sent_frames:
-            self._send_frames()
+        if reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.RUNAWAY):
+            self._send_frames(len(self.frames))
         self.emitter.end(reason, error)
 
-    def _send_frames(self) -> None:
-        if self.request.announce_times and not self._num_sent_frames:
+    def _send_frames(self, stop: int) -> None:
+        """Send the frames up to `stop`, in one chunk unless many have waited."""
+        if self.request.announce_times and not self._num_sent_frames and stop:
             begun_at = self._begun_at
             self.emitter.report(StreamTimes(self.request.stream_key, begun_at, self.prefilled_at or begun_at, time.monotonic()))
-        frames = np.array(self.frames[self._num_sent_frames :])  # a third of the time of np.stack
-        self._num_sent_frames = len(self.frames)
-        self.emitter.emit_frames(frames, self._take_scores() if self.wants_scores else None)
+        while (start := self._num_sent_frames) < stop:
+            self._num_sent_frames = min(stop, start + MAX_CHUNK_FRAMES)
+            frames = np.array(self.frames[start : self._num_sent_frames])  # a third of the time of np.stack
+            self.emitter.emit_frames(frames, self._take_scores(len(frames)) if self.wants_scores else None)
 
-    def _take_scores(self) -> Scores:
-        """[frames, heads, text rows] of the frames to be sent, -inf if a frame has none."""
-        taken, self._scores = self._scores, []
+    def _take_scores(self, num_frames: int) -> Scores:
+        """[num_frames, heads, text rows] of the frames to be sent, -inf if a frame has none."""
+        taken, self._scores = self._scores[:num_frames], self._scores[num_frames:]
         shapes = [scores.shape for scores in taken if scores is not None] or [(1, 0)]
         together = np.full((len(taken), shapes[0][0], max(rows for _, rows in shapes)), -np.inf, np.float16)
         for frame, scores in zip(together, taken, strict=True):

@@ -27,7 +27,7 @@ def running_server(folder: Path, options: Mapping[str, str], *, mps: bool, log_f
     """
     with MpsDaemon() if mps else nullcontext() as daemon:
         server = TritonServer(
-            options={**options, "model_path": str(folder)},
+            options={"on_runaway": "off", **options, "model_path": str(folder)},  # random weights repeat themselves
             ports=FREE_PORTS,
             log_file=log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1]),
             environment=daemon.environment if daemon else {},

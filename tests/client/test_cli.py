@@ -84,7 +84,7 @@ def test_the_command_line_loads_neither_the_engine_nor_what_is_slow() -> None:
 
 @server_test
 def test_the_file_holds_the_stream_in_sixteen_bits(runner: CliRunner, url: str) -> None:
-    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "8", "--chunks"])
+    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "8", "--on-runaway", "retry", "--chunks"])
     assert result.exit_code == 0, result.stderr
     with Client(url) as client:
         expected = client.synthesize(TEXT, voice="vivian", sampling={"seed": 3, "max_frames": 8}, chunk_frames=[1, 2])

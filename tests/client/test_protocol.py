@@ -75,6 +75,7 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
         loudness="voice",
         fade_ms=5,
         audio_format="mulaw",
+        on_runaway="retry",
         reference_audio=np.array([0.25, -1.0]),
         reference_sample_rate=16000,
         reference_text="hello",
@@ -88,7 +89,7 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
     sampling = json.loads(inputs.pop("sampling_parameters")[0])
     assert request.id == "mine"
     audio = {"speed": 1.5, "sample_rate": 8000, "volume_db": -3, "trim_silence": True, "loudness": "voice", "fade_ms": 5}
-    own = {"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False, "chunk_frames": [1, 2]}
+    own = {"seed": 2**63 - 1, "temperature": 0.1, "do_sample": False, "chunk_frames": [1, 2], "on_runaway": "retry"}
     assert sampling == own | audio | {"audio_format": "mulaw"}
     assert inputs == {
         "text": [""],

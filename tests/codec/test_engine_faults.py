@@ -88,6 +88,25 @@ def test_an_idle_engine_frees_the_slots_of_vanished_streams(make_engine: MakeEng
     eventually(lambda: sorted(forgotten) == sorted(listener.stream_key for listener in listeners), "the streams are forgotten")
 
 
+def test_a_stream_that_is_kept_open_is_not_forgotten(make_engine: MakeEngine, rng: np.random.Generator) -> None:
+    forgotten: list[str] = []
+    engine = make_engine(codec_idle_timeout=0.3, on_idle=forgotten.append)
+    waiting, vanished = Listener(engine), Listener(engine)
+    for listener in (waiting, vanished):
+        listener.send(random_codes(rng, 1))
+        assert listener.next().error == ""
+
+    def is_forgotten() -> bool:
+        engine.keep_open(waiting.stream_key)
+        return bool(forgotten)
+
+    eventually(is_forgotten, "the other stream is forgotten")
+    assert forgotten == [vanished.stream_key]
+    waiting.send(random_codes(rng, 1), is_final=True)
+    assert waiting.next().error == ""
+    engine.keep_open("nobody")
+
+
 def out_of_range(codes: Codes) -> Codes:
     codes[-1, -1] = CODEBOOK_SIZE
     return codes

@@ -63,7 +63,7 @@ def shared_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSe
     """The server of all tests that leave it intact."""
     if not CAN_SERVE:
         pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
-    with new_server(VOICE_IN_THE_BOX, tmp_path_factory.mktemp("gateway_server") / "log", max_num_seqs="8") as running:
+    with new_server(VOICE_IN_THE_BOX, tmp_path_factory.mktemp("gateway_server") / "log", max_num_seqs="8", on_runaway="auto") as running:
         yield running
 
 

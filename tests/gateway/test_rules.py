@@ -91,10 +91,12 @@ def test_without_the_list_of_voices_a_request_goes_to_the_default_model_as_it_is
 
 
 def test_fields_become_options_of_the_server() -> None:
-    options = request(lang_code="en-US", max_new_tokens=9, seed=3, initial_codec_chunk_frames=3, do_sample=False, instructions="").options()
+    fields = {"lang_code": "en-US", "max_new_tokens": 9, "seed": 3, "initial_codec_chunk_frames": 3, "on_runaway": "retry"}
+    options = request(**fields, do_sample=False, instructions="").options()
     assert options["language"] == "english"
     assert options["sampling"] == {"max_frames": 9, "seed": 3, "do_sample": False}
     assert options["chunk_frames"] == [3, 4, 8]
+    assert options["on_runaway"] == "retry"
     assert options["instruct"] is None
     neutral = ("speed", "sample_rate", "volume_db", "loudness", "trim_silence")
     assert [options[name] for name in neutral] == [None] * 5  # type: ignore[literal-required]
@@ -106,7 +108,14 @@ def test_fields_become_options_of_the_server() -> None:
     assert [options[name] for name in TEXT_OPTIONS] == [None] * 6  # type: ignore[literal-required]
     text = {"text_format": "ssml", "long_form": True, "lexicon": {"a": "b"}, "normalize_text": True, "sentence_pause_ms": 0}
     assert {name: value for name, value in request(**text).options().items() if name in TEXT_OPTIONS and value is not None} == text
-    for wrong in ({"temperature": float("nan")}, {"speed": 4.1}, {"sample_rate": 7999}, {"response_format": "ogg"}, {"input": ""}):
+    for wrong in (
+        {"temperature": float("nan")},
+        {"speed": 4.1},
+        {"sample_rate": 7999},
+        {"on_runaway": "auto"},
+        {"response_format": "ogg"},
+        {"input": ""},
+    ):
         with pytest.raises(ValidationError):
             request(**wrong)
 

@@ -44,10 +44,13 @@ def new_server(
     environment: Mapping[str, str | None] | None = None,
     **options: str,
 ) -> TritonServer:
-    """A server on free ports that is not started; its models have one thread each."""
+    """A server on free ports that is not started; its models have one thread each.
+
+    It stops no runaways: random weights soon repeat themselves, and many tests need long streams.
+    """
     chosen: dict[str, Any] = {} if repository is None else {"repository": repository}
     chosen |= {"environment": {SECRET_VARIABLE: SECRET, **(environment or {})}}
-    defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048"}
+    defaults = {"model_path": str(model_path), "device": "cpu", "num_threads": "1", "max_model_len": "2048", "on_runaway": "off"}
     chosen |= {"arguments": arguments, "exit_seconds": exit_seconds}
     return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, **chosen)
 
@@ -80,7 +83,14 @@ def small_server(shared_small_server: TritonServer) -> TritonServer:
     return shared_small_server
 
 
-MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4"}
+@pytest.fixture(scope="session")
+def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with a codec that soon forgets a stream without messages."""
+    with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", codec_idle_timeout="2") as running:
+        yield running
+
+
+MODEL_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "2048", "max_num_seqs": "4", "on_runaway": "off"}
 
 
 @pytest.fixture(scope="session")

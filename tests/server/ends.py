@@ -12,7 +12,7 @@ from patience import eventually
 from server.streams import Chunk, ModelProcess, Stream, inputs, model_process
 
 MODELS = ("talker", "codec_decoder")
-ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
+ENDLESS = {"max_frames": 1900, "chunk_frames": [1], "on_runaway": "off"}
 
 
 @contextmanager

@@ -41,7 +41,7 @@ async def check_many_streams(server: TritonServer) -> None:
 @pytest.mark.gpu
 async def test_128_streams_on_a_gpu_are_each_the_stream_that_runs_alone(endless_voice: Path, tmp_path: Path) -> None:
     options = {"model_path": str(endless_voice), "device": "cuda", "dtype": "float32", "codec_dtype": "float32", "max_model_len": "512"}
-    options |= {"max_num_seqs": str(NUM_STREAMS), "codec_slots": str(NUM_STREAMS)}
+    options |= {"max_num_seqs": str(NUM_STREAMS), "codec_slots": str(NUM_STREAMS), "on_runaway": "off"}
     with MpsDaemon() if shutil.which(CONTROL) else nullcontext() as mps:
         server = TritonServer(
             options=options,

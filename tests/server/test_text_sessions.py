@@ -6,6 +6,7 @@ import itertools
 import json
 import secrets
 import urllib.request
+from time import sleep
 
 import numpy as np
 import pytest
@@ -74,6 +75,26 @@ def test_a_stream_that_waits_for_text_makes_no_frames_and_keeps_nobody_waiting(s
         assert waiting.all(first=1)[-1].finish_reason == "length"
     eventually_free(small_server)
     assert refusal(small_server, session, "append", "More.").startswith("NOT_FOUND: session: no open stream of this model has this id")
+
+
+def test_a_stream_that_waits_for_text_keeps_its_place_in_the_codec(impatient_server: TritonServer) -> None:
+    session = new_session()
+    with opened(impatient_server, session, "Good morning, ", sampling=ENDLESS | {"max_frames": 60}) as waiting:
+        waiting.next()
+        eventually(lambda: metric(impatient_server, "starving_requests") == 1, "it waits for text")
+        sleep(3.0)  # longer than codec_idle_timeout
+        tell(impatient_server, session, "end", "everyone.")
+        assert waiting.all(first=1)[-1].finish_reason == "length"
+    eventually_free(impatient_server)
+
+
+def test_a_client_that_leaves_while_its_stream_waits_for_text_is_noticed(impatient_server: TritonServer) -> None:
+    before = metric(impatient_server, "finished_requests_total", reason="cancelled")
+    with opened(impatient_server, new_session(), "Good morning, ", sampling=ENDLESS) as waiting:
+        waiting.next()
+        eventually(lambda: metric(impatient_server, "starving_requests") == 1, "it waits for text")
+    eventually(lambda: metric(impatient_server, "finished_requests_total", reason="cancelled") > before, "its client has gone")
+    eventually_free(impatient_server)
 
 
 def test_a_session_cancels_a_stream_whether_or_not_its_text_is_complete(small_server: TritonServer) -> None:

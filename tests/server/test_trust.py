@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
 ORDERS: Arrays = {
     "cancel": np.array([b"talker/0"], np.object_),
+    "silence": np.array([b"0 talker/0"], np.object_),
     "hold": np.array([3.0], np.float32),
     "store_voice": np.array([b'{"name": "eve", "consent": "none"}'], np.object_),
 }
@@ -121,13 +121,6 @@ def test_no_key_makes_the_codec_call_a_model_that_a_client_names(small_server: T
 
 def message_of_the_server(**changes: Any) -> Arrays:
     return message(SECRET, **changes)
-
-
-@pytest.fixture(scope="module")
-def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server that soon forgets a stream without messages."""
-    with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", codec_idle_timeout="2") as running:
-        yield running
 
 
 def test_a_stream_without_a_final_message_is_forgotten(impatient_server: TritonServer) -> None:

@@ -148,7 +148,7 @@ def test_the_configs_list_exactly_the_tensors_that_travel() -> None:
 
 def test_the_ensemble_takes_what_the_talker_takes_but_control_requests() -> None:
     talker = configured("talker", "input")
-    assert talker.pop("cancel") is talker.pop("store_voice") is np.object_
+    assert talker.pop("cancel") is talker.pop("silence") is talker.pop("store_voice") is np.object_
     assert talker.pop("hold") is np.float32
     assert configured("qwen3_tts", "input") == talker
 

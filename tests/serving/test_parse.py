@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine_lib.admission.turn import DEFAULT_TURN, Priority, Turn
-from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
+from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery, OnRunaway
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving import request_values
@@ -55,6 +55,7 @@ def test_every_field_reaches_the_request() -> None:
         "trim_silence": True,
         "loudness": "voice",
         "fade_ms": 5,
+        "on_runaway": "retry",
         "non_streaming_mode": False,
     }
     request = parse(text="größe", voice="vivian", language="german", instruct="softly", sampling_parameters=json.dumps(sampling))
@@ -65,7 +66,13 @@ def test_every_field_reaches_the_request() -> None:
         instruct="softly",
         non_streaming_mode=False,
         sampling=SamplingParams(temperature=0.5, top_k=5, seed=3),
-        delivery=Delivery((4,), ChunkPolicy.ADAPTIVE, AudioFormat.PCM16_BASE64, AudioSettings(16000, 2.0, -3.0, True, -16.0, 5)),
+        delivery=Delivery(
+            (4,),
+            ChunkPolicy.ADAPTIVE,
+            AudioFormat.PCM16_BASE64,
+            AudioSettings(16000, 2.0, -3.0, True, -16.0, 5),
+            on_runaway=OnRunaway.RETRY,
+        ),
     )
 
 
@@ -119,13 +126,14 @@ def test_an_empty_string_of_sampling_parameters_is_none() -> None:
         ("language", "has 100000 bytes; at most 256", {"text": "a", "language": "l" * 100_000}),
         ("parameters", "at most 262144 are allowed; give long texts as input tensors", {"text": "a", "parameters": {"x": "y" * 300_000}}),
         ("sampling_parameters", "JSON", {"text": "a", "sampling_parameters": '{"seed": ' + "9" * 10_000 + "}"}),
-        ("sampling_parameters", "chunk_frames, chunk_policy, audio_format", {"text": "a", "sampling_parameters": '{"pace": 2}'}),
+        ("sampling_parameters", "chunk_policy, audio_format, timestamps, on_runaway", {"text": "a", "sampling_parameters": '{"pace": 2}'}),
         ("top_k", "whole number", {"text": "a", "sampling_parameters": '{"top_k": 0.5}'}),
         ("chunk_frames", "list of 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": 4}'}),
         ("chunk_frames", "list of 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": []}'}),
         ("chunk_frames", "from 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": [65]}'}),
         ("chunk_policy", "choose one of fixed, adaptive", {"text": "a", "sampling_parameters": '{"chunk_policy": "fast"}'}),
         ("chunk_frames", "from 1 to 64", {"text": "a", "sampling_parameters": '{"chunk_frames": [true]}'}),
+        ("on_runaway", "choose one of stop, retry, off", {"text": "a", "sampling_parameters": '{"on_runaway": "auto"}'}),
         ("audio_format", "float32, pcm16_base64", {"text": "a", "sampling_parameters": '{"audio_format": ["mp3"]}'}),
         ("audio_format", "pcm16, mulaw, alaw", {"text": "a", "sampling_parameters": '{"audio_format": "mp3"}'}),
         ("sample_rate", "8000 to 48000", {"text": "a", "sampling_parameters": '{"sample_rate": 7999}'}),

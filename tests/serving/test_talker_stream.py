@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from engine_lib.serving.metrics import Counter, Metrics
 from engine_lib.serving.parse import SpeechRequest
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.talker_metrics import TalkerMetrics
-from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
+from engine_lib.serving.talker_stream import QUIET_SECONDS, TalkerParts, TalkerStream
 from engine_lib.serving.tracing import Span
 from engine_lib.talker.request import CodesChunk, StreamTimes
 from engine_lib.talker.step_times import StepTimes
@@ -33,11 +34,19 @@ class Reply:
         self.is_traced, self.spans = is_traced, list[Span]()
         self.sent: list[CodesChunk] = []
         self.refused: list[Exception] = []
+        self.num_questions = 0
 
     def send(self, tensors: Mapping[str, Any], *, is_final: bool) -> None:
-        chunk = CodesMessage.unpack(tensors, SECRET).chunk
+        message = CodesMessage.unpack(tensors, SECRET)
+        if message.is_question:
+            self.num_questions += 1
+            return
+        chunk = message.chunk
         assert chunk.is_final == is_final
         self.sent.append(chunk)
+
+    def is_cancelled(self) -> bool:
+        return False
 
     def trace(self, *spans: Span) -> None:
         self.spans += spans
@@ -137,6 +146,20 @@ def test_a_reference_goes_first_and_the_first_codes_do_not_overtake_it(tiny_base
     assert [(chunk.is_reference, chunk.index) for chunk in reply.sent] == [(True, 0), (False, 0)]
 
 
+def test_a_stream_that_is_spoken_anew_gives_the_codec_its_whole_past(tiny_base: Path) -> None:
+    talker = Talker(tiny_base)
+    config = checkpoint(tiny_base).config.talker
+    codes = torch.ones(3, config.num_code_groups, dtype=torch.int64)
+    voice = VoiceClonePromptItem(codes, torch.zeros(config.shape.hidden_size), x_vector_only_mode=False, icl_mode=True, ref_text="Hi.")
+    stream, reply = talker.stream(voice)
+    frames = np.full((2, config.num_code_groups), 7, np.int16)
+    stream.on_chunk(CodesChunk(stream.stream_key, 5, frames, is_reference=True))
+    talker.sender.run()
+    [past] = reply.sent
+    assert past.is_reference
+    assert past.codes[:, 0].tolist() == [1, 1, 1, 7, 7]
+
+
 def test_a_stream_is_open_until_its_last_message_has_been_sent(tiny_custom_voice: Path) -> None:
     talker = Talker(tiny_custom_voice)
     stream, reply = talker.stream()
@@ -145,6 +168,20 @@ def test_a_stream_is_open_until_its_last_message_has_been_sent(tiny_custom_voice
     talker.sender.run()
     assert not talker.streams
     assert [chunk.finish_reason for chunk in reply.sent] == ["stop"]
+
+
+def test_the_codec_is_asked_about_a_stream_that_sends_nothing(tiny_custom_voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talker = Talker(tiny_custom_voice)
+    stream, reply = talker.stream()
+    now = time.monotonic()
+    asked = []
+    for seconds, chunk in ((0.0, None), (0.1, FIRST), (QUIET_SECONDS, None), (QUIET_SECONDS + 0.2, None), (5.0, SECOND), (9.0, None)):
+        monkeypatch.setattr("time.monotonic", lambda seconds=seconds: now + seconds)
+        if chunk is not None:
+            stream.on_chunk(chunk)
+        stream.look_after()
+        asked.append(reply.num_questions)
+    assert asked == [1, 1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(("is_full", "text", "kind"), [(True, "Hello.", OverloadedError), (False, " ", InvalidRequestError)])

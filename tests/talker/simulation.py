@@ -57,7 +57,8 @@ class Simulation:
         self._contents: dict[str, list[int]] = {}
         self._quarantined: set[int] = set()
         self._num_steps = 0  # decode steps that have run
-        self._launched_steps: deque[list[tuple[Sequence, list[int], int]]] = deque()  # those that have not: their rows and block tables
+        # those that have not: block tables, rows, and contents of the rows so far
+        self._launched_steps: deque[list[tuple[list[int], int, list[int]]]] = deque()
 
     def step(self) -> Schedule:
         active = list(self.scheduler.active)
@@ -73,7 +74,7 @@ class Simulation:
             has_ended = not sequence.text_is_open and sequence.num_text_rows_on_device == len(sequence.text_ids)
             assert sequence.num_rows_on_device < sequence.num_text_rows_on_device or has_ended
         if schedule.decode:
-            self._launched_steps.append([(sequence, [*sequence.block_table], sequence.num_rows_on_device) for sequence in schedule.decode])
+            self._launched_steps.append([self._launched(sequence) for sequence in schedule.decode])
             self.scheduler.decoded(schedule.decode)
             while len(self._launched_steps) > self.delay:
                 self._run_step()
@@ -113,7 +114,8 @@ class Simulation:
         while self._num_steps < schedule.prefill_after:
             self._run_step()
         for chunk in schedule.prefill:
-            self._run(chunk.sequence, chunk.sequence.block_table, chunk.start, chunk.stop)
+            contents = self._contents_of(chunk.sequence, chunk.stop)
+            self._run(chunk.sequence.block_table, chunk.start, chunk.stop, contents)
         self.scheduler.prefilled(schedule.prefill)
 
     def end(self, sequence: Sequence) -> None:
@@ -133,6 +135,11 @@ class Simulation:
         self.scheduler.quarantine(sequence)
         self.end(sequence)
 
+    def cut(self, sequence: Sequence, num_frames: int) -> None:
+        """It has run away, and is spoken anew behind its first frames."""
+        self.scheduler.cut(sequence, num_frames)
+        del self._contents_of(sequence, 0)[sequence.num_rows :]
+
     def _receive(self, sequence: Sequence) -> None:
         sequence.frames.append(_frame(sequence, len(sequence.frames)))
         self.scheduler.received(sequence)
@@ -147,14 +154,18 @@ class Simulation:
 
     def _run_step(self) -> None:
         self._num_steps += 1
-        for sequence, table, row in self._launched_steps.popleft():
-            self._run(sequence, table, row, row + 1)
+        for table, row, contents in self._launched_steps.popleft():
+            self._run(table, row, row + 1, contents)
 
-    def _run(self, sequence: Sequence, table: list[int], start: int, stop: int) -> None:
+    def _launched(self, sequence: Sequence) -> tuple[list[int], int, list[int]]:
+        row = sequence.num_rows_on_device
+        return [*sequence.block_table], row, [*self._contents_of(sequence, row + 1)]
+
+    def _run(self, table: list[int], start: int, stop: int, contents: list[int]) -> None:
         """Read the rows before `start`, write those up to `stop`."""
-        size, contents = self.blocks.block_size, self._contents_of(sequence, stop)
+        size = self.blocks.block_size
         for row in range(start):
-            assert self._cache.get((table[row // size], row % size)) == contents[row], f"row {row} of {sequence.request.stream_key}"
+            assert self._cache.get((table[row // size], row % size)) == contents[row], f"row {row}"
         for row in range(start, stop):
             self._cache[table[row // size], row % size] = contents[row]
 
@@ -164,7 +175,8 @@ class Simulation:
         for row in range(len(contents), num_rows):
             frame = row - len(prompt)
             text_id = int(sequence.text_ids[row]) if row < len(sequence.text_ids) else PAD_TEXT_ID
-            codes = prompt.codes[row] if frame < 0 else _frame(sequence, frame).astype(np.int32)
+            kept = sequence.frames[frame] if 0 <= frame < len(sequence.frames) else _frame(sequence, frame)
+            codes = prompt.codes[row] if frame < 0 else kept.astype(np.int32)
             contents.append(hash((contents[-1] if contents else None, text_id, codes.tobytes())))
         return contents
 

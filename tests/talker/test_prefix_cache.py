@@ -217,7 +217,7 @@ def test_whatever_happens_each_request_reads_its_own_rows(delay: int, fresh_seed
             max_frames = int(rng.integers(1, max_model_len - len(prompt) + 2))
             sampling = SamplingParams(max_frames=max_frames, seed=int(rng.integers(3)))
             sequences.append(sequence_of(str(len(sequences)), prompt, sampling))
-        arriving = iter(sequences)
+        arriving, num_cuts = iter(sequences), 0
         for _step in range(3000):
             if rng.random() < 0.3 and (sequence := next(arriving, None)) is not None:
                 simulation.scheduler.add(sequence)
@@ -228,6 +228,10 @@ def test_whatever_happens_each_request_reads_its_own_rows(delay: int, fresh_seed
                     num_failures += 1
                 else:
                     simulation.end(victim)
+            if num_cuts < 60 and rng.random() < 0.05 and (active := simulation.scheduler.active):
+                runaway = active[rng.integers(len(active))]
+                simulation.cut(runaway, int(rng.integers(len(runaway.frames) + 1)))
+                num_cuts += 1
             if rng.random() < 0.3:
                 simulation.prefill_ahead()
             simulation.step()

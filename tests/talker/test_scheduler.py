@@ -68,6 +68,7 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
             delay=delay,
         )
         sequences: list[Sequence] = []
+        num_cuts = 0
         for _step in range(3000):
             if rng.random() < 0.3 and len(sequences) < 25:
                 num_rows = int(rng.integers(1, max_model_len + 1))
@@ -81,6 +82,11 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
                 victim = sequences[rng.integers(len(sequences))]
                 if victim.status is not SequenceStatus.FINISHED:
                     simulation.end(victim)
+            if rng.random() < 0.05 and sequences:
+                runaway = sequences[rng.integers(len(sequences))]
+                if runaway.status is not SequenceStatus.FINISHED and num_cuts < 100:
+                    simulation.cut(runaway, int(rng.integers(len(runaway.frames) + 1)))
+                    num_cuts += 1
             if rng.random() < 0.3:
                 simulation.prefill_ahead()
             simulation.step()

@@ -37,6 +37,7 @@ from engine_lib.talker.isolation.messages import (
     StopEngine,
     StreamStarted,
 )
+from engine_lib.talker.output.runaway import SilentStream
 from engine_lib.talker.request import CodesChunk, FurtherText, Request, RequestListener, StreamTimes
 
 REPORT_SECONDS = 0.1
@@ -139,6 +140,8 @@ class PipedTalkerEngine(TalkerEngine):
                 self.cancel(message.stream_key, message.error)
             case FurtherText():
                 self.feed(message)
+            case SilentStream():
+                self.end_silence(message)
             case ApplyBackpressure():
                 self.apply_backpressure(message.until)
             case StopEngine():

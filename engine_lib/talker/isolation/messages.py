@@ -1,6 +1,6 @@
 """Messages to and from an engine in another process.
 
-Others that travel there: Request, FurtherText, StreamTimes, LoadFailed.
+Others that travel there: Request, FurtherText, SilentStream, StreamTimes, LoadFailed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message, Wire
 from engine_lib.talker.base_engine import TalkerStats
+from engine_lib.talker.output.runaway import SilentStream
 from engine_lib.talker.request import CodesChunk, FurtherText, Request, StreamTimes
 
 # to the engine
@@ -83,7 +84,7 @@ class EngineReport(Message, frozen=True):
     hosts: npt.NDArray[np.float64]
 
 
-ToEngine = LoadEngine | StartEngine | Request | FurtherText | CancelStream | ApplyBackpressure | StopEngine
+ToEngine = LoadEngine | StartEngine | Request | FurtherText | SilentStream | CancelStream | ApplyBackpressure | StopEngine
 FromEngine = EngineLoaded | LoadFailed | LogRecord | StreamStarted | StreamTimes | StepChunks | EngineReport
 
 TO_ENGINE: Wire[ToEngine] = Wire(ToEngine)

@@ -40,6 +40,7 @@ from engine_lib.talker.isolation.messages import (
     StreamStarted,
 )
 from engine_lib.talker.output.emitter import Emitter
+from engine_lib.talker.output.runaway import SilentStream
 from engine_lib.talker.request import CodesChunk, FinishReason, FurtherText, Request, RequestListener, StreamTimes
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,9 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
 
     def _accept_cancel(self, stream_key: str, error: str) -> None:
         self._send(CancelStream(stream_key, error))
+
+    def _accept_silence(self, silent: SilentStream) -> None:
+        self._send(silent)
 
     def _accept_backpressure(self) -> None:
         self._send(ApplyBackpressure(self._backpressure.until))

@@ -45,6 +45,9 @@ class Emitter:
 
     def emit(self, chunk: CodesChunk) -> None:
         """Pass `chunk` to the listener."""
+        if chunk.is_reference:
+            self.start_over(chunk.codes)
+            return
         self._num_chunks += 1
         self._num_frames += len(chunk.codes)
         self._call(partial(self._listener.on_chunk, chunk))
@@ -52,6 +55,11 @@ class Emitter:
     def emit_frames(self, codes: npt.NDArray[np.int16], scores: npt.NDArray[np.float16] | None = None) -> None:
         """Emit frames [frames, num_code_groups] as the next chunk; `scores` as in CodesChunk."""
         self.emit(CodesChunk(self._stream_key, self._num_chunks, codes, scores=scores))
+
+    def start_over(self, past: npt.NDArray[np.int16]) -> None:
+        """Tell the listener that frames follow which come behind `past` [frames, num_code_groups], in the place of those it got."""
+        self._num_frames = len(past)
+        self._call(partial(self._listener.on_chunk, CodesChunk(self._stream_key, self._num_chunks, past, is_reference=True)))
 
     def end(self, reason: FinishReason, error: str = "") -> None:
         """Emit the final chunk."""

@@ -1,0 +1,210 @@
+"""Streams of the shipped voice that run away: what is heard of them; and good speech gives no alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from api.loading import GREEDY, load
+from count_runaways import speak
+
+from engine_lib.api.qwen3_tts import Qwen3TTS
+from engine_lib.api.speech_stream import SpeechStream
+from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.runaway import REPEATS_IN_SPEECH, RUNAWAY_FRAMES, SILENCE_IN_SPEECH
+from engine_lib.talker.engine import LaunchedFrames
+from engine_lib.talker.output.runaway import RUNAWAYS
+from engine_lib.talker.request import FinishReason
+from engine_lib.talker.scheduler import Schedule
+from engine_lib.talker.sequence import Sequence
+from patience import eventually
+
+VOICE = Path(__file__).resolve().parents[1] / "scripts" / "voice_in_the_box" / "checkpoint"
+SAMPLES = 1920
+TEXT, OTHER = "There is a small penguin in the window.", "Nice to meet you."
+ONSET = 12  # the frame from which on a stream is bad
+CHUNK = 4  # frames
+LONG: dict[str, Any] = {"seed": 3, "max_frames": 80, "chunk_frames": [CHUNK]}
+
+Audio = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int16]
+BadFrame = Callable[[int], Codes]  # the codes of the bad frame with this number
+
+
+@pytest.fixture(scope="module")
+def tts() -> Iterator[Qwen3TTS]:
+    with load(VOICE, max_num_seqs=4, max_model_len=300) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def good(tts: Qwen3TTS) -> Audio:
+    """The audio of TEXT."""
+    return heard(tts.stream_custom_voice(TEXT, "ada", **LONG))[0]
+
+
+@pytest.fixture(scope="module")
+def silent_codes(tts: Qwen3TTS) -> Codes:
+    """Codes of many frames that are silent in good speech."""
+    codes = tts.generate_codes([TEXT, OTHER] * 2, ["ada", "ben"] * 2, seed=1)
+    waves, _ = tts.decode(list(codes))
+    silent = [one[np.abs(audio).reshape(len(one), -1).max(1) < 0.002] for one, audio in zip(codes, waves, strict=True)]
+    return np.concatenate(silent)
+
+
+def noise(period: int) -> BadFrame:
+    rng = np.random.default_rng(period)
+    pattern = rng.integers(0, 128, (period, 16)).astype(np.int16)
+    pattern[:, 0] = np.arange(period)  # different from each other
+    return lambda number: pattern[number % period]
+
+
+def silence(codes: Codes) -> BadFrame:
+    """Silent frames in an order that is no pattern."""
+    rng = np.random.default_rng(0)
+    order: list[int] = []
+    while len(order) < 200:
+        i = int(rng.integers(len(codes)))
+        if codes[i, 0] not in codes[order[-3:], 0]:
+            order.append(i)
+    return lambda number: codes[order[number]]
+
+
+@contextmanager
+def running_away(tts: Qwen3TTS, bad: BadFrame, *, times: int = 1000) -> Iterator[None]:
+    """From frame ONSET on, the streams of TEXT have bad frames instead of their own; until they have been spoken anew `times` times.
+
+    The codec keeps up with the talker.
+    """
+    engine, launch, victims = tts._talker, tts._talker.launch, dict[Sequence, int]()
+
+    def faulty(schedule: Schedule) -> Iterator[LaunchedFrames]:
+        eventually(lambda: not tts._codec.stats().queued_chunks, "the codec has caught up")
+        for frames in launch(schedule):
+            for row, sequence in enumerate(frames.sequences):
+                if sequence.request.sampling.max_frames == LONG["max_frames"]:
+                    victims.setdefault(sequence, sequence.num_preemptions)
+                    if len(sequence.frames) >= ONSET and sequence.num_preemptions - victims[sequence] < times:
+                        frames.result._codes[row] = torch.from_numpy(bad(len(sequence.frames) - ONSET))
+            yield frames
+
+    engine.launch = faulty  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        engine.launch = launch  # type: ignore[method-assign]
+
+
+def heard(stream: SpeechStream) -> tuple[Audio, str]:
+    """The samples of a stream, which must be well formed, and its finish reason."""
+    chunks = list(stream)
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    audio = np.concatenate([chunk.audio for chunk in chunks])
+    assert chunks[-1].samples_sent == len(audio)
+    return audio, chunks[-1].finish_reason
+
+
+def counts(tts: Qwen3TTS) -> dict[tuple[str, str], int]:
+    return {(cause.value, outcome.value): n for (cause, outcome), n in zip(RUNAWAYS, tts._talker.stats().num_runaways, strict=True) if n}
+
+
+def added(tts: Qwen3TTS, before: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    return {key: n - before.get(key, 0) for key, n in counts(tts).items() if n > before.get(key, 0)}
+
+
+@pytest.mark.parametrize("period", [1, 8])
+def test_noise_that_repeats_ends_within_two_seconds_and_others_do_not_notice(tts: Qwen3TTS, good: Audio, period: int) -> None:
+    before = counts(tts)
+    alone, _ = heard(tts.stream_custom_voice(OTHER, "ben", seed=5))
+    with running_away(tts, noise(period)):
+        other = tts.stream_custom_voice(OTHER, "ben", seed=5)
+        audio, reason = heard(tts.stream_custom_voice(TEXT, "ada", on_runaway="stop", **LONG))
+        np.testing.assert_allclose(heard(other)[0], alone, atol=1e-5, rtol=0)
+    assert reason == "runaway"
+    assert ONSET * SAMPLES <= len(audio) <= (ONSET + period + REPEATS_IN_SPEECH) * SAMPLES
+    np.testing.assert_allclose(audio[: ONSET * SAMPLES], good[: ONSET * SAMPLES], atol=1e-5, rtol=0)
+    assert added(tts, before) == {("repetition", "stopped"): 1}
+
+
+def test_of_silence_only_a_short_pause_is_heard(tts: Qwen3TTS, good: Audio, silent_codes: Codes) -> None:
+    before = counts(tts)
+    with running_away(tts, silence(silent_codes)):
+        audio, reason = heard(tts.stream_custom_voice(TEXT, "ada", on_runaway="stop", **LONG))
+    assert reason == "runaway"
+    assert len(audio) <= (ONSET + 2 + SILENCE_IN_SPEECH) * SAMPLES  # two frames in which the sound dies away
+    np.testing.assert_allclose(audio[: ONSET * SAMPLES], good[: ONSET * SAMPLES], atol=1e-5, rtol=0)
+    assert added(tts, before) == {("silence", "stopped"): 1}
+
+
+@pytest.mark.parametrize("kind", ["noise", "silence"])
+def test_a_retry_goes_on_behind_what_was_heard(tts: Qwen3TTS, good: Audio, silent_codes: Codes, kind: str) -> None:
+    before = counts(tts)
+    bad, cause = (noise(1), "repetition") if kind == "noise" else (silence(silent_codes), "silence")
+    with running_away(tts, bad, times=1):
+        audio, reason = heard(tts.stream_custom_voice(TEXT, "ada", on_runaway="retry", **LONG))
+    assert reason == "stop"
+    assert added(tts, before) == {(cause, "retried"): 1}
+    np.testing.assert_allclose(audio[: ONSET * SAMPLES], good[: ONSET * SAMPLES], atol=1e-5, rtol=0)
+    rest = audio[(ONSET + 2 + SILENCE_IN_SPEECH) * SAMPLES :]
+    assert np.sqrt((rest**2).mean()) > 0.02  # speech, and it came to its end
+
+
+def test_a_retry_is_the_audio_of_its_codes(tts: Qwen3TTS, silent_codes: Codes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec goes on behind the good frames, as if there had been no others."""
+    kept: list[Codes] = []
+    finish = Sequence.finish
+
+    def keeping(sequence: Sequence, reason: FinishReason, error: str = "") -> None:
+        kept.append(np.array(sequence.frames))
+        finish(sequence, reason, error)
+
+    monkeypatch.setattr(Sequence, "finish", keeping)
+    with running_away(tts, silence(silent_codes), times=1):
+        audio, _ = heard(tts.stream_custom_voice(TEXT, "ada", on_runaway="retry", **LONG))
+    [[whole], _] = tts.decode(kept[-1])
+    np.testing.assert_allclose(audio, whole, atol=1e-5, rtol=0)
+
+
+def test_after_two_retries_it_is_stopped(tts: Qwen3TTS, silent_codes: Codes) -> None:
+    before = counts(tts)
+    for bad in (noise(2), silence(silent_codes)):
+        with running_away(tts, bad):
+            audio, reason = heard(tts.stream_custom_voice(TEXT, "ada", on_runaway="retry", **LONG))
+        assert reason == "runaway"
+        assert len(audio) < (ONSET + 3 * (REPEATS_IN_SPEECH + 2)) * SAMPLES
+    stopped = {("repetition", "retried"): 2, ("repetition", "stopped"): 1, ("silence", "retried"): 2, ("silence", "stopped"): 1}
+    assert added(tts, before) == stopped
+
+
+def test_greedy_speech_is_not_spoken_anew_because_it_would_be_the_same(tts: Qwen3TTS) -> None:
+    before = counts(tts)
+    with running_away(tts, noise(1)):
+        assert heard(tts.stream_custom_voice(TEXT, "ada", on_runaway="retry", **LONG, **GREEDY))[1] == "runaway"
+    assert added(tts, before) == {("repetition", "stopped"): 1}
+
+
+def test_in_a_process_nothing_is_stopped_unless_asked_for(tts: Qwen3TTS, silent_codes: Codes) -> None:
+    before, chosen = counts(tts), {"seed": LONG["seed"], "max_frames": LONG["max_frames"]}
+    with running_away(tts, noise(1)):
+        [codes] = tts.generate_codes(TEXT, "ada", **chosen)
+    with running_away(tts, silence(silent_codes)):
+        [audio], _ = tts.generate_custom_voice(TEXT, "ada", **chosen)
+    assert len(codes) * SAMPLES == len(audio) == LONG["max_frames"] * SAMPLES
+    assert added(tts, before) == {}
+    with pytest.raises(InvalidRequestError, match="on_runaway: 'perhaps' is not allowed; choose one of stop, retry, off"):
+        tts.generate_custom_voice(TEXT, "ada", on_runaway="perhaps")
+
+
+def test_good_speech_gives_no_alarm_and_keeps_far_from_one(tts: Qwen3TTS) -> None:
+    """As scripts/count_runaways.py does with 2,000 streams."""
+    streams = list(speak(tts, 4, 0))
+    assert all(stream.has_ended for stream in streams)
+    assert not any(stream.has_run_away for stream in streams)
+    assert max(stream.repeats for stream in streams) <= REPEATS_IN_SPEECH
+    assert max(stream.silence for stream in streams) <= SILENCE_IN_SPEECH < RUNAWAY_FRAMES / 2
