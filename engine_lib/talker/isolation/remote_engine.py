@@ -167,8 +167,10 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
                 for chunk in message.chunks:
                     self._receive_chunk(chunk)
             case StreamStarted():
-                if message.stream_key in self._open:
-                    self._open[message.stream_key].start()
+                with self._changed:  # `submit` sends the request before it is among the open ones
+                    emitter = self._open.get(message.stream_key)
+                if emitter is not None:
+                    emitter.start()
             case StreamTimes():
                 if message.stream_key in self._open:
                     self._open[message.stream_key].report(message)
