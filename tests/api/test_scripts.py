@@ -149,9 +149,9 @@ def test_a_line_that_goes_wrong_ends_the_script_behind_the_lines_before_it(
     speaks(tts, monkeypatch, *(Line(text=text) for text in LINES))
     receive = tts._talker._receive
 
-    def failing(sequence: Any, codes: Any, has_ended: bool, has_failed: bool, scores: Any) -> None:
+    def failing(sequence: Any, codes: Any, has_ended: bool, has_failed: bool, *others: Any) -> None:
         is_bad = sequence.request.stream_key.endswith(f".{line}") and len(sequence.frames) == 2
-        receive(sequence, codes, has_ended and not is_bad, has_failed or is_bad, scores)
+        receive(sequence, codes, has_ended and not is_bad, has_failed or is_bad, *others)
 
     monkeypatch.setattr(tts._talker, "_receive", failing)
     chunks: list[SpeechChunk] = []
