@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ FORMATS: dict[str, Callable[[Sequence[TimedWord], str], str]] = {".json": _json,
 
 
 def _cues(words: Sequence[TimedWord], text: str) -> list[tuple[float, float, str]]:
-    """Subtitles: start, end, and the text of some words with its punctuation."""
+    """Subtitles: start, end, and the text of some words with its punctuation, if that is known."""
+    if any(text[word.index : word.index + len(word.word)] != word.word for word in words):  # a dialogue, SSML, numbers as words
+        words, text = _without_text(words)
     ends = [*(word.index for word in words[1:]), len(text)]
     cues, first = [], 0
     for number, word in enumerate(words):
@@ -80,6 +83,12 @@ def _cues(words: Sequence[TimedWord], text: str) -> list[tuple[float, float, str
         cues.append((words[first].start, word.end, shown))
         first = number + 1
     return cues
+
+
+def _without_text(words: Sequence[TimedWord]) -> tuple[list[TimedWord], str]:
+    """The words, and a text of nothing else, in which they have their indices."""
+    begins = accumulate((len(word.word) + 1 for word in words), initial=0)
+    return [replace(word, index=begin) for word, begin in zip(words, begins, strict=False)], " ".join(word.word for word in words)
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -169,5 +169,8 @@ class Pipe(RequestListener):
             sent = self._samples_sent if audio.is_final else 0
             is_pause = not (chunk.is_final or len(chunk.codes))
             told = json.loads(chunk.metadata) if chunk.metadata else {}
-            words = () if self._words is None else tuple(self._words.of_chunk(chunk.scores, chunk.finish_reason))
+            if self._words is not None:
+                words = tuple(self._words.of_chunk(chunk.scores, chunk.finish_reason))
+            else:  # those of a script
+                words = tuple(TimedWord(**word) for word in told.pop("words", ()))
             self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent, is_pause, told, words))

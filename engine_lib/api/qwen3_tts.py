@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -341,19 +342,18 @@ class Qwen3TTS:
         return Spoken(waves, reasons), streams[0].sample_rate
 
     def _stream_delivery(self, chunk_frames: Iterable[int] | None, timestamps: str | None) -> Delivery:
-        frames = None if chunk_frames is None else list(chunk_frames)
-        return self._delivery.updated({"chunk_frames": frames, "timestamps": timestamps})
+        return self._delivery.updated({"chunk_frames": chunk_frames and list(chunk_frames), "timestamps": timestamps})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
         delivery = delivery.updated({"on_runaway": utterance.on_runaway})
         is_neutral = all(each.audio.is_neutral for each in utterance.lines or (utterance,))
         audio = None if is_neutral else AudioChain(utterance.audio, self.sample_rate, self._voice_loudness)
-        words, alignment = None, self.checkpoint.alignment
+        new_words, alignment = None, self.checkpoint.alignment
         if delivery.timestamps is Timestamps.WORD and alignment is not None:
             frame_seconds = self._codec.samples_per_frame / self.sample_rate
-            words = SpokenWords(alignment, frame_seconds, self._utterances.prompts.token_spans)
-        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio, words)
+            new_words = partial(SpokenWords, alignment, frame_seconds, self._utterances.prompts.token_spans)
+        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio, new_words)
 
     def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
         """Queue one utterance and gather its codes; leaving `stack` cancels it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from engine_lib.api.pipe import Pipe
@@ -11,17 +12,20 @@ from engine_lib.codec.lines import DecodedLines
 from engine_lib.delivery import Delivery
 from engine_lib.process.serial import Serial
 from engine_lib.speech.script import line_key
+from engine_lib.speech.script_words import ScriptWords
 from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
-from engine_lib.talker.script.lines import LinePart, SpokenLines, check_no_timestamps
+from engine_lib.talker.script.lines import LinePart, SpokenLines
 
 
 class ScriptPipe(Pipe):
     """A Pipe for a script. Its lines share one place in the talker, as in a server."""
 
-    def __init__(self, talker: TalkerEngine, codec: CodecEngine, words: SpokenWords | None = None) -> None:
-        super().__init__(talker, codec, words)
+    def __init__(self, talker: TalkerEngine, codec: CodecEngine, new_words: Callable[[], SpokenWords] | None = None) -> None:
+        """`new_words`: makes the words of a line, which has no text yet, for a delivery with timestamps."""
+        super().__init__(talker, codec)
+        self._new_words, self._frame_seconds = new_words, codec.samples_per_frame / codec.sample_rate
         self._decoded = DecodedLines(codec, self.stream_key)
         self._serial = Serial()  # for the lines
         self._lines: SpokenLines
@@ -29,7 +33,6 @@ class ScriptPipe(Pipe):
     def start(self, utterance: Utterance, delivery: Delivery) -> None:
         """See Pipe."""
         assert utterance.script is not None
-        check_no_timestamps(delivery)
         key, lines = self.stream_key, utterance.lines
 
         def request_of(line: int) -> tuple[Request, RequestListener]:
@@ -39,17 +42,17 @@ class ScriptPipe(Pipe):
             return request, _LineListener(self, line, request)
 
         for line in range(len(lines)):
-            self._talker.check_length(request_of(line)[0])
+            self._talker.check(request_of(line)[0])
         self._talker.reserve(key, utterance.turn)
         self._lines = SpokenLines(
             self._talker,
             key,
             utterance.script,
             utterance.prompt.codes.shape[1],
-            place=key,
             speaker=utterance.speaker,
             request_of=request_of,
             send=self._send,
+            words=None if self._new_words is None else ScriptWords(utterance.script, self._new_words, self._frame_seconds),
         )
         try:
             self._lines.begin()

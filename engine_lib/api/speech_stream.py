@@ -69,18 +69,21 @@ class SpeechStream(Iterator[SpeechChunk]):
         utterance: Utterance,
         delivery: Delivery,
         audio: AudioChain | None = None,
-        words: SpokenWords | None = None,
+        new_words: Callable[[], SpokenWords] | None = None,
     ) -> SpeechStream:
         """Queue a request.
 
         Args:
             audio: what the codec's samples go through, on the thread of the reader.
-            words: of its text, for a delivery with timestamps.
+            new_words: makes words of a text that is still to come, for a delivery with timestamps.
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
         """
-        pipe = (Pipe if utterance.script is None else ScriptPipe)(talker, codec, words)
+        if utterance.script is None:
+            pipe = Pipe(talker, codec, None if new_words is None else new_words())
+        else:
+            pipe = ScriptPipe(talker, codec, new_words)
         pipe.start(utterance, delivery)
         return cls(pipe.chunks, pipe.cancel, codec.sample_rate, audio, utterance.lines)
 

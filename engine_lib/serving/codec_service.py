@@ -234,7 +234,9 @@ class CodecService(EngineService):
     def _through_chain(self, stream: OpenStream, message: CodesMessage, answers: list[AudioAnswer]) -> list[AudioAnswer]:
         """The answers once their samples have gone through the stream's audio chain, if its client asks for what that does."""
         settings, codes = message.delivery.audio, message.chunk
-        if not answers or (stream.audio is None and settings.is_neutral):
+        # A later line of a script may need a chain, which tells the times of words only of what has gone through it.
+        is_timed_script = message.part is not None and message.delivery.timestamps is not Timestamps.NONE
+        if not answers or (stream.audio is None and settings.is_neutral and not is_timed_script):
             return answers
         stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness, answers[0].index)
         answers = [one for answer in answers for one in stream.audio.answers(answer, settings, message.part)]

@@ -13,14 +13,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from engine_lib.delivery import Delivery
+from engine_lib.delivery import Delivery, Timestamps
 from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import CodesMessage
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
+from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
 from engine_lib.speech.script import Line, Script, line_key
+from engine_lib.speech.script_words import ScriptWords
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
-from engine_lib.talker.script.lines import LinePart, SpokenLines, check_no_timestamps
+from engine_lib.talker.script.lines import LinePart, SpokenLines
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.voice_key import voice_key
 
@@ -76,7 +78,6 @@ class ScriptStream(TalkerStream):
                 self._talker.prompts.check(text=line.text, language=language, instruct=instruct)
 
     def _submit(self, voice: VoiceClonePromptItem | None) -> None:
-        check_no_timestamps(self._speech.delivery)
         self._voices[None] = voice
         self._check_lengths()
         engine, key = self._talker.engine, self.stream_key
@@ -87,10 +88,10 @@ class ScriptStream(TalkerStream):
             key,
             self._script,
             num_code_groups,
-            place=key,
             speaker=self._speaker,
             request_of=self._request_of,
             send=self._send_part,
+            words=self._script_words(),
         )
         self._lines.begin()
         self._talker.metrics.accept_times.add(time.monotonic() - self._arrived_at)
@@ -102,6 +103,7 @@ class ScriptStream(TalkerStream):
             InvalidRequestError: a line is not allowed, or does not fit the engine.
         """
         engine, longest = self._talker.engine, self._talker.engine.config.max_model_len
+        most_tokens = longest if self._speech.delivery.timestamps is Timestamps.NONE else MAX_TEXT_ROWS - 1
         room: dict[tuple[str | None, str | None, str | None], int] = {}  # for the text of a line, in tokens
         for number, line in enumerate(self._script.lines):
             kind = (line.voice, line.language, line.instruct)
@@ -110,10 +112,17 @@ class ScriptStream(TalkerStream):
                     self._talker.prompts.check(text=line.text)
                     continue
                 request = self._request(number)
-                engine.check_length(request)
+                engine.check(request)
                 prompt = request.prompt
                 rows = len(prompt) + len(prompt.trailing_text_ids) + (request.sampling.max_frames or 0)
-                room.setdefault(kind, longest - rows + prompt.num_text_tokens)
+                room.setdefault(kind, min(longest - rows + prompt.num_text_tokens, most_tokens))
+
+    def _script_words(self) -> ScriptWords | None:
+        """The words of the script if it is to tell of them."""
+        if self._speech.delivery.timestamps is Timestamps.NONE:
+            return None
+        codec = self._talker.prompts.config.codec
+        return ScriptWords(self._script, self._new_words, codec.samples_per_frame / codec.sample_rate)
 
     def _own(self, line: Line, field: str) -> Any:
         """A field of a line, or else of the request."""

@@ -255,19 +255,22 @@ class TalkerStream(RequestListener):
 
     def _spoken_words(self, rows: TextRows | None) -> SpokenWords | None:
         """The words of this stream if it is to tell of them; `rows`: of a text that comes in pieces."""
-        talker = self._talker
-        if self._speech.delivery.timestamps is Timestamps.NONE:
+        # The engine refuses timestamps of a checkpoint without heads for them.
+        if self._speech.delivery.timestamps is Timestamps.NONE or self._talker.engine.checkpoint.alignment is None:
             return None
-        alignment = talker.engine.checkpoint.alignment
-        if alignment is None:  # the engine refuses the request
-            return None
-        codec = talker.prompts.config.codec
-        words = SpokenWords(alignment, codec.samples_per_frame / codec.sample_rate, talker.prompts.token_spans)
+        words = self._new_words()
         if rows is None:
             words.add_text(self._speech.text)
         else:
             rows.follow(words.add_text, MAX_TEXT_ROWS - 1)
         return words
+
+    def _new_words(self) -> SpokenWords:
+        """Words of a text that is still to come."""
+        talker = self._talker
+        alignment, codec = talker.engine.checkpoint.alignment, talker.prompts.config.codec
+        assert alignment is not None
+        return SpokenWords(alignment, codec.samples_per_frame / codec.sample_rate, talker.prompts.token_spans)
 
     def look_after(self) -> None:
         """See Watched."""

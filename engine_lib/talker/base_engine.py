@@ -165,8 +165,7 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
             OverloadedError: too many requests are waiting.
             EngineDeadError: the engine has stopped.
         """
-        self.check_length(request)
-        self._check_timestamps(request)
+        self.check(request)
         with self._changed:
             if request.stream_key in self._open:
                 raise InvalidRequestError("stream_key", f"{request.stream_key!r} is already open; give every request its own")
@@ -236,12 +235,13 @@ class BaseTalkerEngine(ABC, Generic[OpenStream]):
         if rows > MAX_TEXT_ROWS:
             raise InvalidRequestError("text", f"has {rows - 1} tokens; with timestamps at most {MAX_TEXT_ROWS - 1} are allowed")
 
-    def check_length(self, request: Request) -> None:
-        """Refuse a prompt that does not fit, or more frames than fit behind it.
+    def check(self, request: Request) -> None:
+        """Refuse a prompt that does not fit, more frames than fit behind it, and timestamps that this engine cannot give.
 
         Raises:
             InvalidRequestError: as `submit` would.
         """
+        self._check_timestamps(request)
         prompt, max_frames = request.prompt, request.sampling.max_frames
         num_rows = len(prompt) + len(prompt.trailing_text_ids)
         if num_rows > self.config.max_model_len:

@@ -69,9 +69,36 @@ def test_a_value_that_is_none_is_refused_by_name(triton: TritonServer) -> None:
         speak(triton, timestamps="letter")
 
 
-def test_a_text_of_several_lines_is_refused_by_name(triton: TritonServer) -> None:
-    with pytest.raises(InvalidRequest, match="timestamps: word is not possible with a text of several lines"):
-        speak(triton, timestamps="word", long_form=True, sentence_pause_ms=100)
+LINES = ("There is a small penguin.", "My brother has two dogs.", "The cat sleeps.")
+
+
+@pytest.mark.parametrize("shape", [{}, {"speed": 2.0, "sample_rate": 16000}], ids=["as it is", "faster"])
+def test_the_words_of_a_script_are_those_of_its_lines_on_one_clock(triton: TritonServer, shape: dict[str, Any]) -> None:
+    entries = [{"text": text, "voice": "ada", "pause_ms": 300 * number} for number, text in enumerate(LINES)]
+    options: dict[str, Any] = {"voice": "ada", "sampling": {"seed": 3}, "timeout": PATIENCE, "timestamps": "word"} | shape
+    with Client(f"localhost:{triton.grpc_port}") as client:
+        script = client.synthesize(json.dumps(entries), text_format="dialogue", **options)
+        alone = [client.synthesize(text, **options) for text in LINES]
+    expected, begin, index = [], 0.0, 0
+    for number, (text, speech) in enumerate(zip(LINES, alone, strict=True)):
+        begin += 0.3 * number
+        expected += [(word.word, begin + word.start, begin + word.end, index + word.index) for word in speech.words]
+        begin, index = begin + speech.seconds, index + len(text)
+    assert [(word.word, word.index) for word in script.words] == [(word, index) for word, _, _, index in expected]
+    times = [(word.start, word.end) for word in script.words]
+    np.testing.assert_allclose(times, [(start, end) for _, start, end, _ in expected], atol=0.003)
+    assert script.seconds == pytest.approx(begin, abs=0.003)
+
+
+def test_subtitles_of_a_long_text_have_its_punctuation(triton: TritonServer, tmp_path: Path) -> None:
+    text, file = tmp_path / "long.txt", tmp_path / "long.srt"
+    text.write_text("There is a small penguin, in the window!\n\nMy brother has two dogs.")
+    url = f"localhost:{triton.grpc_port}"
+    arguments = ["say", str(text), "-o", str(tmp_path / "a.wav"), "--url", url, "--voice", "ada", "--timestamps", str(file)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    shown = [line for line in file.read_text().splitlines() if line and not line[0].isdigit()]
+    assert " ".join(shown) == "There is a small penguin, in the window! My brother has two dogs."
 
 
 @pytest.mark.parametrize("suffix", ["srt", "json"])

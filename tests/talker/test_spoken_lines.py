@@ -47,7 +47,6 @@ class Talk:
             KEY,
             Script(lines, pause_after_ms),
             4,
-            place=KEY,
             speaker=speaker,
             request_of=lambda line: cast(Any, (line, None)),
             send=lambda *sent: self.sent.append(sent),
@@ -127,8 +126,8 @@ def test_chunks_say_their_line_and_its_speaker_and_the_last_one_which_lines_were
     talk.frames(0, 0)
     assert talk.metadata == {"line": 1, "speaker": "ada"}
     talk.end(0, "length")
-    talk.lines.received(1, CodesChunk("", 0, np.zeros((1, 4), np.int16), metadata='{"words": [1]}'))
-    assert talk.metadata == {"line": 2, "speaker": "ben", "words": [1]}
+    talk.lines.received(1, CodesChunk("", 0, np.zeros((1, 4), np.int16)))
+    assert talk.metadata == {"line": 2, "speaker": "ben"}
     talk.end(1)
     assert talk.order[-1] == "length"
     assert talk.metadata == {"line": 2, "speaker": "ben", "cut_lines": [1]}
@@ -210,7 +209,6 @@ def test_a_first_line_that_is_refused_is_an_error_of_the_caller() -> None:
         KEY,
         Script((Line(text="One."),)),
         4,
-        place=KEY,
         speaker="",
         request_of=lambda line: cast(Any, (line, None)),
         send=lambda *_: None,

@@ -6,6 +6,9 @@ At the border of two lines `next_line` ends the former three and begins those of
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from typing import NamedTuple
+
 import numpy as np
 
 from engine_lib.speech.audio.fade import CutFade
@@ -19,6 +22,19 @@ from engine_lib.speech.audio.trim import TrimSilence
 
 MEASURED_SECONDS = 30.0  # of an utterance, at most
 FEWEST_SECONDS = 3.0  # of one that was cut and is still measured
+
+
+class _Part(NamedTuple):
+    """Samples between two borders of lines and silences: how many were taken and given before it, and how they went through.
+
+    Attributes:
+        removed: those left out at its beginning; None: it is the present part.
+    """
+
+    begin: int
+    given: int
+    speed: float
+    removed: int | None = None
 
 
 class AudioChain:
@@ -44,7 +60,8 @@ class AudioChain:
         self._gains: dict[str, float] = {}  # in dB, of the stream's voices
         self._to_measure: dict[str, list[Samples]] = {}  # samples of voices that are measured when the stream has ended
         self._line = self._line_stages()
-        self._given = self._begun_at = 0  # samples, before another rate: all, and those when the line began
+        self._taken = self._given = 0  # samples, before another rate
+        self._parts = [_Part(0, 0, settings.speed)]  # the last one is not complete
         self._fade = CutFade(self.sample_rate, settings.fade_ms) if settings.fade_ms else None
         self._stream: list[Stage] = []
         if self.sample_rate != source_rate:
@@ -55,6 +72,7 @@ class AudioChain:
     def process(self, samples: Samples) -> Samples:
         """Take the codec's next samples, float32 [n]; returns those that are ready, float32 [m] in -1..1."""
         self._note(samples)
+        self._taken += samples.size
         return self._sent(_through(self._line, samples))
 
     def silence(self, seconds: float) -> Samples:
@@ -64,6 +82,7 @@ class AudioChain:
     def pause(self, samples: Samples) -> Samples:
         """End the stages of the line, then send these samples at the codec's rate past them; returns what is ready."""
         ready = self._sent(joined([_finished(self._line), samples]))
+        self._taken += samples.size
         self._begin_line()
         return ready
 
@@ -82,10 +101,16 @@ class AudioChain:
         """When a moment is heard, in seconds of what comes out.
 
         Args:
-            seconds: of the codec's samples since the line began, or since the last `silence` in it.
+            seconds: of what the chain has taken, silences included, since the stream began.
         """
-        removed = sum(stage.removed for stage in self._line if isinstance(stage, TrimSilence))
-        return (self._begun_at + max(0.0, seconds * self._source_rate - removed) / self.settings.speed) / self._source_rate
+        moment = seconds * self._source_rate
+        number = bisect_right(self._parts, moment, key=lambda part: part.begin) - 1
+        part = self._parts[max(number, 0)]
+        removed = part.removed if part.removed is not None else self._removed()
+        heard = part.given + max(0.0, moment - part.begin - removed) / part.speed
+        if number + 1 < len(self._parts):
+            heard = min(heard, self._parts[number + 1].given)
+        return heard / self._source_rate
 
     def finish(self, *, is_cut: bool = False) -> Samples:
         """The rest, when no more samples come; a fade shapes it if the stream was cut."""
@@ -96,7 +121,13 @@ class AudioChain:
         return joined([rest, self._clipped(_finished(self._stream))])
 
     def _begin_line(self) -> None:
-        self._line, self._begun_at = self._line_stages(), self._given
+        self._parts[-1] = self._parts[-1]._replace(removed=self._removed())
+        self._line = self._line_stages()
+        self._parts.append(_Part(self._taken, self._given, self.settings.speed))
+
+    def _removed(self) -> int:
+        """Samples that the present line has lost at its beginning."""
+        return sum(stage.removed for stage in self._line if isinstance(stage, TrimSilence))
 
     def _sent(self, samples: Samples) -> Samples:
         """Samples of a line through the stages of the stream."""

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from engine_lib.delivery import Delivery, Timestamps
-from engine_lib.errors import InvalidRequestError, Qwen3TTSError
+from engine_lib.errors import Qwen3TTSError
 from engine_lib.process.wire import Message
 from engine_lib.speech.script import Script, line_key
+from engine_lib.speech.script_words import ScriptWords
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 
@@ -58,20 +58,20 @@ class SpokenLines:
         script: Script,
         num_code_groups: int,
         *,
-        place: str,
         speaker: str,
         request_of: Callable[[int], tuple[Request, RequestListener]],
         send: Send,
+        words: ScriptWords | None = None,
     ) -> None:
         """
         Args:
-            stream_key: of all that `send` gets.
-            place: as in BaseTalkerEngine.submit.
+            stream_key: of all that `send` gets; also the `place` of BaseTalkerEngine.submit.
             speaker: name of the voice of lines that name none; "" if it has none.
             request_of: makes the request of a line, its key from `line_key`, and the listener, which has `received` called.
             send: takes the chunks of the stream, numbered through it, with their places.
+            words: of the script, for a delivery with timestamps.
         """
-        self._engine, self._stream_key, self._script, self._place = engine, stream_key, script, place
+        self._engine, self._stream_key, self._script, self._words = engine, stream_key, script, words
         self._speaker, self._request_of, self._pass = speaker, request_of, send
         self._nothing = np.empty((0, num_code_groups), np.int16)
         self._waiting: dict[int, deque[CodesChunk]] = {}  # of the lines that were submitted, from the present one on
@@ -120,7 +120,7 @@ class SpokenLines:
         self._open.add(line)
         self._num_submitted = line + 1
         try:
-            self._engine.submit(*self._request_of(line), place=self._place)
+            self._engine.submit(*self._request_of(line), place=self._stream_key)
         except BaseException:
             self._open.discard(line)
             raise
@@ -146,6 +146,8 @@ class SpokenLines:
             if chunk.is_final:
                 self._leave(chunk)
                 continue
+            if self._words is not None and len(chunk.codes) and not chunk.is_reference:
+                self._words.add_frames(self.present, len(chunk.codes), chunk.scores)
             self._send(chunk)
             if not chunk.is_reference and self._num_submitted == self.present + 1:
                 self._submit_next()
@@ -153,6 +155,8 @@ class SpokenLines:
     def _leave(self, last: CodesChunk) -> None:
         """The present line has ended: go on with the next one, or end the stream."""
         reason = FinishReason(last.finish_reason)
+        if self._words is not None:
+            self._words.end_line(reason.value)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             self._stop(reason, last.error)
             return
@@ -188,10 +192,12 @@ class SpokenLines:
     def _send_silence(self, milliseconds: int) -> None:
         for part in _parts(milliseconds):
             self._send(CodesChunk("", 0, self._nothing), part)
+            if self._words is not None:
+                self._words.add_silence(part)
 
     def _send(self, chunk: CodesChunk, silence_ms: int = 0) -> None:
         metadata = "" if chunk.is_reference else self._metadata(chunk)
-        numbered = structs.replace(chunk, stream_key=self._stream_key, index=self._num_chunks, metadata=metadata)
+        numbered = structs.replace(chunk, stream_key=self._stream_key, index=self._num_chunks, metadata=metadata, scores=None)
         if not chunk.is_reference:
             self._num_chunks += 1
             self._num_frames += len(chunk.codes)
@@ -201,14 +207,14 @@ class SpokenLines:
             self._failure = self._failure or failure
 
     def _metadata(self, chunk: CodesChunk) -> str:
-        """What the client is told of a chunk: the number of its line, from 1 on, and the voice of that, if it has a name."""
+        """What the client is told of a chunk: its line, from 1 on, its voice, if that has a name, and words that are settled."""
         told: dict[str, Any] = {"line": self.present + 1}
         if speaker := self._script.lines[self.present].voice or self._speaker:
             told["speaker"] = speaker
         if chunk.is_final and self.cut:
             told["cut_lines"] = [line + 1 for line in self.cut][:MAX_REPORTED_LINES]
-        if chunk.metadata:
-            told |= json.loads(chunk.metadata)
+        if self._words is not None and (words := self._words.take()):
+            told["words"] = [word.to_json() for word in words]
         return json.dumps(told, ensure_ascii=False)
 
 
@@ -216,14 +222,3 @@ def _parts(milliseconds: int) -> Iterator[int]:
     while milliseconds > 0:
         yield min(milliseconds, MAX_SILENCE_MS)
         milliseconds -= MAX_SILENCE_MS
-
-
-def check_no_timestamps(delivery: Delivery) -> None:
-    """Refuse timestamps of a script.
-
-    Raises:
-        InvalidRequestError: `delivery` asks for them.
-    """
-    if delivery.timestamps is not Timestamps.NONE:
-        problem = "is not possible with a text of several lines (ssml, dialogue, long_form, pauses); leave timestamps or these out"
-        raise InvalidRequestError("timestamps", f"{delivery.timestamps.value} {problem}")

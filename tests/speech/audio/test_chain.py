@@ -70,9 +70,11 @@ def test_a_chain_says_when_a_moment_is_heard() -> None:
     assert chain.heard_at(1.0 + begin) == pytest.approx(0.015, abs=0.01)
     assert chain.heard_at(2.0 + begin) == pytest.approx(0.515, abs=0.01)
     pieces += [chain.next_line(AudioSettings(sample_rate=16000)), chain.silence(0.5)]
-    assert chain.heard_at(0.0) == pytest.approx((speech().size / RATE - begin + 0.03) / 2 + 0.5, abs=0.01)
+    second = late.size / RATE + 0.5  # when the second line begins
+    assert chain.heard_at(second) == pytest.approx((speech().size / RATE - begin + 0.03) / 2 + 0.5, abs=0.01)
     pieces += [chain.process(speech()), chain.finish()]
-    assert joined(pieces).size / 16000 == pytest.approx(chain.heard_at(speech().size / RATE), abs=0.001)
+    assert joined(pieces).size / 16000 == pytest.approx(chain.heard_at(second + speech().size / RATE), abs=0.001)
+    assert chain.heard_at(2.0 + begin) == pytest.approx(0.515, abs=0.01)  # of the first line, later
 
 
 @pytest.mark.parametrize("is_cut", [True, False])
