@@ -12,7 +12,9 @@ that leaks the ensemble's request, and the server then stops only at its exit ti
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from contextlib import aclosing, closing
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 from qwen3_tts_client.channel import channel_options, stream_call, text_stream_call
+from qwen3_tts_client.dialogue import JoinedTurns, options_of, turns_of
 from qwen3_tts_client.errors import InvalidRequest, NotFound, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, format_of, parse_response
 from qwen3_tts_client.text_session import SESSION, AsyncFeeder, Feeder, TextSession, drain
@@ -31,6 +34,8 @@ from qwen3_tts_client.wire import checked_timeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+SHORTEST_TIMEOUT = 0.001  # seconds; the server then says that it has passed
 
 
 class Client:
@@ -87,7 +92,8 @@ class Client:
         """
         timeout = checked_timeout(timeout)
         if isinstance(text, str):
-            return self._chunks(build_request(self.model, text, timeout, **options), timeout, format_of(options))
+            turns = turns_of(text, self.model, options)
+            return self._chunks_of_turns(turns, timeout, options) if len(turns) > 1 else self._chunks(*turns[0], timeout, options)
         _check_pieces(text, Iterable)
         return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout, format_of(options))
 
@@ -95,7 +101,24 @@ class Client:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks(list(self.stream(text, timeout=timeout, **options)))
 
-    def _chunks(
+    def _chunks(self, model: str, text: str, timeout: float | None, options: RequestOptions) -> Generator[AudioChunk, None, None]:
+        request = build_request(model, text, timeout, **options_of(model, self.model, options))
+        return self._chunks_of(request, timeout, format_of(options))
+
+    def _chunks_of_turns(
+        self, turns: list[tuple[str, str]], timeout: float | None, options: RequestOptions
+    ) -> Generator[AudioChunk, None, None]:
+        whole, ends_at = JoinedTurns(turns), None if timeout is None else time.monotonic() + timeout
+        for model, text in turns:
+            left = None if ends_at is None else max(ends_at - time.monotonic(), SHORTEST_TIMEOUT)
+            with closing(self._chunks(model, text, left, options)) as chunks:
+                for chunk in chunks:
+                    if (made := whole.joined(chunk)) is not None:
+                        yield made
+            if whole.has_ended:
+                return
+
+    def _chunks_of(
         self, request: service_pb2.ModelInferRequest, timeout: float | None, audio_format: str
     ) -> Generator[AudioChunk, None, None]:
         _check_open(self._closed)
@@ -179,7 +202,8 @@ class AsyncClient:
         """
         timeout = checked_timeout(timeout)
         if isinstance(text, str):
-            return self._chunks(build_request(self.model, text, timeout, **options), timeout, format_of(options))
+            turns = turns_of(text, self.model, options)
+            return self._chunks_of_turns(turns, timeout, options) if len(turns) > 1 else self._chunks(*turns[0], timeout, options)
         _check_pieces(text, AsyncIterable)
         return self._chunks_of_pieces(TextSession(self.model, timeout, **options), text, timeout, format_of(options))
 
@@ -189,7 +213,24 @@ class AsyncClient:
         """Speak `text` and return all of it at once. Arguments and errors are those of `stream`."""
         return Speech.from_chunks([chunk async for chunk in self.stream(text, timeout=timeout, **options)])
 
-    async def _chunks(
+    def _chunks(self, model: str, text: str, timeout: float | None, options: RequestOptions) -> AsyncGenerator[AudioChunk, None]:
+        request = build_request(model, text, timeout, **options_of(model, self.model, options))
+        return self._chunks_of(request, timeout, format_of(options))
+
+    async def _chunks_of_turns(
+        self, turns: list[tuple[str, str]], timeout: float | None, options: RequestOptions
+    ) -> AsyncGenerator[AudioChunk, None]:
+        whole, ends_at = JoinedTurns(turns), None if timeout is None else time.monotonic() + timeout
+        for model, text in turns:
+            left = None if ends_at is None else max(ends_at - time.monotonic(), SHORTEST_TIMEOUT)
+            async with aclosing(self._chunks(model, text, left, options)) as chunks:
+                async for chunk in chunks:
+                    if (made := whole.joined(chunk)) is not None:
+                        yield made
+            if whole.has_ended:
+                return
+
+    async def _chunks_of(
         self, request: service_pb2.ModelInferRequest, timeout: float | None, audio_format: str
     ) -> AsyncGenerator[AudioChunk, None]:
         _check_open(self._closed)

@@ -342,7 +342,7 @@ class Qwen3TTS:
         return Spoken(waves, reasons), streams[0].sample_rate
 
     def _stream_delivery(self, chunk_frames: Iterable[int] | None, timestamps: str | None) -> Delivery:
-        return self._delivery.updated({"chunk_frames": chunk_frames and list(chunk_frames), "timestamps": timestamps})
+        return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames), "timestamps": timestamps})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""

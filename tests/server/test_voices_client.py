@@ -7,6 +7,7 @@ import re
 import shlex
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,3 +188,43 @@ def test_the_examples_of_the_docs_run(three: TritonServer, runner: CliRunner, re
     with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         answer = json.loads(json.load(response)["outputs"][0]["data"][0])
     assert "vivian" in [voice["name"] for voice in answer["voices"]]
+
+
+async def test_a_dialogue_of_several_models_is_one_stream(three: TritonServer) -> None:
+    design = "qwen3_tts_design"
+    entries: list[dict[str, Any]] = [
+        {"voice": "ryan", "text": "Good morning."},
+        {"model": design, "instruct": "A calm voice.", "text": "Hello."},
+        {"model": design, "instruct": "An old man.", "text": "Good evening."},
+        {"voice": "vivian", "text": "Good night.", "pause_ms": 100},
+    ]
+    url, text = f"localhost:{three.grpc_port}", json.dumps(entries)
+    options: dict[str, Any] = {"sampling": {"seed": 1, "max_frames": 4}, "text_format": "dialogue", "timeout": PATIENCE}
+    with Client(url) as client, Client(url, design) as other:
+        chunks = list(client.stream(text, **options))
+        alone = []
+        for entry in map(dict, entries):
+            speaker = other if entry.pop("model", None) else client
+            alone.append(speaker.synthesize(json.dumps([entry]), **options).audio)
+    whole = np.concatenate([chunk.audio for chunk in chunks])
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert (chunks[-1].finish_reason, chunks[-1].metadata["cut_lines"]) == ("length", [1, 2, 3, 4])
+    assert chunks[-1].samples_sent == whole.size
+    for number, expected in enumerate(alone, 1):
+        spoken = np.concatenate([chunk.audio for chunk in chunks if chunk.line == number])
+        np.testing.assert_allclose(spoken[-4 * 1920 :], expected[-4 * 1920 :], atol=1e-5)
+        assert spoken.size - 4 * 1920 == pytest.approx(
+            {1: 0, 4: 2400}.get(number, 4800), abs=120
+        )  # the pause, and the seam of a line that was cut
+    assert {chunk.line: chunk.speaker for chunk in chunks} == {1: "ryan", 2: None, 3: None, 4: "vivian"}
+    async with AsyncClient(url) as async_client:
+        assert np.allclose(
+            (await async_client.synthesize(text, **options)).audio, np.concatenate([chunk.audio for chunk in chunks]), atol=1e-5
+        )
+        entries[1]["model"] = "nobody"
+        with pytest.raises(ServerUnavailable, match="nobody"):
+            await async_client.synthesize(json.dumps(entries), **options)
+        entries[1]["model"] = 7
+        with pytest.raises(InvalidRequest, match="text: entry 2, model: 7 is not allowed; give a name"):
+            async_client.stream(json.dumps(entries), **options)
