@@ -27,7 +27,7 @@ from voice_in_the_box.speech import SAMPLE_RATE, SPEAKERS, Audio, Espeak
 
 ROOT = Path(__file__).resolve().parents[1]
 VOICE = ROOT / "scripts" / "voice_in_the_box" / "checkpoint"
-TEXTS = Sentences(SENTENCES_SEED).held_out(12)
+TEXTS = Sentences(SENTENCES_SEED).held_out(8)
 Asked = tuple[str, str]  # text and speaker
 EVERYTHING: list[Asked] = list(product(TEXTS, SPEAKERS))
 ASKED = [(text, list(SPEAKERS)[i % len(SPEAKERS)]) for i, text in enumerate(TEXTS[:6])]

@@ -191,6 +191,8 @@ class UtteranceBuilder:
         audio = self._delivery.updated({name: generation.pop(name, None) for name in AUDIO_NAMES})
         on_runaway = generation.pop("on_runaway", None)
         arguments = official.sampling_arguments(generation, self.kind, self._eos)
+        # Refused here by their own names: below, a field of the prompt builder gets the name that it has in the call.
+        self._sampling_defaults.updated({name: value for name, value in arguments.items() if name != "max_new_tokens"})
         if non_streaming_mode is not None:
             non_streaming_mode = official.flag("non_streaming_mode", non_streaming_mode)
         utterances = []

@@ -329,7 +329,7 @@ def test_codes_are_those_of_an_engine_without_the_cache(endless_voice: Path, mix
     rng = np.random.default_rng(fresh_seed)
     streams: list[tuple[Stream, int]] = []
     with running_engine(endless_voice, exact=True, **options) as engine:
-        for number in [*rng.permutation(14), *rng.integers(14, size=10)]:
+        for number in [*rng.permutation(14), *rng.integers(14, size=6)]:
             cancel = {int(rng.integers(1, MAX_FRAMES)): lambda stream: engine.cancel(stream.request.stream_key)}
             at = cancel if rng.random() < 0.3 else {}
             streams.append((start(engine, mix.prompts[number], mix.samplings[number], at=at), number))
