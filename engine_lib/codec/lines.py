@@ -39,6 +39,11 @@ class DecodedLines:
         self._ready: dict[int, Callable[[], None]] = {}  # answers that wait for those before them
         self._seam = Seam(engine.sample_rate)
 
+    @property
+    def engine_key(self) -> str:
+        """Key of the engine's stream of the present line."""
+        return line_key(self._stream_key, self._line)
+
     def submit(self, request: CodecRequest, line: int, index: int, silence_ms: int = 0) -> None:
         """Queue a chunk.
 
@@ -67,7 +72,7 @@ class DecodedLines:
     def _submit(
         self, index: int, codes: Codes, on_audio: Callable[[AudioChunk], None], *, is_final: bool = False, is_reference: bool = False
     ) -> None:
-        self._engine.submit(CodecRequest(line_key(self._stream_key, self._line), index, codes, is_final, on_audio, is_reference))
+        self._engine.submit(CodecRequest(self.engine_key, index, codes, is_final, on_audio, is_reference))
         self._num_chunks, self._has_stream = index + 1, not is_final
 
     def _answered(self, order: int, request: CodecRequest | None, line: int, chunk: AudioChunk) -> None:

@@ -75,6 +75,11 @@ class OpenStream:
     audio: StreamAudio | None = None
     lines: DecodedLines | None = None
 
+    @property
+    def present_key(self) -> str:
+        """Key of what is decoded now: of a script, its present line."""
+        return self.engine_key if self.lines is None else self.lines.engine_key
+
     def speak_anew(self, engine: CodecEngine, no_codes: npt.NDArray[np.int16]) -> None:
         """End what the engine knows of it, because its frames come anew behind the good ones, which are the next message."""
         engine.submit(CodecRequest(self.engine_key, 0, no_codes, is_final=True, on_audio=lambda _answer: None))
@@ -141,7 +146,7 @@ class CodecService(EngineService):
         if message.is_question:
             if arrived_at - message.sent_at <= MAX_AGE_SECONDS:
                 stream = self._streams.get(chunk.stream_key)
-                self._engine.keep_open(stream.engine_key if stream else chunk.stream_key)
+                self._engine.keep_open(stream.present_key if stream else chunk.stream_key)
             self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
             return
         if arrived_at - message.sent_at > MAX_AGE_SECONDS:

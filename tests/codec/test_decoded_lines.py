@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -63,6 +64,19 @@ def test_each_line_sounds_as_a_stream_of_its_own(make_engine: MakeEngine, fresh_
         np.testing.assert_allclose(audio[-len(alone) :], alone, atol=TOLERANCE)
     assert [len(chunks[i].audio) for i in (0, 3, 7)] == [240] * 3
     eventually(lambda: engine.stats().free_slots == 2, "all slots are free")
+
+
+def test_a_line_that_waits_is_kept_open_by_its_key(make_engine: MakeEngine, fresh_seed: int) -> None:
+    rng, engine = np.random.default_rng(fresh_seed), make_engine(slots=2, codec_idle_timeout=1.0)
+    script = Script(engine)
+    script.send(0, 0, random_codes(rng, 2))
+    script.send(1, 0, random_codes(rng, 2))
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        engine.keep_open(script.lines.engine_key)
+        time.sleep(0.05)
+    script.send(1, 1, random_codes(rng, 2), is_final=True)
+    assert [chunk.error for chunk in script.all()] == [""] * 3
 
 
 def test_a_line_without_frames_or_a_script_of_silence_opens_no_stream(make_engine: MakeEngine) -> None:
