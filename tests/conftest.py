@@ -47,20 +47,8 @@ SHAPES_1B7 = {
 }
 
 
-# Servers that files of tests share, and the group of these files: one worker runs all of them and starts each server once.
-SHARED_SERVERS = {"shared_three": "three", "shared_triton": "gateway", "shared_endless": "gateway", "shared_server": "client"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu if CUDA is missing, and keep together on one worker what shares servers: a file, or several."""
-    groups: dict[Path, str] = {}
-    for item in items:
-        for fixture in getattr(item, "fixturenames", ()):
-            if fixture in SHARED_SERVERS:
-                groups[item.path] = SHARED_SERVERS[fixture]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
+    """Skip tests marked gpu if CUDA is missing."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
