@@ -93,7 +93,7 @@ class JoinedTurns:
     def _end_turn(self, last: AudioChunk) -> AudioChunk:
         texts = self._texts[self._turn]
         self._turn += 1
-        self._num_lines += len(texts)
+        self._num_lines = last.metadata.get("line", self._num_lines)  # an entry with a pause has more than one
         self._num_characters += sum(map(len, texts))
         self._begun_at = self._seconds
         if self._finish_reason == COMPLETE:

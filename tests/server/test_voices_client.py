@@ -228,3 +228,15 @@ async def test_a_dialogue_of_several_models_is_one_stream(three: TritonServer) -
         entries[1]["model"] = 7
         with pytest.raises(InvalidRequest, match="text: entry 2, model: 7 is not allowed; give a name"):
             async_client.stream(json.dumps(entries), **options)
+
+
+async def test_lines_of_a_dialogue_are_counted_through_an_entry_with_a_pause(three: TritonServer) -> None:
+    entries = [
+        {"voice": "ryan", "text": "Good. [pause:100ms] Morning."},
+        {"model": "qwen3_tts_design", "instruct": "Calm.", "text": "Hello."},
+    ]
+    async with AsyncClient(f"localhost:{three.grpc_port}") as client:
+        options: dict[str, Any] = {"sampling": {"seed": 1, "max_frames": 2}, "text_format": "dialogue", "timeout": PATIENCE}
+        chunks = [chunk async for chunk in client.stream(json.dumps(entries), **options)]
+    assert sorted({chunk.line for chunk in chunks if chunk.line}) == [1, 2, 3]
+    assert chunks[-1].metadata["cut_lines"] == [1, 2, 3]
