@@ -16,6 +16,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.audio import settings
 from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
+from engine_lib.speech.checks import choice, true_or_false
 
 MAX_CHUNK_FRAMES = 64
 MAX_CHUNK_STEPS = 64
@@ -107,14 +108,6 @@ def _checked_chunk_frames(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _choice(name: str, kind: type[Enum], value: Any) -> Enum:
-    try:
-        return kind(value)
-    except ValueError:
-        allowed = ", ".join(known.value for known in kind)
-        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
-
-
 def _number(name: str, low: float, high: float, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a number from {low:g} to {high:g}")
@@ -124,12 +117,6 @@ def _number(name: str, low: float, high: float, value: Any) -> float:
 def _whole_number(name: str, low: int, high: int, value: Any) -> int:
     if type(value) is not int or not low <= value <= high:
         raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from {low} to {high}")
-    return value
-
-
-def _true_or_false(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give true or false")
     return value
 
 
@@ -146,16 +133,16 @@ def _checked_loudness(value: Any) -> float:
 # From a client's value to the checked one. A message that carries a delivery does not check it again.
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "chunk_frames": _checked_chunk_frames,
-    "chunk_policy": partial(_choice, "chunk_policy", ChunkPolicy),
-    "audio_format": partial(_choice, "audio_format", AudioFormat),
-    "timestamps": partial(_choice, "timestamps", Timestamps),
-    "on_runaway": partial(_choice, "on_runaway", OnRunaway),
+    "chunk_policy": partial(choice, "chunk_policy", ChunkPolicy),
+    "audio_format": partial(choice, "audio_format", AudioFormat),
+    "timestamps": partial(choice, "timestamps", Timestamps),
+    "on_runaway": partial(choice, "on_runaway", OnRunaway),
 }
 _AUDIO_CHECKS: dict[str, Callable[[Any], Any]] = {
     "sample_rate": partial(_whole_number, "sample_rate", settings.MIN_RATE, settings.MAX_RATE),
     "speed": partial(_number, "speed", settings.MIN_SPEED, settings.MAX_SPEED),
     "volume_db": partial(_number, "volume_db", settings.MIN_VOLUME, settings.MAX_VOLUME),
-    "trim_silence": partial(_true_or_false, "trim_silence"),
+    "trim_silence": partial(true_or_false, "trim_silence"),
     "loudness": _checked_loudness,
     "fade_ms": partial(_whole_number, "fade_ms", 0, settings.MAX_FADE),
 }

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 import numpy as np
 import soundfile
 
+from benching.arguments import add_repeated_streams
 from benching.measuring import command, machine, write_results
 from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.encoding import alaw, mulaw, pcm16
@@ -55,9 +56,7 @@ COLUMNS = f"{'stage':>21} {'CPU ms/s':>9} {'times real time':>15} {'first sample
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description="What each stage between codec and client costs.")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of a stream")
-    parser.add_argument("--repeats", type=int, default=3, help="streams of each row; the best counts")
-    parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
+    add_repeated_streams(parser)
     arguments = parser.parse_args()
     print(f"command: {command()}\n{machine()}, {os.cpu_count()} CPU cores\n{COLUMNS}", flush=True)
     speech: Samples = np.resize(soundfile.read(SPEECH, dtype="float32")[0], round(arguments.seconds * RATE))

@@ -25,6 +25,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from benching.arguments import add_repeated_streams
 from benching.measuring import command, machine, write_results
 from qwen3_tts_gateway.audio import FORMATS, make_encoder
 from qwen3_tts_gateway.audio.encoders import Samples
@@ -38,9 +39,7 @@ COLUMNS = f"{'format':>7} {'rate':>6} {'open ms':>8} {'CPU ms/s':>9} {'first byt
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description="What each audio format of the gateway costs.")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of a stream")
-    parser.add_argument("--repeats", type=int, default=3, help="streams of each row; the best counts")
-    parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
+    add_repeated_streams(parser)
     arguments = parser.parse_args()
     print(f"command: {command()}\n{machine()}, {os.cpu_count()} CPU cores\n{COLUMNS}", flush=True)
     recording = soundfile.read(SPEECH, dtype="float32")[0]

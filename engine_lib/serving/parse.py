@@ -17,6 +17,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.serving.request_values import RequestValues, session_key, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.speech.blend import MAX_LENGTH
+from engine_lib.speech.checks import true_or_false
 from engine_lib.speech.compiler import TextCompiler
 from engine_lib.speech.script import Script
 from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
@@ -135,7 +136,9 @@ class RequestParser:
         if text is None:
             raise InvalidRequestError("text", "is missing; give the text to speak")
         reference = self._reference(values)
-        non_streaming_mode = _non_streaming_mode(serving.pop("non_streaming_mode", None))
+        non_streaming_mode = serving.pop("non_streaming_mode", None)
+        if non_streaming_mode is not None:
+            true_or_false("non_streaming_mode", non_streaming_mode)
         if non_streaming_mode and text_is_open:
             raise InvalidRequestError("non_streaming_mode", "true takes the whole text at once, and text_end is false; leave one out")
         language = values.string("language")
@@ -188,9 +191,3 @@ class RequestParser:
         if (text is None or not text.strip()) and not x_vector_only:
             raise InvalidRequestError("reference_text", "is missing; give the words of reference_audio, or set x_vector_only")
         return Reference(audio=audio.copy(), sample_rate=sample_rate, text=text, x_vector_only=x_vector_only)
-
-
-def _non_streaming_mode(value: Any) -> bool | None:
-    if value is None or isinstance(value, bool):
-        return value
-    raise InvalidRequestError("non_streaming_mode", f"{value!r:.100} is not allowed; give true or false")

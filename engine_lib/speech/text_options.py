@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.checks import choice, true_or_false
 from engine_lib.speech.lexicon import Lexicon
 
 MAX_PAUSE_MS = 60_000
@@ -76,20 +77,6 @@ TEXT_NAMES = tuple(spec.name for spec in fields(TextOptions))
 DEFAULT_TEXT = TextOptions()
 
 
-def _choice(name: str, kind: type[Enum], value: Any) -> Enum:
-    try:
-        return kind(value)
-    except ValueError:
-        allowed = ", ".join(known.value for known in kind)
-        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
-
-
-def _flag(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give true or false")
-
-
 def _pause(name: str, value: Any) -> int:
     if type(value) is int and 0 <= value <= MAX_PAUSE_MS:
         return value
@@ -98,10 +85,10 @@ def _pause(name: str, value: Any) -> int:
 
 # From a client's value to the checked one.
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "text_format": partial(_choice, "text_format", TextFormat),
-    "long_form": partial(_flag, "long_form"),
+    "text_format": partial(choice, "text_format", TextFormat),
+    "long_form": partial(true_or_false, "long_form"),
     "lexicon": Lexicon.of,
-    "normalize_text": partial(_flag, "normalize_text"),
+    "normalize_text": partial(true_or_false, "normalize_text"),
     "sentence_pause_ms": partial(_pause, "sentence_pause_ms"),
     "paragraph_pause_ms": partial(_pause, "paragraph_pause_ms"),
 }

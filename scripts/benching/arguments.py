@@ -30,6 +30,13 @@ def add_own_server(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
 
 
+def add_repeated_streams(parser: argparse.ArgumentParser) -> None:
+    """Add what a benchmark of one stream after the other needs: its length, how often, and the output."""
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a stream")
+    parser.add_argument("--repeats", type=int, default=3, help="streams of each row; the best counts")
+    parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
+
+
 def _engine_option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:

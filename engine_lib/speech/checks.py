@@ -1,0 +1,32 @@
+"""Checks of the values that clients give; an error says the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from engine_lib.errors import InvalidRequestError
+
+
+def choice(name: str, kind: type[Enum], value: Any) -> Enum:
+    """The member of `kind` that has this value.
+
+    Raises:
+        InvalidRequestError: there is none.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = ", ".join(known.value for known in kind)
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """A bool.
+
+    Raises:
+        InvalidRequestError: `value` is none.
+    """
+    if isinstance(value, bool):
+        return value
+    raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give true or false")
