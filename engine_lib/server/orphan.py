@@ -54,9 +54,10 @@ class EndOfModels:
 def children(pid: int) -> list[Path]:
     """The folders in /proc of the child processes; those of a server run its Python models. [] when they are not known."""
     found: list[Path] = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # this thread has ended
-            found += [Path("/proc", child) for child in file.read_text().split()]
+    with contextlib.suppress(OSError):  # the process has ended meanwhile
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # this thread has ended
+                found += [Path("/proc", child) for child in file.read_text().split()]
     return found
 
 

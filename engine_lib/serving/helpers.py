@@ -36,10 +36,11 @@ class Helpers:
         if self._now() < self._scan_at:
             return
         self._scan_at = self._now() + SCAN_SECONDS
-        for file in Path(f"/proc/{self._server_pid}/task").glob("*/children"):
-            with suppress(OSError):  # this thread has ended
-                for pid in file.read_text().split():
-                    self._add(Path("/proc", pid))
+        with suppress(OSError):  # the server has ended
+            for file in Path(f"/proc/{self._server_pid}/task").glob("*/children"):
+                with suppress(OSError):  # this thread has ended
+                    for pid in file.read_text().split():
+                        self._add(Path("/proc", pid))
 
     def _add(self, process: Path) -> None:
         with suppress(OSError):

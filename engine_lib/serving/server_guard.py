@@ -132,9 +132,10 @@ def _signal(process: int, number: int) -> None:
 
 
 def _children(pid: int) -> Iterator[int]:
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # this thread has ended
-            yield from map(int, file.read_text().split())
+    with contextlib.suppress(OSError):  # the process has ended meanwhile
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # this thread has ended
+                yield from map(int, file.read_text().split())
 
 
 def _region_of(model_pid: int) -> Path | None:
