@@ -156,17 +156,24 @@ def text_options(
     return RequestOptions(
         text_format=text_format,
         long_form=long_form,
-        lexicon=None if lexicon is None else _lexicon(lexicon),
+        lexicon=read_lexicon(lexicon),
         normalize_text=normalize_text or None,
         sentence_pause_ms=sentence_pause,
         paragraph_pause_ms=paragraph_pause,
     )
 
 
-def _lexicon(path: Path) -> dict[str, str]:
+def read_lexicon(path: Path | None) -> dict[str, str] | None:
+    """The words and spellings of a JSON file; None without a file.
+
+    Raises:
+        typer.BadParameter: it cannot be read.
+    """
+    if path is None:
+        return None
     try:
         lexicon = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{path}: {error}", param_hint="--lexicon") from None
     if not isinstance(lexicon, dict):
         raise typer.BadParameter(f"{path}: holds no words and spellings; give a JSON object", param_hint="--lexicon")

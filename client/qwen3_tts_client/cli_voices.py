@@ -13,6 +13,7 @@ import typer
 
 from qwen3_tts_client import DEFAULT_URL
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, exit_code, failed
+from qwen3_tts_client.cli_options import read_lexicon
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,6 +64,9 @@ Url = Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", h
 Timeout = Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the voice, in any case.")]
+Lexicon = Annotated[
+    Path | None, typer.Option(metavar="FILE", help='JSON of words that the voice says wrong and their spellings, {"SQL": "sequel"}.')
+]
 
 
 @app.command("list")
@@ -105,6 +109,7 @@ def add(
         bool, typer.Option("--x-vector-only", help="Clone only the timbre: needs no text, is less like the speaker.")
     ] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Model it is for. [default: the first Base one]")] = None,
+    lexicon: Lexicon = None,
     url: Url = DEFAULT_URL,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -112,6 +117,7 @@ def add(
     """Store the voice of a recording under a name."""
     from qwen3_tts_client.recording import Recording
 
+    words = read_lexicon(lexicon)
     try:
         clip = Recording.read(recording)
     except OSError as error:
@@ -125,6 +131,7 @@ def add(
             text=text,
             x_vector_only=x_vector_only or None,
             model=model,
+            lexicon=words,
             timeout=timeout,
         )
     _show(voice, as_json)
@@ -135,6 +142,7 @@ def blend(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters a-z, digits, - _ and dots; 64 at most.")],
     voices: Annotated[list[str], typer.Argument(metavar="VOICE[:WEIGHT]..", help="Stored voices: anna:0.7 ben:0.3, or anna ben.")],
     consent: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the voice. [default: the consents of VOICE..]")] = None,
+    lexicon: Lexicon = None,
     url: Url = DEFAULT_URL,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -143,8 +151,9 @@ def blend(
 
     Built-in speakers are not stored: give their blend to each request, as in --voice vivian:0.7+ryan:0.3.
     """
+    words = read_lexicon(lexicon)
     with _server(url) as client:
-        voice = client.voices.blend(name, "+".join(voices), consent=consent, timeout=timeout)
+        voice = client.voices.blend(name, "+".join(voices), consent=consent, lexicon=words, timeout=timeout)
     _show(voice, as_json)
 
 
@@ -180,14 +189,15 @@ def _show(voice: Voice, as_json: bool) -> None:
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{word} = {spelling}" for word, spelling in value.items())
         table.add_row(name.replace("_", " "), _text(" ".join(value) if isinstance(value, tuple) else str(value)))
     _print(table)
 
 
 def _kind(voice: Voice) -> str:
-    if voice.blend is not None:
-        return voice.blend
-    return {None: "", True: "timbre", False: "in context"}[voice.x_vector_only]
+    kind = {None: "", True: "timbre", False: "in context"}[voice.x_vector_only] if voice.blend is None else voice.blend
+    return f"{kind}, {voice.lexicon_words} words" if voice.lexicon_words else kind
 
 
 def _print_json(value: object) -> None:

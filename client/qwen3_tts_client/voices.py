@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from qwen3_tts_client.errors import Qwen3TTSClientError, error_from_rpc
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_rpc
 from qwen3_tts_client.wire import add_reference, add_string, add_timeout, checked_timeout, read_string
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Voice:
         reference_seconds, reference_sample_rate: of the recording it was made from.
         reference_text, consent: as they were given; only from `show`.
         blend: the stored voices it was mixed of and their shares, as in "anna:0.7+ben:0.3".
+        lexicon: words and their spellings, for words that it says wrong; only from `show`.
+        lexicon_words: how many these are; None if there are none.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Voice:
     reference_text: str | None = None
     consent: str | None = None
     blend: str | None = None
+    lexicon: Mapping[str, str] | None = None
+    lexicon_words: int | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Voice:
@@ -116,6 +120,7 @@ class Voices:
         text: str | None = None,
         x_vector_only: bool | None = None,
         model: str | None = None,
+        lexicon: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Voice:
         """Store the voice of a recording; the recording itself is not kept.
@@ -128,19 +133,29 @@ class Voices:
             text: the words of the recording; needed unless `x_vector_only`.
             x_vector_only: clone only the timbre.
             model: the ensemble it is for; None: the first of a base checkpoint.
+            lexicon: words and their spellings, kept with the voice; a request's own win over them.
         """
-        request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)
+        request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model, lexicon)
         return Voice.from_json(self._ask(request, timeout))
 
-    def blend(self, name: str, blend: str, *, consent: str | None = None, timeout: float | None = None) -> Voice:
+    def blend(
+        self,
+        name: str,
+        blend: str,
+        *,
+        consent: str | None = None,
+        lexicon: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Voice:
         """Store a blend of stored voices, by their timbre alone.
 
         Args:
             name: as in `add`.
             blend: 1 to 8 stored voices, as in "anna:0.7+ben:0.3", or "anna+ben" for equal shares.
             consent: None keeps the consents of these voices.
+            lexicon: as in `add`; those of the voices are not taken over.
         """
-        return Voice.from_json(self._ask(_blend(name, blend, consent), timeout))
+        return Voice.from_json(self._ask(_blend(name, blend, consent, lexicon), timeout))
 
     def remove(self, name: str, *, timeout: float | None = None) -> None:
         """Delete a stored voice."""
@@ -179,15 +194,24 @@ class AsyncVoices:
         text: str | None = None,
         x_vector_only: bool | None = None,
         model: str | None = None,
+        lexicon: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Voice:
         """As Voices.add."""
-        request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model)
+        request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model, lexicon)
         return Voice.from_json(await self._ask(request, timeout))
 
-    async def blend(self, name: str, blend: str, *, consent: str | None = None, timeout: float | None = None) -> Voice:
+    async def blend(
+        self,
+        name: str,
+        blend: str,
+        *,
+        consent: str | None = None,
+        lexicon: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Voice:
         """As Voices.blend."""
-        return Voice.from_json(await self._ask(_blend(name, blend, consent), timeout))
+        return Voice.from_json(await self._ask(_blend(name, blend, consent, lexicon), timeout))
 
     async def remove(self, name: str, *, timeout: float | None = None) -> None:
         """As Voices.remove."""
@@ -218,8 +242,10 @@ def _addition(
     text: str | None,
     x_vector_only: bool | None,
     model: str | None,
+    lexicon: Mapping[str, str] | None,
 ) -> service_pb2.ModelInferRequest:
     request = _request("add", name)
+    _add_lexicon(request, lexicon)
     add_string(request, "consent", consent)
     if model is not None:
         add_string(request, "model", model)
@@ -227,12 +253,26 @@ def _addition(
     return request
 
 
-def _blend(name: str, blend: str, consent: str | None) -> service_pb2.ModelInferRequest:
+def _blend(name: str, blend: str, consent: str | None, lexicon: Mapping[str, str] | None) -> service_pb2.ModelInferRequest:
     request = _request("blend", name)
+    _add_lexicon(request, lexicon)
     add_string(request, "blend", blend)
     if consent is not None:
         add_string(request, "consent", consent)
     return request
+
+
+def _add_lexicon(request: service_pb2.ModelInferRequest, lexicon: Mapping[str, str] | None) -> None:
+    if lexicon is None:
+        return
+    if not isinstance(lexicon, Mapping):
+        kind = type(lexicon).__name__
+        raise InvalidRequest(f"lexicon: {kind} is not allowed; give words and their spellings, as a mapping", field="lexicon")
+    try:
+        text = json.dumps(dict(lexicon), ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"lexicon: cannot be written as JSON ({error}); give words and their spellings", field="lexicon") from None
+    add_string(request, "lexicon", text)
 
 
 def _result(response: service_pb2.ModelInferResponse) -> dict[str, Any]:

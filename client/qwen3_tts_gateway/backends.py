@@ -161,9 +161,9 @@ class Backends:
         """Store a voice on a server that does so; arguments and errors are those of AsyncVoices.add."""
         return await self._change(lambda voices: voices.add(name, audio, sample_rate, timeout=CHANGE_SECONDS, **facts))
 
-    async def blend_voice(self, name: str, blend: str, consent: str | None) -> Voice:
-        """Store a blend of stored voices; errors are those of AsyncVoices.blend."""
-        return await self._change(lambda voices: voices.blend(name, blend, consent=consent, timeout=CHANGE_SECONDS))
+    async def blend_voice(self, name: str, blend: str, **facts: Any) -> Voice:
+        """Store a blend of stored voices; arguments and errors are those of AsyncVoices.blend."""
+        return await self._change(lambda voices: voices.blend(name, blend, timeout=CHANGE_SECONDS, **facts))
 
     async def remove_voice(self, name: str) -> None:
         """Delete a stored voice; errors are those of AsyncVoices.remove."""

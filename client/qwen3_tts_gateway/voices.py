@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ async def add_voice(
     model: Annotated[str | None, Form(description="The model it is for, if several clone.")] = None,
     type: Annotated[str | None, Form(description="OpenAI's prompt voices are not stored here.")] = None,
     blend: Annotated[str | None, Form(description="Stored voices to mix, instead of a recording: anna:0.7+ben:0.3.")] = None,
+    lexicon: Annotated[str | None, Form(description='Words that it says wrong and their spellings: {"SQL": "sequel"}.')] = None,
 ) -> dict[str, Any]:
     """Store the voice of a recording, or a blend of stored voices. The recording itself is not kept."""
     gateway: Gateway = request.app.state.gateway
@@ -48,11 +50,12 @@ async def add_voice(
     if type == "prompt":
         message = "type: prompt is not allowed; describe the voice in `instructions` of each request to a VoiceDesign model"
         raise ApiError(400, message, param="type", code="invalid_value")
+    words = _lexicon(lexicon)
     if blend is not None:
         if audio_sample is not None:
             raise ApiError(400, "blend: it is given with audio_sample; give one of them", param="blend", code="invalid_value")
         try:
-            return _described(await gateway.backends.blend_voice(name, blend, consent or None))
+            return _described(await gateway.backends.blend_voice(name, blend, consent=consent or None, lexicon=words))
         except InvalidRequest as error:
             raise api_error(error, FORM_FIELDS) from None
     if audio_sample is None:
@@ -62,7 +65,7 @@ async def add_voice(
     content = await audio_sample.read()
     clip = await asyncio.get_running_loop().run_in_executor(gateway.workers, decoded, content, "audio_sample")
     timbre_alone = (not ref_text) if x_vector_only_mode is None else x_vector_only_mode
-    facts = {"consent": consent, "text": ref_text or None, "x_vector_only": timbre_alone or None, "model": model}
+    facts = {"consent": consent, "text": ref_text or None, "x_vector_only": timbre_alone or None, "model": model, "lexicon": words}
     try:
         return _described(await gateway.backends.add_voice(name, clip.audio, clip.sample_rate, **facts))
     except InvalidRequest as error:
@@ -117,6 +120,20 @@ def _check_changes(gateway: Gateway) -> None:
         raise ApiError(403, "this gateway does not let voices be added or deleted", kind="permission_error", code="voices_are_fixed")
 
 
+def _lexicon(text: str | None) -> dict[str, Any] | None:
+    """The words of the form's field; the server checks them."""
+    if not text:
+        return None
+    try:
+        words = json.loads(text)
+    except (ValueError, RecursionError):
+        words = None
+    if not isinstance(words, dict):
+        message = 'lexicon: it is no JSON object; give words and their spellings, as {"SQL": "sequel"}'
+        raise ApiError(400, message, param="lexicon", code="invalid_value")
+    return words
+
+
 async def _found(gateway: Gateway, name: str) -> Voice:
     voices = (await gateway.voices(fresh=True)).voices
     for voice in voices:
@@ -135,7 +152,8 @@ def _described(voice: Voice) -> dict[str, Any]:
         "source": voice.source,
         "models": list(voice.models),
     }
-    return facts if voice.blend is None else facts | {"blend": voice.blend}
+    further = {"blend": voice.blend, "lexicon_words": voice.lexicon_words}
+    return facts | {name: value for name, value in further.items() if value is not None}
 
 
 def _consent(voice: Voice) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
 
@@ -60,6 +61,10 @@ class VoiceReferences:
             InvalidRequestError: there is no store, no such voice, or it does not fit the checkpoint.
         """
         return self._library.load(name)
+
+    def lexicon(self, name: str | None) -> Lexicon:
+        """The lexicon of the voice that is stored under `name`; empty if it has none, or there is no such voice."""
+        return self._library.lexicon(name) if name else NO_LEXICON
 
     def shutdown(self) -> None:
         """Stop the encoder; references that wait end with an error."""

@@ -6,8 +6,9 @@ As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from engine_lib.prompt import Prompt, PromptBuilder
 from engine_lib.sampling import SamplingParams
 from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
 from engine_lib.speech.compiler import TextCompiler
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Script
 from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
 from engine_lib.streamed_text import TextRows
@@ -139,6 +141,7 @@ class UtteranceBuilder:
     ) -> list[Utterance]:
         """See Qwen3TTS.generate_voice_clone."""
         self._check_kind("base")
+        names: list[str] = []
         if voice is not None:
             if not (voice_clone_prompt is None and ref_audio is None):
                 raise InvalidRequestError("voice", "is given with ref_audio or voice_clone_prompt; give one of them")
@@ -150,7 +153,7 @@ class UtteranceBuilder:
             items = self.references.prompts(ref_audio, ref_text, x_vector_only_mode)
         else:
             raise InvalidRequestError("ref_audio", "is missing, and so are voice_clone_prompt and voice; give one of them")
-        return self._build(text, non_streaming_mode, generation, language=language, voice_prompt=items)
+        return self._build(text, non_streaming_mode, generation, names, language=language, voice_prompt=items)
 
     @property
     def references(self) -> VoiceReferences:
@@ -179,9 +182,18 @@ class UtteranceBuilder:
         )
 
     def _build(
-        self, text: str | list[str] | TextPieces, non_streaming_mode: bool | None, generation: dict[str, Any], **fields: Any
+        self,
+        text: str | list[str] | TextPieces,
+        non_streaming_mode: bool | None,
+        generation: dict[str, Any],
+        stored: Sequence[str] = (),
+        **fields: Any,
     ) -> list[Utterance]:
-        """`fields`: arguments of PromptBuilder.build; one value, a list of one, or a list of one for each text."""
+        """
+        Args:
+            stored: the stored voice of each text; empty for other voices.
+            fields: arguments of PromptBuilder.build; one value, a list of one, or a list of one for each text.
+        """
         texts: list[str] | list[TextPieces] | list[str | TextPieces] = text if isinstance(text, list) else [text]
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
@@ -206,7 +218,8 @@ class UtteranceBuilder:
                     incoming = IncomingText(one.pieces, rows, self.prompts.max_text_length)
                     utterance = self._utterance(prompt, arguments, _settings(audio, row))
                 else:
-                    spoken = self._texts.compile(one, reading, row.get("language"))
+                    lexicon_of = partial(self._lexicon_of, stored[i] if stored else None)
+                    spoken = self._texts.compile(one, reading, row.get("language"), lexicon_of)
                     if isinstance(spoken, Script):
                         utterance = self._of_script(spoken, non_streaming_mode, row, arguments, audio)
                     else:
@@ -219,6 +232,10 @@ class UtteranceBuilder:
                 raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
             utterances.append(replace(utterance, turn=turn, text=incoming, whole_text=whole, on_runaway=on_runaway))
         return utterances
+
+    def _lexicon_of(self, stored: str | None, own: str | None) -> Lexicon:
+        """The lexicon of a line with a voice of its `own`, or else of the `stored` voice of the text, if it has one."""
+        return NO_LEXICON if self._references is None else self._references.lexicon(own or stored)
 
     def _of_script(
         self, script: Script, non_streaming_mode: bool | None, row: dict[str, Any], generation: Mapping[str, Any], audio: Delivery

@@ -1,8 +1,8 @@
 """ControlRequests: requests of other models that steer the talker instead of asking for speech.
 
 The input `cancel` names a stream to stop; `silence` (its good frames, a blank, its key) one with audio that has run away; `hold` gives
-the seconds in which no stream may begin; `store_voice` (JSON: name, consent) stores the voice of the reference beside it. The codec
-sends the first three, the model `voices` the last. Each carries the signature of this server, because every client can reach this
+the seconds in which no stream may begin; `store_voice` (JSON: name, consent, lexicon) stores the voice of the reference beside it. The
+codec sends the first three, the model `voices` the last. Each carries the signature of this server, because every client can reach this
 model; without it the request is refused and counted.
 """
 
@@ -22,8 +22,10 @@ from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.request_values import RequestValues
 from engine_lib.serving.talker_stream import TalkerParts
 from engine_lib.serving.voice_order import VoiceOrder
+from engine_lib.speech.lexicon import MAX_JSON_LENGTH
 from engine_lib.talker.output.runaway import SilentStream
 
+MAX_ORDER_LENGTH = 8 * MAX_JSON_LENGTH  # written by this server: JSON may take six characters for one
 CONTROL_INPUTS = ("cancel", "silence", "hold", "store_voice")
 
 
@@ -72,7 +74,7 @@ class ControlRequests:
         self._talker.engine.apply_backpressure(time.monotonic() + seconds)
 
     def _store_voice(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str, deadline: float | None, reply: Reply) -> None:
-        order = RequestValues(tensors, parameters).json_object("store_voice")
+        order = RequestValues(tensors, parameters).json_object("store_voice", MAX_ORDER_LENGTH)
         name, consent = (str(order.get(field) or "") for field in ("name", "consent"))
         store, (reference, turn) = self._talker.voices.store(), self._parser.parse_reference(tensors, parameters)
-        VoiceOrder(self._talker, reply, store, name, consent, reference, deadline).begin(turn)
+        VoiceOrder(self._talker, reply, store, name, consent, reference, deadline, lexicon=order.get("lexicon")).begin(turn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.speech.blend import MAX_LENGTH
 from engine_lib.speech.checks import true_or_false
 from engine_lib.speech.compiler import TextCompiler
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Script
 from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
@@ -87,6 +88,7 @@ class RequestParser:
         kind: kind of the checkpoint: custom_voice, base or voice_design.
         sampling, delivery: defaults of a request.
         texts: what makes scripts of texts.
+        lexicon_of: the lexicon of a voice by its name; of None it is empty.
         max_text_length, max_reference_seconds: of a reference.
         served: all checkpoints of the server.
     """
@@ -98,6 +100,7 @@ class RequestParser:
     max_text_length: int
     max_reference_seconds: float
     served: Sequence[ServedCheckpoint] = ()
+    lexicon_of: Callable[[str | None], Lexicon] = lambda _voice: NO_LEXICON
 
     def parse(self, tensors: Mapping[str, npt.NDArray[Any]], parameters: str) -> SpeechRequest:
         """Check one request.
@@ -141,12 +144,12 @@ class RequestParser:
             true_or_false("non_streaming_mode", non_streaming_mode)
         if non_streaming_mode and text_is_open:
             raise InvalidRequestError("non_streaming_mode", "true takes the whole text at once, and text_end is false; leave one out")
-        language = values.string("language")
-        spoken = text if text_is_open else self.texts.compile(text, reading, language)
+        language, voice = values.string("language"), values.string("voice", MAX_LENGTH)
+        spoken = text if text_is_open else self.texts.compile(text, reading, language, lambda own: self.lexicon_of(own or voice))
         return SpeechRequest(
             text=text,
             script=None if isinstance(spoken, str) else spoken,
-            voice=values.string("voice", MAX_LENGTH),
+            voice=voice,
             language=language,
             instruct=values.string("instruct", self.max_text_length),
             non_streaming_mode=non_streaming_mode,

@@ -128,9 +128,9 @@ class RequestValues:
             raise InvalidRequestError(name, f"has shape {list(tensor.shape)} and type {tensor.dtype}; give one {kind.__name__}, shape [1]")
         return tensor[0]
 
-    def json_object(self, name: str) -> dict[str, Any]:
-        """The field as a JSON object; empty if it is absent or an empty string."""
-        text = self.string(name, MAX_JSON_LENGTH)
+    def json_object(self, name: str, max_length: int = MAX_JSON_LENGTH) -> dict[str, Any]:
+        """The field as a JSON object, in at most `max_length` characters; empty if it is absent or an empty string."""
+        text = self.string(name, max_length)
         if not text:
             return {}
         try:

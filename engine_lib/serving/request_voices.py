@@ -14,6 +14,7 @@ from engine_lib.serving.metrics import Metrics
 from engine_lib.serving.parse import Reference, SpeechRequest
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.speech.blend import Blend, is_blend
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Script
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
@@ -63,6 +64,10 @@ class RequestVoices:
                 with script.errors_of(line):
                     voices[line.voice] = self.of_request(named)
         return voices
+
+    def lexicon(self, name: str | None) -> Lexicon:
+        """The lexicon of the voice that a request or a line names; empty if it has none. `of_request` refuses what is no voice."""
+        return self._library.lexicon(name) if name and self._config.kind == "base" else NO_LEXICON
 
     def encode(self, reference: Reference, turn: Turn) -> Future[VoiceClonePromptItem]:
         """Make the voice of a recording; see VoiceLibrary.encode."""

@@ -55,6 +55,7 @@ class TalkerService(EngineService):
         checkpoint = Checkpoint(config.model_path)
         prompts = PromptBuilder(checkpoint, config.max_text_length)
         served = served_checkpoints(args, checkpoint.config, config.model_path)
+        self._voices = RequestVoices(checkpoint, config, served)
         self._parser = RequestParser(
             kind=checkpoint.config.kind,
             sampling=checkpoint.sampling_defaults(),
@@ -63,8 +64,8 @@ class TalkerService(EngineService):
             max_text_length=config.max_text_length,
             max_reference_seconds=config.reference_max_seconds,
             served=served,
+            lexicon_of=self._voices.lexicon,
         )
-        self._voices = RequestVoices(checkpoint, config, served)
         self._engine = _talker_engine(checkpoint, config)
         with self._started():
             warm_up_talker(self._engine, prompts, self._sender, backend.secret)

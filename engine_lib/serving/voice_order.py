@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
 
@@ -15,6 +16,7 @@ from engine_lib.serving.parse import Reference
 from engine_lib.serving.talker_stream import TalkerParts
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.store import VoiceStore
+from engine_lib.voices.stored_voice import checked_lexicon
 
 
 class VoiceOrder:
@@ -29,13 +31,14 @@ class VoiceOrder:
         consent: str,
         reference: Reference,
         deadline: float | None = None,
+        lexicon: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
             talker: the model that encodes it.
             reply: is finished when the voice is stored.
             store: takes the voice.
-            name, consent: of the voice.
+            name, consent, lexicon: of the voice.
             reference: the recording.
             deadline: time.monotonic() at which it is refused if its recording has not been encoded; None: never.
 
@@ -44,7 +47,7 @@ class VoiceOrder:
         """
         store.check_addition(name, consent)
         self._talker, self._reply, self._store = talker, reply, store
-        self._name, self._consent, self._reference = name, consent, reference
+        self._name, self._consent, self._reference, self._lexicon = name, consent, reference, checked_lexicon(lexicon)
         self._stream_key = new_stream_key(talker.name)
         self._has_ended = False
         self.due_at = deadline  # see Watched
@@ -90,6 +93,7 @@ class VoiceOrder:
                 reference_seconds=self._reference.seconds,
                 reference_sample_rate=self._reference.sample_rate,
                 made_by=checkpoint_name(self._talker.engine.checkpoint.path),
+                lexicon=self._lexicon,
             )
         except Exception as error:
             self._reply.refuse(error)

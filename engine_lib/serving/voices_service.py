@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,16 @@ from engine_lib.serving.request_values import RequestValues, turn_of
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.serving.voice_additions import SHUTDOWN_SECONDS, Addition, VoiceAdditions
 from engine_lib.speech.blend import EXPECTED, MAX_LENGTH, Blend
+from engine_lib.speech.lexicon import MAX_JSON_LENGTH
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
-from engine_lib.voices.stored_voice import StoredVoice
+from engine_lib.voices.stored_voice import StoredVoice, checked_lexicon
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")
-FIELDS = ("action", "name", "consent", "model", "blend", *REFERENCE, *TURN_NAMES)
+FIELDS = ("action", "name", "consent", "model", "blend", "lexicon", *REFERENCE, *TURN_NAMES)
 ACTIONS = ("list", "show", "add", "blend", "remove")
-# Private facts: `show` gives them; `list` leaves them out, because it serves clients that only look for a name.
-PRIVATE = ("consent", "reference_text", "sha256")
+# `show` gives these facts; `list` leaves them out, because it serves clients that only look for a name.
+PRIVATE = ("consent", "reference_text", "sha256", "lexicon")
 
 Facts = dict[str, Any]
 
@@ -114,8 +114,8 @@ class VoicesService:
             InvalidRequestError, OverloadedError, Qwen3TTSError: it is refused.
         """
         store, name = self._open_store(), self._new_name(values)
-        order = {"name": name, "consent": values.string("consent", MAX_CONSENT_LENGTH) or ""}
-        store.check_addition(**order)
+        consent, lexicon = values.string("consent", MAX_CONSENT_LENGTH) or "", _lexicon(values)
+        store.check_addition(name, consent)
         talker, turn = self._talker(values.string("model")), turn_of(values)
         num_samples = self._num_samples(values)
         # Copies, because the tensors are the server's memory.
@@ -123,7 +123,8 @@ class VoicesService:
         parameters = {field: value for field, value in values.parameters.items() if field in (*REFERENCE, *TURN_NAMES)}
 
         def carry_out(timeout: int) -> None:
-            packed = np.array([json.dumps(order).encode()], np.object_)
+            order = {"name": name, "consent": consent, "lexicon": lexicon}
+            packed = np.array([json.dumps(order, ensure_ascii=False).encode()], np.object_)
             try:
                 self._backend.control(talker, "store_voice", packed, tensors, parameters, timeout=timeout)
                 result = self._stored(store.show(name))
@@ -156,7 +157,8 @@ class VoicesService:
                 advice = "only stored voices make a stored one; give such a blend as the voice of each request"
                 raise InvalidRequestError("blend", f"{part[:100]!r} is a built-in speaker; {advice}")
         store, name = self._open_store(), self._new_name(values)
-        return self._stored(store.add_blend(name, text, consent=values.string("consent", MAX_CONSENT_LENGTH) or ""))
+        consent = values.string("consent", MAX_CONSENT_LENGTH) or ""
+        return self._stored(store.add_blend(name, text, consent=consent, lexicon=_lexicon(values)))
 
     def _remove(self, values: RequestValues) -> Facts:
         name = self._name(values)
@@ -211,11 +213,11 @@ class VoicesService:
             and config.talker.shape.hidden_size == voice.enc_dim
             and (voice.x_vector_only or config.talker.num_code_groups == voice.num_code_groups)
         ]
-        facts = asdict(voice)
-        if voice.blend is None:
-            del facts["blend"]
-        else:  # it has no recording
+        facts = voice.facts
+        if voice.blend is not None:  # it has no recording
             del facts["reference_seconds"], facts["reference_sample_rate"]
+        if voice.lexicon is not None:
+            facts["lexicon_words"] = len(voice.lexicon)
         return {"name": facts.pop("name"), "source": "stored", "models": models, **facts}
 
 
@@ -225,6 +227,11 @@ def _read(model_path: str) -> CheckpointConfig:
 
 def _answer(reply: Reply, result: Facts) -> None:
     reply.send({"result": np.array([json.dumps(result, ensure_ascii=False).encode()], np.object_)}, is_final=True)
+
+
+def _lexicon(values: RequestValues) -> dict[str, str] | None:
+    """The lexicon of a voice that is to be stored."""
+    return checked_lexicon(values.json_object("lexicon", MAX_JSON_LENGTH))
 
 
 def _ensembles(served: list[ServedCheckpoint]) -> str:

@@ -1,12 +1,12 @@
 """TextCompiler: from the text of a request to what is spoken: as it is, or a Script.
 
 plain, SSML or dialogue -> passages (reading.py) -> words as they are said (lexicon.py, normalization.py) -> lines. A plain text without
-text fields is not touched, and is not even looked at unless the server has a lexicon.
+text fields is not touched, and is not even looked at unless the server or the voice has a lexicon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import regex
 from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.dialogue import read_dialogue
 from engine_lib.speech.languages import code_of
-from engine_lib.speech.lexicon import Lexicon, is_unicode
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon, edits_of, is_unicode
 from engine_lib.speech.pieces import MIN_PIECE_LENGTH, PIECE_LENGTH, Border, cut
 from engine_lib.speech.reading import Passage, added, cut_at_pauses
 from engine_lib.speech.script import Line, Script
@@ -80,11 +80,18 @@ class TextCompiler:
         is_script = options.long_form or options.text_format is not TextFormat.PLAIN
         return max(self.max_script_length, self.max_text_length) if is_script else self.max_text_length
 
-    def compile(self, text: str, options: TextOptions = DEFAULT_TEXT, language: str | None = None) -> str | Script:
+    def compile(
+        self,
+        text: str,
+        options: TextOptions = DEFAULT_TEXT,
+        language: str | None = None,
+        lexicon_of: Callable[[str | None], Lexicon] = lambda _voice: NO_LEXICON,
+    ) -> str | Script:
         """What is spoken.
 
         Args:
             language: of the request.
+            lexicon_of: the lexicon of the voice of a line; of None, that of the request. For a voice that does not exist it is empty.
 
         Returns:
             `text` itself if it is spoken as it is; it is not checked then. Otherwise a script, also of one line.
@@ -92,11 +99,10 @@ class TextCompiler:
         Raises:
             InvalidRequestError: the text cannot be read in its format, holds nothing to speak, or is too long.
         """
-        lexicon = options.lexicon.over(self.lexicon)
-        if options == DEFAULT_TEXT and not lexicon:
+        if options == DEFAULT_TEXT and not self.lexicon and not lexicon_of(None):
             return text
         _check(text, self.longest(options))
-        passages = [self._worded(passage, lexicon, options, language) for passage in self._read(text, options, language)]
+        passages = [self._worded(passage, options, language, lexicon_of) for passage in self._read(text, options, language)]
         if options.text_format is TextFormat.PLAIN and not options.long_form:
             [passage] = passages
             return text if passage.written.text == text else Script((self._line(passage.written, passage, 0),))
@@ -114,11 +120,10 @@ class TextCompiler:
             return iter([Passage(Written.whole(text))])  # short forms of pauses are words of a plain text
         return (part for passage in passages for part in cut_at_pauses(passage))
 
-    def _worded(self, passage: Passage, lexicon: Lexicon, options: TextOptions, language: str | None) -> Passage:
+    def _worded(self, passage: Passage, options: TextOptions, language: str | None, lexicon_of: Callable[[str | None], Lexicon]) -> Passage:
         """`passage` with its words as they are said."""
-        written = passage.written
-        if lexicon:
-            written = written.edited(lexicon.edits(written.text))
+        lexicons = (options.lexicon, lexicon_of(passage.style.voice), self.lexicon)
+        written = passage.written.edited(edits_of(lexicons, passage.written.text))
         if options.normalize_text:
             from engine_lib.speech.normalization import normalized  # ICU's data are large, and few requests need them
 

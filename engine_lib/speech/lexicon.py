@@ -2,14 +2,15 @@
 
 A word is found where it stands as a whole: not between letters or digits. Words of Chinese, Japanese and Thai, which are written
 without spaces, are found anywhere. An entry in small letters (`sql`) is found in any case; one with a capital (`SQL`, `Nice`) as it is
-written alone. Of entries that begin at one place the longest wins; entries of a request win over those of the server.
+written alone. Of entries that begin at one place the longest wins. Of equally long ones those of the request win over those of its
+voice, and these over those of the server.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,9 @@ import regex
 from engine_lib.errors import ConfigError, InvalidRequestError
 from engine_lib.speech.written import Edit
 
-MAX_WORDS = 1000  # of a request
+MAX_WORDS = 1000  # of a request, and of a voice
 MAX_LENGTH = 200  # of a word or its spelling, in characters
+MAX_JSON_LENGTH = 512 * 1024  # of a voice's lexicon as JSON, in characters: room for any that is allowed
 # Scripts of languages that put no spaces between words.
 _NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _IN_WORD = rf"[[\p{{L}}\p{{N}}\p{{M}}_]--[{_NO_SPACES}]]"
@@ -71,21 +73,13 @@ class Lexicon:
             problem = str(error).removeprefix("lexicon_file: ")
             raise ConfigError(f"lexicon_file: {file!r} {problem}; give a JSON file, as {{word: spelling, ..}}") from None
 
-    def over(self, other: Lexicon) -> Lexicon:
-        """The words of both; those of this one win."""
-        if not other or not self:
-            return self or other
-        return Lexicon({**other.spellings, **self.spellings})
-
-    def edits(self, text: str) -> list[Edit]:
-        """The words of `text` that have a spelling: by where they begin, longer ones first."""
-        found: list[Edit] = []
+    def edits(self, text: str) -> Iterator[Edit]:
+        """The words of `text` that have a spelling, in no order."""
         for pattern, key in self._patterns:
             for match in pattern.finditer(text, overlapped=True):
                 spelling = self.spellings.get(key(_composed(match.group())))
                 if spelling is not None:
-                    found.append(Edit(match.start(), match.end(), spelling))
-        return sorted(found, key=lambda edit: (edit.start, -edit.end))
+                    yield Edit(match.start(), match.end(), spelling)
 
     @cached_property
     def _patterns(self) -> list[tuple[regex.Pattern[str], Callable[[str], str]]]:
@@ -93,6 +87,15 @@ class Lexicon:
         cased = [word for word in self.spellings if word != word.lower()]
         small = [word for word in self.spellings if word == word.lower()]
         return [(_pattern(cased, 0), str), (_pattern(small, regex.IGNORECASE), str.lower)]
+
+
+NO_LEXICON = Lexicon()
+
+
+def edits_of(lexicons: Sequence[Lexicon], text: str) -> list[Edit]:
+    """The words of `text` that one of `lexicons` has: by where they begin, longer ones first, then those of earlier lexicons."""
+    found = [edit for lexicon in lexicons if lexicon for edit in lexicon.edits(text)]
+    return sorted(found, key=lambda edit: (edit.start, -edit.end))
 
 
 def _pattern(words: list[str], flags: int) -> regex.Pattern[str]:

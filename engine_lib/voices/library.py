@@ -21,6 +21,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.speech.blend import Blend, is_blend, of_part
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.encoder import VoiceEncoder, VoiceEncoderStats
 from engine_lib.voices.reference_audio import checked_reference_audio
@@ -86,6 +87,15 @@ class VoiceLibrary:
             except InvalidRequestError as error:
                 raise of_part(error) from None
         return VoiceClonePromptItem(None, torch.from_numpy(blend.mix(embeddings)), x_vector_only_mode=True, icl_mode=False)
+
+    def lexicon(self, name: str) -> Lexicon:
+        """The lexicon of a stored voice. A blend that is not stored has none; of a name that `load` refuses it is empty, too."""
+        if self._store is None or is_blend(name):
+            return NO_LEXICON
+        try:
+            return self._store.lexicon(name, self._config)
+        except InvalidRequestError:
+            return NO_LEXICON
 
     # recordings
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +23,18 @@ from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, Qwen3TTSError
 from engine_lib.speech.blend import Blend, of_part
-from engine_lib.voices.stored_voice import FACTS_SUFFIX, TENSORS_SUFFIX, Arrays, RefusedError, StoredVoice, digest, is_unicode, pack_tensors
+from engine_lib.speech.lexicon import Lexicon
+from engine_lib.voices.stored_voice import (
+    FACTS_SUFFIX,
+    TENSORS_SUFFIX,
+    Arrays,
+    RefusedError,
+    StoredVoice,
+    checked_lexicon,
+    digest,
+    is_unicode,
+    pack_tensors,
+)
 
 if TYPE_CHECKING:
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -70,8 +81,8 @@ class VoiceStore:
                 f"voice_store: {str(folder)!r} cannot be used: {error.strerror}; name a folder this process may read"
             ) from None
         self._lock = threading.Lock()
-        # By name: the state of the files, the checkpoint, and the voice.
-        self._loaded: dict[str, tuple[object, CheckpointConfig, VoiceClonePromptItem]] = {}
+        # By name: the state of the files, the checkpoint, the voice and its lexicon.
+        self._loaded: dict[str, tuple[object, CheckpointConfig, VoiceClonePromptItem, Lexicon]] = {}
 
     @classmethod
     def of(cls, config: EngineConfig) -> VoiceStore | None:
@@ -124,19 +135,26 @@ class VoiceStore:
         Raises:
             InvalidRequestError: there is no such voice, its files are refused, or it does not fit the checkpoint.
         """
+        return self._load(name, config)[0]
+
+    def lexicon(self, name: str, config: CheckpointConfig) -> Lexicon:
+        """The lexicon of the voice `name`, perhaps empty. Arguments and errors are those of `load`."""
+        return self._load(name, config)[1]
+
+    def _load(self, name: str, config: CheckpointConfig) -> tuple[VoiceClonePromptItem, Lexicon]:
         name = checked_name(name)
         seen = self._seen(name)
         with self._lock:
             known = self._loaded.get(name)
         if known is not None and known[0] == seen and known[1] is config:
-            return known[2]
+            return known[2:]
         voice, arrays = self._found(name, "voice")
-        item = voice.item(arrays, config)
+        item, lexicon = voice.item(arrays, config), Lexicon(voice.lexicon or {})
         with self._lock:
             if len(self._loaded) >= self.max_voices:
                 self._loaded.clear()
-            self._loaded[name] = (seen, config, item)
-        return item
+            self._loaded[name] = (seen, config, item, lexicon)
+        return item, lexicon
 
     def check_addition(self, name: str, consent: str) -> None:
         """Check these as `add` does, before the voice is encoded.
@@ -161,11 +179,13 @@ class VoiceStore:
         reference_seconds: float,
         reference_sample_rate: int,
         made_by: str,
+        lexicon: Mapping[str, str] | None = None,
     ) -> StoredVoice:
         """Store `item`, which has been checked against the checkpoint `made_by`.
 
         Raises:
-            InvalidRequestError: the name or consent is not allowed, the name is taken, the store is full, or the voice is too large.
+            InvalidRequestError: the name, the consent or the lexicon is not allowed, the name is taken, the store is full, or the voice is
+                too large.
             Qwen3TTSError: the folder cannot be written.
         """
         self.check_addition(name, consent)
@@ -182,16 +202,18 @@ class VoiceStore:
             enc_dim=len(item.ref_spk_embedding),
             num_code_groups=0 if item.ref_code is None else item.ref_code.shape[1],
             sha256=digest(tensors),
+            lexicon=checked_lexicon(lexicon),
         )
         self._put(voice, tensors, "reference_audio")
         return voice
 
-    def add_blend(self, name: str, blend: str, *, consent: str = "") -> StoredVoice:
+    def add_blend(self, name: str, blend: str, *, consent: str = "", lexicon: Mapping[str, str] | None = None) -> StoredVoice:
         """Store a blend of stored voices, by their speaker embeddings alone. It stays when they are removed.
 
         Args:
             blend: as in `anna:0.7+ben:0.3`; see engine_lib/speech/blend.py.
             consent: "" keeps the consents of the voices.
+            lexicon: of the blend; those of the voices are not taken over.
 
         Raises:
             InvalidRequestError: as `add`, or a voice of the blend cannot be used.
@@ -226,6 +248,7 @@ class VoiceStore:
             num_code_groups=0,
             sha256=digest(tensors),
             blend=str(recipe),
+            lexicon=checked_lexicon(lexicon),
         )
         self._put(voice, tensors, "blend")
         return voice
@@ -233,10 +256,14 @@ class VoiceStore:
     def _put(self, voice: StoredVoice, tensors: bytes, field: str) -> None:
         """Write both files of a voice; `field`: of the request, for the error if they are too large."""
         facts = voice.pack()
-        for kind, content in (("its tensors take", tensors), ("its texts take", facts)):
+        texts, advice = ("lexicon", "fewer words") if voice.lexicon else (field, "a shorter reference")
+        for name, kind, content, less in (
+            (field, "its tensors take", tensors, "a shorter reference"),
+            (texts, "its texts take", facts, advice),
+        ):
             if len(content) > self.max_voice_bytes:
-                limit = f"at most {self.max_voice_bytes} (voice_store_max_bytes) are allowed; give a shorter reference"
-                raise InvalidRequestError(field, f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
+                limit = f"at most {self.max_voice_bytes} (voice_store_max_bytes) are allowed; give {less}"
+                raise InvalidRequestError(name, f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
         with self._writing():
             self.check_addition(voice.name, voice.consent)
             self._write(voice.name + TENSORS_SUFFIX, tensors)

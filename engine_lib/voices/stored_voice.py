@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.lexicon import Lexicon
 
 if TYPE_CHECKING:
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -33,7 +34,10 @@ FIELD_TYPES: dict[Any, tuple[type, ...]] = {
     bool: (bool,),
     int: (int,),
     float: (int, float),
+    dict[str, str] | None: (dict, type(None)),
 }
+# Fields that a voice may lack. Its file lacks them, too, so that an older server reads it.
+OPTIONAL = ("blend", "lexicon")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -59,6 +63,7 @@ class StoredVoice:
         sha256: of NAME.safetensors.
         blend: the voices that it was mixed of and their shares, as in `anna:0.7+ben:0.3`; such a voice has no recording of its own, so
             its seconds and sample rate are 0. None if it was made from a recording.
+        lexicon: words and their spellings, for words that this voice says wrong; None: none.
     """
 
     name: str
@@ -73,13 +78,16 @@ class StoredVoice:
     num_code_groups: int
     sha256: str
     blend: str | None = None
+    lexicon: dict[str, str] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All fields that it has, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in OPTIONAL or value is not None}
 
     def pack(self) -> bytes:
-        """The content of NAME.json. A voice that is no blend has no such field, so that an older server reads it."""
-        facts = asdict(self)
-        if self.blend is None:
-            del facts["blend"]
-        return json.dumps({"format_version": FORMAT_VERSION, **facts}, ensure_ascii=False, indent=1).encode()
+        """The content of NAME.json."""
+        return json.dumps({"format_version": FORMAT_VERSION, **self.facts}, ensure_ascii=False, indent=1).encode()
 
     @classmethod
     def unpack(cls, name: str, content: bytes) -> StoredVoice:
@@ -96,7 +104,8 @@ class StoredVoice:
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise RefusedError(f"{file} is not an object of format_version {FORMAT_VERSION}")
         expected = [spec.name for spec in fields(cls)]
-        values.setdefault("blend", None)
+        for field in OPTIONAL:
+            values.setdefault(field, None)
         if set(values) != set(expected):
             raise RefusedError(f"{file} has other fields than {', '.join(expected)}")
         types = get_type_hints(cls)
@@ -105,6 +114,11 @@ class StoredVoice:
                 raise RefusedError(f"{file}: {field} has another type or range than it can have")
         if values["name"] != name:
             raise RefusedError(f"{file} is that of a voice of another name")
+        try:
+            lexicon = checked_lexicon(values["lexicon"])
+        except InvalidRequestError:
+            raise RefusedError(f"{file}: its lexicon is not one that a voice can have") from None
+        values["lexicon"] = lexicon
         return cls(**values)
 
     def arrays(self, content: bytes) -> Arrays:
@@ -148,6 +162,15 @@ class StoredVoice:
         except InvalidRequestError as error:
             made = f"it was made by {self.made_by[:100]!r} and does not fit this checkpoint"
             raise InvalidRequestError("voice", f"{self.name!r} cannot be used: {made} ({error}); add it again with this one") from None
+
+
+def checked_lexicon(value: object) -> dict[str, str] | None:
+    """The words and spellings of a voice that is stored with `value`; None for none.
+
+    Raises:
+        InvalidRequestError: it is no lexicon; the field is `lexicon`.
+    """
+    return None if value is None or value == {} else dict(Lexicon.of(value).spellings)
 
 
 def pack_tensors(embedding: npt.NDArray[np.float32], codes: npt.NDArray[np.int64] | None = None) -> bytes:

@@ -181,6 +181,32 @@ def test_a_stored_voice_is_spoken_with_by_its_name(tiny_base: Path, tmp_path: Pa
                 tts.generate_voice_clone(**arguments, voice=name)
 
 
+def test_a_stored_voice_says_words_by_its_own_lexicon(tiny_base: Path, tmp_path: Path):
+    with load(tiny_base, voice_store=str(tmp_path)) as tts:
+        store, item = tts._utterances.references._library.store, voice(tts, 1)
+        for name, lexicon in (("anna", {"gm": "Good morning"}), ("ben", None)):
+            store.add(name, item, consent="a test", reference_seconds=1.0, reference_sample_rate=24_000, made_by="tests", lexicon=lexicon)
+        arguments: dict[str, Any] = {"max_new_tokens": 5} | GREEDY
+
+        def spoken(text: str, name: str, **fields: Any) -> Any:
+            return tts.generate_voice_clone(text, voice=name, **arguments, **fields)[0][0]
+
+        expected = spoken(TEXTS[0], "ben")
+        short = TEXTS[0].replace("Good morning", "GM")
+        for text, name, fields in (
+            (short, "anna", {}),
+            (short, "ben", {"lexicon": {"gm": "Good morning"}}),
+            (short.replace("GM", "XY"), "anna", {"lexicon": {"xy": "Good morning", "gm": "never"}}),
+            (f'<speak><voice name="anna">{short}</voice></speak>', "ben", {"text_format": "ssml"}),
+            (TEXTS[0], "anna", {"lexicon": {"gm": "never"}}),
+        ):
+            np.testing.assert_allclose(spoken(text, name, **fields), expected, atol=1e-5, rtol=0)
+        pieces = tts.stream_voice_clone(iter([short]), voice="anna", **arguments)  # a text in pieces is spoken as it is
+        plain = tts.stream_voice_clone(iter([short]), voice="ben", **arguments)
+        one, other = (np.concatenate([chunk.audio for chunk in stream]) for stream in (pieces, plain))
+        np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
 # streams and halves
 
 

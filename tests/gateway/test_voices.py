@@ -59,10 +59,11 @@ def speech(http: httpx.Client, **body: Any) -> httpx.Response:
 
 
 def test_a_voice_is_added_listed_spoken_with_and_deleted(http: httpx.Client) -> None:
-    form = {"name": "Anna", "consent": CONSENT, "ref_text": WORDS}
+    form = {"name": "Anna", "consent": CONSENT, "ref_text": WORDS, "lexicon": '{"SQL": "sequel"}'}
     added = http.post("/v1/audio/voices", data=form, files={"audio_sample": ("anna.wav", wav(), "audio/wav")}).json()
     assert (added["id"], added["object"], added["type"]) == ("anna", "audio.voice", "audio_sample")
     assert added["created_at"] > 1_700_000_000
+    assert added["lexicon_words"] == 1
     listed = {voice["id"]: voice for voice in http.get("/v1/audio/voices").json()["data"]}
     assert listed["anna"] == added
     assert listed["vivian"]["type"] == "built_in"
@@ -85,6 +86,8 @@ def test_a_voice_is_added_listed_spoken_with_and_deleted(http: httpx.Client) -> 
         ({"consent": "yes"}, True, 422, "name"),
         ({"name": "../x", "consent": "yes"}, True, 400, "name"),
         ({"name": "x", "consent": "yes", "type": "prompt", "prompt": "deep"}, False, 400, "type"),
+        ({"name": "x", "consent": "yes", "lexicon": "[1]"}, True, 400, "lexicon"),
+        ({"name": "x", "consent": "yes", "lexicon": '{"a": 1}'}, True, 400, "lexicon"),
         ({"name": "x", "blend": "anna+ben"}, True, 400, "blend"),
         ({"name": "x", "blend": "vivian+ryan"}, False, 400, "blend"),
     ],

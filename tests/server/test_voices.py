@@ -129,12 +129,19 @@ def test_a_stored_voice_speaks_as_its_reference_and_survives_a_restart(
     added = add(three, "Anna.2", recording())
     assert (added["name"], added["source"], added["models"], added["made_by"]) == ("anna.2", "stored", ["qwen3_tts_base"], "base")
     assert (added["consent"], added["reference_text"], added["reference_seconds"]) == (CONSENT, WORDS, 1.5)
-    add(three, "timbre", recording(), text=None, x_vector_only=True)
+    words = {"gm": "Good morning"}
+    timbre = {"action": "add", "name": "timbre", "consent": CONSENT, "lexicon": json.dumps(words)}
+    assert voices(three, reference(recording(), text=None, x_vector_only=True), **timbre)["lexicon"] == words
     with serve_several({kind: three_models[kind] for kind in ("base", "custom_voice")}, tmp_path, voice_folder) as restarted:
         for server, model in ((three, "qwen3_tts_base"), (restarted, "qwen3_tts")):
             for voice, way in (("ANNA.2", "in context"), ("timbre", "x-vector")):
                 np.testing.assert_allclose(speak(server, model, inputs(sampling=GREEDY, voice=voice)), expected[way], atol=1e-5)
-        listed = {voice["name"]: voice["models"] for voice in voices(restarted, [], action="list")["voices"]}
+            by_lexicon = speak(server, model, inputs(TEXT.replace("Good morning", "GM"), sampling=GREEDY, voice="timbre"))
+            np.testing.assert_allclose(by_lexicon, expected["x-vector"], atol=1e-5)
+        found = {voice["name"]: voice for voice in voices(restarted, [], action="list")["voices"]}
+        assert (found["timbre"]["lexicon_words"], "lexicon" in found["timbre"], "lexicon_words" in found["anna.2"]) == (1, False, False)
+        assert voices(restarted, [], action="show", name="timbre")["lexicon"] == words
+        listed = {name: voice["models"] for name, voice in found.items()}
         assert (listed["anna.2"], listed["timbre"], listed["vivian"]) == (["qwen3_tts"], ["qwen3_tts"], ["qwen3_tts_custom"])
         voices(restarted, [], action="remove", name="anna.2")
         with Stream(restarted, inputs(sampling={"max_frames": 1500}, voice="timbre")) as stream:
@@ -190,6 +197,8 @@ NAMED = {"action": "add", "name": "eve", "consent": CONSENT}
         (CLIP, NAMED | {"consent": " "}, "consent: is empty"),
         (CLIP, NAMED | {"model": "qwen3_tts"}, "model: 'qwen3_tts' clones no voices; give one of qwen3_tts_base"),
         ([], NAMED, "reference_audio: is missing"),
+        ([], NAMED | {"action": "add", "lexicon": "[]"}, "lexicon: is a JSON list; give a JSON object"),
+        ([], NAMED | {"action": "add", "lexicon": '{"a": 1}'}, "lexicon: the spelling of entry 'a' is not allowed"),
         ([], NAMED | {"action": "blend"}, "blend: is missing; a blend is NAME:WEIGHT+NAME:WEIGHT.."),
         ([], NAMED | {"action": "blend", "blend": "vivian+ryan"}, "blend: 'vivian' is a built-in speaker; only stored voices"),
         ([], NAMED | {"action": "blend", "blend": "bob:0.3"}, "blend: in the blend, 'bob' is not a stored voice; stored: none"),

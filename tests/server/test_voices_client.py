@@ -52,7 +52,11 @@ def test_the_client_adds_lists_shows_speaks_with_and_removes_a_voice(three: Trit
     clip = Recording.read(recording)
     assert (clip.audio.shape, clip.sample_rate) == ((2 * RATE,), RATE)
     with Client(url_of(three), "qwen3_tts_base") as client:
-        added = client.voices.add("Anna", clip.audio, clip.sample_rate, consent=CONSENT, text=WORDS)
+        words = {"SQL": "sequel"}
+        added = client.voices.add("Anna", clip.audio, clip.sample_rate, consent=CONSENT, text=WORDS, lexicon=words)
+        assert (added.lexicon, added.lexicon_words) == (words, 1)
+        with pytest.raises(InvalidRequest, match="lexicon: list is not allowed"):
+            client.voices.blend("duo", "anna", lexicon=["SQL"])  # type: ignore[arg-type]
         assert (added.name, added.source, added.models, added.consent) == ("anna", "stored", ("qwen3_tts_base",), CONSENT)
         assert client.voices.show("anna") == added
         found = client.voices.list()
@@ -114,7 +118,11 @@ def test_the_commands_tell_a_voices_whole_story(runner: CliRunner, recording: Pa
         spoken = runner.invoke(app, [*say, *voice, "-o", output])
         assert spoken.exit_code == 0, spoken.stderr
     np.testing.assert_allclose(soundfile.read("a.wav")[0], soundfile.read("b.wav")[0], atol=1 / 32768)
-    blended = runner.invoke(app, ["voices", "blend", "duo", "anna:2", "--json"])
+    Path("lexicon.json").write_text('{"SQL": "sequel", "TCP": "tea sea pea"}')
+    blended = runner.invoke(app, ["voices", "blend", "duo", "anna:2", "--json", "--lexicon", "lexicon.json"])
+    assert json.loads(blended.stdout)["lexicon"] == {"SQL": "sequel", "TCP": "tea sea pea"}
+    assert "SQL = sequel, TCP = tea sea pea" in runner.invoke(app, ["voices", "show", "duo"]).stdout
+    assert "anna:1, 2 words" in " ".join(runner.invoke(app, ["voices", "list"]).stdout.split())
     assert json.loads(blended.stdout)["blend"] == "anna:1"
     assert json.loads(blended.stdout)["consent"] == f"anna: {CONSENT}"
     assert "anna:1" in runner.invoke(app, ["voices", "list"]).stdout
@@ -129,6 +137,7 @@ def test_the_commands_tell_a_voices_whole_story(runner: CliRunner, recording: Pa
         (["voices", "remove", "../x"], "error: name: '../x' is not allowed as the name of a voice"),
         (["voices", "add", "eve", "nothing.wav", "--consent", "yes"], "error: nothing.wav: No such file or directory"),
         (["voices", "add", "eve", "noise.wav", "--consent", "yes"], "error: noise.wav: "),
+        (["voices", "add", "eve", "noise.wav", "--consent", "yes", "--lexicon", "noise.wav"], "--lexicon: noise.wav: "),
         (["say", TEXT, "--reference", "nothing.wav"], "nothing.wav: No such file"),
         (["say", TEXT, "--reference", "anna.flac", "--x-vector-only"], "call model qwen3_tts_base"),
         (["say", TEXT, "--model", "qwen3_tts_base"], "error: reference_audio: is missing"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine_lib.errors import ConfigError, InvalidRequestError
 from engine_lib.speech.compiler import TextCompiler
-from engine_lib.speech.lexicon import Lexicon
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Line, Script
 from engine_lib.speech.text_options import DEFAULT_TEXT
 
@@ -114,6 +114,25 @@ def test_a_plain_text_without_words_of_the_lexicon_stays_as_it_is() -> None:
     assert COMPILER.compile("sub SQL", DEFAULT_TEXT.updated({"lexicon": {"sql": "x"}})) == Script((Line(text="sub x"),))
     document = '<speak><sub alias="SQL">sql</sub> sql</speak>'  # what an element says is left alone
     assert said(document, text_format="ssml", lexicon={"sql": "sequel"}) == "SQL sequel"
+
+
+def test_words_of_the_request_win_over_those_of_the_voice_and_these_over_those_of_the_server() -> None:
+    compiler = TextCompiler(max_text_length=100, lexicon=Lexicon({"sql": "server", "tcp": "server", "ip": "server", "SQL": "SERVER"}))
+    voices = {None: Lexicon({"sql": "own", "tcp": "own"}), "anna": Lexicon({"sql": "Anna", "tcp ip": "Anna's"})}
+
+    def said(text: str, **fields: Any) -> list[str]:
+        options = DEFAULT_TEXT.updated(fields)
+        script = compiler.compile(text, options, lexicon_of=lambda voice: voices.get(voice, NO_LEXICON))
+        return [text] if isinstance(script, str) else [line.text for line in script.lines]
+
+    assert said("SQL, TCP, IP, UDP", lexicon={"sql": "request"}) == ["request, own, server, UDP"]
+    assert said("SQL, TCP, IP, UDP") == ["own, own, server, UDP"]
+    assert compiler.compile("UDP") == "UDP"
+    entries = [{"text": "SQL TCP IP"}, {"voice": "anna", "text": "SQL TCP IP"}, {"voice": "nobody", "text": "sql TCP IP"}]
+    expected = ["own own server", "Anna Anna's", "server server server"]  # the longest word wins, of whichever lexicon
+    assert said(json.dumps(entries), text_format="dialogue") == expected
+    document = '<speak>SQL <voice name="anna">SQL</voice> SQL</speak>'
+    assert said(document, text_format="ssml") == ["own", "Anna", "own"]
 
 
 def test_a_lexicon_that_is_none_is_refused() -> None:

@@ -194,6 +194,36 @@ def unusual(make: Callable[[Path], None]) -> Callable[[VoiceStore], object]:
     return replace_by_it
 
 
+def test_a_voice_keeps_its_lexicon_and_one_without_has_the_file_of_older_servers(tmp_path: Path, config: CheckpointConfig) -> None:
+    words = {"SQL": "sequel", "größe": "Gröhße"}
+    added = add(open_store(tmp_path), voice(config), lexicon=words)
+    store = open_store(tmp_path)
+    assert (added.lexicon, store.show("anna")) == (words, added)
+    assert store.lexicon("ANNA", config).spellings == words
+    assert store.add_blend("duo", "anna", lexicon={"a": "b"}).lexicon == {"a": "b"}
+    for name, lexicon in (("ben", None), ("bob", {})):
+        assert add(store, voice(config), name, lexicon=lexicon).lexicon is None
+        assert "lexicon" not in (store.folder / f"{name}.json").read_text()
+        assert not store.lexicon(name, config)
+    rewrite(store, lexicon={"new": "neu"})
+    assert store.lexicon("anna", config).spellings == {"new": "neu"}  # it is read again after a change
+
+
+def test_no_voice_is_stored_with_a_lexicon_that_is_none_or_too_large(store: VoiceStore, config: CheckpointConfig) -> None:
+    for lexicon, message in (
+        (["SQL"], r"^lexicon: is a list; give an object of up to 1000 words"),
+        ({str(number): "a" for number in range(1001)}, r"^lexicon: is 1001 words"),
+        ({"SQL": ""}, r"^lexicon: the spelling of entry 'SQL' is not allowed"),
+        (
+            {f"{number:03}": "a" * 200 for number in range(1000)},
+            r"^lexicon: .* its texts take \d+ bytes; at most 100000 .* give fewer words",
+        ),
+    ):
+        with pytest.raises(InvalidRequestError, match=message):
+            add(store, voice(config), lexicon=lexicon)
+    assert store.names() == []
+
+
 HOSTILE: dict[str, tuple[Callable[[VoiceStore], object], str]] = {
     "json is a link": (link("anna.json", "itself"), "anna.json is a symbolic link"),
     "json is a link to a device": (link("anna.json", "/dev/zero"), "symbolic link"),
@@ -231,6 +261,8 @@ HOSTILE: dict[str, tuple[Callable[[VoiceStore], object], str]] = {
     "a number for a boolean": (lambda s: rewrite(s, x_vector_only=1), "x_vector_only has another type"),
     "seconds without end": (lambda s: rewrite(s, reference_seconds=float("inf")), "reference_seconds has another type or range"),
     "a width out of range": (lambda s: rewrite(s, enc_dim=10**30), "enc_dim has another type or range"),
+    "a lexicon that is a list": (lambda s: rewrite(s, lexicon=["a"]), "lexicon has another type"),
+    "a lexicon of numbers": (lambda s: rewrite(s, lexicon={"a": 1}), "its lexicon is not one that a voice can have"),
     "text that is not Unicode": (lambda s: rewrite(s, reference_text="\ud800"), "reference_text has another type"),
     "the name of another voice": (lambda s: rewrite(s, name="bob"), "another name"),
 }
