@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,7 +58,23 @@ def import_official() -> ModuleType:
         # Removed again, because other libraries would believe that the packages are installed.
         del sys.modules[name]
     transformers.logging.set_verbosity_error()
+    transformers.masking_utils._vmap_for_bhqkv = broadcast_for_bhqkv
     return qwen_tts
+
+
+def broadcast_for_bhqkv(mask_function: Callable[..., torch.Tensor], bh_indices: bool = True) -> Callable[..., torch.Tensor]:
+    """Like `_vmap_for_bhqkv` of transformers: `mask_function` of all indices, [B, H, Q, KV]; without `bh_indices`, [Q, KV].
+
+    Each of the 16 steps of a frame makes a mask. With torch's vmap that takes two thirds of the package's time.
+    """
+
+    def mask(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        if not bh_indices:
+            return mask_function(b, h, q[:, None], kv).expand(len(q), len(kv))
+        indices = b[:, None, None, None], h[:, None, None], q[:, None], kv
+        return mask_function(*indices).expand(len(b), len(h), len(q), len(kv))
+
+    return mask
 
 
 @contextlib.contextmanager
