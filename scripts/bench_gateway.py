@@ -9,7 +9,7 @@ figures are the gateway's own, and every byte of pcm is checked.
 
 Each stream makes its next request when it has been answered. first audio: from sending a request until its first bytes of audio are
 there. audio-s/s: seconds of audio that arrived in a second. cpu: share of one core that the gateway needed; memory: its resident
-set, at the first quarter of the time and at the end.
+set, at the first quarter of the time and at the end; the file of --output has it at each twentieth of the time.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from qwen3_tts_client import AsyncClient
 TEXT = "The weather is fine this morning, and the two of them walk to the station together."
 FRAMES = 60  # of an utterance, if the server is asked for so many
 SECONDS_PER_FRAME = 0.08
+MOMENTS = 20  # at which memory is read
 GATEWAY = "from qwen3_tts_client.cli import main; main()"
 COLUMNS = (
     f"{'way':>5} {'streams':>7} {'first audio p50 ms':>18} {'p99':>8} {'audio-s/s':>9} {'done':>6} {'wrong':>5} {'cpu %':>6} "
@@ -68,7 +69,7 @@ async def _measure(arguments: argparse.Namespace) -> None:
         url = stack.enter_context(running_fake(FRAMES, arguments.speed)) if arguments.fake else arguments.url
         gateway, port = await stack.enter_async_context(_gateway(url))
         for streams in arguments.streams:
-            for way in ["grpc", *arguments.formats]:
+            for way in [*([] if arguments.gateway_alone else ["grpc"]), *arguments.formats]:
                 result = await _point(way, streams, arguments, url, gateway, port)
                 results.append(result)
                 if arguments.output:
@@ -78,7 +79,7 @@ async def _measure(arguments: argparse.Namespace) -> None:
 async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str, gateway: psutil.Process, port: int) -> dict[str, object]:
     figures, begin = Figures(), time.monotonic()
     end = begin + arguments.seconds
-    busy, memory = gateway.cpu_times(), [0.0, 0.0]
+    busy = gateway.cpu_times()
     async with AsyncExitStack() as stack:
         if way == "grpc":
             client = await stack.enter_async_context(AsyncClient(url))
@@ -87,17 +88,16 @@ async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str
             expected = expected_pcm(FRAMES) if arguments.fake and way == "pcm" else None
             loops = [_over_http(port, way, arguments.voice, figures, end, expected) for _ in range(streams)]
         tasks = [asyncio.create_task(loop) for loop in loops]
-        await asyncio.sleep(arguments.seconds / 4)
-        memory[0] = gateway.memory_info().rss / 2**20
+        watch = asyncio.create_task(_memory(gateway, arguments.seconds))
         await asyncio.gather(*tasks)
-        memory[1] = gateway.memory_info().rss / 2**20
+        memory = await watch
     elapsed, now = time.monotonic() - begin, gateway.cpu_times()
     cpu = 100 * (now.user + now.system - busy.user - busy.system) / elapsed
     p50, p99 = (float(np.percentile(figures.first, share)) * 1e3 for share in (50, 99))
     rate = figures.done * FRAMES * SECONDS_PER_FRAME / elapsed
     print(
         f"{way:>5} {streams:>7} {p50:>18.2f} {p99:>8.2f} {rate:>9.1f} {figures.done:>6} {figures.wrong:>5} {cpu:>6.0f} "
-        f"{memory[0]:>6.0f} {memory[1]:>7.0f}",
+        f"{memory[MOMENTS // 4]:>6.0f} {memory[-1]:>7.0f}",
         flush=True,
     )
     return {
@@ -111,6 +111,15 @@ async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str
         "gateway_cpu": cpu,
         "gateway_mb": memory,
     }
+
+
+async def _memory(gateway: psutil.Process, seconds: float) -> list[float]:
+    """The gateway's resident set in MB at the begin, and after each of MOMENTS equal parts of the time."""
+    read = [gateway.memory_info().rss / 2**20]
+    for _ in range(MOMENTS):
+        await asyncio.sleep(seconds / MOMENTS)
+        read.append(gateway.memory_info().rss / 2**20)
+    return read
 
 
 async def _over_grpc(client: AsyncClient, voice: str | None, figures: Figures, end: float) -> None:
@@ -188,6 +197,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--speed", type=float, default=4.0, metavar="X", help="audio-s/s of each stream of --fake (default 4); 0: at once")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], metavar="N")
     parser.add_argument("--formats", nargs="+", default=["pcm", "mp3", "opus"], metavar="NAME")
+    parser.add_argument("--gateway-alone", action="store_true", help="do not measure the same load without the gateway")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each point (default 10)")
     parser.add_argument("--voice", metavar="NAME")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures")
