@@ -1,11 +1,15 @@
-"""Exit with 0 if every model of a Triton server is ready, else with 1 and the reason.
+"""Exit with 0 if every model of a Triton server, or a gateway, is ready, else with 1 and the reason.
 
     python docker/healthcheck.py
     python docker/healthcheck.py --url http://localhost:8000 --timeout 5
+    python docker/healthcheck.py --gateway
 
 The server's own readiness is not enough: before 26.04 it says nothing of an ensemble that failed to load, and before 26.03 no model is
 asked whether it drains or its engine hangs. Both models publish that as qwen3_tts_model_ready, which is read from the port of the metrics;
-if nothing answers there, the models are taken at Triton's word. Needs nothing but Python.
+if nothing answers there, the models are taken at Triton's word.
+
+A gateway is asked on this machine, as its environment says: QWEN3_TTS_GATEWAY_PORT, and over TLS if QWEN3_TTS_GATEWAY_CERTIFICATE is set.
+Its certificate is not verified, because it has another name than this machine. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -14,15 +18,19 @@ import argparse
 import json
 import os
 import re
+import ssl
 import sys
 import urllib.error
 import urllib.request
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_METRICS_URL = "http://127.0.0.1:8002/metrics"
+GATEWAY = "QWEN3_TTS_GATEWAY_"
 MODEL_READY = re.compile(r'^qwen3_tts_model_ready\{.*\bmodel="([^"]+)".*\} (\S+)$', re.MULTILINE)
+UNVERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+UNVERIFIED.check_hostname, UNVERIFIED.verify_mode = False, ssl.CERT_NONE
 # A proxy is no way to one's own machine.
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=UNVERIFIED))
 
 
 def unready(url: str, timeout: float) -> list[str]:
@@ -61,6 +69,25 @@ def not_serving(metrics_url: str, timeout: float) -> list[str]:
     return [f"{model}: it drains, or its engine hangs or has ended" for model, is_serving in serve.items() if not is_serving]
 
 
+def gateway_url() -> str:
+    """Where the gateway of this environment listens."""
+    scheme = "https" if os.environ.get(f"{GATEWAY}CERTIFICATE") else "http"
+    return f"{scheme}://127.0.0.1:{os.environ.get(f'{GATEWAY}PORT') or 8880}"
+
+
+def gateway_unready(url: str, timeout: float) -> list[str]:
+    """Why the gateway is not ready; nothing if it is.
+
+    Raises:
+        OSError: it does not answer within `timeout` seconds.
+    """
+    try:
+        _answer(f"{url}/ready", timeout)
+    except urllib.error.HTTPError as error:
+        return [f"gateway: {json.loads(error.read()).get('status')}"]
+    return []
+
+
 def _answer(url: str, timeout: float, body: bytes | None = None) -> bytes:
     with OPENER.open(urllib.request.Request(url, data=body), timeout=timeout) as response:
         content: bytes = response.read()
@@ -76,12 +103,18 @@ def main() -> int:
         default=os.environ.get("HEALTHCHECK_METRICS_URL", DEFAULT_METRICS_URL),
         help=f"default {DEFAULT_METRICS_URL}, or HEALTHCHECK_METRICS_URL",
     )
+    parser.add_argument(
+        "--gateway", nargs="?", const=gateway_url(), metavar="URL", help="ask a gateway instead; default that of the environment"
+    )
     parser.add_argument("--timeout", type=float, default=4.0, metavar="SECONDS", help="of each question (default 4)")
     arguments = parser.parse_args()
     try:
-        reasons = unready(arguments.url, arguments.timeout) or not_serving(arguments.metrics_url, arguments.timeout)
+        if arguments.gateway:
+            reasons = gateway_unready(arguments.gateway, arguments.timeout)
+        else:
+            reasons = unready(arguments.url, arguments.timeout) or not_serving(arguments.metrics_url, arguments.timeout)
     except (OSError, ValueError) as error:
-        reasons = [f"{arguments.url}: {error}"]
+        reasons = [f"{arguments.gateway or arguments.url}: {error}"]
     print("\n".join(reasons) or "ready")
     return 1 if reasons else 0
 

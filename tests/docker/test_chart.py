@@ -21,7 +21,7 @@ NOT_OF_KUBERNETES = {"ServiceMonitor", "PrometheusRule"}  # of the Prometheus op
 ALL = (
     "serviceMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true,poolDefaults.autoscaling.enabled=true,"
     "voiceStore.claimName=voices,options.max_num_seqs=48,options.voice_store_max_bytes=2097152,"
-    "gateway.enabled=true,gateway.wyomingPort=10200,gateway.keys.secretName=speech-keys,gateway.arguments[0]=--requests-per-minute=60,"
+    "gateway.enabled=true,gateway.wyomingPort=10200,gateway.keys.secretName=speech-keys,gateway.tls.secretName=speech-tls,gateway.arguments[0]=--requests-per-minute=60,"
     "pools.l4.gpus=2,pools.l4.options.max_num_seqs=16,pools.l4.options.enforce_eager=true"
 )
 GATEWAY = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()", "gateway"]
@@ -141,9 +141,12 @@ def test_a_gateway_keeps_its_promises() -> None:
     assert pod["terminationGracePeriodSeconds"] > float(values["--drain-seconds"]) + pause
     probes = {probe: gateway[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
     assert probes == {"startup": "/health", "readiness": "/ready", "liveness": "/health"}
-    folder = next(mount["mountPath"] for mount in gateway["volumeMounts"] if mount["name"] == "keys")
-    assert values["--keys-file"] == f"{folder}/keys.txt"
-    assert next(volume for volume in pod["volumes"] if volume["name"] == "keys")["secret"]["secretName"] == "speech-keys"
+    folders = {mount["name"]: mount["mountPath"] for mount in gateway["volumeMounts"]}
+    assert values["--keys-file"] == f"{folders['keys']}/keys.txt"
+    assert (values["--certificate"], values["--key"]) == (f"{folders['tls']}/tls.crt", f"{folders['tls']}/tls.key")
+    assert {gateway[f"{probe}Probe"]["httpGet"]["scheme"] for probe in probes} == {"HTTPS"}
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    assert secrets == {"keys": "speech-keys", "tls": "speech-tls"}
     headless = next(item for item in of_kind(objects, "Service") if item["metadata"]["name"] == values["--backend"].split(":")[0])
     assert headless["spec"]["clusterIP"] == "None"
     labels = deployment["spec"]["template"]["metadata"]["labels"]

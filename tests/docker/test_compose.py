@@ -53,7 +53,7 @@ def test_a_gateway_asks_the_server_of_its_profile_and_may_drain(profile: str) ->
     assert service["depends_on"] == {f"server-{profile}": {"condition": "service_healthy"}}
     assert GatewaySettings(backends=(service["command"][1],)).drain_seconds < int(service["stop_grace_period"].removesuffix("s"))
     assert service["ports"] == [f"${{BIND:-127.0.0.1}}:{DEFAULT_PORT}:{DEFAULT_PORT}"]
-    assert f":{DEFAULT_PORT}/ready" in service["healthcheck"]["test"][-1]
+    assert service["healthcheck"]["test"][2:] == ["docker/healthcheck.py", "--gateway"]
     assert "gateway" in service["networks"]["default"]["aliases"]  # as prometheus.yml calls it
 
 

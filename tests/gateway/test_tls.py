@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_a_client_without_tls_disturbs_no_one(secure: RunningGateway, files: Pat
     trust = ssl.create_default_context(cafile=files / "key.cert.pem")
     assert httpx.get(f"{secure.url}/health", verify=trust, timeout=PATIENCE).status_code == 200
     assert "Traceback" not in secure.log_file.read_text()
+
+
+def test_a_container_asks_a_gateway_over_tls_as_its_environment_says(secure: RunningGateway, files: Path) -> None:
+    script, port = Path(__file__).parents[2] / "docker" / "healthcheck.py", secure.url.rpartition(":")[2]
+
+    def checked(**environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), "--gateway", "--timeout", str(PATIENCE)]
+        return subprocess.run(command, env={"QWEN3_TTS_GATEWAY_PORT": port, **environment}, capture_output=True, text=True, check=False)
+
+    ready = checked(QWEN3_TTS_GATEWAY_CERTIFICATE=str(files / "key.cert.pem"))
+    assert (ready.returncode, ready.stdout) == (0, "ready\n"), ready.stdout + ready.stderr
+    plain = checked()
+    assert (plain.returncode, plain.stdout.startswith(f"http://127.0.0.1:{port}: ")) == (1, True)
 
 
 def test_a_certificate_may_bring_its_key(shared_triton: TritonServer, files: Path, tmp_path: Path) -> None:
