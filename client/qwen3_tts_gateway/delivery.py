@@ -13,6 +13,7 @@ from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_gateway.audio import Encoder, make_encoder
 from qwen3_tts_gateway.context import current_context
+from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import api_error
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.logs import log
@@ -76,7 +77,7 @@ class StreamedResponse(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
                 async for part in parts:
-                    await asyncio.wait_for(send({"type": "http.response.body", "body": part, "more_body": True}), self._stall_seconds)
+                    await within(self._stall_seconds, send({"type": "http.response.body", "body": part, "more_body": True}))
             except Qwen3TTSClientError as error:
                 log("stream broken", request_id=current_context().request_id, reason=error.message)
                 return  # without the last message: the web server then closes the connection

@@ -28,6 +28,7 @@ from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, Synthesize
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_gateway.audio import make_encoder
 from qwen3_tts_gateway.context import RequestContext, set_context
+from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.languages import NAMES
@@ -208,7 +209,7 @@ class _Conversation(AsyncEventHandler):
 
     async def _write(self, answer: Eventable) -> None:
         """Send an event to a client that takes it in time."""
-        await asyncio.wait_for(self.write_event(answer.event()), self._gateway.settings.stall_seconds)
+        await within(self._gateway.settings.stall_seconds, self.write_event(answer.event()))
 
     async def _refuse(self, error: Exception) -> None:
         """Say what is wrong, and nothing more. The connection stays open for reading: if it were closed now, events that the client
