@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-SHOTS = {"studio": (1440, 900, "light"), "studio_dark": (1440, 900, "dark"), "studio_phone": (390, 844, "light")}
+SHOTS = {"studio": (1440, 900, "light", ""), "studio_dark": (1440, 1100, "dark", "ada"), "studio_phone": (390, 844, "light", "")}
 EARLIER = ["Good morning.", "My brother has two dogs and a very small cat."]
 TEXT = "There is a small penguin in the window."
 ATTEMPTS = 5  # a machine that is busy with other things may be too slow for gapless speech
@@ -34,11 +34,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, (width, height, theme) in SHOTS.items():
+        for name, (width, height, theme, blended) in SHOTS.items():
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
             page.goto(arguments.url)
             page.wait_for_selector(".health.ready")
             page.select_option("#voice", "ben")
+            page.select_option("#blend", blended)
             for text in [*EARLIER, *[TEXT] * ATTEMPTS]:
                 page.fill("#text", text)
                 page.click("#speak")

@@ -30,7 +30,7 @@ async def info(request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     found = await gateway.voices()
     return {
-        "voices": [{"id": voice.name, "source": voice.source} for voice in found.voices],
+        "voices": [{"id": voice.name, "source": voice.source, "models": list(voice.models)} for voice in found.voices],
         "languages": sorted({language for model in found.models for language in model.languages}),
         "kinds": sorted({model.kind for model in found.models}),
         "can_clone": any(model.kind == "base" for model in found.models),

@@ -99,8 +99,17 @@ class Studio:
 
 def test_a_text_is_spoken_drawn_heard_and_downloaded(browser: Any, gateway: str) -> None:
     with Studio(browser, gateway) as studio:
+        asked: list[str] = []
+        studio.page.on("request", lambda sent: asked.append(sent.post_data_json["voice"]) if sent.method == "POST" else None)
+        assert studio.page.is_disabled("#blend")  # with the default voice
         studio.page.select_option("#voice", "ben")
+        studio.page.select_option("#blend", "ada")
+        studio.page.focus("#share")
+        studio.page.keyboard.press("ArrowRight")
+        assert studio.text("#share-value") == studio.page.get_attribute("#share", "aria-valuetext") == "45 % ben, 55 % ada"
+        assert studio.page.is_hidden("#blend-store")  # this checkpoint stores no voices
         studio.speak(TEXT)
+        assert asked == ["ben:0.45+ada:0.55"]
         assert studio.text("#first-audio").endswith(" ms")
         assert studio.text("#real-time").endswith(" ×")
         assert studio.seconds() > 1
@@ -175,6 +184,9 @@ def test_every_size_and_theme_is_usable_by_everybody(browser: Any, gateway: str,
     with Studio(browser, gateway, size, theme) as studio:
         assert studio.page.evaluate("() => document.documentElement.dataset.theme") == theme
         assert studio.page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
+        studio.page.select_option("#voice", "ben")
+        studio.page.select_option("#blend", "ada")
+        assert studio.page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
         rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
         found = axe.Axe().run(studio.page, options=rules)
         assert found.violations_count == 0, found.generate_report()
@@ -193,7 +205,7 @@ def cloning(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running.url
 
 
-def test_a_recorded_voice_is_used_once_then_stored_with_consent_and_deleted(browser: Any, cloning: str) -> None:
+def test_a_recorded_voice_is_used_once_then_stored_with_consent_blended_and_deleted(browser: Any, cloning: str) -> None:
     with Studio(browser, cloning) as studio:
         page = studio.page
         page.click("#record")
@@ -214,6 +226,18 @@ def test_a_recorded_voice_is_used_once_then_stored_with_consent_and_deleted(brow
         page.click("#store")
         page.wait_for_selector("#stored >> text=anna")
         assert page.input_value("#voice") == "anna"
+        studio.speak("Hello.")
+        page.fill("#voice-name", "ben")
+        page.click("#store")
+        page.wait_for_selector("#stored >> text=ben")
+        page.select_option("#blend", "anna")
+        page.click("#blend-store summary")
+        page.press("#blend-name", "Enter")
+        assert studio.text("#error") == "Give the blend a name."
+        page.fill("#blend-name", "Duo")
+        page.press("#blend-name", "Enter")
+        page.wait_for_selector("#stored >> text=duo")
+        assert (page.input_value("#voice"), page.input_value("#blend")) == ("duo", "")
         studio.speak("Hello.")
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#stored button")

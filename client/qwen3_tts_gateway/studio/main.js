@@ -1,5 +1,6 @@
 // The studio: what is written is spoken, heard and drawn while it is made. This file joins the parts.
 import { ApiError, postSpeech, speak, speakWords } from "./api.js";
+import { Blending } from "./blend.js";
 import { Cloning, loadInfo } from "./clone.js";
 import { Player } from "./player.js";
 import { Waveform } from "./waveform.js";
@@ -29,6 +30,7 @@ const player = new Player(({ played, gaps, isOver }) => {
 let isPlaying = false;
 const wave = new Waveform(element("wave"), (second) => playFrom(second));
 const cloning = new Cloning(refreshVoices);
+const blending = new Blending(refreshVoices, fail);
 
 // ---- speaking
 
@@ -78,7 +80,7 @@ function pieces(current, signal) {
 function requestBody(text) {
   const body = { model: "qwen3-tts", input: text, seed: Math.floor(Math.random() * 2 ** 31) };
   const set = (name, value) => { if (value) body[name] = value; };
-  set("voice", element("voice").value);
+  set("voice", blending.voice);
   set("language", element("language").value === "auto" ? "" : element("language").value);
   set("instructions", element("style").value.trim());
   if (Number(element("speed").value) !== 1) body.speed = Number(element("speed").value);
@@ -217,6 +219,7 @@ async function refreshVoices(wanted) {
   select.value = [...select.options].some(({ value }) => value === chosen) ? chosen : "";
   if (cloning.once && wanted === undefined) select.value = "";
   cloning.show(info);
+  blending.show(info);
 }
 
 for (const name of LANGUAGES) element("language").append(Object.assign(document.createElement("option"), { value: name, textContent: name === "auto" ? "from the text" : name[0].toUpperCase() + name.slice(1) }));
