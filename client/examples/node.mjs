@@ -1,7 +1,8 @@
-// Speak from Node.js 18 or newer, raw PCM as it comes: node client/examples/node.mjs OUT.pcm [BASE_URL]
+// Speak from Node.js 18 or newer, raw PCM as it comes: node client/examples/node.mjs [OUT.pcm [BASE_URL]]
+// To hear it: ffplay -f s16le -ar 24000 hello.pcm
 import { createWriteStream } from "node:fs";
 
-const [path, base = "http://localhost:8880/v1"] = process.argv.slice(2);
+const [path = "hello.pcm", base = "http://localhost:8880/v1"] = process.argv.slice(2);
 const start = performance.now();
 const response = await fetch(`${base}/audio/speech`, {
   method: "POST",

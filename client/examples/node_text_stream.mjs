@@ -1,9 +1,9 @@
 // Words in, audio out on one WebSocket, as an agent needs it (Node.js 22 or newer; 20 with
 // --experimental-websocket):
-//   node client/examples/node_text_stream.mjs OUT.pcm [ws://HOST:PORT]
+//   node client/examples/node_text_stream.mjs [OUT.pcm [ws://HOST:PORT]]
 import { createWriteStream } from "node:fs";
 
-const [path, base = "ws://localhost:8880"] = process.argv.slice(2);
+const [path = "hello.pcm", base = "ws://localhost:8880"] = process.argv.slice(2);
 const file = createWriteStream(path);
 const socket = new WebSocket(`${base}/v1/audio/speech/stream`);
 socket.binaryType = "arraybuffer";

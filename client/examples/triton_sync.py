@@ -1,6 +1,6 @@
 """Speak into a WAV file through Triton, chunk by chunk.
 
-python client/examples/triton_sync.py OUT.wav [HOST:PORT]
+python client/examples/triton_sync.py [OUT.wav [HOST:PORT]]
 """
 
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen3_tts_client import Client
 
-path, *url = sys.argv[1:]
+path, *url = sys.argv[1:] or ["hello.wav"]
 with Client(*url) as client, wave.open(path, "wb") as file:
     file.setparams((1, 2, 24_000, 0, "NONE", ""))
     for chunk in client.stream("Nice to meet you."):
