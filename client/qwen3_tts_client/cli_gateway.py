@@ -98,7 +98,12 @@ def gateway(
         float, typer.Option(metavar="SECONDS", envvar=PREFIX + "TIMEOUT", help="From a request to the end of its speech; 0: no limit.")
     ] = 0.0,
     stall_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", envvar=PREFIX + "STALL_SECONDS", help="A client that takes nothing for so long is left.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            envvar=PREFIX + "STALL_SECONDS",
+            help="A client that takes nothing, or sends nothing of its body, for so long is left.",
+        ),
     ] = 60.0,
     drain_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", envvar=PREFIX + "DRAIN_SECONDS", help="For running speech after SIGTERM.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc import service_pb2_grpc
 
 MODEL = "voices"
+OTHER_VERSION = "is it of this project, of the same version?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,12 +278,20 @@ def _add_lexicon(request: service_pb2.ModelInferRequest, lexicon: Mapping[str, s
 
 def _result(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
     if not response.raw_output_contents:
-        raise Qwen3TTSClientError(f"model {response.model_name!r} gave no output", hint="is it of this project, of the same version?")
-    result: dict[str, Any] = json.loads(read_string(response.raw_output_contents[0]))
+        raise Qwen3TTSClientError(f"model {response.model_name!r} gave no output", hint=OTHER_VERSION)
+    try:
+        result = json.loads(read_string(response.raw_output_contents[0]))
+    except ValueError:
+        result = None
+    if not isinstance(result, dict):
+        raise Qwen3TTSClientError(f"model {response.model_name!r} gave no JSON object", hint=OTHER_VERSION)
     return result
 
 
 def _voice_list(result: Mapping[str, Any]) -> VoiceList:
-    voices = tuple(Voice.from_json(values) for values in result["voices"])
-    models = tuple(ServedModel(m["name"], m["kind"], tuple(m["languages"])) for m in result.get("models", ()))
-    return VoiceList(voices, result["refused"], result["has_store"], models)
+    try:
+        voices = tuple(Voice.from_json(values) for values in result["voices"])
+        models = tuple(ServedModel(m["name"], m["kind"], tuple(m["languages"])) for m in result.get("models", ()))
+        return VoiceList(voices, result["refused"], result["has_store"], models)
+    except (KeyError, TypeError) as error:
+        raise Qwen3TTSClientError(f"model {MODEL!r} gave another list of voices than expected: {error!r}", hint=OTHER_VERSION) from None

@@ -28,7 +28,7 @@ def create_app(settings: GatewaySettings | None = None, wyoming: socket | None =
         SettingsError: the file of keys cannot be used, or tracing lacks a package.
     """
     chosen = settings or GatewaySettings()
-    keys = Keys.read(chosen.keys_file) if chosen.keys_file else None
+    keys = Keys(chosen.keys_file) if chosen.keys_file else None
     tracing = Tracing.configured()
 
     @asynccontextmanager

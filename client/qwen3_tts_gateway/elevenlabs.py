@@ -1,4 +1,4 @@
-"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} with its three variants, and /v1/voices.
+"""ElevenLabs' HTTP routes: /v1/text-to-speech/{voice} with three variants, and the voices.
 
 The variants are /stream, /with-timestamps and /stream/with-timestamps. Alignments of characters are made of the times of words; they are
 null if the model cannot tell those.
@@ -20,6 +20,7 @@ from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_gateway.audio import Encoder
 from qwen3_tts_gateway.delivery import StreamedResponse, encoded
 from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
+from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import AUDIO, ERRORS
 from qwen3_tts_gateway.speech_request import SpeechRequest
@@ -97,10 +98,32 @@ async def stream_with_timestamps(request: Request, voice: str, body: SynthesisRe
 @router.get("/v1/voices")
 async def list_voices(request: Request) -> dict[str, Any]:
     """List the voices."""
+    return {"voices": await _voices(request)}
+
+
+@router.get("/v2/voices")
+async def search_voices(request: Request) -> dict[str, Any]:
+    """List the voices, all on one page, whatever is searched for."""
+    voices = await _voices(request)
+    return {"voices": voices, "has_more": False, "total_count": len(voices), "next_page_token": None}
+
+
+@router.get("/v1/voices/{voice_id}", responses=ERRORS)
+async def show_voice(request: Request, voice_id: str) -> dict[str, Any]:
+    """Show one voice."""
+    for voice in await _voices(request):
+        if voice["voice_id"] == voice_id.lower():
+            return voice
+    raise ApiError(404, "voice_id: there is no such voice; GET /v1/voices lists them", param="voice_id", code="voice_not_found")
+
+
+async def _voices(request: Request) -> list[dict[str, Any]]:
     gateway: Gateway = request.app.state.gateway
-    voices = (await gateway.voices()).voices
     category = {"built-in": "premade", "stored": "cloned"}
-    return {"voices": [{"voice_id": v.name, "name": v.name, "category": category.get(v.source, v.source), "labels": {}} for v in voices]}
+    return [
+        {"voice_id": voice.name, "name": voice.name, "category": category.get(voice.source, voice.source), "labels": {}}
+        for voice in (await gateway.voices()).voices
+    ]
 
 
 async def _begin(

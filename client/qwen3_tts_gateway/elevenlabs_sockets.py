@@ -22,7 +22,7 @@ from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_gateway.audio import Encoder
 from qwen3_tts_gateway.delivery import encode
 from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
-from qwen3_tts_gateway.errors import ApiError, answer_of
+from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
@@ -86,7 +86,7 @@ class _Connection:
         except WebSocketDisconnect:
             pass
         except Exception as error:
-            await self.refuse(answer_of(error))
+            await self.refuse(answer_of(error, ELEVENLABS_FIELDS))
         finally:
             await asyncio.gather(*(context.cancel() for context in self._all()))
 
@@ -106,14 +106,14 @@ class _Connection:
 
     async def _take(self, message: dict[str, Any]) -> None:
         name = str(message.get("context_id") or message.get("contextId") or "default")
-        text = message.get("text") or ""
+        text = "" if message.get("text") is None else message["text"]
         if not isinstance(text, str):
             raise _refusal("text", f"{type(text).__name__} is not allowed; give a string")
         context = self._contexts.get(name)
         if context is None:
             if message.get("close_context") or (self._is_multi and not text):
                 return  # nothing to close, nothing to keep alive
-            if len(self._all()) >= MAX_CONTEXTS:
+            if len(self._contexts) + sum(old.is_busy for old in self._closing) >= MAX_CONTEXTS:
                 raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
             encoder = encoder_named(self._format)
             shape = {"speed": _speed(message), "response_format": "pcm", "sample_rate": encoder.sample_rate}
@@ -194,7 +194,7 @@ class _Context:
         self._before = before
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
-        self._open_texts = 0
+        self._open_texts: list[TextFeed] = []
         self._spoken_seconds = self._aligned_seconds = 0.0  # of utterances that have ended; up to the last alignment
         self.task = asyncio.create_task(self._run())
 
@@ -206,18 +206,18 @@ class _Context:
     @property
     def is_busy(self) -> bool:
         """Whether something is spoken or waits to be."""
-        return self._open_texts > 0 and not self.task.done()
+        return not all(feed.is_dropped for feed in self._open_texts) and not self.task.done()
 
     def put(self, text: str) -> None:
         """Add to the open utterance, or begin one."""
         if self.task.done():
             return  # it has failed, and the rest of its text is not another one's
         if self._feed is None:
-            if self._open_texts >= MAX_TEXTS:
+            if len(self._open_texts) >= MAX_TEXTS:
                 raise ApiError(429, f"text: more than {MAX_TEXTS} utterances of a context wait; flush less often", param="text")
             self._feed = self._connection.new_feed()
             self._texts.put_nowait(self._feed)
-            self._open_texts += 1
+            self._open_texts.append(self._feed)
         try:
             self._feed.put(text)
         except InvalidRequest as error:
@@ -252,13 +252,13 @@ class _Context:
             while (feed := await self._texts.get()) is not None:
                 if not feed.is_dropped:
                     await self._speak(feed)
-                self._open_texts -= 1
+                self._open_texts.remove(feed)
             await self._send(self._encoder.finish())
             await self._connection.send(self._named({"audio": None, "isFinal": True}))
         except WebSocketDisconnect:
             pass
         except Exception as error:
-            await self._fail(answer_of(error))
+            await self._fail(answer_of(error, ELEVENLABS_FIELDS))
         finally:
             self._connection.forget(self)
 

@@ -15,6 +15,8 @@ from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, Request
 from qwen3_tts_gateway.logs import LOGGER
 
 RETRY_SECONDS = 1
+NO_JSON = "the body is not valid JSON"
+NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")  # pydantic's words
 # The server's names of fields -> those of a request to the gateway.
 FIELDS = {
     "text": "input",
@@ -26,6 +28,9 @@ FIELDS = {
     "x_vector_only": "x_vector_only_mode",
     "chunk_frames": "initial_codec_chunk_frames",
 }
+STREAMED_FIELDS = {**FIELDS, "text": "text"}  # of a WebSocket's events
+ELEVENLABS_FIELDS = {"text": "text", "language": "language_code"}
+ELEVENLABS_PATH = "/v1/text-to-speech/"
 
 
 class ApiError(Exception):
@@ -70,7 +75,9 @@ def api_error(error: Qwen3TTSClientError, fields: Mapping[str, str] = FIELDS) ->
     """The answer for an error of a Triton server; `fields`: its names of fields -> those of the request."""
     if isinstance(error, InvalidRequest):
         param = fields.get(error.field or "", error.field)
-        return ApiError(400, error.message, param=param, code="invalid_value")
+        named = f"{error.field}:"
+        message = f"{param}:{error.message.removeprefix(named)}" if error.message.startswith(named) else error.message
+        return ApiError(400, message, param=param, code="invalid_value")
     if isinstance(error, ServerOverloaded):
         return ApiError(503, error.message, kind="server_error", code="overloaded", retry_after=error.retry_after or RETRY_SECONDS)
     if isinstance(error, ServerUnavailable):
@@ -80,12 +87,12 @@ def api_error(error: Qwen3TTSClientError, fields: Mapping[str, str] = FIELDS) ->
     return ApiError(502, error.message, kind="server_error", code="stream_failed")
 
 
-def answer_of(error: Exception) -> ApiError:
+def answer_of(error: Exception, fields: Mapping[str, str] = STREAMED_FIELDS) -> ApiError:
     """The answer for any error of an utterance on a WebSocket. A defect of the gateway is logged with its traceback."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Qwen3TTSClientError):
-        return api_error(error)
+        return api_error(error, fields)
     if isinstance(error, ValidationError):
         return invalid(error.errors())
     LOGGER.error("defect", exc_info=error)
@@ -104,8 +111,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return error.response()
 
     @app.exception_handler(Qwen3TTSClientError)
-    async def _client_error(_request: Request, error: Qwen3TTSClientError) -> JSONResponse:
-        return api_error(error).response()
+    async def _client_error(request: Request, error: Qwen3TTSClientError) -> JSONResponse:
+        is_elevenlabs = request.url.path.startswith(ELEVENLABS_PATH)
+        return api_error(error, ELEVENLABS_FIELDS if is_elevenlabs else FIELDS).response()
 
     @app.exception_handler(RequestValidationError)
     async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -113,6 +121,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, (ValueError, RecursionError)):  # FastAPI's reason: not UTF-8, nested too deeply, a number too long
+            return ApiError(400, NO_JSON, code="invalid_json").response()
         answer = ApiError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None).response()
         answer.headers.update(error.headers or {})
         return answer
@@ -126,8 +136,13 @@ def invalid(errors: Sequence[Any]) -> ApiError:
     """The first thing that a request's schema does not allow, by pydantic. Values are never quoted, because they may be a user's text."""
     first = errors[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+        return ApiError(400, NO_JSON, code="invalid_json")
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     # A union has the names of its members behind the field's; the field is what a caller knows.
     field = ".".join(path[:3] if len(path) > 1 and path[1].isdigit() else path[:1]) or None
+    if field is None and first["type"] in NO_OBJECT:
+        message = "body: it is no JSON object; send one, with the header Content-Type: application/json"
+        return ApiError(422, message, code=first["type"])
+    if "UploadFile" in first["msg"]:
+        return ApiError(422, f"{field}: it is no file; send one, as curl -F {field}=@FILE does", param=field, code="invalid_value")
     return ApiError(422, f"{field or 'body'}: {first['msg']}", param=field, code=first["type"])

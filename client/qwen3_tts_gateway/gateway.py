@@ -14,6 +14,7 @@ from qwen3_tts_client.protocol import AudioChunk, RequestOptions
 from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.backends import Backends
 from qwen3_tts_gateway.context import current_context
+from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.json_socket import Conversations
 from qwen3_tts_gateway.limits import Limits
@@ -25,7 +26,7 @@ from qwen3_tts_gateway.voice_names import names_in
 
 ENCODER_THREADS = max(2, min(16, os.cpu_count() or 2))
 NO_VOICES = VoiceList((), {}, False)
-ASKING_SECONDS = 2.0  # the most that a request waits to learn whether a model tells times
+ASKING_SECONDS = 2.0  # the most that a request waits to learn which voices there are, or whether a model tells times
 REASONS = {RequestTimeout: "timeout", InvalidRequest: "refused"}  # of an utterance that ended so
 
 
@@ -64,11 +65,11 @@ class Gateway:
     async def route(self, request: SpeechRequest) -> Route:
         """The model and the voice of a request. If no server says what it has, the request goes to the default model as it is."""
         try:
-            chosen = route(request, found := await self.voices(), self.settings)
+            chosen = route(request, found := await within(ASKING_SECONDS, self.voices()), self.settings)
             known = {voice.name for voice in found.voices}
             if chosen.voice is not None and not known.issuperset(names_in(chosen.voice, known)):
                 chosen = route(request, await self.voices(fresh=True), self.settings)  # it may have been stored a moment ago
-        except Qwen3TTSClientError:
+        except (Qwen3TTSClientError, asyncio.TimeoutError):
             chosen = route(request, NO_VOICES, self.settings)
         return chosen
 

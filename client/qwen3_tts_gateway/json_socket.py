@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from fastapi import WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
+from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import ApiError
 
 POLICY_VIOLATION = 1008  # close codes of WebSockets
@@ -69,18 +70,20 @@ class JsonSocket:
             ApiError: the message is no JSON object, or its text is not Unicode.
             asyncio.TimeoutError: none came for so long.
         """
-        received = await asyncio.wait_for(self._socket.receive(), seconds)
+        received = await within(seconds, self._socket.receive())
         if received["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(received["code"], received.get("reason"))
         if (text := received.get("text")) is None:
             raise ApiError(400, "the message is binary; send a JSON object as text", code="invalid_json")
         try:
             message = json.loads(text)
-            json.dumps(message, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON, but no text
+            json.dumps(message, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # valid JSON, but no text
+            raise ApiError(400, "the message has half a character (a lone surrogate); send whole ones", code="invalid_json") from None
         except (ValueError, RecursionError):
             raise ApiError(400, "the message is not valid JSON", code="invalid_json") from None
         if not isinstance(message, dict):
-            raise ApiError(400, "type: it is missing; a message is a JSON object", param="type", code="invalid_json")
+            raise ApiError(400, "the message is no JSON object", code="invalid_json")
         return message
 
     async def send(self, message: Mapping[str, Any]) -> None:

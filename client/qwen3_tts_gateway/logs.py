@@ -24,6 +24,13 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def _of_clients(record: logging.LogRecord) -> bool:
+    """Let bytes of a client that are no text be a warning: the web server takes them for a defect."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
+    return True
+
+
 def log(event: str, level: int = logging.INFO, **facts: Any) -> None:
     """Write one line: what happened, and facts about it."""
     LOGGER.log(level, event, extra={"facts": facts})
@@ -33,6 +40,7 @@ def start_logging() -> None:
     """Let this gateway's lines, and those of the web server below it, go to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
+    handler.addFilter(_of_clients)
     for name, level in ((LOGGER.name, logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from qwen3_tts_gateway.context import RequestContext, new_request_id, set_context
+from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.keys import Keys
 from qwen3_tts_gateway.logs import log
@@ -25,7 +26,8 @@ from qwen3_tts_gateway.tracing import Tracing
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-GUARDED = "/v1/"  # paths that need a key; the others are the pages of the studio, health and metrics
+GUARDED = ("/v1/", "/v2/")  # paths that need a key; the others are the pages of the studio, health and metrics
+HOSTS = (b"host", b"x-forwarded-host")
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 LEFT = 499  # nginx's status for a client that has left; it is never sent
 POLICY_VIOLATION = 1008  # a WebSocket's close code
@@ -54,7 +56,10 @@ class Entry:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         context = RequestContext(given if REQUEST_ID.fullmatch(given) else new_request_id())
         set_context(context)
-        exchange = _Exchange(scope, receive, send, context, self._settings.max_body_bytes)
+        if scope.get("method") == "HEAD":  # as GET, which every route has that has a HEAD; the web server leaves out the body
+            scope = {**scope, "method": "GET"}
+            context.facts["method"] = "HEAD"
+        exchange = _Exchange(scope, receive, send, context, self._settings)
         begun = time.perf_counter()
         with self._span(scope, headers) as attributes:
             try:
@@ -78,9 +83,11 @@ class Entry:
         """Name the caller.
 
         Raises:
-            ApiError: it needs a key.
+            ApiError: it needs a key, or is a page of another origin.
         """
         context.caller = (scope.get("client") or ("unknown",))[0]
+        if scope["type"] == "websocket" and not self._has_allowed_origin(headers):
+            raise ApiError(403, "the origin of this page is not let in; name it by --cors-origin", kind="permission_error", code="origin")
         if self._keys is None or not scope["path"].startswith(GUARDED) or scope.get("method") == "OPTIONS":
             return
         query = scope["query_string"].decode("latin-1") if scope["type"] == "websocket" else ""
@@ -89,6 +96,12 @@ class Entry:
             message = "a known API key is needed; send the header Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key")
         context.caller = name
+
+    def _has_allowed_origin(self, headers: dict[bytes, bytes]) -> bool:
+        """For WebSockets, which browsers open to any host. Other clients than browsers send no origin."""
+        origin, allowed = headers.get(b"origin", b"").decode("latin-1"), self._settings.cors_origins
+        own = [headers.get(name, b"").decode("latin-1") for name in HOSTS]
+        return not origin or "*" in allowed or origin in allowed or origin.partition("://")[2] in own
 
     def _note(self, scope: Scope, exchange: _Exchange, context: RequestContext, seconds: float) -> dict[str, Any]:
         """Count the request and write its line; returns what the line says."""
@@ -119,8 +132,9 @@ class _Exchange:
         has_left: the client went away before the end of the answer.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, most_bytes: int) -> None:
-        self._scope, self._receive, self._send, self._context, self._most_bytes = scope, receive, send, context, most_bytes
+    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, settings: GatewaySettings) -> None:
+        self._scope, self._receive, self._send, self._context = scope, receive, send, context
+        self._most_bytes, self._stall_seconds = settings.max_body_bytes, settings.stall_seconds
         self._bytes = self.status = 0
         self._is_answered = self.has_left = False
         self._watch: asyncio.Task[None] | None = None
@@ -142,7 +156,9 @@ class _Exchange:
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error."""
+        self._context.facts["error"] = error.code
         if self._scope["type"] == "websocket":
+            self.status = error.status
             await self._receive()
             await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.message})
         else:
@@ -155,7 +171,10 @@ class _Exchange:
         if self._watch is not None:  # the body is complete, so the client can only leave
             await self._gone.wait()
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        try:
+            message = await within(self._stall_seconds, self._receive())
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"nothing of the body came for {self._stall_seconds:g} s") from None
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._most_bytes:
             raise HTTPException(413, self._too_long())

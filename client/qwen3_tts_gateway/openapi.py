@@ -24,6 +24,7 @@ MEANINGS = {
     400: "A value is not allowed; `param` names the field",
     401: "A known API key is needed",
     404: "There is no such thing",
+    408: "The body did not come in time",
     413: "The body is too long",
     422: "The body does not fit the schema; `param` names the field",
     429: "This caller has reached its limit; Retry-After says when to try again",

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from qwen3_tts_gateway.app import create_app
 from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.http_protocol import HttpProtocol
 from qwen3_tts_gateway.logs import log, start_logging
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
 
@@ -117,6 +118,7 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
             print(f"gateway: wyoming {wyoming.getsockname()[1]}", flush=True)
         config = uvicorn.Config(
             app,
+            http=HttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -36,10 +36,10 @@ class GatewaySettings:
         max_streams_per_caller: at a time, of one API key, or of one address if there are no keys; 0: no limit.
         requests_per_minute: utterances that one caller may begin; 0: no limit.
         timeout: seconds from a request to the end of its speech; 0: no limit.
-        stall_seconds: a client that takes nothing for so long is left.
+        stall_seconds: a client that takes nothing, or sends nothing of its body, for so long is left.
         drain_seconds: for running utterances after SIGTERM.
-        keys_file: lines of NAME and SHA-256 of a key; None: no key is asked for.
-        cors_origins: web pages' origins that may call the gateway from a browser; "*" is all.
+        keys_file: lines of NAME and SHA-256 of a key, read again when it changes; None: no key is asked for.
+        cors_origins: web pages' origins that may call the gateway from a browser, WebSockets included; "*" is all.
         studio: whether the page of the studio is served at /.
         voice_changes: whether callers may add and delete stored voices.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from qwen3_tts_client.protocol import RequestOptions
 from qwen3_tts_gateway.audio.formats import FORMATS, encoder_rate
@@ -37,7 +37,10 @@ class VoiceId(BaseModel):
 
 
 class SpeechOptions(BaseModel):
-    """How to speak and how to deliver it. Unknown fields are ignored, because clients send what other servers know."""
+    """How to speak and how to deliver it. Unknown fields are ignored, because clients send what other servers know.
+
+    A field that is null has its default, because some clients send all fields that they know.
+    """
 
     model_config = ConfigDict(populate_by_name=True, allow_inf_nan=False)
 
@@ -91,6 +94,11 @@ class SpeechOptions(BaseModel):
     )
     non_streaming_mode: bool | None = Field(None, description="false feeds the text while audio comes out.")
     timestamps: Literal["none", "word"] | None = Field(None, description="word: events (sse) and messages have the times of words.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
 
     @property
     def voice_name(self) -> str | None:

@@ -180,7 +180,8 @@ class _Session:
 
 def _request(config: Mapping[str, Any]) -> SpeechRequest:
     try:
-        return SpeechRequest.model_validate({"response_format": "pcm", **config, "input": STREAMED})
+        given = {name: value for name, value in config.items() if value is not None}
+        return SpeechRequest.model_validate({"response_format": "pcm", **given, "input": STREAMED})
     except ValidationError as error:
         raise invalid(error.errors()) from None
 

@@ -24,7 +24,6 @@ class TextFeed(AsyncIterator[str]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._length = 0
         self.text = ""
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self.has_ended = self.is_dropped = False
@@ -33,10 +32,9 @@ class TextFeed(AsyncIterator[str]):
         """Add a piece.
 
         Raises:
-            InvalidRequest: the text is longer than the limit.
+            InvalidRequest: the text would be longer than the limit. The piece is not taken.
         """
-        self._length += len(text)
-        if self._length > self._limit:
+        if len(self.text) + len(text) > self._limit:
             raise InvalidRequest(f"text: it has more than {self._limit} characters, the limit of one utterance", field="text")
         if text:
             self.text += text

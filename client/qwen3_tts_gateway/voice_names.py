@@ -26,13 +26,14 @@ def voice_of(name: str, there: Iterable[str], aliases: Mapping[str, str]) -> str
     """The server's voice for the name in a request; None is its default voice.
 
     Args:
-        name: any case.
+        name: in any case; spaces around it do not count.
         there: the voices that the server has.
         aliases: the operator's own names, in lower case; they go before OpenAI's.
 
     A name that is neither there nor another name of one comes back as it is, so that the server says what is allowed. In a blend,
     such as `alloy:0.7+nova:0.3`, each name may be another one.
     """
+    name = name.strip()
     known, wanted = set(there), name.lower()
     if wanted in aliases:
         return aliases[wanted]

@@ -39,7 +39,9 @@ def test_a_text_is_converted_whole_and_streamed(client: ElevenLabs) -> None:
 
 
 def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) -> None:
-    assert [voice.name for voice in client.voices.get_all().voices] == ["ada", "ben"]
+    for found in (client.voices.get_all(), client.voices.search(search="a")):
+        assert [voice.name for voice in found.voices] == ["ada", "ben"]
+    assert client.voices.get("Ada").voice_id == "ada"
     with pytest.raises(ApiError) as refused:
         b"".join(client.text_to_speech.convert("ada", text=TEXT, output_format="mp3_7_1"))
     assert refused.value.status_code == 400
@@ -110,6 +112,10 @@ def test_close_context_ends_what_is_not_flushed_and_frees_the_name(gateway: str)
         send(socket, text="But ", context_id="agent", close_context=True)
         audio, _ = received(socket)
         assert len(audio["agent"]) < 60 * 2 * 24_000
+        for number in range(20):  # interrupted at once, so that none of them is open any more
+            send(socket, text="But ", context_id=f"turn {number}")
+            send(socket, context_id=f"turn {number}", close_context=True)
+        received(socket, 20)
         for _ in range(2):  # two turns at once, of one name
             send(socket, text="Good morning. ", context_id="agent", flush=True)
             send(socket, context_id="agent", close_context=True)
@@ -122,8 +128,9 @@ def test_close_context_ends_what_is_not_flushed_and_frees_the_name(gateway: str)
     [
         ({"output_format": "mp4_1"}, {"text": "Hello. "}, "output_format"),
         ({"inactivity_timeout": "999"}, {"text": "Hello. "}, "inactivity_timeout"),
-        ({"model_id": "", "language_code": "klingon"}, {"text": "Hello. ", "flush": True}, "language"),
+        ({"model_id": "", "language_code": "klingon"}, {"text": "Hello. ", "flush": True}, "language_code"),
         ({}, {"text": ["Hello."]}, "text"),
+        ({}, {"text": 0}, "text"),
         ({}, {"text": "Hello. ", "voice_settings": {"speed": 40}}, "voice_settings.speed"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,21 @@ async def client_of(settings: GatewaySettings) -> AsyncIterator[httpx.AsyncClien
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
+
+
+@asynccontextmanager
+async def served(triton: FakeTriton) -> AsyncIterator[str]:
+    """The address of a make-believe server."""
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    yield address
+    await server.stop(None)
+
+
+def settings_of(address: str, **further: Any) -> GatewaySettings:
+    return GatewaySettings(backends=(address,), metrics_port=0, **further)
 
 
 async def test_without_a_known_key_nothing_is_done(tmp_path: Path) -> None:
@@ -65,19 +81,28 @@ class Listening(FakeTriton):
 @pytest.mark.parametrize("has_keys", [True, False])
 async def test_the_server_is_told_the_name_of_the_key_so_that_clients_take_turns(tmp_path: Path, has_keys: bool) -> None:
     """Without keys a caller is an address, which may be a proxy's."""
-    triton, server = Listening(), grpc.aio.server()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
+    triton = Listening()
     keys = {name: new_key(name) for name in ("reception", "shop")}
     file = tmp_path / "keys"
     file.write_text("\n".join(line for _, line in keys.values()))
-    async with client_of(GatewaySettings(backends=(address,), metrics_port=0, keys_file=file if has_keys else None)) as client:
+    async with served(triton) as address, client_of(settings_of(address, keys_file=file if has_keys else None)) as client:
         for name in ("shop", "reception"):
             headers = {"Authorization": f"Bearer {keys[name][0]}"}
             assert (await client.post(SPEECH, json={"input": "x", "response_format": "pcm"}, headers=headers)).status_code == 200
-    await server.stop(None)
     assert triton.clients == (["shop", "reception"] if has_keys else [None, None])
+
+
+@pytest.mark.parametrize("said", ["no JSON", "[]", '{"voices": 5}'])
+async def test_a_server_that_cannot_say_which_voices_it_has_speaks_all_the_same(said: str) -> None:
+    class Garbled(FakeTriton):
+        async def ModelInfer(self, _request: object, _context: object) -> service_pb2.ModelInferResponse:
+            content = len(said).to_bytes(4, "little") + said.encode()
+            return service_pb2.ModelInferResponse(model_name="voices", raw_output_contents=[content])
+
+    async with served(Garbled(frames=1, speed=0)) as address, client_of(settings_of(address)) as client:
+        assert (await client.post(SPEECH, json={"input": "x", "voice": "alloy"})).status_code == 200
+        refused = await client.get("/v1/audio/voices")
+        assert (refused.status_code, "gave " in refused.json()["error"]["message"]) == (502, True)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -113,11 +138,64 @@ async def test_every_error_has_the_shape_of_openai() -> None:
             await client.post(SPEECH, content=b"{", headers=json),
             await client.post(SPEECH, json=[]),
             await client.post(SPEECH, content=rb'{"input": "\ud800"}', headers=json),
+            await client.post(SPEECH, content=b'{"input": "\xff"}', headers=json),
+            await client.post(SPEECH, content=b"[" * 100_000, headers=json),
+            await client.post(SPEECH, content=b'{"input": "x", "seed": %s}' % (b"9" * 5000), headers=json),
+            await client.post("/v1/audio/voices", data={"name": "anna", "audio_sample": "me.wav", "consent": "she"}),
             await client.delete("/v1/audio/voices/anna"),
         ]
-    assert [answer.status_code for answer in answers] == [404, 405, 400, 422, 422, 503]
+    assert [answer.status_code for answer in answers] == [404, 405, 400, 422, 422, 400, 400, 400, 422, 503]
     for answer in answers:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert {answer.json()["error"]["code"] for answer in answers[5:8]} == {"invalid_json"}
+    assert "curl -F audio_sample=@FILE" in answers[8].json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
+async def test_a_body_that_does_not_say_that_it_is_json_is_told_to(kind: dict[str, str]) -> None:
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        answer = await client.post(SPEECH, content=b'{"input": "x"}', headers=kind)
+    assert answer.status_code == 422
+    assert "the header Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+async def test_head_is_answered_as_get_is() -> None:
+    statuses = {"/health": 200, "/ready": 503, "/": 200, "/metrics": 200, SPEECH: 405}
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        assert {path: (await client.head(path)).status_code for path in statuses} == statuses
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with client_of(GatewaySettings(backends=NOWHERE, stall_seconds=0.1)) as client:
+        answer = await client.post(SPEECH, content=parts(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "0.1 s" in answer.json()["error"]["message"]) == (408, True)
+
+
+async def test_keys_are_read_again_when_their_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3_tts_gateway.keys.LOOK_SECONDS", 0.0)
+    (key, line), (other, other_line) = new_key("reception"), new_key("shop")
+    file = tmp_path / "keys"
+    file.write_text(line)
+    async with client_of(GatewaySettings(backends=NOWHERE, keys_file=file)) as client:
+
+        async def is_let_in(given: str) -> bool:
+            return (await client.get("/v1/models", headers={"Authorization": f"Bearer {given}"})).status_code != 401
+
+        assert (await is_let_in(key), await is_let_in(other)) == (True, False)
+        for content, expected in (
+            (f"{line}\n{other_line}", (True, True)),
+            ("no line of a key", (True, True)),  # a mistake changes nothing
+            (f"{other_line}\n", (False, True)),
+            ("", (False, False)),
+        ):
+            file.write_text(content)
+            assert (await is_let_in(key), await is_let_in(other)) == expected
+        file.unlink()
+        assert not await is_let_in(key)
 
 
 async def test_voices_that_may_not_change_do_not() -> None:

@@ -12,10 +12,11 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
+from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_client.protocol import TEXT_OPTIONS
 from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
 from qwen3_tts_gateway.elevenlabs import SynthesisRequest
-from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, FIELDS, ApiError, api_error
 from qwen3_tts_gateway.keys import Keys, new_key
 from qwen3_tts_gateway.languages import language_of
 from qwen3_tts_gateway.limits import Limits
@@ -23,6 +24,7 @@ from qwen3_tts_gateway.recordings import decoded, recording_of
 from qwen3_tts_gateway.routing import route
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError, metrics_url
 from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.text_feed import TextFeed
 from qwen3_tts_gateway.voice_names import OPENAI_VOICES, voice_of
 
 SETTINGS = GatewaySettings()
@@ -49,7 +51,8 @@ def test_an_own_name_goes_before_openais_and_an_unknown_one_stays() -> None:
     assert voice_of("Alloy", ["vivian", "serena"], {"alloy": "vivian"}) == "vivian"
     assert voice_of("nobody", ["vivian"], {}) == "nobody"
     assert voice_of("VIVIAN", ["vivian"], {}) == "vivian"
-    assert voice_of("", ["vivian"], {}) is None
+    assert voice_of("", ["vivian"], {}) is voice_of(" ", ["vivian"], {}) is None
+    assert voice_of(" Vivian ", ["vivian"], {}) == "vivian"
     assert voice_of("alloy:0.7 + Me:0.3+bob", ["vivian", "serena"], {"me": "vivian"}) == "serena:0.7+vivian:0.3+bob"
     assert voice_of("a+b", ["a+b", "vivian"], {}) == "a+b"
 
@@ -120,6 +123,31 @@ def test_fields_become_options_of_the_server() -> None:
             request(**wrong)
 
 
+def test_a_field_that_is_null_has_its_default() -> None:
+    fields = dict.fromkeys(["voice", "speed", "response_format", "stream", "stream_format", "long_form", "text_format"])
+    assert request(**fields) == request()
+    with pytest.raises(ValidationError):
+        request(input=None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "param"),
+    [(FIELDS, "max_frames", "max_new_tokens"), (FIELDS, "seed", "seed"), (ELEVENLABS_FIELDS, "language", "language_code")],
+)
+def test_a_refusal_names_the_field_of_the_request_and_not_the_servers(fields: dict[str, str], name: str, param: str) -> None:
+    refused = api_error(InvalidRequest(f"{name}: 0 is not allowed", field=name), fields)
+    assert (refused.message, refused.param) == (f"{param}: 0 is not allowed", param)
+
+
+def test_a_piece_that_is_too_long_leaves_the_text_as_it_was() -> None:
+    feed = TextFeed(5)
+    feed.put("one")
+    with pytest.raises(InvalidRequest):
+        feed.put("three")
+    feed.put("2")
+    assert feed.text == "one2"
+
+
 def test_limits_of_all_and_of_one_caller() -> None:
     limits = Limits(GatewaySettings(max_streams=3, max_streams_per_caller=2))
     with limits.stream("a"), limits.stream("a"):
@@ -151,7 +179,7 @@ def test_a_key_is_known_by_its_hash_in_any_header_that_clients_send(tmp_path: Pa
     key, line = new_key("reception")
     file = tmp_path / "keys"
     file.write_text(f"# who may speak\n\n{line}  # until May\nother {hashlib.sha256(b'x').hexdigest()}\n")
-    keys = Keys.read(file)
+    keys = Keys(file)
     assert key not in file.read_text()
     assert keys.name_of({b"authorization": f"Bearer {key}".encode()}) == "reception"
     assert keys.name_of({b"xi-api-key": key.encode()}) == "reception"
@@ -165,9 +193,9 @@ def test_a_file_without_keys_or_with_another_line_stops_the_start(tmp_path: Path
     file = tmp_path / "keys"
     file.write_text(content)
     with pytest.raises(SettingsError, match="keys_file"):
-        Keys.read(file)
+        Keys(file)
     with pytest.raises(SettingsError, match="cannot be read"):
-        Keys.read(tmp_path / "missing")
+        Keys(tmp_path / "missing")
 
 
 def flac(seconds: float, channels: int = 1, rate: int = 8000) -> bytes:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from patience import PATIENCE
 
@@ -69,10 +70,12 @@ def test_words_become_audio_and_the_socket_takes_the_next_text(session: Session)
 
 
 def test_other_names_of_the_same_events_are_known(session: Session) -> None:
+    session.send("session.config", voice=None, response_format=None)  # as left out
     session.send("input_text.append", text="Good morning.")
     session.send("input_text.end")
-    audio, _ = session.until("session.done")
+    audio, events = session.until("session.done")
     assert len(audio) > 0
+    assert events[0]["format"] == "pcm"
 
 
 def test_a_cancel_says_how_much_was_sent_and_frees_the_server(session: Session) -> None:
@@ -100,11 +103,11 @@ def test_a_client_that_leaves_frees_the_server(session: Session) -> None:
     ("event", "param", "message"),
     [
         ("nonsense", None, "not valid JSON"),
-        ("[]", "type", "type"),
+        ("[]", None, "no JSON object"),
         ("{}", "type", "type"),
         ("[" * 100_000, None, "not valid JSON"),
         (b"{}", None, "binary"),
-        ('{"type": "input.text", "text": "\\ud800"}', None, "not valid JSON"),
+        ('{"type": "input.text", "text": "\\ud800"}', None, "half a character"),
         ('{"type": "dance"}', "type", "input.text, input.done"),
         ('{"type": "input.text", "text": 5}', "text", "give a string"),
         ('{"type": "input.done"}', "type", "send input.text first"),
@@ -141,6 +144,18 @@ def test_an_utterance_that_fails_leaves_the_next_one_whole(session: Session) -> 
     session.send("session.config", voice="ben")
     session.say(["Good morning."])
     assert session.until("session.done")[1][-2]["finish_reason"] == "stop"
+
+
+def test_pages_of_other_origins_are_not_let_in_and_bytes_that_are_no_text_end_their_socket_alone(gateway: str) -> None:
+    address = gateway.replace("http", "ws") + "/v1/audio/speech/stream"
+    with pytest.raises(InvalidStatus) as refused:
+        connect(address, origin=Origin("https://page.example"))
+    assert refused.value.response.status_code == 403
+    with connect(address, origin=Origin(gateway)) as socket:
+        socket.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed):
+            socket.recv(PATIENCE)
+    assert socket.close_code == 1007  # and the fixture `quiet_log` finds no traceback
 
 
 def test_a_socket_without_an_event_is_left(gateway: str) -> None:
