@@ -19,10 +19,11 @@ that breaks later is an answer to it; here it counts as failed.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from benching.arguments import require_matplotlib
+from qwen3_tts_client.load.audible import AudibleStart
 from qwen3_tts_client.load.figures import DONE, FAILED, Spoken, audio_figures, mean_streams, stream_figures
 from qwen3_tts_client.load.table import notes_on, table_of
 from qwen3_tts_client.load.texts import FRAMES_PER_SECOND
@@ -49,7 +53,7 @@ EXPLAINED = {
 
 
 class Response(msgspec.Struct):
-    """The outputs of one response that are read. Samples stay text, of which only the commas are counted."""
+    """The outputs of one response that are read. Samples stay text, of which only the commas are counted, until they are wanted."""
 
     audio: msgspec.Raw = msgspec.Raw(b"")
     audio_base64: str = ""
@@ -65,6 +69,12 @@ class Response(msgspec.Struct):
         values = bytes(self.audio)
         # A tensor without elements is exported as one stray number instead of a list.
         return values.count(b",") + 1 if values.startswith(b"[") and values != b"[]" else None
+
+    def waveform(self) -> npt.NDArray[np.float32]:
+        """The samples that `samples` counts."""
+        if self.audio_base64:
+            return np.frombuffer(base64.b64decode(self.audio_base64), "<i2").astype(np.float32) / 32768
+        return np.asarray(msgspec.json.decode(self.audio, type=list[float]), np.float32)
 
 
 class Exchange(msgspec.Struct):
@@ -164,6 +174,7 @@ def figures(experiment: Experiment, warm_up: float) -> dict[str, object]:
         "audio_from": max(sources, key=list(EXPLAINED).index, default=UNKNOWN),
         "seconds": end - begin,
         **stream_figures(measured),
+        **({} if sources <= {MEASURED} else {"inaudible": None}),  # the others have no samples
         **audio_figures(requests, begin, end),
         "mean_streams": mean_streams(requests, begin, end),
     }
@@ -182,10 +193,21 @@ def _spoken(exchange: Exchange) -> tuple[Spoken, str]:
     samples = [(output.samples(), output.sample_rate) for output in outputs if not output.is_final]
     if samples and all(count is not None for count, _ in samples):
         spoken.seconds = [(count or 0) / rate for count, rate in samples]
+        spoken.audible_at = _audible_at(output for output in outputs if not output.is_final)
         return spoken, MEASURED
     planned = _planned_seconds(exchange.request_inputs, len(spoken.arrivals))
     spoken.seconds = [0.0] * len(spoken.arrivals) if planned is None else list(planned)
     return spoken, UNKNOWN if planned is None else PLANNED
+
+
+def _audible_at(outputs: Iterable[Response]) -> float | None:
+    """Seconds of audio before the first audible sample; responses behind it are not decoded."""
+    audible = AudibleStart()
+    for output in outputs:
+        audible.hear(output.waveform(), output.sample_rate)
+        if audible.seconds is not None:
+            break
+    return audible.seconds
 
 
 def _planned_seconds(inputs: dict[str, Any], chunks: int) -> Sequence[float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +15,9 @@ from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_options
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OVERLOADED, EXIT_STREAM_FAILED, exit_code, failed
 
 if TYPE_CHECKING:
-    from qwen3_tts_client.load.clients import Clients
-    from qwen3_tts_client.load.figures import Spoken
+    from qwen3_tts_client.load.record import Run
     from qwen3_tts_client.load.streams import Load
-    from qwen3_tts_client.load.table import LiveTable
     from qwen3_tts_client.load.texts import Utterance
-
-TICK_SECONDS = 0.25  # between two updates of the table
 
 # "\b" keeps the lines of a paragraph as they are.
 EPILOG = """
@@ -37,18 +33,30 @@ Examples:
 \b
   # the requests that perf_analyzer makes
   qwen3-tts bench --streams 4 --texts client/perf/speech.json
+\b
+  # the most listeners that hear no pause, from 16 on
+  qwen3-tts bench --real-time --from 16 --voice vivian
+\b
+  # beside an earlier run; beside another server, in turns with it
+  qwen3-tts bench --streams 8 --compare bench.json
+  qwen3-tts bench --streams 8 --compare old-server:8001
 
 In a closed loop each stream makes its next request when it has been answered: it shows what a number of listeners get. In
 an open loop requests come at random (Poisson), however long the others take: it shows the waiting when too many come.
-Without --texts the requests are like spoken turns, 5.7 s of audio on average.
+Without --texts the requests are like spoken turns, 5.7 s of audio on average. With --real-time each stream of a closed
+loop lasts as long as its audio, as a listener hears it; the number of streams doubles until one hears a pause within the
+measured time (or waits a second, p95), then it is narrowed to 5 %.
 
 \b
 Columns:
   first audio  from sending a request to its first samples, percentiles
+  audible      from sending to the first sample above -50 dB, if playback
+               begins with the first samples
   gap          between two chunks of a stream
   late chunks  underruns: chunks that came after the audio before them was
                played out; first the streams that had any, then the chunks
   RTF          real-time factor, p50: time taken / seconds of audio
+  real time    whether the server carries so many real-time streams
   audio-s/s    seconds of audio that arrive in a second
   errors       requests that were refused, failed or cut (--patience)
   CPU          share of a core of the busiest client process
@@ -70,11 +78,31 @@ def bench(
     ] = None,
     rates: Annotated[str | None, typer.Option(metavar="X,X,...", help="Open loops: requests a second.")] = None,
     # Named, because typer 0.27 takes a metavar that equals the name for the name itself.
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, metavar="SECONDS", help="Measured time of each point.")] = 15,
-    warm_up: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="The same load before the measured time.")] = 4,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=0.1, metavar="SECONDS", help="Measured time of each point. [default: 15, with --real-time 30]"),
+    ] = None,
+    warm_up: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="The same load before the measured time. [default: 4, with --real-time 8]"),
+    ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Time after the measured time until running streams are cut.")
-    ] = 10,
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Time after the measured time until running streams are cut. [default: 10, with --real-time 30]",
+        ),
+    ] = None,
+    real_time: Annotated[
+        bool, typer.Option("--real-time", help="Search for the most streams, each paced at playback speed, that no listener hears pause.")
+    ] = False,
+    first: Annotated[int | None, typer.Option("--from", min=1, metavar="N", help="Streams of its first step. [default: 1]")] = None,
+    most: Annotated[int | None, typer.Option("--to", min=1, metavar="N", help="The most streams it tries. [default: 600]")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|HOST:PORT", help="Show the ratios to an earlier run (-o), or to another server, measured in turns."),
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A text a line, or perf_analyzer's input data if its name ends with .json.")
     ] = None,
@@ -105,13 +133,14 @@ def bench(
     non_streaming: cli_options.NonStreaming = None,
 ) -> None:
     """Put load on a server and measure it: first audio, gaps, underruns, throughput, errors."""
-    from rich.console import Console
-
+    from qwen3_tts_client.load import real_time as search
     from qwen3_tts_client.load.clients import DEFAULT_PROCESSES, running_clients
+    from qwen3_tts_client.load.measuring import Measuring, times
+    from qwen3_tts_client.load.shown import Shown
     from qwen3_tts_client.load.streams import Load
-    from qwen3_tts_client.load.table import LiveTable
+    from qwen3_tts_client.load.table import LiveTable, wide_console
 
-    points = _points(streams, rates)
+    points = _points(streams, rates, real_time=real_time, bounds=(first, most))
     _check_files(output, plot)
     options = cli_options.request_options(
         voice=voice,
@@ -133,6 +162,7 @@ def bench(
         priority=priority,
         client=client_name,
     )
+    seconds, warm_up, patience = times(seconds, warm_up, patience, is_real_time=real_time)
     load = Load(
         url=url,
         model=model,
@@ -145,57 +175,60 @@ def bench(
         utterances=_utterances(texts),
         timeout=timeout,
     )
+    other = _other(compare, load, seconds)
     _try_one_request(load)
-    results: list[dict[str, object]] = []
-    record = {"command": " ".join(["qwen3-tts", *sys.argv[1:]]), "url": url, "model": model, "seed": seed, "results": results}
-    console = Console()
+    if isinstance(other, str):
+        _try_one_request(replace(load, url=other))
+    record = {"command": " ".join(["qwen3-tts", *sys.argv[1:]]), "url": url, "model": model, "seed": seed}
+    bounds = (first or search.FIRST, most or search.MOST)
+    loads = (search.most_steps(*bounds) * (2 if isinstance(other, str) else 1)) if real_time else len(points)
+    console, lines = wide_console(), []
     try:
         with (
             running_clients(processes or DEFAULT_PROCESSES, watched=True) as clients,
-            LiveTable(console, len(points) * (warm_up + seconds)) as table,
+            LiveTable(console, loads * (warm_up + seconds) * (4 if isinstance(other, str) and not real_time else 1)) as table,
         ):
-            for number, (count, rate) in enumerate(points):
-                results.append(_measure(clients, table, load, (count, rate), seconds, number))
-                table.add(results[-1])
+
+            def write() -> None:
                 if output is not None:
-                    output.write_text(json.dumps(record, indent=1), encoding="utf-8")
+                    output.write_text(json.dumps({**record, **measuring.more, "results": measuring.results}, indent=1), encoding="utf-8")
+
+            def add(point: dict[str, object]) -> None:
+                table.add(point)
+                write()
+
+            measuring = Measuring(Shown(clients, table).measure, load, seconds, other=other, add=add)
+            for count, rate in points:
+                measuring.measure(count, rate, seconds)
+            if real_time:
+                lines = measuring.find_real_time(*bounds, seconds)
+                write()
     except KeyboardInterrupt:
         raise failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
     except OSError as error:
         raise failed(EXIT_INVALID, f"{output}: {error.strerror or error}") from None
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if (comparison := measuring.compared()) is not None:
+        console.print(comparison)
     if plot is not None:
+        from qwen3_tts_client.load.plot import marks_of
         from qwen3_tts_client.load.plot import plot as draw
 
-        draw(results, f"{url}, model {model}", plot)
-    raise typer.Exit(_code(results))
+        draw(measuring.results, f"{url}, model {model}", plot, marks=marks_of(measuring.theirs))
+    raise typer.Exit(0 if real_time else _code(measuring.results))
 
 
-def _measure(clients: Clients, table: LiveTable, load: Load, point: tuple[int, float], seconds: float, number: int) -> dict[str, object]:
-    """Measure point `number` of the benchmark, and show it meanwhile."""
-    from dataclasses import replace
-
-    from qwen3_tts_client.load.figures import audio_figures, stream_figures
-
-    streams, rate = point
-    ended: list[Spoken] = []
-    before = number * (load.warm_up + seconds)
-
-    def tick(begin: float, more: list[Spoken]) -> None:
-        if not table.is_live:
-            return
-        ended.extend(more)
-        now, end = time.monotonic(), begin + seconds
-        measured = [spoken for spoken in ended if spoken.sent >= begin]
-        figures = stream_figures(measured) | (audio_figures(ended, begin, min(now, end)) if now > begin else {})
-        doing = "warm-up" if now < begin else "measuring" if now < end else "waiting for the last streams"
-        table.show({"streams": streams, "rate": rate, **figures}, before + min(load.warm_up + now - begin, load.warm_up + seconds), doing)
-
-    measured = clients.measure(replace(load, streams=streams, rate=rate), seconds, tick, TICK_SECONDS)
-    return {"streams": streams, "rate": rate, **measured.figures}
-
-
-def _points(streams: str | None, rates: str | None) -> list[tuple[int, float]]:
-    """(streams, rate) of each point: closed loops, then open loops; the other number is 0."""
+def _points(streams: str | None, rates: str | None, *, real_time: bool, bounds: tuple[int | None, int | None]) -> list[tuple[int, float]]:
+    """(streams, rate) of each point: closed loops, then open loops; the other number is 0. None for a search."""
+    for option, given in (("--streams", streams), ("--rates", rates)):
+        if real_time and given is not None:
+            raise typer.BadParameter("--real-time finds the number of streams itself; leave this out", param_hint=option)
+    for option, bound in zip(("--from", "--to"), bounds, strict=True):
+        if bound is not None and not real_time:
+            raise typer.BadParameter("is of --real-time; give that, too", param_hint=option)
+    if real_time:
+        return []
     if streams is None and rates is None:
         streams = "1,4,16"
     closed = [] if streams is None else cli_options.numbers(streams, int, "--streams")
@@ -204,6 +237,16 @@ def _points(streams: str | None, rates: str | None) -> list[tuple[int, float]]:
         if wrong := [value for value in values if not 0 < value < float("inf")]:
             raise typer.BadParameter(f"{wrong[0]} is not allowed; give numbers above 0", param_hint=option)
     return [(count, 0.0) for count in closed] + [(0, rate) for rate in opened]
+
+
+def _other(compare: str | None, load: Load, seconds: float) -> Run | str | None:
+    """What to compare with."""
+    from qwen3_tts_client.load.compare import other_run
+
+    try:
+        return None if compare is None else other_run(compare, load, seconds)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--compare") from None
 
 
 def _check_files(output: Path | None, plot: Path | None) -> None:

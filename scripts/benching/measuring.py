@@ -44,9 +44,9 @@ def random_prompt(checkpoint: Checkpoint, rows: int, generator: np.random.Genera
     return Prompt(generator.integers(0, 100, rows, dtype=np.int32), codes, np.empty(0, np.int32), rows)
 
 
-def write_results(path: Path, results: list[dict[str, object]]) -> None:
-    """Write figures with their machine and command."""
-    path.write_text(json.dumps({"machine": machine(), "command": command(), "results": results}, indent=1))
+def write_results(path: Path, results: list[dict[str, object]], **more: object) -> None:
+    """Write figures with their machine and command, and what else belongs to them."""
+    path.write_text(json.dumps({"machine": machine(), "command": command(), **more, "results": results}, indent=1))
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

@@ -64,7 +64,8 @@ def comparisons(results: Sequence[Mapping[str, object]], peers: Sequence[Peer]) 
     for peer in peers:
         for point in results:
             ours = point.get(peer.figure)
-            if (point.get("streams"), point.get("rate")) == (peer.streams, peer.rate) and isinstance(ours, float):
+            same_load = (point.get("streams"), point.get("rate")) == (peer.streams, peer.rate) and not point.get("paced")
+            if same_load and isinstance(ours, float):
                 load = f"{peer.streams} streams" if peer.streams else f"{peer.rate:g} /s"
                 lines.append(
                     f"{load:>12} {peer.figure:<25} {ours:>8.1f} {peer.value:>8.1f} {ours / peer.value:>6.2f}  "

@@ -15,12 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a c
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "client"))
 
 from benching.server_peers import Peer, peers_of
-from qwen3_tts_client.load.plot import Mark, plot
+from qwen3_tts_client.load.plot import Mark, marks_of, plot
+from qwen3_tts_client.load.record import Run
 
 
-def plot_beside_peers(results: Sequence[Mapping[str, object]], peers: Sequence[Peer], title: str, path: Path) -> None:
-    """Draw the figures of all points into `path`; its suffix gives the format."""
-    marks = []
+def plot_beside_peers(
+    results: Sequence[Mapping[str, object]], peers: Sequence[Peer], title: str, path: Path, theirs: Run | None = None
+) -> None:
+    """Draw the figures of all points into `path`, with those of another run; its suffix gives the format."""
+    marks = marks_of(theirs)
     for peer in peers:
         load, at = ("streams", peer.streams) if peer.streams else ("rate", peer.rate)
         marks.append(Mark(f"{peer.name} 1.7B, {peer.hardware}", load, at, peer.figure, peer.value))

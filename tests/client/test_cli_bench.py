@@ -22,6 +22,14 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "load_testing.md"
 server_test = pytest.mark.server
 
 
+def explained_by_the_document(*records: dict[str, Any]) -> bool:
+    """Whether the document has every key."""
+    names = {name for record in records for name in record}
+    missing = names - set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
+    assert missing == set()
+    return True
+
+
 def test_help_fits_eighty_columns_and_explains_columns_and_exit_codes(runner: CliRunner) -> None:
     result = runner.invoke(app, ["bench", "--help"], env={"COLUMNS": "80"})
     assert result.exit_code == 0
@@ -41,6 +49,10 @@ def test_help_fits_eighty_columns_and_explains_columns_and_exit_codes(runner: Cl
         (["--plot", "bench.txt"], "has no known suffix"),
         (["--chunk-frames", "1,two"], "whole numbers separated by commas"),
         (["--url", "http://localhost:8001"], "give HOST:PORT"),
+        (["--real-time", "--streams", "4"], "--real-time finds the number of streams itself"),
+        (["--to", "4"], "is of --real-time; give that, too"),
+        (["--real-time", "--from", "0"], "'--from'"),
+        (["--compare", "none.json"], "none.json: No such file"),
     ],
 )
 def test_a_wrong_option_exits_with_two_before_anything_is_measured(runner: CliRunner, arguments: list[str], message: str) -> None:
@@ -71,11 +83,42 @@ def test_both_loops_are_measured_and_every_figure_is_explained(runner: CliRunner
         assert point["mean_frames"] == 4
         assert 0 < point["first_audio_p50_ms"] <= point["first_audio_p99_ms"]
         assert point["client_cpu"] > 0
-    explained = set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
-    assert {*written, *points[0]} - explained == set()
+    assert explained_by_the_document(written, points[0])
     rows = result.stdout.splitlines()
     assert [row.split()[:2] for row in rows[-3:]] == [["1", "streams"], ["2", "streams"], ["4", "/s"]]
     assert Path("bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@server_test
+def test_a_run_is_compared_with_an_earlier_one_and_with_another_server(runner: CliRunner, url: str) -> None:
+    load = [*BENCH, "--seconds", "1", "--streams", "1", *SHORT, "--voice", "ryan", "--url", url]
+    assert runner.invoke(app, [*load, "-o", "before.json"]).exit_code == 0
+    result = runner.invoke(app, [*load, "--seconds", "2", "--compare", "before.json"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "seconds 1.0, here 2.0" in " ".join(result.stderr.replace("│", " ").split())
+    result = runner.invoke(app, [*load, "--compare", "before.json", "--plot", "both.png"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"1 streams first audio p50, ms +[\d.]+ +[\d.]+ +[\d.]+\n", result.stdout)
+    result = runner.invoke(app, [*load, "--compare", url, "-o", "both.json"])
+    assert result.exit_code == 0, result.output
+    written = json.loads(Path("both.json").read_text())
+    assert [point["server"] for point in (*written["results"], *written["compared"]["results"])] == ["ours", "other"]
+    assert explained_by_the_document(written, written["results"][0])
+
+
+@server_test
+def test_the_most_real_time_streams_are_searched(runner: CliRunner, url: str) -> None:
+    load = ["--real-time", "--from", "2", "--to", "2", "--seconds", "2", "--max-frames", "8", "--voice", "ryan"]
+    result = runner.invoke(app, [*BENCH, *load, "--url", url, "-o", "bench.json", "--plot", "bench.png"])
+    assert result.exit_code == 0, result.output
+    written = json.loads(Path("bench.json").read_text())
+    points: list[dict[str, Any]] = written["results"]
+    assert [point["streams"] for point in points] in ([2], [2, 1])  # a slow machine carries fewer
+    assert all(point["paced"] and point["sustained"] == (point["streams"] <= written["real_time"]["streams"]) for point in points)
+    # A stream lasts as long as its audio, so that two of them get two seconds of audio a second at most.
+    assert points[0]["audio_seconds_per_second"] <= 2 * 1.5
+    assert f"real-time streams: {written['real_time']['streams']} (" in result.stdout
+    assert explained_by_the_document(written, points[0], written["real_time"])
 
 
 @server_test

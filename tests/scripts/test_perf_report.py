@@ -54,6 +54,16 @@ def test_first_audio_gaps_and_seconds_come_from_times_and_samples(tmp_path: Path
     assert (found["done"], found["failed"], found["underruns"]) == (1, 0, 0)
 
 
+def test_the_first_audible_sample_is_found_in_the_samples(tmp_path: Path) -> None:
+    loud = base64.b64encode(bytes(2 * 5) + b"\x00\x10" * 15).decode()
+    plain = exchange(100, 140, 240, 250, outputs=[response(0, 20, audio=[0.0] * 20), response(1, 30), LAST])
+    coded = exchange(100, 140, 150, outputs=[response(0, 0, audio=0.0, audio_base64=loud), LAST])
+    found = figures_of(export(tmp_path, plain, coded))
+    assert found["first_audible_p50_ms"] == pytest.approx((240 + 90) / 2, abs=0.01)
+    assert found["inaudible"] == 0
+    assert figures_of(export(tmp_path, exchange(0, 40, 140, 150)))["inaudible"] is None
+
+
 def test_samples_in_base64_count_too(tmp_path: Path) -> None:
     coded = base64.b64encode(bytes(2 * 20)).decode()
     stream = exchange(0, 40, 50, outputs=[response(0, 0, audio=0.0, audio_base64=coded), LAST])
@@ -99,7 +109,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_a_picture(
     monkeypatch.setattr("sys.argv", ["perf_report.py", str(path), "--output", str(output), "--plot", str(picture)])
     main()
     printed = capsys.readouterr().out
-    assert "4 streams    40.0" in printed
+    assert "4 streams   40.0" in printed
     assert "counted from the samples" in printed
     assert json.loads(output.read_text())["results"][0]["export"] == str(path)
     assert picture.read_bytes().startswith(b"\x89PNG")

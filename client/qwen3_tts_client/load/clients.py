@@ -19,7 +19,7 @@ from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
 
-from qwen3_tts_client.load.figures import Report, Spoken, summary
+from qwen3_tts_client.load.figures import Report, Spoken, Window, summary
 from qwen3_tts_client.load.streams import Load, drive
 
 LEAD_SECONDS = 0.2  # from handing a load to the client processes until it begins
@@ -36,8 +36,7 @@ class Point(NamedTuple):
     """A point that has been measured: its figures by name, and its window by time.monotonic()."""
 
     figures: dict[str, object]
-    begin: float
-    end: float
+    window: Window
 
 
 class Clients:
@@ -73,7 +72,8 @@ class Clients:
             driving.wait(interval)
         reports: list[Report] = driving.get(LAST_SECONDS)
         tick(begin, self._take())
-        return Point({**summary(reports, begin, end), "seconds": seconds}, begin, end)
+        window = Window(reports, begin, end)
+        return Point({**summary([window], paced=load.paced), "seconds": seconds}, window)
 
     def _take(self) -> list[Spoken]:
         taken = []

@@ -1,8 +1,8 @@
 """The load of one client process: closed loops or arrivals at random, with the times of chunks.
 
-In a closed loop each stream makes its next request when it has been answered. In an open loop requests arrive at random and do not
-wait for each other: a Poisson process with exactly the expected number of arrivals (they are then uniform), so that short runs at
-low rates can be compared.
+In a closed loop each stream makes its next request when it has been answered, or in a paced one when a listener has heard the
+answer. In an open loop requests arrive at random and do not wait for each other: a Poisson process with exactly the expected number
+of arrivals (they are then uniform), so that short runs at low rates can be compared.
 
 Times are time.monotonic(), which all processes of a machine share, so that several client processes have one window.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from qwen3_tts_client.client import AsyncClient
 from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded
+from qwen3_tts_client.load.audible import AudibleStart
 from qwen3_tts_client.load.figures import DONE, FAILED, REFUSED, Report, Spoken
 from qwen3_tts_client.load.texts import Utterance, random_turns, shuffled, with_defaults
 from qwen3_tts_client.protocol import RequestOptions
@@ -39,6 +40,7 @@ class Load:
         warm_up: seconds that the load begins before the window.
         patience: seconds after the window until running streams are cancelled and counted as unfinished.
         seed: of lengths, texts, sampling and arrivals.
+        paced: of a closed loop: a stream lasts as long as its audio, and its next one follows then.
         options: of every request; an utterance of a file may have others.
         utterances: those of a file; None: random turns.
         timeout: seconds of one request; None: no limit.
@@ -56,6 +58,7 @@ class Load:
     options: RequestOptions
     utterances: tuple[Utterance, ...] | None = None
     timeout: float | None = None
+    paced: bool = False
     index: int = 0
     processes: int = 1
     begin: float = 0.0
@@ -104,6 +107,8 @@ class _Driver:
             spoken = await self._speak(client, next(turns))
             if spoken.outcome != DONE:
                 await asyncio.sleep(RETRY_SECONDS)
+            elif load.paced and spoken.arrivals:
+                await _until(min(spoken.playback()[-1].end, load.end))
 
     async def _open_loop(self, client: AsyncClient) -> None:
         load = self._load
@@ -118,13 +123,15 @@ class _Driver:
 
     async def _speak(self, client: AsyncClient, utterance: Utterance) -> Spoken:
         """Make one request. It is in the list from its start, so that a cancelled one counts too."""
-        spoken = Spoken(time.monotonic())
+        spoken, audible = Spoken(time.monotonic()), AudibleStart()
         self._requests.append(spoken)
         try:
             async for chunk in client.stream(utterance.text, timeout=self._load.timeout, **utterance.options):
                 if chunk.audio.size:
                     spoken.arrivals.append(time.monotonic())
                     spoken.seconds.append(chunk.seconds)
+                    audible.hear(chunk.audio, chunk.sample_rate)
+                    spoken.audible_at = audible.seconds
             spoken.outcome = DONE
         except Qwen3TTSClientError as error:
             spoken.outcome = REFUSED if isinstance(error, ServerOverloaded) else FAILED

@@ -15,12 +15,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from qwen3_tts_client.load.clients import BUSY_CLIENT
-from qwen3_tts_client.load.figures import FAILED, REFUSED, UNFINISHED
+from qwen3_tts_client.load.figures import DONE, FAILED, REFUSED, UNFINISHED
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Figures = Mapping[str, object]
+WIDEST = 120  # characters
+
+
+def wide_console() -> Console:
+    """A console as wide as the terminal, or as the widest table if the output is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDEST)
 
 
 def number(point: Figures, name: str, decimals: int = 1, scale: float = 1.0) -> str:
@@ -30,8 +37,10 @@ def number(point: Figures, name: str, decimals: int = 1, scale: float = 1.0) -> 
 
 
 def load_name(point: Figures) -> str:
-    """The load of a point: "16 streams" or "2.5 /s"."""
-    return f"{point['streams']} streams" if point["streams"] else f"{point['rate']:g} /s"
+    """The load of a point: "16 streams", "16 paced" or "2.5 /s"."""
+    if not point["streams"]:
+        return f"{point['rate']:g} /s"
+    return f"{point['streams']} {'paced' if point.get('paced') else 'streams'}"
 
 
 def _underruns(point: Figures) -> str:
@@ -50,29 +59,44 @@ class Column(NamedTuple):
     cell: Callable[[Figures], str]
 
 
-# 78 characters, unless a figure is wider.
+DONE_COLUMN = Column("\ndone", 5, lambda point: number(point, DONE, 0))
+
+# 80 characters, unless a figure is wider.
 COLUMNS = (
     Column("\nload", 10, load_name),
-    Column("first\np50 ms", 7, lambda point: number(point, "first_audio_p50_ms")),
-    Column("audio\np95", 6, lambda point: number(point, "first_audio_p95_ms")),
-    Column("\np99", 6, lambda point: number(point, "first_audio_p99_ms")),
-    Column("gap\np99 ms", 7, lambda point: number(point, "gap_p99_ms")),
-    Column("late\nchunks", 7, _underruns),
-    Column("\nRTF", 5, lambda point: number(point, "real_time_factor_p50", 2)),
+    Column("first\np50 ms", 6, lambda point: number(point, "first_audio_p50_ms")),
+    Column("audio\np95", 5, lambda point: number(point, "first_audio_p95_ms")),
+    Column("audible\np50 ms", 7, lambda point: number(point, "first_audible_p50_ms")),
+    Column("\np95", 5, lambda point: number(point, "first_audible_p95_ms")),
+    Column("gap\np99 ms", 6, lambda point: number(point, "gap_p99_ms")),
+    Column("late\nchunks", 6, _underruns),
+    Column("\nRTF", 4, lambda point: number(point, "real_time_factor_p50", 2)),
     Column("audio-\ns/s", 6, lambda point: number(point, "audio_seconds_per_second")),
-    Column("\ndone", 5, lambda point: number(point, "done", 0)),
-    Column("\nerrors", 6, _errors),
+    DONE_COLUMN,
+    Column("err-\nors", 4, _errors),
     Column("CPU\n%", 3, lambda point: number(point, "client_cpu", 0, 100)),
 )
+# In place of DONE_COLUMN for paced points; beside the others for points that have them.
+VERDICT = Column("real\ntime", 5, lambda point: ("yes" if point["sustained"] else "no") if "sustained" in point else "")
+GPU = Column("GPU\n%", 3, lambda point: number(point, "gpu_utilization", 0))
+SERVER = Column("\nserver", 6, lambda point: str(point.get("server", "")))
+
+
+def columns_of(points: Sequence[Figures]) -> list[Column]:
+    """The columns that these points need."""
+    columns = [VERDICT if column is DONE_COLUMN and any(point.get("paced") for point in points) else column for column in COLUMNS]
+    columns += [GPU] * any("gpu_utilization" in point for point in points)
+    return [SERVER] * any("server" in point for point in points) + columns
 
 
 def table_of(points: Sequence[Figures], *, heading: bool = True) -> Table:
     """Points as a table."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=heading)
-    for column in COLUMNS:
+    columns = columns_of(points)
+    for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True, min_width=column.width)
     for point in points:
-        table.add_row(*(column.cell(point) for column in COLUMNS))
+        table.add_row(*(column.cell(point) for column in columns))
     return table
 
 
