@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 import torch
 from api.loading import GREEDY, load
-from count_runaways import speak
 
+from count_runaways import speak
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.api.speech_stream import SpeechStream
 from engine_lib.errors import InvalidRequestError

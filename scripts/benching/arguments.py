@@ -16,7 +16,7 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add --option NAME=VALUE, which may be repeated; it parses to (name, value) pairs."""
     help = "an engine option, as in serve.py"
-    parser.add_argument("--option", type=_engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
+    parser.add_argument("--option", type=engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
 
 
 def add_own_server(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -37,7 +37,8 @@ def add_repeated_streams(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
 
 
-def _engine_option(text: str) -> tuple[str, str]:
+def engine_option(text: str) -> tuple[str, str]:
+    """(name, value) of NAME=VALUE, for argparse."""
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give NAME=VALUE")

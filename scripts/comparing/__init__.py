@@ -1,0 +1,1 @@
+"""Parts of compare_quality.py: speaking, recognising, figures with their confidence, the picture."""
