@@ -56,6 +56,7 @@ from qwen3_tts_client.load.texts import read_utterances
 from voice_in_the_box.sentences import Sentences
 
 SENTENCES_SEED = 31
+FEW_TEXTS = 20  # fewer do not say how much texts differ
 Takes = list[list[Take]]  # of each text, by seed
 
 
@@ -87,6 +88,8 @@ def main() -> None:
         except (ValueError, Qwen3TTSError) as error:
             parser.error(str(error))
     Console(width=100).print(_table(figures))
+    if len(arguments.texts) < FEW_TEXTS:
+        print(f"only {len(arguments.texts)} texts: the intervals are too narrow below {FEW_TEXTS}")
     if arguments.output:
         pairs = _pairs(arguments.texts, takes_a, takes_b, heard)
         record: dict[str, object] = {"machine": machine(), "command": command(), "a": str(a), "b": str(b)}

@@ -14,6 +14,7 @@ import soundfile
 import torch
 from compare_quality import main
 from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Processor
 
 from comparing.figures import LESS, cosine, figure, sums, word_errors
 from comparing.recognising import embedder, recogniser, run
@@ -25,12 +26,12 @@ DIGITS = "3 1 4\n2 7 8\n9 0 5\n"
 PRINT_NAMES = f"{sys.executable} -c 'import sys; print(*sys.argv[1:], sep=chr(10))'"
 
 
-def compared(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, Any]:
+def compared(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str, model: Path = VOICE) -> dict[str, Any]:
     """The JSON of a run with few texts."""
     texts, output = folder / "texts.txt", folder / "figures.json"
     texts.write_text(DIGITS)
     load = ["--device", "cpu", "--texts", str(texts), "--seeds", "1", "--max-frames", "40", "--option", "max_model_len=256"]
-    monkeypatch.setattr("sys.argv", ["compare_quality.py", str(VOICE), *load, "--output", str(output), *more])
+    monkeypatch.setattr("sys.argv", ["compare_quality.py", str(model), *load, "--output", str(output), *more])
     main()
     written: dict[str, Any] = json.loads(output.read_text())
     return written
@@ -137,6 +138,32 @@ def test_a_command_that_fails_is_named_with_its_error(command: str, message: str
     with pytest.raises(ValueError, match=r"python|program") as failed:
         run(command, [Path("a.wav"), Path("b.wav")])
     assert message in str(failed.value)
+
+
+@pytest.mark.parametrize("kind", ["base", "voice_design"])
+def test_every_kind_of_checkpoint_can_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    model, recording = make_checkpoint(tmp_path / kind, kind=kind), tmp_path / "recording.wav"
+    soundfile.write(recording, 0.1 * np.random.default_rng(4).normal(size=48_000), 24_000)
+    voice = ["--reference", str(recording)] if kind == "base" else ["--instruct", "A low voice."]
+    written = compared(tmp_path, monkeypatch, "--texts-count", "1", "--max-frames", "6", *voice, model=model)
+    assert [each["difference"] for each in written["figures"]] == pytest.approx([0] * (4 if kind == "base" else 3), abs=1e-5)
+    assert "only 1 texts: the intervals are too narrow below 20" in capsys.readouterr().out
+
+
+def test_a_model_of_transformers_can_be_the_recogniser(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 7, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (10, 8), "conv_stride": (80, 8), "num_feat_extract_layers": 2}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5, "b": 6}))
+    tokenizer = Wav2Vec2CTCTokenizer(tmp_path / "vocab.json")
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(sampling_rate=16_000), tokenizer).save_pretrained(tmp_path)
+    Wav2Vec2ForCTC(Wav2Vec2Config(**sizes, **convolutions, **positions)).save_pretrained(tmp_path)
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, 0.1 * np.random.default_rng(5).normal(size=24_000), 24_000)
+    [heard] = recogniser(str(tmp_path), "cpu")([sound])
+    assert set(heard) & set("ab</s>")  # random weights hear something
 
 
 def test_a_base_checkpoint_brings_its_own_speaker_encoder(tmp_path: Path) -> None:
