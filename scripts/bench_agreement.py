@@ -2,7 +2,8 @@
 
     python scripts/bench_agreement.py                                # the voice in the box, on the CPU
     python scripts/bench_agreement.py --url localhost:8001 --rounds 3 --seconds 30
-    python scripts/bench_agreement.py --together --rounds 1 --seconds 180 --max-frames 8    # on a machine that others use, too
+    chrt -r 1 python scripts/bench_agreement.py --streams 1 --seconds 5         # before all else on a machine that others use, too
+    python scripts/bench_agreement.py --together --rounds 1 --seconds 180 --max-frames 8    # there without that right
 
 They take turns, in another order in each round. With --together all three load the server at the same time, each with --streams, so
 that what else the machine does meets all of them. All make the requests of --texts, cut to --max-frames so that many fit into a round.
