@@ -1,4 +1,4 @@
-"""Ports to listen on: free ones, and whether one can be used."""
+"""Ports to listen on: free ones, kept so until a server has them, and whether one can be used."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ def check_port(name: str, address: str, port: int) -> None:
             raise ServerError(f"{place} cannot be used: {error.strerror}; choose another with --{name}-port") from None
 
 
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def hold_free_port() -> socket.socket:
+    """A socket bound to a port that nothing uses: until it is closed, a server can listen there, and no other program is given the port.
+
+    A port that is only known to be free may be given to a connection, or to another server, in the seconds until this one listens.
+    """
+    holder = socket.socket()
+    holder.bind(("", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on, lets in those that set it, too, as servers do
+    return holder

@@ -23,7 +23,7 @@ from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.installation import EVERY_ADDRESS, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, watch_for_orphan
-from engine_lib.server.ports import check_port, free_port
+from engine_lib.server.ports import check_port, hold_free_port
 from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
@@ -88,7 +88,9 @@ class TritonServer:
         self.options = dict(options)
         self.repository = repository
         self.models = models_to_load(repository, arguments)
-        self.http_port, self.grpc_port, self.metrics_port = (port or free_port() for port in ports)
+        self._held = [hold_free_port() for port in ports if port == 0]
+        free = iter(self._held)
+        self.http_port, self.grpc_port, self.metrics_port = (port or next(free).getsockname()[1] for port in ports)
         self._address = address
         self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
         self.log_file = log_file or STDOUT
@@ -204,6 +206,7 @@ class TritonServer:
                 loading = [model for model in self.models if not self.is_model_ready(model)]
                 if not loading:
                     self._wait_for_metrics()
+                    self._release_ports()
                     return
                 missing = ", ".join(loading)
             if report is not None and time.monotonic() >= report_due:
@@ -283,8 +286,13 @@ class TritonServer:
             if self._process.poll() is None:
                 self._process.kill()
             code = self.wait()
+        self._release_ports()
         self._run_directory.cleanup()
         return code
+
+    def _release_ports(self) -> None:
+        for holder in self._held:
+            holder.close()
 
     def _reason(self, entry: Mapping[str, str]) -> str:
         """Why a model is not ready: the server's reason, without the stack that the Python backend appends, or else the log's line."""

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import urllib.error
@@ -22,6 +21,7 @@ import pytest
 from gateway.conftest import RunningGateway
 from server.conftest import CAN_SERVE, serve_several
 
+from engine_lib.server.ports import hold_free_port
 from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE, eventually
@@ -39,6 +39,7 @@ VARIABLES = {"$__rate_interval": "1m", "$instance": ".*", "${datasource}": ""}
 TEXT = "How are you today?"
 SHORT = {"max_frames": 8}
 MOST_ROUNDS = 2000  # of the load, which ends with the test
+PAUSE_SECONDS = 0.5  # between two of them: every scrape, one a second, sees some
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -101,7 +102,7 @@ def load(server: TritonServer, gateway: RunningGateway) -> Iterator[Future[None]
         url = f"127.0.0.1:{server.grpc_port}"
         with Client(url) as plain, Client(url, "qwen3_tts_base") as clone:
             for _ in range(MOST_ROUNDS):
-                if stop.is_set():
+                if stop.wait(PAUSE_SECONDS):
                     return
                 list(plain.stream(TEXT, sampling=SHORT))
                 plain.voices.list()
@@ -128,11 +129,10 @@ def prometheus(
         text = text.replace(old, new)
     (folder / "prometheus.yml").write_text(text, encoding="utf-8")
     shutil.copy(DOCKER / "prometheus" / "alerts.yml", folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    holder = hold_free_port()
+    port = holder.getsockname()[1]
     arguments = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
-    with open(folder / "log", "wb") as log, subprocess.Popen(["prometheus", *arguments], stdout=log, stderr=log) as process:
+    with holder, open(folder / "log", "wb") as log, subprocess.Popen(["prometheus", *arguments], stdout=log, stderr=log) as process:
         try:
             running = Prometheus(port)
             eventually(running.is_ready, "Prometheus is ready")
