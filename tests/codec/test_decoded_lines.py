@@ -67,11 +67,11 @@ def test_each_line_sounds_as_a_stream_of_its_own(make_engine: MakeEngine, fresh_
 
 
 def test_a_line_that_waits_is_kept_open_by_its_key(make_engine: MakeEngine, fresh_seed: int) -> None:
-    rng, engine = np.random.default_rng(fresh_seed), make_engine(slots=2, codec_idle_timeout=1.0)
+    rng, engine = np.random.default_rng(fresh_seed), make_engine(slots=2, codec_idle_timeout=2.0)
     script = Script(engine)
     script.send(0, 0, random_codes(rng, 2))
     script.send(1, 0, random_codes(rng, 2))
-    until = time.monotonic() + 2.5
+    until = time.monotonic() + 4.0
     while time.monotonic() < until:
         engine.keep_open(script.lines.engine_key)
         time.sleep(0.05)

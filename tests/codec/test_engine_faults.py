@@ -90,7 +90,7 @@ def test_an_idle_engine_frees_the_slots_of_vanished_streams(make_engine: MakeEng
 
 def test_a_stream_that_is_kept_open_is_not_forgotten(make_engine: MakeEngine, rng: np.random.Generator) -> None:
     forgotten: list[str] = []
-    engine = make_engine(codec_idle_timeout=0.3, on_idle=forgotten.append)
+    engine = make_engine(codec_idle_timeout=2.0, on_idle=forgotten.append)
     waiting, vanished = Listener(engine), Listener(engine)
     for listener in (waiting, vanished):
         listener.send(random_codes(rng, 1))
