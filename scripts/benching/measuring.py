@@ -1,4 +1,7 @@
-"""Shared by the benchmarks: machine, command, timing, random checkpoints and prompts, results as JSON."""
+"""Shared by the benchmarks: machine, command, timing, random checkpoints and prompts, results as JSON.
+
+torch is imported by the functions that need it. Each process of a load's clients imports this file, and torch takes it two seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from engine_lib.checkpoint import Checkpoint
-from engine_lib.prompt import NO_ID, Prompt
-from make_checkpoint import make_checkpoint
+if TYPE_CHECKING:
+    from engine_lib.checkpoint import Checkpoint
+    from engine_lib.prompt import Prompt
 
 
 def machine() -> str:
     """Name of the GPU, or of the processor."""
+    import torch
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return f"{properties.name}, {properties.multi_processor_count} SMs, torch {torch.__version__}"
@@ -32,12 +37,16 @@ def command() -> str:
 
 def random_checkpoint(folder: Path, size: str, kind: str = "custom_voice") -> Path:
     """A checkpoint of random weights of the published `size`; it is written into `folder` unless it exists."""
+    from make_checkpoint import make_checkpoint
+
     path = folder / f"{size}-{kind}"
     return path if (path / "config.json").exists() else make_checkpoint(path, size=size, kind=kind, dtype="bfloat16")
 
 
 def random_prompt(checkpoint: Checkpoint, rows: int, generator: np.random.Generator) -> Prompt:
     """A prompt of `rows` rows of random text."""
+    from engine_lib.prompt import NO_ID, Prompt
+
     talker = checkpoint.config.talker
     codes = np.full((rows, talker.num_code_groups), NO_ID, np.int32)
     codes[:, 0] = talker.codec_pad_id
@@ -51,6 +60,8 @@ def write_results(path: Path, results: list[dict[str, object]], **more: object) 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """(device ms, host ms) of one call that launches on the current stream; waits first until the device is idle."""
+    import torch
+
     wait()
     if not torch.cuda.is_available():
         started = time.perf_counter()
@@ -69,5 +80,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def wait() -> None:
     """Wait until the device is idle."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
