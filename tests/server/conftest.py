@@ -22,6 +22,7 @@ from server.streams import SECRET, eventually_free
 # command, on any PATH, its own end is announced by SIGTERM.
 ENDS_WITH_TESTS = [str(shutil.which("setpriv")), "--pdeathsig", "TERM"]
 SERVE = [*ENDS_WITH_TESTS, sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
+TALKER_ALONE = ("--model-control-mode=explicit", "--load-model=talker")  # arguments of a server that need not speak: it loads sooner
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
 
 
@@ -55,7 +56,7 @@ def new_server(
     return TritonServer(options=defaults | options, ports=FREE_PORTS, log_file=log_file, **chosen)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tiny_custom_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with streams that end by themselves after some tens of frames."""
     with new_server(tiny_custom_voice, tmp_path_factory.mktemp("server") / "log", max_num_seqs="16") as running:
@@ -68,7 +69,7 @@ def endless_voice(checkpoints: Path) -> Path:
     return make_checkpoint(checkpoints / "endless_server", eos_gain=0.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_small_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with room for two endless streams and one that waits."""
     log_file = tmp_path_factory.mktemp("small_server") / "log"
@@ -83,7 +84,7 @@ def small_server(shared_small_server: TritonServer) -> TritonServer:
     return shared_small_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with a codec that soon forgets a stream without messages."""
     with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", codec_idle_timeout="2") as running:
@@ -114,7 +115,7 @@ def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonS
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_voice_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the server of three checkpoints stores voices."""
     return tmp_path_factory.mktemp("store") / "voices"
@@ -128,7 +129,7 @@ def voice_folder(shared_voice_folder: Path) -> Iterator[Path]:
         file.unlink()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_three(
     three_models: dict[str, Path], shared_voice_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TritonServer]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import threading
@@ -24,19 +25,25 @@ from engine_lib.server.installation import ServerError
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from patience import PATIENCE, eventually
 from qwen3_tts_client.channel import stream_call
-from server.conftest import new_server
+from server.conftest import TALKER_ALONE, new_server
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, repository_with, streams_in_flight
 from server.streams import Stream, inputs, metric, model_process
 
 
-def test_a_server_with_streams_in_flight_ends_by_itself_and_answers_every_client(endless_voice: Path, tmp_path: Path) -> None:
-    with new_server(endless_voice, tmp_path / "log") as server:
+def test_a_server_with_requests_in_flight_ends_by_itself_and_answers_every_client(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log") as server, triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
         processes = processes_of(server)
+        answers: queue.SimpleQueue[tuple[object, Exception | None]] = queue.SimpleQueue()
+        client.async_infer("qwen3_tts_offline", inputs(sampling=ENDLESS), lambda result, error: answers.put((result, error)))
         with streams_in_flight(server) as streams:
+            eventually(lambda: metric(server, "running_requests") == 4, "the whole utterance is under way, too")
             server.terminate()
             ends = [last_chunk(stream) for stream in streams]
             assert server.wait(PATIENCE) == 0
+        _, error = answers.get(timeout=PATIENCE)
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
+    assert isinstance(error, InferenceServerException)
+    assert (error.status(), error.message()) == ("StatusCode.UNAVAILABLE", "UNAVAILABLE: the server is shutting down")
     nothing_is_left_of(processes)
 
 
@@ -52,10 +59,10 @@ TalkerWorker._decode = slow_decode
 
 
 def test_streams_get_the_seconds_of_the_operator_to_end_and_new_ones_are_refused(endless_voice: Path, tmp_path: Path) -> None:
-    """200 frames take six seconds at least: twice the default."""
+    """120 frames take 3.6 seconds at least: more than the default."""
     repository = repository_with(tmp_path, "talker", SLOW)
     with new_server(endless_voice, tmp_path / "log", repository=repository, drain_seconds=str(PATIENCE)) as server:
-        with Stream(server, inputs(sampling={"max_frames": 200, "chunk_frames": [1]})) as stream:
+        with Stream(server, inputs(sampling={"max_frames": 120, "chunk_frames": [1]})) as stream:
             stream.next()
             terminating = threading.Thread(target=server.terminate)
             terminating.start()
@@ -74,17 +81,6 @@ def refusal_of(server: TritonServer) -> str:
         except InferenceServerException as error:
             return str(error.message())
     return ""
-
-
-def test_whole_utterances_keep_the_code_of_a_drain(endless_voice: Path, tmp_path: Path) -> None:
-    with new_server(endless_voice, tmp_path / "log") as server, triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
-        answers: queue.SimpleQueue[tuple[object, Exception | None]] = queue.SimpleQueue()
-        client.async_infer("qwen3_tts_offline", inputs(sampling=ENDLESS), lambda result, error: answers.put((result, error)))
-        eventually(lambda: metric(server, "running_requests") == 1, "it runs")
-        server.terminate()
-        _, error = answers.get(timeout=PATIENCE)
-    assert isinstance(error, InferenceServerException)
-    assert (error.status(), error.message()) == ("StatusCode.UNAVAILABLE", "UNAVAILABLE: the server is shutting down")
 
 
 def test_a_server_stopped_without_a_drain_keeps_no_client_waiting(endless_voice: Path, tmp_path: Path) -> None:
@@ -146,9 +142,9 @@ TalkerService.shutdown = lambda self: time.sleep(3600)
 
 def test_a_server_that_does_not_end_is_killed_when_its_time_is_over(endless_voice: Path, tmp_path: Path) -> None:
     repository = repository_with(tmp_path, "talker", NEVER_ENDS)
-    server = new_server(endless_voice, tmp_path / "log", repository=repository, exit_seconds=3.0)
+    server = new_server(endless_voice, tmp_path / "log", repository=repository, exit_seconds=3.0, arguments=TALKER_ALONE)
     with server:
-        processes = processes_of(server)
+        processes = [model_process(server, "talker")]
         assert server.stop() == -signal.SIGKILL
     assert "successfully unloaded 'talker'" not in server.log_file.read_text()
     nothing_is_left_of(processes)
@@ -173,7 +169,7 @@ def test_killed_helpers_end_no_stream_of_others(endless_voice: Path, tmp_path: P
         helpers = {name: model_process(server, name) for name in ("qwen3_tts_offline", "voices")}
         processes = [*processes_of(server), *helpers.values()]
         for number, (helper, process) in enumerate(helpers.items(), 1):
-            with Stream(server, inputs(sampling={"max_frames": 300, "chunk_frames": [1]})) as stream:
+            with Stream(server, inputs(sampling={"max_frames": 100, "chunk_frames": [1]})) as stream:
                 stream.next()
                 os.kill(process.pid, signal.SIGKILL)
                 eventually(partial(has_died, server, helper), "the talker tells of the death")
@@ -262,29 +258,33 @@ def test_a_dead_engine_ends_every_stream_in_band_and_then_the_server(endless_voi
     nothing_is_left_of(processes)
 
 
-def test_a_bad_option_stops_the_load_with_its_name_and_value(endless_voice: Path, tmp_path: Path) -> None:
-    server = new_server(endless_voice, tmp_path / "log", max_num_seqs="many")
-    with pytest.raises(ServerError, match=r"talker: ConfigError: max_num_seqs: 'many' is not a whole number"), server:
-        pass
-
-
-def test_talker_and_codec_take_the_device_of_their_own_config(endless_voice: Path, tmp_path: Path) -> None:
+def test_models_that_do_not_load_say_why_and_each_takes_the_options_of_its_own_config(endless_voice: Path, tmp_path: Path) -> None:
     repository = repository_with(tmp_path, "talker", "")
-    for model, device in (("talker", "cpu"), ("codec_decoder", "cuda:99")):
+    changes = {
+        "talker": ('"device" value: { string_value: "auto"', '"device" value: { string_value: "cpu"'),
+        "codec_decoder": ('"device" value: { string_value: "auto"', '"device" value: { string_value: "cuda:99"'),
+        "voices": ("parameters [", 'parameters [\n  { key: "max_num_seqs" value: { string_value: "many" } },'),
+    }
+    for model, (old, new) in changes.items():
         config = repository / model / "config.pbtxt"
-        config.write_text(config.read_text().replace('string_value: "auto"', f'string_value: "{device}"'))
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
     options = {"model_path": str(endless_voice)}
     server = TritonServer(options=options, repository=repository, ports=FREE_PORTS, log_file=tmp_path / "log")
     with pytest.raises(ServerError) as failure, server:
         pass
     assert "codec_decoder: ConfigError: device: 'cuda:99' is not" in str(failure.value)
+    assert "voices: ConfigError: max_num_seqs: 'many' is not a whole number" in str(failure.value)
     assert "talker:" not in str(failure.value)
 
 
 def test_a_model_whose_config_is_broken_is_reported_with_what_the_server_logged(endless_voice: Path, tmp_path: Path) -> None:
     repository = repository_with(tmp_path, "talker", "")
-    with (repository / "qwen3_tts" / "config.pbtxt").open("a") as config:
+    for model in repository.iterdir():
+        if model.name != "voices":  # which loads fastest
+            shutil.rmtree(model)
+    with (repository / "voices" / "config.pbtxt").open("a") as config:
         config.write("no_such_field: 1\n")
     server = new_server(endless_voice, tmp_path / "log", repository=repository)
-    with pytest.raises(ServerError, match=r"qwen3_tts: Poll failed.*config\.pbtxt"), server:
+    with pytest.raises(ServerError, match=r"voices: Poll failed.*config\.pbtxt"), server:
         pass

@@ -11,7 +11,7 @@ import pytest
 
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
-from server.conftest import SERVE
+from server.conftest import SERVE, TALKER_ALONE
 from server.streams import Stream, inputs
 
 ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
@@ -19,7 +19,8 @@ ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f
 
 @pytest.mark.parametrize("log_file", [[], ["--log-file", "/dev/stderr"]], ids=["default", "stderr"])
 def test_the_log_may_go_to_a_pipe_and_a_dead_server_is_reported(endless_voice: Path, tmp_path: Path, log_file: list[str]) -> None:
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, *log_file]
+    talker_alone = [f"--triton-argument={argument}" for argument in TALKER_ALONE]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, *talker_alone, *log_file]
     environment = os.environ | {"TMPDIR": str(tmp_path), "QWEN3_TTS_MAX_NUM_SEQ": "2"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as serve:
         assert serve.stdout is not None

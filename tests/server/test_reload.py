@@ -12,7 +12,7 @@ from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
 from server.streams import Stream, inputs, metric, model_process
 
-STREAMS, RELOADS, CANCELS = 3, 4, 40
+STREAMS, RELOADS, CANCELS = 2, 3, 40  # each model that streams use is loaded again
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from engine_lib.serving.message import CodesMessage
 from engine_lib.serving.secret import SECRET_VARIABLE, SIGNATURE_BYTES, ServerSecret
 from engine_lib.talker.request import CodesChunk
 from patience import eventually
-from server.conftest import new_server
+from server.conftest import TALKER_ALONE, new_server
 from server.streams import SAMPLES_PER_FRAME, SECRET, Stream, eventually_free, inputs, metric, signature
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -173,6 +173,6 @@ def test_the_models_of_a_plain_server_agree_on_a_secret(endless_voice: Path, tmp
 
 
 def test_a_secret_that_is_too_short_keeps_the_models_from_loading(endless_voice: Path, tmp_path: Path) -> None:
-    server = new_server(endless_voice, tmp_path / "log", environment={SECRET_VARIABLE: SECRET[:8]})
+    server = new_server(endless_voice, tmp_path / "log", environment={SECRET_VARIABLE: SECRET[:8]}, arguments=TALKER_ALONE)
     with pytest.raises(Exception, match=f"{SECRET_VARIABLE}: the secret has 8 bytes; give at least 16"), server:
         pass

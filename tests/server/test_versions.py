@@ -13,7 +13,7 @@ from engine_lib.errors import ConfigError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
 from engine_lib.serving.versions import check_only_version
-from server.conftest import new_server
+from server.conftest import TALKER_ALONE, new_server
 from server.streams import Stream, inputs
 
 
@@ -29,7 +29,7 @@ def two_versions(tmp_path: Path) -> Path:
 def test_a_second_version_is_refused_by_name(endless_voice: Path, tmp_path: Path, two_versions: Path) -> None:
     with (two_versions / "talker" / "config.pbtxt").open("a") as config:
         config.write("version_policy: { all { } }\n")
-    server = new_server(endless_voice, tmp_path / "log", repository=two_versions)
+    server = new_server(endless_voice, tmp_path / "log", repository=two_versions, arguments=TALKER_ALONE)
     with pytest.raises(ServerError, match="talker: ConfigError: version_policy: loads version 1 of talker beside version 2"), server:
         pass
 

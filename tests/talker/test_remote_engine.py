@@ -195,12 +195,13 @@ def test_an_engine_that_fails_in_its_process_ends_the_process(checkpoints: Path)
         eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank is gone")
 
 
-def test_a_shutdown_ends_streams_under_way_and_the_process(endless: Path):
-    with running_process(endless, **LONG) as engine:
+def test_a_shutdown_ends_streams_under_way_and_the_process_whose_log_is_its_parents(endless: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, "engine_lib"), running_process(endless, **LONG) as engine:
         streams = streams_under_way(engine)
         engine.shutdown()
         assert [stream.end().error for stream in streams] == ["the server is shutting down"] * 3
         assert not engine.is_alive
+    assert any("KV cache" in record.getMessage() for record in caplog.records)
 
 
 # Without speaking.py, because its oracle takes seconds to import.
@@ -242,9 +243,3 @@ def test_a_process_that_dies_while_loading_ends_the_load(endless: Path, monkeypa
         running_process(endless),
     ):
         pass
-
-
-def test_the_log_of_the_process_is_its_parents(endless: Path, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO, "engine_lib"), running_process(endless):
-        pass
-    assert any("KV cache" in record.getMessage() for record in caplog.records)

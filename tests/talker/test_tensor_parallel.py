@@ -180,19 +180,19 @@ def test_shards_of_a_weight_make_up_the_whole(eight_heads: Path, count: int):
 # the end
 
 
-@pytest.mark.parametrize(("size", "busy"), [(4, True), (2, False)], ids=["busy", "idle"])
-def test_a_killed_rank_ends_every_stream_with_an_error_and_the_engine(eight_heads: Path, size: int, busy: bool):
-    with running_engine(eight_heads, tensor_parallel_size=size, max_model_len=2048) as engine:
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_a_killed_rank_ends_every_stream_with_an_error_and_the_engine(eight_heads: Path, busy: bool):
+    with running_engine(eight_heads, tensor_parallel_size=2, max_model_len=2048) as engine:
         enough = threading.Event()
         streams = [start(engine, GREETING, max_frames=2000, at={3: lambda _: enough.set()}) for _ in range(3 if busy else 0)]
         assert not busy or enough.wait(PATIENCE)
-        os.kill(rank_processes(os.getpid())[-1], signal.SIGKILL)
+        [rank] = rank_processes(os.getpid())
+        os.kill(rank, signal.SIGKILL)
         for stream in streams:
             assert "the talker engine failed" in stream.end().error
         eventually(lambda: not engine.is_alive, "the engine notices that a rank has died")
         with pytest.raises(EngineDeadError):
             start(engine, GREETING)
-        eventually(lambda: rank_processes(os.getpid()) == [], "the other ranks end")
 
 
 def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_heads: Path):
