@@ -1,4 +1,4 @@
-"""Checkpoints for all tests, skipping of tests without their hardware, and the memory of a file."""
+"""Checkpoints for all tests, their order, which ones are skipped, and the memory of a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from make_checkpoint import make_checkpoint
 from oracle import load_official
+from workers import place_of, scheduling
 
 # Without a GPU kernels run by Triton's interpreter, which must be chosen before triton is first imported (transformers imports it).
 if not torch.cuda.is_available():
@@ -47,8 +49,15 @@ SHAPES_1B7 = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, give tests that share servers to one worker."""
+    return scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu if CUDA is missing."""
+    """Put slow tests first, and skip those marked gpu if CUDA is missing."""
+    items.sort(key=lambda item: place_of(item.nodeid))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -57,11 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_with_its_file() -> Iterator[None]:
-    """After each file, give back what it held: a worker runs half of all files, and would need some gigabytes at the end."""
+    """After each file, give back what it held: a worker runs a third of all files, and would need some gigabytes at the end."""
+    frozen = gc.get_freeze_count()
     yield
     load_official.cache_clear()
-    gc.unfreeze()  # a service that was tested in this process has frozen all that there was
+    if gc.get_freeze_count() > frozen:
+        gc.unfreeze()  # a service that was tested in this process has frozen all that there was
     gc.collect()
+    gc.freeze()  # all that is left, modules above all, so that no later collection spends half a second on it
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what is free, for each thread that an engine has had
 

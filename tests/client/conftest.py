@@ -24,7 +24,7 @@ def endless_checkpoint(checkpoints: Path) -> Path:
     return make_checkpoint(checkpoints / "endless_client", eos_gain=0.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_server(endless_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """The server of all tests that leave it intact."""
     log_file = tmp_path_factory.mktemp("client_server") / "log"

@@ -58,7 +58,7 @@ class RunningGateway:
         return next((line for line in self.log() if line["event"] == "answered" and line["request_id"] == request_id), {})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """The server of all tests that leave it intact."""
     if not CAN_SERVE:
@@ -67,14 +67,14 @@ def shared_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSe
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_gateway(shared_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """The gateway of all tests that leave it intact."""
     with RunningGateway([shared_triton], tmp_path_factory.mktemp("gateway") / "log") as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_endless(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with streams that end only at max_new_tokens, so that a test controls their length."""
     if not CAN_SERVE:
@@ -92,7 +92,7 @@ def endless(shared_endless: TritonServer) -> Iterator[TritonServer]:
     eventually_free(shared_endless)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def endless_gateway(shared_endless: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """The gateway in front of it."""
     with RunningGateway([shared_endless], tmp_path_factory.mktemp("endless_gateway") / "log") as running:
