@@ -34,6 +34,7 @@ install_all() {
         return 1
     }
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+    [[ $what == test ]] && pip+=(--no-compile)  # tests import few of the files; Python compiles these then
     # --no-deps, because each lock is complete: nothing else may be fetched.
     local locked=("${pip[@]}" --require-hashes --no-deps)
     if ! "$venv/bin/python" -c "import sys, torch; sys.exit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
