@@ -223,15 +223,17 @@ def value(metrics: str, name: str, **labels: str) -> float:
 
 def eventually_free(server: TritonServer, talker: str = "talker") -> None:
     """Wait until no stream of `talker` holds a resource."""
-    eventually(
-        lambda: (
-            metric(server, "active_streams", model=talker) == 0
-            and metric(server, "running_requests", model=talker) == 0
-            and metric(server, "codec_open_streams") == 0
-            and metric(server, "kv_blocks_free", model=talker) == metric(server, "kv_blocks_total", model=talker)
-        ),
-        "all streams, KV blocks and codec slots are free",
-    )
+
+    def is_free() -> bool:
+        metrics = server.metrics()
+        return (
+            value(metrics, "active_streams", model=talker) == 0
+            and value(metrics, "running_requests", model=talker) == 0
+            and value(metrics, "codec_open_streams") == 0
+            and value(metrics, "kv_blocks_free", model=talker) == value(metrics, "kv_blocks_total", model=talker)
+        )
+
+    eventually(is_free, "all streams, KV blocks and codec slots are free")
 
 
 @dataclass(frozen=True)
