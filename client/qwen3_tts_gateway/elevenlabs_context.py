@@ -1,0 +1,184 @@
+"""Context: one listener's audio on a WebSocket of ElevenLabs.
+
+Pieces of text come in and are spoken one behind the other. `flush` ends an utterance, because the last word of a text can only be spoken
+once it is known that nothing follows; the next piece begins another one in the same context.
+
+Alignments count from the beginning of the context's audio if the address says sync_alignment=true, as LiveKit reads them. Otherwise each
+counts from the end of the one before, as Pipecat does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Protocol
+
+from fastapi import WebSocketDisconnect
+
+from qwen3_tts_client.errors import InvalidRequest
+from qwen3_tts_gateway.audio import Encoder
+from qwen3_tts_gateway.delivery import encode
+from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of
+from qwen3_tts_gateway.gateway import Gateway
+from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.text_feed import TextFeed
+from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
+
+MAX_TEXTS = 100  # that wait in one context
+
+
+class Connection(Protocol):
+    """The socket of a context."""
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error and close the socket."""
+
+    def forget(self, context: Context) -> None:
+        """The context has ended."""
+
+
+class Context:
+    """One listener's audio: its texts are spoken in turn, by a task of its own, once the contexts `before` have ended.
+
+    Those had the same name: the client must not take this one's audio for theirs.
+
+    Args:
+        connection: gets the messages.
+        gateway: whose servers speak.
+        name: `contextId` of the messages; None: they have none, and an error ends the connection.
+        encoder: for all of its audio.
+        request: how to speak.
+        before: tasks of contexts.
+        counts_from_begin: whether alignments count from the beginning of the audio.
+
+    Attributes:
+        task: that speaks.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        gateway: Gateway,
+        name: str | None,
+        encoder: Encoder,
+        request: SpeechRequest,
+        *,
+        before: Sequence[asyncio.Task[None]],
+        counts_from_begin: bool,
+    ) -> None:
+        self._connection, self._gateway, self._name, self._encoder, self._request = connection, gateway, name, encoder, request
+        self._counts_from_begin = counts_from_begin
+        self._before = before
+        self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
+        self._feed: TextFeed | None = None
+        self._open_texts: list[TextFeed] = []
+        self._spoken_seconds = self._aligned_seconds = 0.0  # of utterances that have ended; up to the last alignment
+        self.task = asyncio.create_task(self._run())
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether an utterance is open."""
+        return self._feed is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is spoken or waits to be."""
+        return not all(feed.is_dropped for feed in self._open_texts) and not self.task.done()
+
+    def put(self, text: str) -> None:
+        """Add to the open utterance, or begin one."""
+        if self.task.done():
+            return  # it has failed, and the rest of its text is not another one's
+        if self._feed is None:
+            if len(self._open_texts) >= MAX_TEXTS:
+                raise ApiError(429, f"text: more than {MAX_TEXTS} utterances of a context wait; flush less often", param="text")
+            self._feed = TextFeed(self._gateway.settings.max_text_length)
+            self._texts.put_nowait(self._feed)
+            self._open_texts.append(self._feed)
+        try:
+            self._feed.put(text)
+        except InvalidRequest as error:
+            raise ApiError(400, error.message, param="text", code="text_too_long") from None
+
+    def flush(self) -> None:
+        """End the open utterance."""
+        if self._feed is not None:
+            self._feed.end()
+            self._feed = None
+
+    def drop(self) -> None:
+        """End the open utterance; no more of it is spoken."""
+        if self._feed is not None:
+            self._feed.drop()
+            self._feed = None
+
+    def close(self) -> None:
+        """End the context behind what it has been given."""
+        self._texts.put_nowait(None)
+
+    async def cancel(self) -> None:
+        """End the context now."""
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+    async def _run(self) -> None:
+        """Raises nothing: what fails is told to the client, if it is still there."""
+        try:
+            if self._before:
+                await asyncio.wait(self._before)
+            while (feed := await self._texts.get()) is not None:
+                if not feed.is_dropped:
+                    await self._speak(feed)
+                self._open_texts.remove(feed)
+            await self._send(self._encoder.finish())
+            await self._connection.send(self._named({"audio": None, "isFinal": True}))
+        except WebSocketDisconnect:
+            pass
+        except Exception as error:
+            await self._fail(answer_of(error, ELEVENLABS_FIELDS))
+        finally:
+            self._connection.forget(self)
+
+    async def _speak(self, feed: TextFeed) -> None:
+        times, characters = WordTimes(), CharacterTimes(self._spoken_seconds)
+        timestamps = "word" if await self._gateway.tells_times(self._request) else None
+        request = self._request.model_copy(update={"timestamps": timestamps})
+        async with aclosing(times.of(self._gateway.stream(request, feed))) as chunks:
+            async for chunk in chunks:
+                if feed.is_dropped:
+                    return
+                audio = await encode(self._gateway, self._encoder, chunk)
+                end = times.seconds if chunk.is_final and (times.has_words or characters.has_begun) else None
+                await self._send(audio, characters.add(feed.text, times.take(), end))
+        self._spoken_seconds += times.seconds
+
+    async def _fail(self, error: ApiError) -> None:
+        if self._name is None:
+            await self._connection.refuse(error)
+            return
+        with suppress(WebSocketDisconnect):
+            await self._connection.send(self._named({"error": error.code or "invalid_request", "message": error.message}))
+
+    async def _send(self, audio: bytes, characters: Sequence[Character] = ()) -> None:
+        if audio or characters:
+            alignment = self._alignment(characters) if characters else None
+            encoded = base64.b64encode(audio).decode() if audio else None
+            values = {"audio": encoded, "isFinal": None, "alignment": alignment, "normalizedAlignment": alignment}
+            await self._connection.send(self._named(values))
+
+    def _alignment(self, characters: Sequence[Character]) -> dict[str, Any]:
+        """The text is spoken as it is, so both alignments are the same."""
+        before = 0.0 if self._counts_from_begin else self._aligned_seconds
+        self._aligned_seconds = characters[-1][2]
+        marks = [round((start - before) * 1000) for _, start, _ in characters]
+        ends = [*marks[1:], round((characters[-1][2] - before) * 1000)]
+        durations = [end - start for start, end in zip(marks, ends, strict=True)]
+        return {"chars": [character for character, _, _ in characters], "charStartTimesMs": marks, "charDurationsMs": durations}
+
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values if self._name is None else values | {"contextId": self._name}
