@@ -152,10 +152,12 @@ class Client:
         except grpc.RpcError as error:
             reader.call_failed(error)
         finally:
-            if not reader.has_ended:
-                feeder.close(cancel=True)
-                drain(call)
-            call.cancel()  # nothing to cancel when the call has ended
+            try:
+                if not reader.has_ended:
+                    feeder.close(cancel=True)
+                    drain(call)
+            finally:  # also at Ctrl-C
+                call.cancel()  # nothing to cancel when the call has ended
         if feeder.failure is not None:
             raise feeder.failure
         yield reader.last()
@@ -264,9 +266,11 @@ class AsyncClient:
         except grpc.RpcError as error:
             reader.call_failed(error)
         finally:
-            if not reader.has_ended:
-                await feeder.leave()
-            call.cancel()  # nothing to cancel when the call has ended
+            try:
+                if not reader.has_ended:
+                    await feeder.leave()
+            finally:  # also if the task is cancelled while it leaves
+                call.cancel()  # nothing to cancel when the call has ended
         if feeder.failure is not None:
             raise feeder.failure
         yield reader.last()

@@ -155,10 +155,12 @@ class AsyncFeeder:
 
     async def leave(self, seconds: float = LEAVE_SECONDS) -> None:
         """Cancel the stream, and read the rest of it for at most `seconds`."""
-        with suppress(asyncio.TimeoutError, grpc.RpcError):
-            await asyncio.wait_for(self._leave(), seconds)
-        if self._sending is not None:
-            self._sending.cancel()
+        try:
+            with suppress(asyncio.TimeoutError, grpc.RpcError):
+                await asyncio.wait_for(self._leave(), seconds)
+        finally:
+            if self._sending is not None:
+                self._sending.cancel()
 
     async def _leave(self) -> None:
         await self.close(cancel=True)

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
+import grpc.aio  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from server.streams import metric
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benching.fake_triton import FakeTriton
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
 from qwen3_tts_client import AsyncClient, Client, InvalidRequest
@@ -147,3 +150,48 @@ async def test_a_stream_that_is_refused_while_words_still_come_ends_with_its_err
         with pytest.raises(InvalidRequest, match="'nobody' is unknown") as refused:
             await asyncio.wait_for(client.synthesize(words(), voice="nobody"), PATIENCE)
     assert refused.value.field == "voice"
+
+
+class Endless(FakeTriton):
+    """A server that speaks on whatever it is told; `has_ended` is set once a stream was cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(frames=100_000, speed=1)
+        self.has_ended = asyncio.Event()
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[object], context: object
+    ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
+        try:
+            async for response in super().ModelStreamInfer(requests, context):
+                yield response
+        finally:
+            self.has_ended.set()
+
+
+async def test_a_task_that_is_cancelled_while_it_leaves_cancels_its_stream() -> None:
+    """A client of the gateway is gone, so a send fails, and then its task is cancelled: after each number of turns of the event loop."""
+    triton, server = Endless(), grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+
+    async def listen(client: AsyncClient, leaves: asyncio.Event) -> None:
+        async with aclosing(client.stream(later(["Good "]))) as chunks:
+            async for _ in chunks:
+                leaves.set()
+                raise ConnectionError
+
+    async with AsyncClient(address) as client:
+        for turns in range(12):
+            leaves = asyncio.Event()
+            triton.has_ended.clear()
+            listening = asyncio.create_task(listen(client, leaves))
+            await leaves.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            listening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await listening
+            await asyncio.wait_for(triton.has_ended.wait(), PATIENCE)
+    await server.stop(None)
