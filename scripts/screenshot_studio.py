@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 SHOTS = {"studio": (1440, 900, "light", ""), "studio_dark": (1440, 1100, "dark", "ada"), "studio_phone": (390, 844, "light", "")}
 EARLIER = ["Good morning.", "My brother has two dogs and a very small cat."]
 TEXT = "There is a small penguin in the window."
-ATTEMPTS = 5  # a machine that is busy with other things may be too slow for gapless speech
+ATTEMPTS = 12  # a machine that is busy with other things may be too slow for gapless speech
 COLOURS = 256  # enough for a page that has few
 HALF_SPOKEN = """() => {
   const wave = document.getElementById("wave");

@@ -43,7 +43,7 @@ export class Blending {
   offer() {
     const select = element("blend"), chosen = select.value, first = this.voices.get(element("voice").value);
     const partners = first && !MARKS.test(first.id) ? [...this.voices.values()].filter((voice) => voice.id !== first.id && !MARKS.test(voice.id) && this.model(first, voice)) : [];
-    const none = first ? (partners.length ? "no other voice" : "no voice fits") : "choose a voice";
+    const none = first ? (partners.length ? "nothing" : "no voice fits") : "choose a voice";
     select.replaceChildren(new Option(none, ""), ...partners.map(({ id }) => new Option(id, id)));
     select.value = partners.some(({ id }) => id === chosen) ? chosen : "";
     select.disabled = !partners.length;
