@@ -5,7 +5,6 @@ Weights are taken one by one with the shape the model expects, so a missing or m
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.checkpoint_files import CODEC, checkpoint_folder, why_missing, why_unreadable
+from engine_lib.checkpoint_files import CODEC, Fields, checkpoint_folder, why_missing, why_unreadable
 from engine_lib.errors import CheckpointError, InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.speech.alignment_file import Alignment
@@ -132,17 +131,17 @@ class Weights:
         if os.path.lexists(single):  # as in the official package, a single file goes before shards
             files = {single}
         elif index.is_file():
-            try:
-                files = {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index}: no usable weight_map: {error!r}") from None
+            names = Fields(index).get("weight_map", dict).values()
+            if not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
+                raise CheckpointError(f"{index}: weight_map has a value that is no name of a file in this folder")
+            files = {folder / name for name in names}
         else:
             advice = "; only safetensors are read: convert the .bin files" if any(folder.glob("*.bin")) else ""
             raise CheckpointError(f"{why_missing(single)}, and there is no {index.name} either{advice}")
         self._folder = folder
         self._files = {}
         for file in sorted(files):
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise CheckpointError(why_missing(file))
             try:
                 handle = safe_open(str(file), framework="pt")
@@ -172,7 +171,7 @@ class Weights:
         tensor = self.stored(name)
         self._check_shape(name, tensor.shape, shape)
         self._check_dtype(name, tensor)
-        return tensor.to(device=device, dtype=dtype)
+        return _own(tensor, dtype, device)
 
     def take_shard(
         self, name: str, shape: Iterable[int], shard: Shard, *, dim: int, dtype: torch.dtype, device: torch.device
@@ -185,7 +184,7 @@ class Weights:
         part = shard.of(stored.get_shape()[dim])
         tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
         self._check_dtype(name, tensor)
-        return tensor.to(device=device, dtype=dtype).contiguous()
+        return _own(tensor.contiguous(), dtype, device)
 
     def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
         """These rows of a weight of two dimensions, each [columns] float32; nothing else of it is read."""
@@ -207,3 +206,13 @@ class Weights:
         if not stored.is_floating_point() or stored.element_size() == 1:
             expected = "a quantised checkpoint is not supported; give one in float32, float16 or bfloat16"
             raise CheckpointError(f"{self._folder}: weight {name} is {stored.dtype}; {expected}")
+
+
+def _own(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`tensor` as `dtype` on `device`, in memory of its own.
+
+    A stored tensor is the file itself, mapped: to write a new checkpoint over it would change the weights of a running engine, and to
+    shorten it would end the process by SIGBUS.
+    """
+    taken = tensor.to(device=device, dtype=dtype)
+    return taken.clone() if taken is tensor else taken

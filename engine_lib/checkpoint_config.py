@@ -206,22 +206,22 @@ def _talker_config(talker: Fields) -> TalkerConfig:
         section.must_be("attention_bias", False)
         section.must_be("use_sliding_window", False)
         section.must_be("hidden_act", "silu")
-        rope_scaling = section.values.get("rope_scaling") or {}
+        rope_scaling = section.nested("rope_scaling").values if section.values.get("rope_scaling") else {}
         rope_type = rope_scaling.get("rope_type", rope_scaling.get("type", "default"))
         if rope_type != "default":
             raise CheckpointError(f"{section.where}: rope_scaling type {rope_type!r} is not supported; only 'default' is")
-    rows = talker.get("vocab_size", int)
+    rows = talker.get_size("vocab_size")
     language_ids = talker.get_ids("codec_language_id", rows)
-    num_code_groups = talker.get("num_code_groups", int)
-    if predictor.get("num_code_groups", int) != num_code_groups:
+    num_code_groups = talker.get_size("num_code_groups")
+    if predictor.get_size("num_code_groups") != num_code_groups:
         raise CheckpointError(f"{predictor.where}: num_code_groups differs from the talker's ({num_code_groups})")
     return TalkerConfig(
         shape=_decoder_shape(talker),
         vocab_size=rows,
-        text_vocab_size=talker.get("text_vocab_size", int),
-        text_hidden_size=talker.get("text_hidden_size", int),
+        text_vocab_size=talker.get_size("text_vocab_size"),
+        text_hidden_size=talker.get_size("text_hidden_size"),
         num_code_groups=num_code_groups,
-        max_position_embeddings=talker.get("max_position_embeddings", int),
+        max_position_embeddings=talker.get_size("max_position_embeddings"),
         codec_eos_token_id=talker.get_id("codec_eos_token_id", rows),
         codec_think_id=talker.get_id("codec_think_id", rows),
         codec_nothink_id=talker.get_id("codec_nothink_id", rows),
@@ -232,7 +232,7 @@ def _talker_config(talker: Fields) -> TalkerConfig:
         speaker_ids=talker.get_ids("spk_id", rows),
         speaker_dialects=talker.get_names("spk_is_dialect", language_ids),
         language_ids=language_ids,
-        code_predictor=CodePredictorConfig(shape=_decoder_shape(predictor), vocab_size=predictor.get("vocab_size", int)),
+        code_predictor=CodePredictorConfig(shape=_decoder_shape(predictor), vocab_size=predictor.get_size("vocab_size")),
     )
 
 
@@ -242,15 +242,15 @@ def _codec_config(tokenizer: Fields) -> CodecDecoderConfig:
     decoder.must_be("hidden_act", "silu")
     return CodecDecoderConfig(
         shape=_decoder_shape(decoder),
-        codebook_size=decoder.get("codebook_size", int),
-        codebook_dim=decoder.get("codebook_dim", int),
-        num_quantizers=decoder.get("num_quantizers", int),
-        latent_dim=decoder.get("latent_dim", int),
-        decoder_dim=decoder.get("decoder_dim", int),
-        sliding_window=decoder.get("sliding_window", int),
-        upsampling_ratios=tuple(decoder.get("upsampling_ratios", list)),
-        upsample_rates=tuple(decoder.get("upsample_rates", list)),
-        sample_rate=tokenizer.get("output_sample_rate", int),
+        codebook_size=decoder.get_size("codebook_size"),
+        codebook_dim=decoder.get_size("codebook_dim"),
+        num_quantizers=decoder.get_size("num_quantizers"),
+        latent_dim=decoder.get_size("latent_dim"),
+        decoder_dim=decoder.get_size("decoder_dim"),
+        sliding_window=decoder.get_size("sliding_window"),
+        upsampling_ratios=decoder.get_sizes("upsampling_ratios"),
+        upsample_rates=decoder.get_sizes("upsample_rates"),
+        sample_rate=tokenizer.get_size("output_sample_rate"),
     )
 
 
@@ -258,21 +258,21 @@ def _speaker_encoder_config(model: Fields, talker: Fields) -> SpeakerEncoderConf
     """Fields missing in a published config.json have the defaults of the official Qwen3TTSSpeakerEncoderConfig."""
     encoder = model.nested("speaker_encoder_config")
     encoder.must_be("sample_rate", 24000)
-    encoder.must_be("enc_dim", talker.get("hidden_size", int))  # an x-vector is a row of the talker's input
-    channels = encoder.get_integers("enc_channels", (512, 512, 512, 512, 1536))
-    kernel_sizes = encoder.get_integers("enc_kernel_sizes", (5, 3, 3, 3, 1))
-    dilations = encoder.get_integers("enc_dilations", (1, 2, 3, 4, 1))
+    encoder.must_be("enc_dim", talker.get_size("hidden_size"))  # an x-vector is a row of the talker's input
+    channels = encoder.get_sizes("enc_channels", (512, 512, 512, 512, 1536))
+    kernel_sizes = encoder.get_sizes("enc_kernel_sizes", (5, 3, 3, 3, 1))
+    dilations = encoder.get_sizes("enc_dilations", (1, 2, 3, 4, 1))
     if not 3 <= len(channels) == len(kernel_sizes) == len(dilations):
         raise CheckpointError(f"{encoder.where}: enc_channels, enc_kernel_sizes and enc_dilations need one length, at least 3")
     return SpeakerEncoderConfig(
-        mel_dim=encoder.get("mel_dim", int, 128),
-        enc_dim=encoder.get("enc_dim", int),
+        mel_dim=encoder.get_size("mel_dim", 128),
+        enc_dim=encoder.get_size("enc_dim"),
         enc_channels=channels,
         enc_kernel_sizes=kernel_sizes,
         enc_dilations=dilations,
-        enc_attention_channels=encoder.get("enc_attention_channels", int, 128),
-        enc_res2net_scale=encoder.get("enc_res2net_scale", int, 8),
-        enc_se_channels=encoder.get("enc_se_channels", int, 128),
+        enc_attention_channels=encoder.get_size("enc_attention_channels", 128),
+        enc_res2net_scale=encoder.get_size("enc_res2net_scale", 8),
+        enc_se_channels=encoder.get_size("enc_se_channels", 128),
     )
 
 
@@ -282,27 +282,28 @@ def _reference_encoder_config(tokenizer: Fields, talker: Fields) -> ReferenceEnc
         encoder.must_be(name, supported)
     for section, name in ((encoder, "sampling_rate"), (tokenizer, "input_sample_rate")):
         section.must_be(name, 24000)
-    tokenizer.must_be("encoder_valid_num_quantizers", talker.get("num_code_groups", int))
-    samples_per_frame = 2 * prod(encoder.get_integers("upsampling_ratios", (8, 6, 5, 4)))
+    tokenizer.must_be("encoder_valid_num_quantizers", talker.get_size("num_code_groups"))
+    samples_per_frame = 2 * prod(encoder.get_sizes("upsampling_ratios", (8, 6, 5, 4)))
     tokenizer.must_be("encode_downsample_rate", samples_per_frame)
-    rope = encoder.values.get("rope_parameters") or encoder.values  # transformers 5 writes a section of its own
+    # transformers 5 writes a section of its own.
+    rope = encoder.nested("rope_parameters") if encoder.values.get("rope_parameters") else encoder
     settings = {name: value for name, value in encoder.values.items() if not name.startswith("rope_")}
     return ReferenceEncoderConfig(
-        num_quantizers=tokenizer.get("encoder_valid_num_quantizers", int),
+        num_quantizers=tokenizer.get_size("encoder_valid_num_quantizers"),
         samples_per_frame=samples_per_frame,
-        mimi=settings | {"rope_theta": float(rope.get("rope_theta", 10000.0))},
+        mimi=settings | {"rope_theta": rope.get_positive("rope_theta", 10000.0)},
     )
 
 
 def _decoder_shape(section: Fields) -> DecoderShape:
-    hidden_size, heads = section.get("hidden_size", int), section.get("num_attention_heads", int)
+    hidden_size, heads = section.get_size("hidden_size"), section.get_size("num_attention_heads")
     return DecoderShape(
         hidden_size=hidden_size,
-        intermediate_size=section.get("intermediate_size", int),
-        num_hidden_layers=section.get("num_hidden_layers", int),
+        intermediate_size=section.get_size("intermediate_size"),
+        num_hidden_layers=section.get_size("num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=section.get("num_key_value_heads", int),
-        head_dim=section.get("head_dim", int) if section.values.get("head_dim") is not None else hidden_size // heads,
-        rms_norm_eps=float(section.get("rms_norm_eps", float)),
-        rope_theta=float(section.get("rope_theta", float)),
+        num_key_value_heads=section.get_size("num_key_value_heads"),
+        head_dim=section.get_size("head_dim") if section.values.get("head_dim") is not None else hidden_size // heads,
+        rms_norm_eps=section.get_positive("rms_norm_eps"),
+        rope_theta=section.get_positive("rope_theta"),
     )

@@ -19,6 +19,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/"
 MODEL_PREFIX, SNAPSHOTS = "models--", "snapshots"  # in the hub's cache: models--ORG--NAME/snapshots/REVISION
 CODEC = "speech_tokenizer"
 MAX_NAMED = 5
+MAX_SIZE = 2**31 - 1  # of a table, a layer, a window; real ones are much smaller
+MAX_NUMBER = 1e30  # a float32 holds it, and its square root times another one
 
 
 def checkpoint_folder(path: str | Path) -> Path:
@@ -28,7 +30,7 @@ def checkpoint_folder(path: str | Path) -> Path:
         CheckpointError: there is none; the message says how to get one if `path` is a hub id, in the hub's cache or a folder of several.
     """
     folder = Path(os.path.expanduser(path))
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if not os.path.lexists(folder / "config.json"):
             return _snapshot(folder) or _no_checkpoint(folder, path)
         return folder
@@ -39,7 +41,7 @@ def checkpoint_folder(path: str | Path) -> Path:
         advice = f"nothing is downloaded here. Run: hf download {path} --local-dir {Path(path).name}"
         if _snapshots(cached):
             advice = f"nothing is downloaded here. Give {_main_snapshot(cached) or _snapshots(cached)[0]}"
-    raise CheckpointError(f"model_path: {str(path)!r} is not a folder; {advice}")
+    raise CheckpointError(f"model_path: {str(path)!r:.300} is not a folder; {advice}")
 
 
 def checkpoint_name(folder: Path) -> str:
@@ -94,7 +96,7 @@ def _listed(folders: list[Path]) -> str:
 
 def why_missing(file: Path) -> str:
     """A message about a file that is not there."""
-    if file.is_symlink():
+    if os.path.islink(file):
         return f"{file} is a link to a file that is gone or was never completely downloaded; download the checkpoint again"
     if file.parent.name == CODEC:
         advice = (
@@ -120,6 +122,22 @@ def why_unreadable(file: Path, error: object, reason: str = "cannot be read") ->
     return f"{file} {reason}: {error}"
 
 
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, or is no JSON that this engine reads.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(why_missing(file)) from None
+    except OSError as error:
+        raise CheckpointError(why_unreadable(file, error.strerror)) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(why_unreadable(file, error, "is not valid JSON")) from None
+
+
 class Fields:
     """One JSON object; a missing or mistyped field is reported with its file."""
 
@@ -127,12 +145,7 @@ class Fields:
         self.file, self.prefix = file, prefix
         self.where = f"{file}{f' ({prefix})' if prefix else ''}"
         if values is None:
-            try:
-                values = json.loads(file.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise CheckpointError(why_missing(file)) from None
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise CheckpointError(why_unreadable(file, error, "is not valid JSON")) from None
+            values = read_json(file)
             if not isinstance(values, dict):
                 raise CheckpointError(f"{file} does not hold a JSON object")
         self.values: dict[str, Any] = values
@@ -145,12 +158,26 @@ class Fields:
             raise CheckpointError(f"{self.where}: {name} is {value!r:.200}; {kind.__name__} expected")
         return value
 
-    def get_integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        """The field, a list of whole numbers."""
-        values = self.get(name, list, list(default))
-        if not all(isinstance(value, int) for value in values):
-            raise CheckpointError(f"{self.where}: {name} is {values!r}; whole numbers expected")
+    def get_size(self, name: str, default: int | None = None) -> int:
+        """The field, a whole number from 1 to MAX_SIZE."""
+        value: int = self.get(name, int, default)
+        if not 1 <= value <= MAX_SIZE:
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.200}; a whole number from 1 to {MAX_SIZE} expected")
+        return value
+
+    def get_sizes(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """The field, a list of whole numbers from 1 to MAX_SIZE."""
+        values = self.get(name, list, None if default is None else list(default))
+        if not all(type(value) is int and 1 <= value <= MAX_SIZE for value in values):
+            raise CheckpointError(f"{self.where}: {name} is {values!r:.200}; whole numbers from 1 to {MAX_SIZE} expected")
         return tuple(values)
+
+    def get_positive(self, name: str, default: float | None = None) -> float:
+        """The field, a number above 0 that is not infinite."""
+        value = self.get(name, float, default)
+        if not 0 < value < MAX_NUMBER:
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.200}; a number above 0 and below {MAX_NUMBER:g} expected")
+        return float(value)
 
     def get_id(self, name: str, rows: int) -> int:
         """The field, which must be the number of a row in a table of `rows`."""

@@ -129,6 +129,11 @@ def test_a_missing_or_broken_weight_file_is_named(folder: Path, file: str):
         ("talker_config.code_predictor_config.rope_scaling", {"type": "linear"}, r"rope_scaling type 'linear' is not supported"),
         ("talker_config.code_predictor_config.num_code_groups", 8, r"num_code_groups differs from the talker's \(16\)"),
         ("talker_config.code_predictor_config.head_dim", 2.5, r"head_dim is 2.5; int expected"),
+        ("talker_config.num_hidden_layers", 0, r"num_hidden_layers is 0; a whole number from 1 to"),
+        ("talker_config.max_position_embeddings", 10**18, r"max_position_embeddings is 1000.*; a whole number from 1 to"),
+        ("talker_config.rms_norm_eps", 10**400, r"rms_norm_eps is 1000.*; a number above 0"),
+        ("talker_config.rope_theta", float("nan"), r"rope_theta is nan; a number above 0"),
+        ("talker_config.rope_scaling", "yarn", r"rope_scaling is 'yarn'; dict expected"),
     ],
 )
 def test_a_field_that_is_missing_or_not_supported_is_named(folder: Path, key: str, value: Any, message: str):
@@ -143,6 +148,9 @@ def test_a_field_that_is_missing_or_not_supported_is_named(folder: Path, key: st
         ("decoder_config.sliding_window", None, r"speech_tokenizer/config.json \(decoder_config\): sliding_window is None; int expected"),
         ("decoder_config.upsample_rates", 8, r"upsample_rates is 8; list expected"),
         ("decoder_config.hidden_act", "relu", r"hidden_act is 'relu'; only 'silu' is supported"),
+        ("decoder_config.upsample_rates", [8, "x"], r"upsample_rates is \[8, 'x'\]; whole numbers from 1"),
+        ("decoder_config.sliding_window", 0, r"sliding_window is 0; a whole number from 1"),
+        ("output_sample_rate", 0, r"output_sample_rate is 0; a whole number from 1"),
         ("output_sample_rate", None, r"output_sample_rate is None; int expected"),
     ],
 )
@@ -354,9 +362,9 @@ def test_a_missing_shard_or_a_broken_index_is_named(tmp_path: Path):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is missing"):
         Weights(sharded)
-    for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
+    for text in ("{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}'):
         (sharded / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"model.safetensors.index.json: no usable weight_map"):
+        with pytest.raises(CheckpointError, match=r"model.safetensors.index.json.*(weight_map|JSON)"):
             Weights(sharded)
 
 

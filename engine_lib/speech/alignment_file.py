@@ -46,7 +46,7 @@ class Alignment:
             return None
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: {error}; make it again with scripts/calibrate_alignment.py") from None
         problem = _problem(content, layers, heads)
         if problem:
