@@ -20,6 +20,7 @@ ENVIRONMENT_PREFIX = "QWEN3_TTS_"
 # Variables with that prefix that are no options: of a server's models, and of the client.
 OTHER_VARIABLES = ("DRAIN_DIRECTORY", "GRPC_URL", "SERVER_SECRET", "SERVER_SECRET_FILE", "URL")
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+LARGEST = 2**31 - 1  # of an option without a maximum: no counter, size or wait in seconds overflows
 
 
 def option(
@@ -63,11 +64,11 @@ class EngineConfig:
         "auto: process on GPU, thread on CPU.",
         choices=("auto", "process", "thread"),
     )
-    num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0)
+    num_threads: int = option(0, "CPU threads of torch in this process; 0 leaves torch's default.", minimum=0, maximum=4096)
 
     max_num_seqs: int = option(64, "Streams decoded together; further requests wait.", minimum=1, maximum=1024, group="Talker")
     max_num_batched_tokens: int = option(512, "Prompt rows prefilled in one step; longer prompts are split.", minimum=1)
-    max_model_len: int = option(4096, "Longest prompt plus frames of one request, in rows.", minimum=16)
+    max_model_len: int = option(4096, "Longest prompt plus frames of one request, in rows.", minimum=16, maximum=1 << 20)
     kv_block_size: int = option(16, "Rows in one block of the paged KV cache.", minimum=1, maximum=256)
     num_kv_blocks: int = option(
         0, "Blocks in the KV cache; 0: from gpu_memory_utilization, or max_num_seqs x max_model_len on CPU.", minimum=0
@@ -246,14 +247,17 @@ def _checked(spec: Field[Any], kind: Any, value: Any) -> Any:
     """`value` converted to the field's type and checked against its range."""
     try:
         value = _converted(kind, value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{spec.name}: {value!r} is not {_kind_name(kind)}; {spec.metadata['help']}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{spec.name}: {value!r:.100} is not {_kind_name(kind)}; {spec.metadata['help']}") from None
     choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
     if choices is not None and value not in choices:
-        raise ConfigError(f"{spec.name}: {value!r} is not allowed; choose one of {', '.join(map(str, choices))}")
+        raise ConfigError(f"{spec.name}: {value!r:.100} is not allowed; choose one of {', '.join(map(str, choices))}")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{spec.name}: {value!r:.100} holds a NUL character; leave it out")
+    highest = LARGEST if maximum is None else maximum
     for number in value if isinstance(value, tuple) else (value,):
-        if (minimum is not None and not number >= minimum) or (maximum is not None and not number <= maximum):
-            raise ConfigError(f"{spec.name}: {value!r} is outside {minimum} to {maximum if maximum is not None else 'unlimited'}")
+        if minimum is not None and not minimum <= number <= highest:
+            raise ConfigError(f"{spec.name}: {value!r:.100} is outside {minimum} to {highest}")
     return value
 
 

@@ -53,11 +53,11 @@ class SamplingParams:
         for name in ("top_k", "subtalker_top_k"):
             value = getattr(self, name)
             if not 0 <= value <= 2**31 - 1:
-                raise InvalidRequestError(name, f"{value} is not allowed; give a whole number from 0 (off)")
+                raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from 0 (off)")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequestError("seed", f"{self.seed} is not allowed; give a whole number from 0 to {MAX_SEED}")
+            raise InvalidRequestError("seed", f"{self.seed!r:.100} is not allowed; give a whole number from 0 to {MAX_SEED}")
         if self.max_frames is not None and not 1 <= self.max_frames <= 2**31 - 1:
-            raise InvalidRequestError("max_frames", f"{self.max_frames} is not allowed; give a whole number from 1")
+            raise InvalidRequestError("max_frames", f"{self.max_frames!r:.100} is not allowed; give a whole number from 1")
 
     def _is_off(self, value: float, switch: str) -> bool:
         """Whether `value` is 0 beside a do_sample that is False; clients write both for the likeliest id."""
@@ -99,14 +99,14 @@ def _converted(name: str, kind: Any, value: Any) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        raise InvalidRequestError(name, f"{value!r} is not allowed; give true or false")
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give true or false")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(name, f"{value!r} is not allowed; give a number")
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a number")
     if kind is float:
         try:
             return float(value)
         except OverflowError:
             raise InvalidRequestError(name, "the number is too large") from None
     if isinstance(value, float) and not value.is_integer():
-        raise InvalidRequestError(name, f"{value!r} is not allowed; give a whole number")
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number")
     return int(value)

@@ -67,7 +67,11 @@ def test_an_option_may_be_a_string_or_a_typed_value(name: str, text: Any, value:
         ("max_num_seqs", 2.0, "a whole number"),
         ("max_num_seqs", True, "a whole number"),
         ("max_num_seqs", None, "a whole number"),
-        ("max_model_len", -1, "16 to unlimited"),
+        ("max_model_len", -1, "16 to 1048576"),
+        ("max_waiting_requests", 2**70, "0 to 2147483647"),
+        ("text_idle_seconds", "inf", "0.1 to 2147483647"),
+        ("codec_idle_timeout", 1e308, "0.1 to 2147483647"),
+        ("num_threads", "100000000", "0 to 4096"),
         ("gpu_memory_utilization", "1.5", "0.05 to 0.98"),
         ("gpu_memory_utilization", "nan", "0.05 to 0.98"),
         ("gpu_memory_utilization", "half", "a number"),
@@ -92,6 +96,14 @@ def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowe
     assert message.startswith(f"{name}: ")
     assert allowed in message
     assert str(value) in message
+
+
+def test_a_bad_value_is_quoted_in_part_and_may_hold_no_nul():
+    with pytest.raises(ConfigError) as error:
+        EngineConfig.from_options({"max_num_seqs": "9" * 5000}, NOTHING)
+    assert len(str(error.value)) < 250
+    with pytest.raises(ConfigError, match=r"^voice_store: .* holds a NUL character"):
+        EngineConfig(voice_store="a\0b")
 
 
 def test_an_unknown_option_is_named_with_those_that_exist():

@@ -12,7 +12,6 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 import warnings
@@ -35,7 +34,7 @@ from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
 from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
-from engine_lib.config import EngineConfig
+from engine_lib.config import LARGEST, EngineConfig
 from engine_lib.delivery import Delivery, Timestamps
 from engine_lib.errors import InvalidRequestError, Qwen3TTSError
 from engine_lib.speech.audio.chain import AudioChain
@@ -63,7 +62,7 @@ class Qwen3TTS:
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
         # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot however long that takes.
-        patient = replace(config, codec_idle_timeout=math.inf)
+        patient = replace(config, codec_idle_timeout=LARGEST)
         self._codec = CodecEngine(checkpoint, patient, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
         self._delivery = Delivery.default(config)
         self._voice_loudness = VoiceLoudness()
