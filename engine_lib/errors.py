@@ -56,6 +56,10 @@ class OverloadedError(Qwen3TTSError):
         self.retry_after = retry_after
 
 
+class StoreError(Qwen3TTSError):
+    """The folder of stored voices cannot be read or written now; the request may be right. Its operator has to look at it."""
+
+
 class DeadlineError(Qwen3TTSError):
     """The time that a request was given has passed before its work began."""
 

@@ -12,6 +12,7 @@ from engine_lib.errors import (
     NotFoundError,
     OverloadedError,
     Qwen3TTSError,
+    StoreError,
 )
 
 STATUS_CODES = ("INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "INTERNAL")
@@ -38,7 +39,7 @@ def status(error: BaseException) -> tuple[str, str]:
         code, message = "NOT_FOUND", str(error)
     elif isinstance(error, InvalidRequestError):
         code, message = "INVALID_ARG", str(error)
-    elif isinstance(error, OverloadedError | EngineDeadError) or str(error) == SHUTDOWN_ERROR:
+    elif isinstance(error, OverloadedError | EngineDeadError | StoreError) or str(error) == SHUTDOWN_ERROR:
         code, message = "UNAVAILABLE", str(error)
     elif isinstance(error, Qwen3TTSError):
         code, message = "INTERNAL", str(error)

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
-from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, Qwen3TTSError
+from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, StoreError
 from engine_lib.speech.blend import Blend, of_part
 from engine_lib.speech.lexicon import Lexicon
 from engine_lib.voices.stored_voice import (
@@ -43,6 +44,8 @@ NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]|\.(?!\.|$)){0,63}")
 MAX_CONSENT_LENGTH = 1000
 MAX_ATTEMPTS = 3  # to read a voice while another process replaces it
 PARTIAL_SUFFIX = ".partial"
+LOCK_SECONDS = 5.0  # others write a voice within milliseconds; whoever waits keeps other requests waiting
+LOCK_POLL_SECONDS = 0.01
 
 
 def checked_name(name: str, field: str = "voice") -> str:
@@ -99,12 +102,12 @@ class VoiceStore:
         """Names of all voices, usable or not, sorted.
 
         Raises:
-            Qwen3TTSError: the folder is gone.
+            StoreError: the folder is gone.
         """
         try:
             files = os.listdir(self.folder)
         except OSError as error:
-            raise Qwen3TTSError(f"voice_store: the folder cannot be read: {error.strerror}; ask the operator of the server") from None
+            raise StoreError(f"voice_store: the folder cannot be read: {error.strerror}; ask the operator of the server") from None
         stems = (file.removesuffix(FACTS_SUFFIX) for file in files if file.endswith(FACTS_SUFFIX))
         return sorted(stem for stem in stems if NAME_PATTERN.fullmatch(stem))
 
@@ -186,7 +189,7 @@ class VoiceStore:
         Raises:
             InvalidRequestError: the name, the consent or the lexicon is not allowed, the name is taken, the store is full, or the voice is
                 too large.
-            Qwen3TTSError: the folder cannot be written.
+            StoreError: the folder cannot be written, or another process keeps it locked.
         """
         self.check_addition(name, consent)
         tensors = pack_tensors(item.ref_spk_embedding.numpy(), None if item.ref_code is None else item.ref_code.numpy())
@@ -217,7 +220,7 @@ class VoiceStore:
 
         Raises:
             InvalidRequestError: as `add`, or a voice of the blend cannot be used.
-            Qwen3TTSError: the folder cannot be written.
+            StoreError: the folder cannot be written, or another process keeps it locked.
         """
         recipe, found = Blend.parse(blend, "blend"), []
         for part in recipe.names:
@@ -274,14 +277,19 @@ class VoiceStore:
 
         Raises:
             InvalidRequestError: there is no such voice.
-            Qwen3TTSError: the folder cannot be written.
+            StoreError: the folder cannot be written, or another process keeps it locked.
         """
         name = checked_name(name, "name")
         with self._writing():
             if name not in self.names():
                 raise self._unknown(name, "name")
             for suffix in (FACTS_SUFFIX, TENSORS_SUFFIX):
-                (self.folder / (name + suffix)).unlink(missing_ok=True)
+                try:
+                    (self.folder / (name + suffix)).unlink(missing_ok=True)
+                except IsADirectoryError:
+                    raise InvalidRequestError(
+                        "name", f"{name}{suffix} is a folder; only the operator of the server can remove it"
+                    ) from None
 
     # reading
 
@@ -350,18 +358,24 @@ class VoiceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Lock the folder against all other writers; remove the remains of an interrupted one."""
+        """Lock the folder against all other writers; remove the remains of an interrupted one, and those of this one if it fails."""
         try:
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                for leftover in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
-                    leftover.unlink(missing_ok=True)
-                yield
+                _take(lock)
+                self._remove_partial()
+                try:
+                    yield
+                finally:
+                    self._remove_partial()
             finally:
                 os.close(lock)
         except OSError as error:
-            raise Qwen3TTSError(f"voice_store: the folder cannot be written: {error.strerror}; ask the operator of the server") from None
+            raise StoreError(f"voice_store: the folder cannot be written: {error.strerror}; ask the operator of the server") from None
+
+    def _remove_partial(self) -> None:
+        for leftover in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
 
     def _write(self, file: str, content: bytes) -> None:
         partial = self.folder / f".{file}{PARTIAL_SUFFIX}"
@@ -372,11 +386,28 @@ class VoiceStore:
         os.replace(partial, self.folder / file)
 
 
+def _take(lock: int) -> None:
+    """Lock the open file `lock`.
+
+    Raises:
+        StoreError: another process has it for LOCK_SECONDS; one that is stopped keeps it for ever.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                problem = f"another process has kept the folder locked for {LOCK_SECONDS:g} s"
+                raise StoreError(f"voice_store: {problem}; try again, or ask the operator of the server") from None
+        time.sleep(LOCK_POLL_SECONDS)
+
+
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _check_consent(consent: str) -> None:
-    if not consent.strip() or len(consent) > MAX_CONSENT_LENGTH or not is_unicode(consent):
+    if not any(map(str.isalnum, consent)) or len(consent) > MAX_CONSENT_LENGTH or not is_unicode(consent):
         allowed = f"say in 1 to {MAX_CONSENT_LENGTH} characters who agreed that this voice is cloned, and where that is written down"
-        raise InvalidRequestError("consent", f"is empty, too long or not valid Unicode; {allowed}")
+        raise InvalidRequestError("consent", f"has no letter or digit, is too long or not valid Unicode; {allowed}")

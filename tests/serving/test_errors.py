@@ -12,6 +12,7 @@ from engine_lib.errors import (
     NotFoundError,
     OverloadedError,
     Qwen3TTSError,
+    StoreError,
 )
 from engine_lib.serving.errors import RelayedError, status
 
@@ -25,6 +26,7 @@ from engine_lib.serving.errors import RelayedError, status
         (OverloadedError("full", 1.2), "UNAVAILABLE", "UNAVAILABLE: full (retry_after_ms=1200)"),
         (DeadlineError(), "UNAVAILABLE", DEADLINE_ERROR),
         (EngineDeadError("gone"), "UNAVAILABLE", "UNAVAILABLE: gone"),
+        (StoreError("voice_store: full"), "UNAVAILABLE", "UNAVAILABLE: voice_store: full"),
         (Qwen3TTSError("broken"), "INTERNAL", "INTERNAL: broken"),
         (ValueError("a user's words"), "INTERNAL", "INTERNAL: unexpected ValueError; the server's log has the place"),
         (RelayedError("INVALID_ARG: voice: is unknown"), "INVALID_ARG", "INVALID_ARG: voice: is unknown"),
