@@ -24,7 +24,7 @@ from engine_lib.serving.tracing import Span, Tracing
 
 SIGNATURE_PARAMETER = "server_signature"  # request parameter of a control request: hexadecimal, of its `signed_order`
 MICROSECONDS = 1_000_000  # in a second
-LONGEST_TIMEOUT = 1e8  # seconds; a longer one is none, and no wait overflows
+LONGEST_TIMEOUT = 10**14  # microseconds; a longer one is none, and no wait overflows
 
 Tensors = dict[str, npt.NDArray[Any]]  # of one request or answer, by name
 
@@ -150,12 +150,6 @@ class TritonBackend:
         for response in request.exec(decoupled=True):
             if response.has_error():
                 raise RelayedError(response.error().message())
-
-
-def deadline_of(request: Any, arrived_at: float) -> float | None:
-    """time.monotonic() at which the time that a request of Triton's was given has passed; None: never."""
-    seconds = request.timeout() / MICROSECONDS
-    return arrived_at + seconds if 0 < seconds < LONGEST_TIMEOUT else None
 
 
 def request_name(request_id: str) -> str:

@@ -29,6 +29,7 @@ from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.errors import RelayedError
 from engine_lib.serving.helper_metrics import HelperMetrics
 from engine_lib.serving.ordered_sender import OrderedSender
+from engine_lib.serving.request_values import timeout_of
 from engine_lib.serving.served import GRPC_URL_VARIABLE
 from engine_lib.speech.stream_words import compact_json
 from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
@@ -37,7 +38,7 @@ from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 MAX_THREADS = 2048
 SHUTDOWN_SECONDS = 4.0
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
-WHOLE_NUMBERS, SEQUENCE_NAMES = {"timeout", "priority"}, {"sequence_id", "sequence_start", "sequence_end"}
+TRITON_NAMES = {"timeout", "sequence_id", "sequence_start", "sequence_end"}  # read by Triton, or not needed
 ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
 
 
@@ -63,11 +64,10 @@ class OfflineService:
         """Give one request to a thread of its own."""
         reply = self._backend.reply(request)
         try:
-            message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), request.timeout())
-        except (TypeError, ValueError) as error:
-            problem = "one has a value that is not allowed; give strings, numbers or true or false"
+            message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), timeout_of(request))
+        except Exception as error:
             with self._metrics.answering():
-                reply.refuse(error if isinstance(error, InvalidRequestError) else InvalidRequestError("parameters", problem))
+                reply.refuse(error)
         else:
             self._pool.submit(self._answer, reply, message, self._backend.trace_context(request))
 
@@ -177,8 +177,7 @@ def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> ser
     """The same request, addressed to `model`.
 
     Raises:
-        InvalidRequestError: a parameter that Triton reads itself has a type that it would refuse.
-        TypeError, ValueError: another one has a value that is none.
+        InvalidRequestError: a parameter has a value that a gRPC request cannot carry, or wants what this model cannot do.
     """
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, tensor in tensors.items():
@@ -189,13 +188,25 @@ def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> ser
         message.inputs.add(name=name, datatype=DATATYPES.get(tensor.dtype, "BYTES"), shape=tensor.shape)
         message.raw_input_contents.append(content)
     for name, value in json.loads(parameters or "{}").items():
-        # Triton's own names, which /generate lets through with any type, and a gRPC request does not.
-        if name in WHOLE_NUMBERS and type(value) is not int:
-            raise InvalidRequestError(name, f"{type(value).__name__} is not allowed; give a whole number")
-        if name in SEQUENCE_NAMES:
+        if name in TRITON_NAMES:
             continue
+        _check_whole(model, name, value)
+        # Triton's own, which /generate lets through with any type, and a gRPC request does not.
+        if name == "priority" and type(value) is not int:
+            raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number")
         kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(type(value), "string_param")
-        setattr(message.parameters[name], kind, value)
+        try:
+            setattr(message.parameters[name], kind, value)
+        except (TypeError, ValueError):
+            allowed = "give a string, true or false, or a number of 64 bits"
+            raise InvalidRequestError(name, f"{value!r:.100} is not allowed; {allowed}") from None
     if timeout:
         message.parameters["timeout"].int64_param = timeout
     return message
+
+
+def _check_whole(model: str, name: str, value: Any) -> None:
+    """Refuse a text in pieces: its stream would wait for words that no further request to this model can bring."""
+    if (name == "session_action" and value) or (name == "text_end" and value is False):
+        advice = f"call {model} for a text that comes in pieces, or leave it out"
+        raise InvalidRequestError(name, f"{value!r:.100} is not allowed here, because this model answers once; {advice}")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from engine_lib.admission.turn import TURN_NAMES, Turn
 from engine_lib.errors import InvalidRequestError, nearest
+from engine_lib.serving.backend import LONGEST_TIMEOUT, MICROSECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,32 @@ class RequestValues:
         if not isinstance(value, dict):
             raise InvalidRequestError(name, f"is a JSON {type(value).__name__}; give a JSON object")
         return value
+
+
+def timeout_of(request: Any) -> int:
+    """The microseconds that a request of Triton's was given; 0: as many as it takes.
+
+    Triton reads `timeout` itself, except on /generate, which passes it on as a parameter of any type.
+
+    Raises:
+        InvalidRequestError: that parameter is no whole number from 0.
+    """
+    given = request.timeout()
+    if not given and '"timeout"' in (parameters := request.parameters()):
+        given = RequestValues({}, parameters).number("timeout") or 0
+        if given < 0:
+            raise InvalidRequestError("timeout", f"{given} is not allowed; give a whole number of microseconds from 0 (no limit)")
+    return given if 0 < given < LONGEST_TIMEOUT else 0
+
+
+def deadline_of(request: Any, arrived_at: float) -> float | None:
+    """time.monotonic() at which the time that a request of Triton's was given has passed; None: never.
+
+    Raises:
+        InvalidRequestError: as in `timeout_of`.
+    """
+    timeout = timeout_of(request)
+    return arrived_at + timeout / MICROSECONDS if timeout else None
 
 
 def turn_of(values: RequestValues) -> Turn:

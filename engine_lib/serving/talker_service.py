@@ -18,12 +18,13 @@ from engine_lib.delivery import Delivery, OnRunaway
 from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
-from engine_lib.serving.backend import Reply, Tensors, TritonBackend, deadline_of
+from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.control_requests import ControlRequests
 from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
 from engine_lib.serving.progress import Progress
+from engine_lib.serving.request_values import deadline_of
 from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.script_stream import ScriptStream
 from engine_lib.serving.served import OFFLINE_SUFFIX, VOICES, served_checkpoints

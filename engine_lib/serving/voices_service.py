@@ -20,9 +20,9 @@ from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.checkpoint_files import checkpoint_folder
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
-from engine_lib.serving.backend import Reply, TritonBackend, deadline_of
+from engine_lib.serving.backend import Reply, TritonBackend
 from engine_lib.serving.helper_metrics import HelperMetrics
-from engine_lib.serving.request_values import RequestValues, turn_of
+from engine_lib.serving.request_values import RequestValues, deadline_of, turn_of
 from engine_lib.serving.served import ServedCheckpoint, served_checkpoints
 from engine_lib.serving.voice_additions import SHUTDOWN_SECONDS, Addition, VoiceAdditions
 from engine_lib.speech.blend import EXPECTED, MAX_LENGTH, Blend

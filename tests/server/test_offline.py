@@ -61,8 +61,19 @@ def generate(server: TritonServer, **fields: Any) -> Any:
 def test_a_number_that_triton_reads_itself_is_refused_by_name_if_it_is_none(server: TritonServer, name: str, value: Any) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         generate(server, **{name: value})
-    refusal = f"INVALID_ARG: {name}: {type(value).__name__} is not allowed; give a whole number"
+    refusal = f"INVALID_ARG: {name}: {value!r} is not allowed; give a whole number"
     assert (error.value.code, json.load(error.value)["error"]) == (400, refusal)
+
+
+@pytest.mark.parametrize(("name", "value"), [("text_end", False), ("session_action", "append"), ("session_action", "cancel")])
+def test_a_text_in_pieces_is_refused_at_once(server: TritonServer, name: str, value: Any) -> None:
+    with pytest.raises(InferenceServerException, match=f"^.*INVALID_ARG: {name}: .* is not allowed here, .*; call qwen3_tts for a text"):
+        unary(server, inputs(sampling=SAMPLING), parameters={"session": "f" * 36, name: value})
+
+
+def test_a_timeout_beyond_all_time_is_none(server: TritonServer) -> None:
+    for timeout in (-1, 2**63 - 1):  # Triton reads -1 as 2**64 - 1
+        assert len(unary(server, inputs(sampling={"max_frames": 1}), timeout=timeout).as_numpy("audio"))
 
 
 def test_the_names_of_sequences_have_no_effect(server: TritonServer) -> None:

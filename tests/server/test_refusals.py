@@ -122,6 +122,16 @@ def test_http_clients_read_the_same_message(server: TritonServer) -> None:
     assert http_refusal(server, {"text": "hello", "voice": "nobody"}) == refusal(server, inputs("hello", voice="nobody"))
 
 
+@pytest.mark.parametrize("timeout", ["soon", 1.5, -1])
+def test_a_timeout_that_is_none_is_refused_where_triton_does_not_read_it(server: TritonServer, timeout: Any) -> None:
+    message = http_refusal(server, {"text": "hello", "timeout": timeout})
+    assert message.startswith(f"INVALID_ARG: timeout: {timeout!r} is not allowed; give a whole number")
+
+
+def test_a_refusal_quotes_a_value_in_part(server: TritonServer) -> None:
+    assert len(refusal(server, inputs(sampling={"temperature": "x" * 10_000}))) < 250
+
+
 @pytest.fixture
 def full_server(small_server: TritonServer) -> Iterator[list[Stream]]:
     """Two endless streams that run, and one that waits: the server is full."""
