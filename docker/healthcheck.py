@@ -15,6 +15,7 @@ Its certificate is not verified, because it has another name than this machine. 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import re
@@ -37,9 +38,12 @@ def unready(url: str, timeout: float) -> list[str]:
     """What is not ready, each with its reason; nothing if all is well.
 
     Raises:
-        OSError: the server does not answer within `timeout` seconds.
+        OSError, HTTPException: the server does not answer within `timeout` seconds, or not in HTTP.
+        ValueError: its answer is not Triton's.
     """
     index = json.loads(_answer(f"{url}/v2/repository/index", timeout, b"{}"))
+    if not isinstance(index, list) or not all(isinstance(entry, dict) and "name" in entry for entry in index):
+        raise ValueError("what answers is no Triton server")
     loaded = [entry["name"] for entry in index if entry.get("state") == "READY"]
     reasons = [
         f"{entry['name']}: {entry.get('reason') or entry.get('state') or 'not loaded; see the log of the server'}"
@@ -60,7 +64,7 @@ def not_serving(metrics_url: str, timeout: float) -> list[str]:
     """The models that would not serve a new request, by their own metric, each with a sentence."""
     try:
         metrics = _answer(metrics_url, timeout).decode()
-    except OSError:
+    except (OSError, http.client.HTTPException, ValueError):
         return []
     # A model that has been loaded again has a series more while its old instance ends.
     serve: dict[str, bool] = {}
@@ -113,8 +117,8 @@ def main() -> int:
             reasons = gateway_unready(arguments.gateway, arguments.timeout)
         else:
             reasons = unready(arguments.url, arguments.timeout) or not_serving(arguments.metrics_url, arguments.timeout)
-    except (OSError, ValueError) as error:
-        reasons = [f"{arguments.gateway or arguments.url}: {error}"]
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reasons = [f"{arguments.gateway or arguments.url}: {str(error) or type(error).__name__}"]
     print("\n".join(reasons) or "ready")
     return 1 if reasons else 0
 

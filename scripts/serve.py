@@ -17,7 +17,6 @@ error; then the models unload. The exit code is the server's; 137 if it had to b
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shutil
 import signal
@@ -32,8 +31,9 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
-from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig, unknown_variables
+from engine_lib.config import ENVIRONMENT_PREFIX, LARGEST, EngineConfig, unknown_variables
 from engine_lib.errors import ConfigError, Qwen3TTSError
+from engine_lib.server.ascii_names import temporary_folder
 from engine_lib.server.gateway import GatewayProcess
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
 from engine_lib.server.log import STDOUT
@@ -66,7 +66,8 @@ def main() -> int:
     for problem in unknown_variables(os.environ):
         print(f"serve.py: {problem}", file=sys.stderr)
     try:
-        with TemporaryDirectory(prefix="qwen3-tts-models-") as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
+        own_folder = TemporaryDirectory(prefix="qwen3-tts-models-", dir=temporary_folder())
+        with own_folder as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
             options = _options(arguments)
             histogram = arguments.first_response_histogram
@@ -215,8 +216,8 @@ def _option(text: str) -> tuple[str, str]:
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; give seconds above 0")
+    if not 0 < seconds <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; give seconds above 0, and at most {LARGEST}")
     return seconds
 
 

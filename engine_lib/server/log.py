@@ -1,11 +1,13 @@
 """ServerLog: a server's output, copied line by line to its file, and its last lines for messages.
 
-A file is never read back: it may be a pipe, as /dev/stdout is in a container.
+A file is never read back: it may be a pipe, as /dev/stdout is in a container. A reader that stops reading costs lines of the log and
+not the server, which would wait for ever in the middle of its streams.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections import deque
 from contextlib import suppress
@@ -15,6 +17,7 @@ from typing import BinaryIO
 STDOUT = Path("/dev/stdout")
 MAX_LINE = 65536  # a longer line is copied in pieces
 LINES_KEPT = 1000
+STALL_SECONDS = 1.0  # that a reader may let the server wait, until it reads again
 CLOSE_SECONDS = 2.0  # a server that was killed can leave children that hold its pipe for a moment
 
 
@@ -50,11 +53,15 @@ class ServerLog:
         return list(self._lines)
 
     def _copy(self, output: BinaryIO, target: int) -> None:
+        dropped = 0
         with output:
             while line := output.readline(MAX_LINE):
                 self._lines.append(line.decode(errors="replace").rstrip("\n"))
                 with suppress(OSError):  # its reader has gone, or the disk is full; the server must not wait for either
-                    _write(target, line)
+                    if dropped and _write(target, f"\n{dropped} lines of the log are lost: its reader did not read\n".encode(), 0.0):
+                        dropped = 0
+                    if dropped or not _write(target, line, STALL_SECONDS):
+                        dropped += 1
         os.close(target)
 
 
@@ -64,6 +71,15 @@ def _own_output(file: Path) -> int | None:
     return None if number is None else os.dup(number)
 
 
-def _write(target: int, line: bytes) -> None:
+def _write(target: int, line: bytes, seconds: float) -> bool:
+    """Write `line`; False if nothing more of it was taken for `seconds`.
+
+    poll says that a pipe takes at least PIPE_BUF bytes at once; a larger write would wait.
+    """
+    poll = select.poll()
+    poll.register(target, select.POLLOUT)
     while line:
-        line = line[os.write(target, line) :]
+        if not poll.poll(1000 * seconds):
+            return False
+        line = line[os.write(target, line[: select.PIPE_BUF]) :]
+    return True

@@ -6,6 +6,8 @@ import socket
 
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
 
+MAX_PORT = 65535
+
 
 def check_port(name: str, address: str, port: int) -> None:
     """Check that a server can listen on a port.
@@ -13,6 +15,8 @@ def check_port(name: str, address: str, port: int) -> None:
     Raises:
         ServerError: it cannot; the message names the port by `name`.
     """
+    if not 0 < port <= MAX_PORT:
+        raise ServerError(f"{name} port {port} is not allowed; give a number from 1 to {MAX_PORT}, or 0 for a free one")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine_lib.config import ENVIRONMENT_PREFIX
+from engine_lib.server.ascii_names import plain_name, temporary_folder
 from engine_lib.server.installation import EVERY_ADDRESS, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, watch_for_orphan
@@ -27,7 +29,7 @@ from engine_lib.server.ports import check_port, hold_free_port
 from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
-from engine_lib.serving.secret import SECRET_VARIABLE
+from engine_lib.serving.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -37,6 +39,7 @@ ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
 REPORT_SECONDS = 10.0
+NO_ANSWER = (OSError, http.client.HTTPException)  # refused, too late, or cut off in the middle
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment does not reach our own ports
 
 
@@ -92,7 +95,7 @@ class TritonServer:
         free = iter(self._held)
         self.http_port, self.grpc_port, self.metrics_port = (port or next(free).getsockname()[1] for port in ports)
         self._address = address
-        self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-")
+        self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-", dir=temporary_folder())
         self.log_file = log_file or STDOUT
         self._log = ServerLog(self.log_file)
         self._talkers = sorted(file.parent.name for file in repository.glob(f"{TALKER}*/config.pbtxt"))
@@ -134,16 +137,20 @@ class TritonServer:
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         for name, port in ports.items():
             check_port(name, self._address, port)
+        if len(set(ports.values())) < len(ports):
+            raise ServerError(f"the ports {', '.join(f'{name} {port}' for name, port in ports.items())} are not three; choose three")
         environment = installation.environment(run_directory, os.environ)
         own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"{self._host}:{self.grpc_port}"}
-        changes = {SECRET_VARIABLE: secrets.token_hex()} | self._environment | option_environment(self.options) | own
+        has_secret = any(environment.get(name) for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE))
+        made = {} if has_secret else {SECRET_VARIABLE: secrets.token_hex()}
+        changes = made | self._environment | option_environment(self.options) | own
         environment = {name: value for name, value in (environment | changes).items() if value is not None}
         # Two model processes share the cores; by default torch starts a thread for each core in both.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         command = [
             str(installation.binary),
-            f"--model-repository={self.repository}",
+            f"--model-repository={plain_name(self.repository, run_directory / 'links')}",
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             "--exit-on-error=false",  # so that it can still be asked for the reason
@@ -189,7 +196,7 @@ class TritonServer:
             try:
                 index = json.loads(self._http("v2/repository/index", b"{}"))
                 self.version = json.loads(self._http("v2"))["version"]
-            except OSError as error:
+            except (*NO_ANSWER, ValueError) as error:
                 index, missing = [], f"tritonserver to load its models (its HTTP port {self.http_port}: {error})"
             if self.version and (problem := problem_of(self.version, np.__version__)) is not None:
                 raise ServerError(problem)
@@ -221,7 +228,7 @@ class TritonServer:
         """Whether the server is up and says that `model` is ready."""
         try:
             self._http(f"v2/models/{model}/ready")
-        except OSError:
+        except NO_ANSWER:
             return False
         return True
 
@@ -232,7 +239,7 @@ class TritonServer:
             try:
                 self.metrics()
                 return
-            except OSError:
+            except NO_ANSWER:
                 time.sleep(POLL_SECONDS)
 
     def metrics(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,24 @@ def test_a_server_is_healthy_until_a_model_is_gone(server: TritonServer) -> None
     gone = ask(server)
     assert gone.returncode == 1
     assert "Connection refused" in gone.stdout
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-no HTTP\r\n", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n["],
+)
+def test_what_answers_is_no_triton_server(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with subprocess.Popen([sys.executable, str(SCRIPT), "--url", url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+            output, _ = asking.communicate(timeout=PATIENCE)
+    assert asking.returncode == 1
+    assert output.startswith(f"{url}: ".encode())
+    assert b"Traceback" not in output
 
 
 def test_an_ensemble_that_did_not_load_is_named(tiny_custom_voice: Path, tmp_path: Path) -> None:

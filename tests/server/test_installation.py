@@ -7,12 +7,13 @@ import re
 import shutil
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from engine_lib.server import installation
+from engine_lib.server import ascii_names, installation
 from engine_lib.server.installation import PYTHON, STUB, ServerError, ServerInstallation
 
 LIBRARY = f"libpython{PYTHON}.so.1.0"
@@ -84,3 +85,15 @@ def test_the_stub_beside_a_server_on_path_must_be_for_this_python(
         problem = f"the Python backend of {tmp_path / 'tritonserver'} is for Python 3.99, and this is {this}; start with python3.99"
         with pytest.raises(ServerError, match=re.escape(problem)):
             ServerInstallation.find(tmp_path / "run")
+
+
+def test_a_name_that_bash_would_take_apart_becomes_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "my $(models) 'ü"
+    odd.mkdir()
+    plain = ascii_names.plain_name(odd, tmp_path / "links")
+    assert ascii_names.PLAIN.fullmatch(plain)
+    assert Path(plain).resolve() == odd
+    assert ascii_names.plain_name(tmp_path, tmp_path / "links") == str(tmp_path)
+    monkeypatch.setattr(ascii_names, "TEMPORARY", (str(tmp_path),))
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    assert ascii_names.temporary_folder() == str(tmp_path)

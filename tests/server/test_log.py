@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from engine_lib.server.log import ServerLog
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
 from server.conftest import SERVE, TALKER_ALONE
@@ -37,6 +39,26 @@ def test_the_log_may_go_to_a_pipe_and_a_dead_server_is_reported(endless_voice: P
     assert "the environment variable QWEN3_TTS_MAX_NUM_SEQ has no effect; did you mean QWEN3_TTS_MAX_NUM_SEQS?" in output
     assert "tritonserver ended by itself with code -9" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_stops_reading_costs_lines_and_not_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_lib.server.log.STALL_SECONDS", 0.01)
+    unread, reader = os.pipe()
+    log = ServerLog(Path(f"/proc/self/fd/{reader}"))
+    spare, server = log.open()
+    with os.fdopen(server, "wb") as output:
+        output.writelines(b"line %d of a talkative server\n" % number for number in range(20_000))  # ten pipes full
+        output.flush()
+        os.set_blocking(unread, False)
+        eventually(lambda: log.lines()[-1:] == ["line 19999 of a talkative server"], "all of it has been taken")
+        while len(os.read(unread, 1 << 20)) == 1 << 20:
+            pass
+        output.write(b"the last line\n")
+    log.close()
+    rest = os.read(unread, 1 << 20).decode()
+    assert re.fullmatch(r"\n\d+ lines of the log are lost: its reader did not read\nthe last line\n", rest)
+    for descriptor in (unread, reader, spare):
+        os.close(descriptor)
 
 
 def test_a_log_file_that_cannot_be_written_is_named(endless_voice: Path, tmp_path: Path) -> None:

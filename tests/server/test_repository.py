@@ -133,14 +133,14 @@ def test_a_quoted_path_survives_config_pbtxt(tmp_path: Path, models: dict[str, P
 def test_folders_with_other_names_reach_the_models_as_ascii_links(tmp_path: Path, models: dict[str, Path]) -> None:
     copied = Path(shutil.copytree(models["base"], tmp_path / 'a "base" \\ größe'))
     (tmp_path / "слова.json").write_text('{"a": "b"}', encoding="utf-8")
-    every = {"voice_store": str(tmp_path / "голоса" / "new"), "lexicon_file": str(tmp_path / "слова.json")}
+    every = {"voice_store": str(tmp_path / "голоса\udcff" / "new"), "lexicon_file": str(tmp_path / "слова.json")}
     repository = lay(tmp_path, [copied], every=every)
     for model in ("talker", "voices", "codec_decoder"):
         config = engine_config(arguments(repository, model), {})
         assert (config.model_path + config.voice_store + config.lexicon_file).isascii()
         assert Lexicon.read(config.lexicon_file).spellings == {"a": "b"}
         assert Path(config.model_path).resolve() == copied
-        assert Path(config.voice_store).resolve() == tmp_path / "голоса" / "new"
+        assert Path(config.voice_store).resolve() == tmp_path / "голоса\udcff" / "new"
 
 
 def test_a_codec_with_other_weights_is_refused_by_name(tmp_path: Path, models: dict[str, Path], tiny_base: Path) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import tritonclient.grpc.aio as triton_aio
 
+from engine_lib.serving.secret import SECRET_VARIABLE
 from patience import PATIENCE, eventually
 from server.conftest import SERVE
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of
@@ -33,11 +34,27 @@ def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
     assert f"http port {port} cannot be used" in result.stderr
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300"])
 def test_serve_refuses_an_exit_timeout_that_is_none(seconds: str) -> None:
     result = subprocess.run([*SERVE, f"--exit-timeout={seconds}"], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 2
     assert f"argument --exit-timeout: {seconds} is not allowed; give seconds above 0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("ports", "message"),
+    [
+        (["--http-port", "70000"], "http port 70000 is not allowed; give a number from 1 to 65535, or 0 for a free one"),
+        (["--grpc-port", "-1"], "grpc port -1 is not allowed"),
+        (["--metrics-port", "0", "--http-port", "18999", "--grpc-port", "18999"], "the ports http 18999, grpc 18999, metrics"),
+    ],
+)
+def test_serve_refuses_ports_that_are_none(endless_voice: Path, ports: list[str], message: str) -> None:
+    free = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *free, *ports]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert f"serve.py: {message}" in result.stderr
 
 
 def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
@@ -101,11 +118,13 @@ def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     explicit = ["--triton-argument=--model-control-mode=explicit", "--triton-argument=--load-model=qwen3_tts"]
     command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, *explicit, "--log-file", str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}) as serve:
+    own = {"TMPDIR": str(tmp_path), SECRET_VARIABLE: "the operator's own secret"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | own) as serve:
         assert serve.stdout is not None
         lines = [serve.stdout.readline() for _ in range(3)]
         assert lines[1] == "ready: codec_decoder, qwen3_tts, talker\n"
         [server] = map(int, subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split())
+        assert f"{SECRET_VARIABLE}=the operator's own secret\0" in Path(f"/proc/{server}/environ").read_text()
         processes = [model_process(server, model) for model in MODELS]
         with Stream(int(lines[2].split()[3].strip(",")), inputs(sampling=ENDLESS)) as stream:
             stream.next()
