@@ -34,6 +34,9 @@ SLOW = (
     "server/test_bench_server.py",
     "server/test_surroundings.py",
     "server/test_killed_tests.py",
+    "server/test_versions.py",
+    "server/test_traces.py",
+    "server/test_releases.py",
 )
 
 
