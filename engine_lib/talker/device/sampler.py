@@ -52,6 +52,8 @@ def sample(logits: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor
         [batch] int64, BAD_CODE if the logits hold NaN or +inf, or allow nothing.
     """
     best, likeliest = logits.max(dim=-1)
+    if _holds_on_cpu(~params.do_sample):
+        return torch.where(torch.isfinite(best), likeliest, BAD_CODE)
     probabilities = torch.softmax(filter_logits(logits, params), dim=-1)
     cumulative = probabilities.cumsum(-1)
     reached = (cumulative > (uniforms * cumulative[:, -1])[:, None]) & (probabilities > 0)
@@ -66,12 +68,21 @@ def filter_logits(logits: torch.Tensor, params: SamplingTensors) -> torch.Tensor
 
     Ids as likely as the k-th stay; of equally likely ones top-p cuts the smaller first.
     """
-    logits = logits / params.temperature[:, None]
+    logits, vocab = logits / params.temperature[:, None], logits.shape[1]
+    if _holds_on_cpu(params.top_p >= 1):
+        most = int(params.top_k.clamp(1, vocab).max())
+        kth = logits.topk(most).values.gather(1, (params.top_k[:, None].long() - 1).clamp(0, vocab - 1))
+        logits = logits.masked_fill(logits < kth, _NEVER)
+        return logits.masked_fill(torch.softmax(logits, dim=-1) == 0, _NEVER)  # as top-p of 1 does
     ordered, ids = logits.sort(dim=-1, stable=True)
-    vocab = logits.shape[1]
     kth = ordered.gather(1, (vocab - params.top_k[:, None].long()).clamp(0, vocab - 1))
     ordered = ordered.masked_fill(ordered < kth, _NEVER)
     # Cut an id when it and all less likely ones together hold no more than 1 - top_p; the likeliest is never cut.
     cut = torch.softmax(ordered, dim=-1).cumsum(-1) <= 1 - params.top_p[:, None]
     cut[:, -1] = False
     return logits.masked_fill(logits < kth, _NEVER).masked_fill(cut.scatter(1, ids, cut), _NEVER)
+
+
+def _holds_on_cpu(condition: torch.Tensor) -> bool:
+    """Whether `condition` holds for all rows, which saves sorting. False on a GPU: to read it there would make the host wait."""
+    return condition.device.type == "cpu" and bool(condition.all())
