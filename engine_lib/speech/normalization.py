@@ -30,7 +30,7 @@ from engine_lib.speech.spelling import (
     time_of_day,
     year,
 )
-from engine_lib.speech.spoken_words import DATE_ORDER, LANGUAGES
+from engine_lib.speech.spoken_words import DATE_ORDER, LANGUAGES, MINUS
 from engine_lib.speech.written import Edit
 
 Say = Callable[["regex.Match[str]"], "str | None"]
@@ -88,7 +88,11 @@ _GERMAN = {
 }
 # A digit or letter of a script with spaces; numbers stand beside Chinese, Japanese and Korean without one.
 _IN_WORD = r"[[\p{L}\p{N}_]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]"
-_BEFORE, _AFTER = rf"(?<!{_IN_WORD})(?<!\d[.,:/\-])", rf"(?!{_IN_WORD})(?![.,:/]\d)"
+_SIGNS = "".join(_CURRENCIES)
+# Numbers stay as they are within others (1.2.3, 10-20, 5€50), behind a bare point (.5), and behind a sign of money that has a minus ($-5).
+_BEFORE = rf"(?<!{_IN_WORD})(?<!\d[.,:/\-{_SIGNS}])(?<!(?:^|\s)\.)(?<![{_SIGNS}][-−])"
+_AFTER = rf"(?!{_IN_WORD})(?![.,:/\-{_SIGNS}]\d)"
+_MINUS = r"(?P<minus>(?<!\S)[-−])?"
 
 
 def normalized(text: str, language: str | None) -> Iterator[Edit]:
@@ -117,7 +121,6 @@ def _rules(code: str) -> list[tuple[regex.Pattern[str], Say]]:
     digits = rf"(?:\d{{1,3}}(?:{group}\d{{3}})+(?!\d)|\d+)"
     numeral = rf"(?P<whole>{digits})(?:{decimal}(?P<part>\d{{1,15}}))?"
     reader = _Reader(code, re.compile(group))
-    symbols = "".join(_CURRENCIES)
     units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
     scales = "|".join(_SCALES.get(code, ())) or "(?!)"
     half = r"(?P<half>[ap])\.?m\b(?:\.(?=\s+\p{Ll}|,))?"  # the last point may be that of the sentence
@@ -133,13 +136,13 @@ def _rules(code: str) -> list[tuple[regex.Pattern[str], Say]]:
         ),
         (rf"(?<!\w)\+\d(?:[ ()./\-]{{0,2}}\d){{6,14}}{_AFTER}", reader.phone),
         (rf"{_BEFORE}(?P<h>\d{{1,2}})\s*{half}", reader.time),
-        (rf"(?P<sign>[{symbols}])\s?{numeral}\s(?P<scale>{scales})\b", reader.money),
-        (rf"(?P<sign>[{symbols}])\s?{numeral}{_AFTER}", reader.money),
-        (rf"{_BEFORE}{numeral}\s?(?P<sign>[{symbols}]|{'|'.join(_CODES)})(?!{_IN_WORD})", reader.money),
-        (rf"(?P<minus>(?<!\S)[-−])?{_BEFORE}{numeral}\s?(?P<unit>{units})(?!{_IN_WORD})(?!/\p{{L}})", reader.unit),
+        (rf"{_MINUS}(?<!\d)(?P<sign>[{_SIGNS}])\s?{numeral}\s(?P<scale>{scales})\b", reader.money),
+        (rf"{_MINUS}(?<!\d)(?P<sign>[{_SIGNS}])\s?{numeral}{_AFTER}", reader.money),
+        (rf"{_MINUS}{_BEFORE}{numeral}\s?(?P<sign>[{_SIGNS}](?!\d)|{'|'.join(_CODES)})(?!{_IN_WORD})", reader.money),
+        (rf"{_MINUS}{_BEFORE}{numeral}\s?(?P<unit>{units})(?!{_IN_WORD})(?!/\p{{L}})", reader.unit),
         (rf"{_BEFORE}(?P<whole>\d{{1,15}})(?:{_ORDINAL_ENDS.get(code, '(?!)')})(?!{_IN_WORD})", reader.ordinal),
         (rf"{_BEFORE}(?P<whole>\d{{4}})(?=\s?[年년])", reader.year),
-        (rf"(?P<minus>(?<!\S)[-−])?{_BEFORE}{numeral}{_AFTER}", reader.number),
+        (rf"{_MINUS}{_BEFORE}{numeral}{_AFTER}", reader.number),
     ]
     return [(regex.compile(pattern, regex.VERSION1), say) for pattern, say in rules]
 
@@ -216,10 +219,11 @@ class _Reader:
         currency = "CNY" if sign in "¥￥" and self._code == "zh" else _CURRENCIES.get(sign, sign)
         found = match.groupdict()
         whole, part = self._plain(found["whole"]), found["part"] or ""
+        minus = MINUS[self._code] if found["minus"] else ""
         if found.get("scale"):
             plural = amount("5", f"currency/{currency}", self._code).removeprefix(cardinal(5, self._code))
-            return f"{number(f'{whole}.{part}' if part else whole, self._code)} {found['scale']}{plural}"
-        return money(whole, part, currency, self._code)
+            return f"{minus}{number(f'{whole}.{part}' if part else whole, self._code)} {found['scale']}{plural}"
+        return minus + money(whole, part, currency, self._code)
 
     def unit(self, match: regex.Match[str]) -> str | None:
         if len(match["whole"]) > MAX_DIGITS:

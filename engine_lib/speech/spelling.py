@@ -111,7 +111,8 @@ def date(day: datetime, code: str, *, day_rule: str | None = None) -> str:
     """A date in full. `day_rule`: ICU's rule of the day, if not the usual one."""
     rule = _DAY.get(code, "") if day_rule is None else day_rule
     day_words = _FIRST_DAY[code] if day.day == 1 and code in _FIRST_DAY else cardinal(day.day, code, rule)
-    shown = re.sub(r"\s?г\.", " года", _formatted("{v, date, long}", code, day))
+    # In a year of four digits that every calendar of ICU has, because it takes another one before 1582.
+    shown = re.sub(r"\s?г\.", " года", _formatted("{v, date, long}", code, day.replace(year=2000)))
     if code in _ONE_FORM:
         return _NUMBER.sub(lambda found: year(day.year, code) if len(found[0]) == 4 else cardinal(int(found[0]), code), shown)
     return _DATE_NUMBER.sub(lambda found: year(day.year, code) if len(found[0]) == 4 else day_words, shown)

@@ -147,7 +147,7 @@ def test_the_lexicon_of_a_server_is_a_file(tmp_path: Path) -> None:
     file.write_text('{"sql": "sequel"}', encoding="utf-8")
     assert Lexicon.read(str(file)).spellings == {"sql": "sequel"}
     assert not Lexicon.read("")
-    for content in ("[", "[]", '{"a": 1}'):
+    for content in ("[", "[]", '{"a": 1}', "[" * 100_000):
         file.write_text(content, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"^lexicon_file: .*give a JSON file"):
             Lexicon.read(str(file))
@@ -172,6 +172,10 @@ def test_the_lexicon_of_a_server_is_a_file(tmp_path: Path) -> None:
         ("english", "Paid $3 million at -5 °C.", "Paid three million dollars at minus five degrees Celsius."),
         ("english", "Call +1 555 010.", "Call plus one, five five five, zero one zero."),
         ("english", "1/2, v1.2.3, A4, 007", "1/2, v1.2.3, A4, zero zero seven"),
+        ("english", "2020-02-30, 10-20 km, 5€50, .5, $-5, 1e309, 00:61", "2020-02-30, 10-20 km, 5€50, .5, $-5, 1e309, 00:61"),
+        ("english", "-$5, −5 kg, -0", "minus five dollars, minus five kilograms, minus zero"),
+        ("english", "0020-01-02, 1500-03-01", "January second, twenty, March first, fifteen hundred"),
+        ("chinese", "0020-01-02，1500-03-01", "二十年一月二日，一五〇〇年三月一日"),
         ("german", "Am 3. Oktober 2026 um 12:30 Uhr.", "Am dritten Oktober zweitausendsechsundzwanzig um zwölf Uhr dreißig."),
         ("german", "1.234,5 km, 3,50 €", "eintausendzweihundertvierunddreißig Komma fünf Kilometer, drei Euro fünfzig"),
         ("french", "1er mai à 12h30, 12 345 km", "premier mai à douze heures trente, douze mille trois cent quarante-cinq kilomètres"),
