@@ -81,7 +81,10 @@ class AudioFile:
                 self._file = soundfile.SoundFile(self.path, "w", sample_rate, channels=1, format=self._format, subtype=self._subtype)
             self._file.write(_for(self._subtype, audio))
         except soundfile.LibsndfileError as error:
-            raise OSError(error.error_string) from None
+            # libsndfile says no more of an error of the system.
+            is_of_system = "System error" in error.error_string
+            unclear = "cannot be written: the disk is full, the name too long, or writing is not allowed"
+            raise OSError(unclear if is_of_system else error.error_string) from None
 
 
 class WavPipe:

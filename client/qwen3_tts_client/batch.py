@@ -27,6 +27,7 @@ SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "do_s
 NO_KEYS = {"reference_audio", "reference_sample_rate", "request_id", "chunk_frames", "audio_format"}
 KEYS = ("text", "name", *(name for name in RequestOptions.__annotations__ if name not in NO_KEYS), *SAMPLING)
 ATTEMPTS, LONGEST_WAIT = 30, 60.0  # if the server is overloaded; seconds
+MAX_NAME_BYTES = 200  # file systems allow 255, with what is added to it
 SHOWN = 20  # failed jobs in the table
 
 
@@ -60,7 +61,8 @@ def read_jobs(file: Path, folder: Path, suffix: str, options: RequestOptions) ->
         OSError: the file cannot be read.
         ValueError: a line is not allowed.
     """
-    lines = file.read_text(encoding="utf-8-sig").splitlines()  # UnicodeDecodeError is a ValueError
+    # UnicodeDecodeError is a ValueError. JSON may hold other ends of lines than this one.
+    lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     width = max(4, len(str(len(lines))))
     jobs: dict[str, Job] = {}
     for number, line in enumerate(lines, 1):
@@ -84,7 +86,7 @@ def read_jobs(file: Path, folder: Path, suffix: str, options: RequestOptions) ->
 def _values(line: str, number: int) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'line {number}: is not valid JSON ({error}); give an object, as {{"text": "Hello."}}') from None
     if not isinstance(values, dict) or not isinstance(values.get("text"), str):
         raise ValueError(f'line {number}: has no text; give an object, as {{"text": "Hello."}}')
@@ -92,11 +94,21 @@ def _values(line: str, number: int) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"line {number}: {unknown[0]!r} is unknown; allowed: {', '.join(KEYS)}")
     name = values.get("name", "x")
-    if not isinstance(name, str) or not name.strip() or len(name) > 200 or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"line {number}: name: {name!r:.50} is not allowed; give the name of a file, without folder and suffix")
+    is_text = isinstance(name, str) and name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")
+    if not is_text or not 0 < _num_bytes(name) <= MAX_NAME_BYTES:
+        allowed = f"give the name of a file, without folder and suffix, of at most {MAX_NAME_BYTES} bytes"
+        raise ValueError(f"line {number}: name: {name!r:.50} is not allowed; {allowed}")
     if not isinstance(values.get("sampling") or {}, dict):
         raise ValueError(f"line {number}: sampling: is not allowed; give an object of names and values")
     return values
+
+
+def _num_bytes(name: str) -> int:
+    """Of the name of a file; 0 if no file can have it."""
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:  # a lone surrogate
+        return 0
 
 
 class BatchRun:

@@ -37,6 +37,12 @@ def test_a_file_holds_the_chunks_in_sixteen_bits(chunks: list[np.ndarray], suffi
     np.testing.assert_allclose(audio, np.concatenate(chunks), atol=QUANTISATION)
 
 
+def test_a_full_disk_is_told(chunks: list[np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "full.wav").symlink_to("/dev/full")
+    with AudioFile(tmp_path / "full.wav") as file, pytest.raises(OSError, match="cannot be written: the disk is full"):
+        file.write(chunks[1], 24000)
+
+
 def test_what_was_written_before_an_error_can_be_played(chunks: list[np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "speech.wav"
     with suppress(RuntimeError), AudioFile(path) as file:

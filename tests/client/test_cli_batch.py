@@ -47,6 +47,8 @@ def files() -> dict[str, int]:
         ([{"text": "a", "pitch": 2}], "line 1: 'pitch' is unknown; allowed: text, name, voice"),
         ([{"text": "a", "name": "../b"}], "line 1: name: '../b' is not allowed"),
         ([{"text": "a", "sampling": 3}], "line 1: sampling"),
+        ([{"text": "a", "name": "\ud800"}], "line 1: name: '\\ud800' is not allowed; give the name of a file"),
+        ([{"text": "a", "name": "世" * 67}], "of at most 200 bytes"),
     ],
 )
 def test_a_line_that_is_not_allowed_is_named_before_anything_is_spoken(runner: CliRunner, jobs: list[dict[str, Any]], problem: str) -> None:
@@ -54,6 +56,11 @@ def test_a_line_that_is_not_allowed_is_named_before_anything_is_spoken(runner: C
     assert result.exit_code == 2
     assert problem in result.stderr
     assert not Path("out").exists()
+
+
+def test_a_line_of_json_ends_where_json_says_and_one_that_is_too_deep_is_refused(runner: CliRunner) -> None:
+    Path("deep.jsonl").write_text('{"text": "a\u2028b\x85"}\r\n' + "[" * 100_000, encoding="utf-8")
+    assert "line 2: is not valid JSON" in batch(runner, "deep.jsonl").stderr
 
 
 def test_a_file_that_holds_no_job_and_a_format_that_no_one_writes_are_refused(runner: CliRunner) -> None:
