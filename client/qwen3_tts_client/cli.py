@@ -143,7 +143,7 @@ def say(
     sentence_pause: cli_options.SentencePause = None,
     paragraph_pause: cli_options.ParagraphPause = None,
     timestamps: cli_options.Timestamps = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")] = None,
+    seed: cli_options.Seed = None,
     temperature: cli_options.Temperature = None,
     top_k: cli_options.TopK = None,
     top_p: cli_options.TopP = None,

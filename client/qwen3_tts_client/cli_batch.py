@@ -60,7 +60,7 @@ def batch(
     paragraph_pause: cli_options.ParagraphPause = None,
     speed: cli_options.Speed = None,
     sample_rate: cli_options.SampleRate = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")] = None,
+    seed: cli_options.Seed = None,
     greedy: cli_options.Greedy = False,
     max_frames: cli_options.MaxFrames = None,
 ) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from qwen3_tts_client import DEFAULT_URL
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, exit_code, failed
-from qwen3_tts_client.cli_options import read_lexicon
+from qwen3_tts_client.cli_options import Timeout, Url, read_lexicon
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,8 +60,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Url = Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")]
-Timeout = Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the voice, in any case.")]
 Lexicon = Annotated[
