@@ -13,10 +13,8 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 from __future__ import annotations
 
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -29,6 +27,7 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.api import official
+from engine_lib.api.codes import Codes, start_codes
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
 from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
@@ -36,18 +35,17 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import LARGEST, EngineConfig
 from engine_lib.delivery import Delivery, Timestamps
-from engine_lib.errors import InvalidRequestError, Qwen3TTSError
+from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+from engine_lib.talker.request import FinishReason
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 __all__ = ["Qwen3TTS", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
 
 Audio = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int16]
 
 WHOLE_UTTERANCE_CHUNK = (16,)  # the caller gets all audio at the end, so chunks are large, which is cheaper
 
@@ -298,7 +296,8 @@ class Qwen3TTS:
         if any(utterance.script is not None for utterance in utterances):
             raise InvalidRequestError("text", "becomes several lines, and generate_codes speaks one; leave the text fields out")
         with ExitStack() as stack:
-            pending = [self._start_codes(utterance, stack) for utterance in utterances]
+            delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
+            pending = [stack.enter_context(start_codes(self._talker, utterance, delivery)) for utterance in utterances]
             codes, reasons = zip(*(each.result() for each in pending), strict=True)
         _warn_of_cuts(utterances, reasons, stacklevel=3)
         return Spoken(codes, reasons)
@@ -354,16 +353,6 @@ class Qwen3TTS:
             new_words = partial(SpokenWords, alignment, frame_seconds, self._utterances.prompts.token_spans)
         return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio, new_words)
 
-    def _start_codes(self, utterance: Utterance, stack: ExitStack) -> Future[tuple[Codes, str]]:
-        """Queue one utterance and gather its codes; leaving `stack` cancels it."""
-        listener = _CodesListener()
-        key, delivery = uuid.uuid4().hex, replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
-        delivery = delivery.updated({"on_runaway": utterance.on_runaway})
-        request = Request(key, utterance.prompt, utterance.sampling, delivery, turn=utterance.turn)
-        self._talker.submit(request, listener)
-        stack.callback(self._talker.cancel, request.stream_key)  # no effect if the request has ended
-        return listener.codes
-
 
 def _one_text(text: object) -> str | TextPieces:
     """The text of a stream."""
@@ -372,22 +361,6 @@ def _one_text(text: object) -> str | TextPieces:
     if isinstance(text, Iterable) and not isinstance(text, (bytes, list, tuple)):
         return TextPieces(text)
     raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string, or an iterator of its pieces")
-
-
-class _CodesListener(RequestListener):
-    """Gathers the codes of one request and its finish reason into a future."""
-
-    def __init__(self) -> None:
-        self.codes: Future[tuple[Codes, str]] = Future()
-        self._chunks: list[Codes] = []
-
-    def on_chunk(self, chunk: CodesChunk) -> None:
-        """See RequestListener."""
-        self._chunks.append(chunk.codes)
-        if chunk.finish_reason == FinishReason.ERROR.value:
-            self.codes.set_exception(Qwen3TTSError(chunk.error))
-        elif chunk.is_final:
-            self.codes.set_result((np.concatenate(self._chunks), chunk.finish_reason))
 
 
 def _warn_of_cuts(utterances: Sequence[Utterance], finish_reasons: Sequence[str], stacklevel: int) -> None:

@@ -1,0 +1,51 @@
+"""The talker alone: the codes of one text, without their audio."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.api.utterance import Utterance
+from engine_lib.delivery import Delivery
+from engine_lib.errors import Qwen3TTSError
+from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+
+Codes = npt.NDArray[np.int16]
+
+
+@contextmanager
+def start_codes(talker: TalkerEngine, utterance: Utterance, delivery: Delivery) -> Iterator[Future[tuple[Codes, str]]]:
+    """Queue one utterance; the future has its codes [frames, num_code_groups] and its finish reason. Leaving the context cancels it.
+
+    Raises:
+        InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
+    """
+    listener, key = _CodesListener(), uuid.uuid4().hex
+    delivery = delivery.updated({"on_runaway": utterance.on_runaway})
+    talker.submit(Request(key, utterance.prompt, utterance.sampling, delivery, turn=utterance.turn), listener)
+    try:
+        yield listener.codes
+    finally:
+        talker.cancel(key)  # no effect if the request has ended
+
+
+class _CodesListener(RequestListener):
+    """Gathers the codes of one request and its finish reason into a future."""
+
+    def __init__(self) -> None:
+        self.codes: Future[tuple[Codes, str]] = Future()
+        self._chunks: list[Codes] = []
+
+    def on_chunk(self, chunk: CodesChunk) -> None:
+        """See RequestListener."""
+        self._chunks.append(chunk.codes)
+        if chunk.finish_reason == FinishReason.ERROR.value:
+            self.codes.set_exception(Qwen3TTSError(chunk.error))
+        elif chunk.is_final:
+            self.codes.set_result((np.concatenate(self._chunks), chunk.finish_reason))
