@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from api.loading import GREEDY, load
 
 from count_runaways import speak
 from engine_lib.api.qwen3_tts import Qwen3TTS
-from engine_lib.api.speech_stream import SpeechStream
+from engine_lib.api.speech_stream import SpeechChunk, SpeechStream
 from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.runaway import REPEATS_IN_SPEECH, RUNAWAY_FRAMES, SILENCE_IN_SPEECH
 from engine_lib.talker.engine import LaunchedFrames
@@ -77,8 +78,10 @@ def silence(codes: Codes) -> BadFrame:
 
 
 @contextmanager
-def running_away(tts: Qwen3TTS, bad: BadFrame, *, times: int = 1000) -> Iterator[None]:
+def running_away(tts: Qwen3TTS, bad: BadFrame, *, times: int = 1000, of: str = "") -> Iterator[None]:
     """From frame ONSET on, the streams of TEXT have bad frames instead of their own; until they have been spoken anew `times` times.
+
+    `of`: only those with a key that ends so.
 
     The codec keeps up with the talker.
     """
@@ -88,7 +91,7 @@ def running_away(tts: Qwen3TTS, bad: BadFrame, *, times: int = 1000) -> Iterator
         eventually(lambda: not tts._codec.stats().queued_chunks, "the codec has caught up")
         for frames in launch(schedule):
             for row, sequence in enumerate(frames.sequences):
-                if sequence.request.sampling.max_frames == LONG["max_frames"]:
+                if sequence.request.sampling.max_frames == LONG["max_frames"] and sequence.request.stream_key.endswith(of):
                     victims.setdefault(sequence, sequence.num_preemptions)
                     if len(sequence.frames) >= ONSET and sequence.num_preemptions - victims[sequence] < times:
                         frames.result._codes[row] = torch.from_numpy(bad(len(sequence.frames) - ONSET))
@@ -116,6 +119,92 @@ def counts(tts: Qwen3TTS) -> dict[tuple[str, str], int]:
 
 def added(tts: Qwen3TTS, before: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
     return {key: n - before.get(key, 0) for key, n in counts(tts).items() if n > before.get(key, 0)}
+
+
+DIALOGUE = [
+    {"voice": "ada", "text": OTHER, "pause_ms": 0},
+    {"voice": "ben", "text": TEXT, "pause_ms": 300},
+    {"voice": "ada", "text": OTHER, "pause_ms": 300},
+]
+SCRIPT: dict[str, Any] = LONG | {"text_format": "dialogue", "timestamps": "word"}
+
+
+def dialogue(tts: Qwen3TTS, **options: Any) -> list[SpeechChunk]:
+    """The chunks of a script, which must be well formed: numbered, with words in their order and within the audio of their lines."""
+    chunks = list(tts.stream_custom_voice(json.dumps(DIALOGUE), "ada", **SCRIPT, **options))
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert chunks[-1].samples_sent == sum(len(chunk.audio) for chunk in chunks)
+    words = [word for chunk in chunks for word in chunk.words]
+    times = [time for word in words for time in (word.start, word.end)]
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    assert max(times) <= chunks[-1].samples_sent / 24000 + 1e-3
+    return chunks
+
+
+def of_line(chunks: list[SpeechChunk], line: int) -> Audio:
+    """Its audio, without pauses."""
+    return np.concatenate([chunk.audio for chunk in chunks if chunk.line == line and not chunk.is_pause])
+
+
+def said(chunks: list[SpeechChunk]) -> list[str]:
+    return [word.word for chunk in chunks for word in chunk.words]
+
+
+def test_a_line_of_a_script_that_stays_silent_ends_alone(tts: Qwen3TTS, silent_codes: Codes) -> None:
+    before, well = counts(tts), dialogue(tts)
+    with running_away(tts, silence(silent_codes), of=".2"):
+        chunks = dialogue(tts, on_runaway="stop")
+    assert (chunks[-1].finish_reason, chunks[-1].metadata["cut_lines"]) == ("runaway", [2])
+    assert added(tts, before) == {("silence", "stopped"): 1}
+    for line in (1, 3):
+        heard, alone = of_line(chunks, line), of_line(well, line)
+        np.testing.assert_allclose(heard[-len(alone) :], alone, atol=1e-5, rtol=0)
+    cut, whole = of_line(chunks, 2), of_line(well, 2)
+    assert len(cut) <= (ONSET + 2 + SILENCE_IN_SPEECH) * SAMPLES
+    np.testing.assert_allclose(cut[: ONSET * SAMPLES], whole[: ONSET * SAMPLES], atol=1e-5, rtol=0)
+    # The words of the last line count from where it is heard.
+    ends = [[word for chunk in spoken for word in chunk.words][-1] for spoken in (chunks, well)]
+    assert ends[0].word == ends[1].word == "you"
+    seconds_less = (well[-1].samples_sent - chunks[-1].samples_sent) / 24000
+    assert ends[0].start == pytest.approx(ends[1].start - seconds_less, abs=0.01)
+
+
+def test_a_line_of_a_script_is_spoken_anew_and_every_word_comes_once(tts: Qwen3TTS, silent_codes: Codes) -> None:
+    before, well = counts(tts), dialogue(tts)
+    with running_away(tts, silence(silent_codes), times=1, of=".2"):
+        chunks = dialogue(tts, on_runaway="retry")
+    assert chunks[-1].finish_reason == "stop"
+    assert added(tts, before) == {("silence", "retried"): 1}
+    assert said(chunks) == said(well) == f"{OTHER} {TEXT} {OTHER}".replace(".", "").split()
+    for line in (1, 3):
+        heard, alone = of_line(chunks, line), of_line(well, line)
+        np.testing.assert_allclose(heard[-len(alone) :], alone, atol=1e-5, rtol=0)
+    assert np.sqrt((of_line(chunks, 2)[(ONSET + 2 + SILENCE_IN_SPEECH) * SAMPLES :] ** 2).mean()) > 0.02
+
+
+def test_silence_of_a_script_is_heard_whole_if_that_is_wanted(tts: Qwen3TTS, silent_codes: Codes) -> None:
+    before = counts(tts)
+    with running_away(tts, silence(silent_codes), of=".2"):
+        chunks = dialogue(tts, on_runaway="off")
+    assert (chunks[-1].finish_reason, chunks[-1].metadata["cut_lines"]) == ("length", [2])
+    assert len(of_line(chunks, 2)) == LONG["max_frames"] * SAMPLES
+    assert added(tts, before) == {}
+
+
+@pytest.mark.parametrize("on_runaway", ["stop", "retry"])
+def test_words_are_those_of_the_speech_that_is_heard(tts: Qwen3TTS, silent_codes: Codes, on_runaway: str) -> None:
+    with running_away(tts, silence(silent_codes), times=1):
+        chunks = list(tts.stream_custom_voice(TEXT, "ada", on_runaway=on_runaway, timestamps="word", **LONG))
+    words = [word for chunk in chunks for word in chunk.words]
+    everything = TEXT.removesuffix(".").split()
+    if on_runaway == "retry":
+        assert (chunks[-1].finish_reason, [word.word for word in words]) == ("stop", everything)
+    else:
+        assert chunks[-1].finish_reason == "runaway"
+        assert 3 < len(words) <= len(everything)
+        assert [word.word for word in words] == everything[: len(words)]
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    assert max(word.end for word in words) <= sum(len(chunk.audio) for chunk in chunks) / 24000 + 1e-3
 
 
 @pytest.mark.parametrize("period", [1, 8])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,12 +18,14 @@ from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.delivery import Delivery, OnRunaway
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
-from engine_lib.speech.runaway import SilenceGate
+from engine_lib.speech.heard import HeardPiece, HeardStream, Take
 from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.speech.words import TimedWord
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.output.runaway import SilentStream, past_of
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
+
+_Source = tuple[dict[str, Any], bool]  # what is told beside audio, and whether it is a pause
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Pipe(RequestListener):
         self.stream_key = self._codec_key = uuid.uuid4().hex
         self.chunks: queue.SimpleQueue[SpeechChunk | BaseException] = queue.SimpleQueue()
         self._num_sent, self._samples_sent, self._words = 0, 0, words
-        self._gate: SilenceGate | None = None
+        self._heard: HeardStream[_Source]
+        self._take: Take | None = None  # of the latest audio
         self._talker, self._codec = talker, codec
         self._reference: npt.NDArray[np.int16] | None = None
 
@@ -89,8 +92,7 @@ class Pipe(RequestListener):
             self._words.add_text(utterance.whole_text)
         elif self._words is not None and text is not None:
             text.follow(self._words.add_text, MAX_TEXT_ROWS - 1)
-        if delivery.on_runaway is not OnRunaway.OFF and self._words is None:
-            self._gate = SilenceGate(self._codec.samples_per_frame)
+        self._heard = self._new_heard(delivery)
         self._talker.submit(
             Request(
                 key,
@@ -118,59 +120,65 @@ class Pipe(RequestListener):
     def on_chunk(self, chunk: CodesChunk) -> None:
         """On the talker's thread."""
         if chunk.is_reference:
-            self._speak_anew(chunk.codes)
+            self._speak_anew(chunk)
         else:
-            self._codec.submit(self._codec_request(chunk, self._codec_key))
+            self._codec.submit(self._codec_request(chunk, self._codec_key, self._heard.take()))
 
-    def _speak_anew(self, frames: npt.NDArray[np.int16]) -> None:
-        """Go on with another stream of the codec, behind `frames`."""
-        self._codec.submit(CodecRequest(self._codec_key, 0, frames[:0], is_final=True, on_audio=lambda _answer: None))
+    def _new_heard(self, delivery: Delivery) -> HeardStream[_Source]:
+        codec, is_watched = self._codec, delivery.on_runaway is not OnRunaway.OFF
+        return HeardStream(codec.sample_rate, codec.samples_per_frame, is_watched=is_watched)
+
+    def _speak_anew(self, chunk: CodesChunk) -> None:
+        """Go on with another stream of the codec, behind the frames of `chunk`."""
+        self._codec.submit(CodecRequest(self._codec_key, 0, chunk.codes[:0], is_final=True, on_audio=lambda _answer: None))
         self._codec_key = uuid.uuid4().hex
-        self._codec.submit(CodecRequest.of_reference(self._codec_key, past_of(self._reference, frames)))
-        if self._gate is not None:
-            self._gate = self._gate.after_good_frames()
+        self._codec.submit(CodecRequest.of_reference(self._codec_key, past_of(self._reference, chunk.codes)))
+        self._heard.take(is_anew=True)
 
-    def _codec_request(self, chunk: CodesChunk, codec_key: str) -> CodecRequest:
-        on_audio = partial(self._on_audio, chunk) if self._gate is None else partial(self._on_watched_audio, chunk, self._gate)
-        return CodecRequest(codec_key, chunk.index, chunk.codes, chunk.is_final, on_audio, chunk.is_reference)
+    def _codec_request(self, chunk: CodesChunk, codec_key: str, take: Take) -> CodecRequest:
+        return CodecRequest(codec_key, chunk.index, chunk.codes, chunk.is_final, partial(self._on_audio, chunk, take), chunk.is_reference)
 
-    def _on_watched_audio(self, chunk: CodesChunk, gate: SilenceGate, audio: AudioChunk) -> None:
-        """On the codec's thread: pass on what `gate` lets pass."""
-        told = json.loads(chunk.metadata) if chunk.metadata else {}
-        if audio.error or chunk.error:
-            self._on_audio(chunk, audio)
-        elif chunk.is_final:
-            reason = chunk.finish_reason
-            if reason in (FinishReason.STOP.value, FinishReason.LENGTH.value):
-                self._put_audio(gate.release(), {})
-                reason = FinishReason.RUNAWAY.value if gate.has_run_away else reason
-            self.chunks.put(SpeechChunk(audio.audio, self._num_sent, True, reason, self._samples_sent, metadata=told))
-        elif not gate.has_run_away:
-            self._put_audio(gate.passed(audio.audio), told)
-            if gate.has_run_away:
-                self._talker.end_silence(SilentStream(self.stream_key, gate.num_good_frames))
+    def _key_of(self, take: Take) -> str:
+        """The talker's key of a take."""
+        return self.stream_key
 
-    def _put_audio(self, audio: npt.NDArray[np.float32], metadata: Mapping[str, Any]) -> None:
-        if len(audio):
-            self.chunks.put(SpeechChunk(audio, self._num_sent, False, "", metadata=metadata))
-            self._num_sent += 1
-            self._samples_sent += len(audio)
-
-    def _on_audio(self, chunk: CodesChunk, audio: AudioChunk) -> None:
-        """On the codec's thread."""
+    def _on_audio(self, chunk: CodesChunk, take: Take, answer: AudioChunk) -> None:
+        """On the codec's thread: pass on what is heard."""
         if chunk.is_reference:  # if it failed, so do the chunks after it
             return
-        error = audio.error or chunk.error
-        if error:
+        if error := answer.error or chunk.error:
             self.cancel()
             self.chunks.put(Qwen3TTSError(error))
-        else:
-            self._samples_sent += len(audio.audio)
-            sent = self._samples_sent if audio.is_final else 0
-            is_pause = not (chunk.is_final or len(chunk.codes))
-            told = json.loads(chunk.metadata) if chunk.metadata else {}
-            if self._words is not None:
-                words = tuple(self._words.of_chunk(chunk.scores, chunk.finish_reason))
-            else:  # those of a script
-                words = tuple(TimedWord(**word) for word in told.pop("words", ()))
-            self.chunks.put(SpeechChunk(audio.audio, audio.index, audio.is_final, chunk.finish_reason, sent, is_pause, told, words))
+            return
+        told = json.loads(chunk.metadata) if chunk.metadata else {}
+        words = [TimedWord(**word) for word in told.pop("words", ())]  # those of a script
+        if self._words is not None:
+            words = self._words_of(self._words, chunk, take)
+        is_pause = not (chunk.is_final or len(chunk.codes))
+        if chunk.is_final:
+            is_complete = chunk.finish_reason in (FinishReason.STOP.value, FinishReason.LENGTH.value)
+            pieces, left = self._heard.end(take, words, is_complete=is_complete)
+            self._put(pieces)
+            reason, told = self._heard.ending(chunk.finish_reason, told)
+            self.chunks.put(SpeechChunk(answer.audio, self._num_sent, True, reason, self._samples_sent, False, told, left))
+            return
+        had_run_away = take.gate is not None and take.gate.has_run_away
+        self._put(self._heard.heard(take, answer.audio, (told, is_pause), words, is_pause=is_pause))
+        if take.gate is not None and take.gate.has_run_away and not had_run_away:
+            self._talker.end_silence(SilentStream(self._key_of(take), take.gate.num_good_frames))
+
+    def _words_of(self, words: SpokenWords, chunk: CodesChunk, take: Take) -> list[TimedWord]:
+        """Those that are settled with a chunk of a stream that is no script."""
+        if self._take is not None and take.number != self._take.number:
+            if take.number < self._take.number:
+                return []  # it has been spoken anew meanwhile
+            words.start_over(take.gate.num_good_frames if take.gate is not None else 0)
+        self._take = take
+        return words.of_chunk(chunk.scores, chunk.finish_reason)
+
+    def _put(self, pieces: Iterable[HeardPiece[_Source]]) -> None:
+        for piece in pieces:
+            told, is_pause = piece.source
+            self.chunks.put(SpeechChunk(piece.audio, self._num_sent, False, "", 0, is_pause, told, piece.words))
+            self._num_sent += 1
+            self._samples_sent += len(piece.audio)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from msgspec import structs
+
 from engine_lib.api.pipe import Pipe
 from engine_lib.api.utterance import Utterance
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.codec.lines import DecodedLines
 from engine_lib.delivery import Delivery
 from engine_lib.process.serial import Serial
+from engine_lib.speech.heard import Take
 from engine_lib.speech.script import line_key
 from engine_lib.speech.script_words import ScriptWords
 from engine_lib.speech.stream_words import SpokenWords
 from engine_lib.talker.engine import TalkerEngine
+from engine_lib.talker.output.runaway import past_of
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
 from engine_lib.talker.script.lines import LinePart, SpokenLines
 
@@ -33,6 +37,7 @@ class ScriptPipe(Pipe):
     def start(self, utterance: Utterance, delivery: Delivery) -> None:
         """See Pipe."""
         assert utterance.script is not None
+        self._heard = self._new_heard(delivery)
         key, lines = self.stream_key, utterance.lines
 
         def request_of(line: int) -> tuple[Request, RequestListener]:
@@ -71,7 +76,11 @@ class ScriptPipe(Pipe):
     def _send(self, chunk: CodesChunk, part: LinePart) -> None:
         if chunk.is_final:
             self._talker.release(self.stream_key, has_run=True)
-        self._decoded.submit(self._codec_request(chunk, chunk.stream_key), part.line, part.index, part.silence_ms)
+        take = self._heard.take(part.line, is_anew=chunk.is_reference and part.index > 0)
+        self._decoded.submit(self._codec_request(chunk, chunk.stream_key, take), part.line, part.index, part.silence_ms)
+
+    def _key_of(self, take: Take) -> str:
+        return line_key(self.stream_key, take.line)
 
 
 class _LineListener(RequestListener):
@@ -87,4 +96,6 @@ class _LineListener(RequestListener):
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """See RequestListener."""
+        if chunk.starts_over:
+            chunk = structs.replace(chunk, codes=past_of(self._reference, chunk.codes))
         self._pipe.receive(self._line, chunk)

@@ -14,6 +14,7 @@ from engine_lib.checkpoint_config import CodecDecoderConfig
 
 logger = logging.getLogger(__name__)
 
+ANEW = "+"  # behind the key of a stream that is spoken anew, each time once
 NO_AUDIO: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
 

@@ -10,8 +10,10 @@ final message ends it like any other.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from math import ceil
@@ -23,7 +25,7 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.lines import DecodedLines
-from engine_lib.codec.request import NO_AUDIO
+from engine_lib.codec.request import ANEW, NO_AUDIO
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import OnRunaway, Timestamps
 from engine_lib.devices import limit_gpu_share
@@ -40,8 +42,10 @@ from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.speech.audio.loudness import VoiceLoudness
-from engine_lib.speech.runaway import SilenceGate
-from engine_lib.speech.script import stream_of
+from engine_lib.speech.heard import HeardStream, Take
+from engine_lib.speech.script import line_key, stream_of
+from engine_lib.speech.stream_words import compact_json
+from engine_lib.speech.words import TimedWord
 from engine_lib.talker.request import CodesChunk, FinishReason
 
 logger = logging.getLogger(__name__)
@@ -49,8 +53,8 @@ logger = logging.getLogger(__name__)
 MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(EngineConfig) if spec.name == "reference_max_seconds")
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
-ANEW = "+"  # behind the key of a stream that is spoken anew, each time once
 WELL_ENDED = (FinishReason.STOP.value, FinishReason.LENGTH.value)
+_Source = tuple[CodesMessage, dict[str, Any]]  # a message, and what its client is told beside the audio, without words
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 
@@ -61,14 +65,14 @@ class OpenStream:
     Attributes:
         is_cancelled: the talker was asked to end it.
         engine_key: its key in the engine; another one each time that it is spoken anew.
-        gate: keeps silence back, if the client wants runaways to end.
-        num_answers: answers, of a stream with a gate.
+        heard: what of its audio is heard.
+        num_answers: those that its client got.
         audio: what its samples go through; None: nothing, or none have come.
         lines: of a script.
     """
 
     engine_key: str
-    gate: SilenceGate | None
+    heard: HeardStream[_Source]
     is_cancelled: bool = False
     num_answers: int = 0
     playback: Playback = field(default_factory=Playback)
@@ -84,23 +88,11 @@ class OpenStream:
         """End what the engine knows of it, because its frames come anew behind the good ones, which are the next message."""
         engine.submit(CodecRequest(self.engine_key, 0, no_codes, is_final=True, on_audio=lambda _answer: None))
         self.engine_key += ANEW
-        if self.gate is not None:
-            self.gate = self.gate.after_good_frames()
 
-    def gated(self, gate: SilenceGate, answer: AudioAnswer) -> list[AudioAnswer]:
-        """The answers in place of `answer`: perhaps none, or one more with the samples kept back. `gate` is that of its message."""
-        answers = [answer]
-        if not answer.is_final:
-            passed = gate.passed(answer.audio)
-            answers = [replace(answer, audio=passed)] if len(passed) else []
-        elif answer.finish_reason in WELL_ENDED:
-            if gate.has_run_away:
-                answers = [replace(answer, finish_reason=FinishReason.RUNAWAY.value)]
-            elif len(kept := gate.release()):
-                answers = [replace(answer, audio=kept, is_final=False, finish_reason=""), answer]
-        numbered = [replace(one, index=index) for index, one in enumerate(answers, self.num_answers)]
-        self.num_answers += len(numbered)
-        return numbered
+    def numbered(self, answers: Sequence[AudioAnswer]) -> list[AudioAnswer]:
+        """`answers` with their places in the stream."""
+        first, self.num_answers = self.num_answers, self.num_answers + len(answers)
+        return [replace(answer, index=index) for index, answer in enumerate(answers, first)]
 
 
 class CodecService(EngineService):
@@ -153,49 +145,49 @@ class CodecService(EngineService):
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, None, too_old))
             return
-        stream = self._streams.get(chunk.stream_key)
-        if stream is None:
-            stream = self._streams[chunk.stream_key] = OpenStream(chunk.stream_key, self._gate_for(message))
-        elif chunk.is_reference and message.part is None:
+        stream, part = self._streams.get(chunk.stream_key) or self._open(message), message.part
+        starts_over = chunk.is_reference and (chunk if part is None else part).index > 0
+        if starts_over and part is None:
             stream.speak_anew(self._engine, chunk.codes[:0])
+        take = stream.heard.take(0 if part is None else part.line, is_anew=starts_over)
         if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
-        answer = partial(self._answer_later, message, reply, arrived_at, stream.gate)
+        answer = partial(self._answer_later, message, reply, arrived_at, take)
         codec_request = CodecRequest(stream.engine_key, chunk.index, chunk.codes, chunk.is_final, answer, chunk.is_reference)
-        if message.part is None:
+        if part is None:
             self._engine.submit(codec_request)
         else:
             stream.lines = stream.lines or DecodedLines(self._engine, chunk.stream_key)
-            stream.lines.submit(codec_request, message.part.line, message.part.index, message.part.silence_ms)
+            stream.lines.submit(codec_request, part.line, part.index, part.silence_ms)
 
-    def _gate_for(self, message: CodesMessage) -> SilenceGate | None:
-        """None: the silence of its stream is not watched. That of a script has a meaning, and words travel with each chunk."""
-        delivery = message.delivery
-        is_watched = delivery.on_runaway is not OnRunaway.OFF and message.part is None and delivery.timestamps is Timestamps.NONE
-        return SilenceGate(self._engine.samples_per_frame) if is_watched else None
+    def _open(self, message: CodesMessage) -> OpenStream:
+        engine, is_watched = self._engine, message.delivery.on_runaway is not OnRunaway.OFF
+        heard = HeardStream[_Source](engine.sample_rate, engine.samples_per_frame, is_watched=is_watched)
+        stream = self._streams[message.chunk.stream_key] = OpenStream(message.chunk.stream_key, heard)
+        return stream
 
     def shutdown(self) -> None:
         """Answer the queued messages, then end the engine and all threads, within a few seconds."""
         super().shutdown()
         self._controller.close(SHUTDOWN_SECONDS)
 
-    def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, gate: SilenceGate | None, chunk: AudioChunk) -> None:
+    def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, take: Take, chunk: AudioChunk) -> None:
         """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
         decoded_at = time.monotonic()
         if message.chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
         if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral:
-            self._answer(message, reply, gate, chunk)
+            self._answer(message, reply, take, chunk)
         else:
-            self._sender.put(message.chunk.stream_key, partial(self._answer, message, reply, gate, chunk), urgent=is_first_frame)
+            self._sender.put(message.chunk.stream_key, partial(self._answer, message, reply, take, chunk), urgent=is_first_frame)
         if reply.is_traced:
             numbers = {"chunk_index": chunk.index, "frames": len(message.chunk.codes)}
             span = Span("decoding", arrived_at, decoded_at, numbers, bool(chunk.error))
             self._sender.put(message.chunk.stream_key, partial(reply.trace, span))
 
-    def _answer(self, message: CodesMessage, reply: Reply, gate: SilenceGate | None, chunk: AudioChunk) -> None:
+    def _answer(self, message: CodesMessage, reply: Reply, take: Take | None, chunk: AudioChunk) -> None:
         codes = message.chunk
         if codes.is_reference:  # if it failed, the chunks behind it fail too, and their answers say so
             reply.finish()
@@ -210,8 +202,9 @@ class CodecService(EngineService):
         elif chunk.error:
             self._cancel(codes.stream_key, self._failures)
         self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
-        answer = AudioAnswer(
-            audio=chunk.audio,
+        told, words = _told(codes)
+        end = AudioAnswer(
+            audio=NO_AUDIO,
             sample_rate=self._engine.sample_rate,
             index=codes.index,
             is_final=codes.is_final,
@@ -220,39 +213,57 @@ class CodecService(EngineService):
             audio_format=message.delivery.audio_format,
             metadata=codes.metadata,
         )
-        if stream is None:
-            self._send(reply, answer, None, is_final=True)
+        if stream is None or take is None:
+            self._send(reply, end, None, is_final=True)
             return
-        answers, playback = [answer], stream.playback
-        if gate is not None:
-            had_run_away, answers = gate.has_run_away, stream.gated(gate, answer)
-            if gate.has_run_away and not had_run_away:
-                self._end_silence(codes.stream_key, gate.num_good_frames)
-        answers = self._through_chain(stream, message, answers)
+        if codes.is_final:
+            pieces, left = stream.heard.end(take, words, is_complete=end.finish_reason in WELL_ENDED)
+            reason, told = stream.heard.ending(end.finish_reason, told)
+            end = replace(end, finish_reason=reason, metadata=_metadata(told, left))
+        else:
+            had_run_away = take.gate is not None and take.gate.has_run_away
+            is_pause = message.part is not None and not len(codes.codes)
+            pieces = stream.heard.heard(take, chunk.audio, (message, told), words, is_pause=is_pause)
+            if take.gate is not None and take.gate.has_run_away and not had_run_away:
+                key = codes.stream_key if message.part is None else line_key(codes.stream_key, message.part.line)
+                self._end_silence(key, take.gate.num_good_frames)
+        plain = replace(end, is_final=False, finish_reason="", error="")
+        heard = [
+            (source, replace(plain, audio=piece.audio, metadata=_metadata(told, piece.words)))
+            for piece in pieces
+            for source, told in [piece.source]
+        ]
+        answers = self._through_chain(stream, message, [*heard, (message, end)] if codes.is_final else heard)
         for one in answers[:-1]:
-            self._send(reply, one, playback, is_final=False)
+            self._send(reply, one, stream.playback, is_final=False)
         if answers:
-            self._send(reply, answers[-1], playback, is_final=True)
+            self._send(reply, answers[-1], stream.playback, is_final=True)
         else:
             reply.finish()
 
-    def _through_chain(self, stream: OpenStream, message: CodesMessage, answers: list[AudioAnswer]) -> list[AudioAnswer]:
+    def _through_chain(
+        self, stream: OpenStream, message: CodesMessage, heard: Sequence[tuple[CodesMessage, AudioAnswer]]
+    ) -> list[AudioAnswer]:
         """The answers once their samples have gone through the stream's audio chain, if its client asks for what that does."""
-        settings, codes = message.delivery.audio, message.chunk
-        # A later line of a script may need a chain, which tells the times of words only of what has gone through it.
-        is_timed_script = message.part is not None and message.delivery.timestamps is not Timestamps.NONE
-        if not answers or (stream.audio is None and settings.is_neutral and not is_timed_script):
-            return answers
-        stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness, answers[0].index)
-        answers = [one for answer in answers for one in stream.audio.answers(answer, settings, message.part)]
-        if stream.audio.has_failed and not codes.is_final:
-            self._cancel(codes.stream_key, self._failures)
-        if codes.is_final:
+        answers: list[AudioAnswer] = []
+        for source, answer in heard:
+            settings = source.delivery.audio
+            # A later line of a script may need a chain, which tells the times of words only of what has gone through it.
+            is_timed_script = source.part is not None and source.delivery.timestamps is not Timestamps.NONE
+            if stream.audio is None and settings.is_neutral and not is_timed_script:
+                answers.append(answer)
+                continue
+            stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness)
+            answers += stream.audio.answers(answer, settings, source.part)
+        if stream.audio is not None and stream.audio.has_failed and not message.chunk.is_final:
+            self._cancel(message.chunk.stream_key, self._failures)
+        if stream.audio is not None and message.chunk.is_final:
             self._clipped.add(stream.audio.clipped_samples)
-        return answers
+        return stream.numbered(answers)
 
-    def _end_silence(self, stream_key: str, num_good_frames: int) -> None:
-        self._controller.put(stream_key, partial(self._backend.end_silence, talker_of(stream_key), stream_key, num_good_frames))
+    def _end_silence(self, key: str, num_good_frames: int) -> None:
+        """`key`: the talker's own of a stream or a line."""
+        self._controller.put(stream_of(key), partial(self._backend.end_silence, talker_of(key), key, num_good_frames))
 
     def _send(self, reply: Reply, answer: AudioAnswer, playback: Playback | None, *, is_final: bool) -> None:
         reply.send(answer.pack(), is_final=is_final)
@@ -312,6 +323,16 @@ class CodecService(EngineService):
         self._clipped = metrics.counter("clipped_samples_total", cut_off)
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
+
+
+def _told(chunk: CodesChunk) -> tuple[dict[str, Any], list[TimedWord]]:
+    """What the talker tells the client beside the audio of a chunk, and the words in it."""
+    told = json.loads(chunk.metadata) if chunk.metadata else {}
+    return told, [TimedWord(**word) for word in told.pop("words", ())]
+
+
+def _metadata(told: dict[str, Any], words: Sequence[TimedWord]) -> str:
+    return compact_json(told | {"words": [word.to_json() for word in words]} if words else told)
 
 
 def _is_first_frame(chunk: CodesChunk) -> bool:

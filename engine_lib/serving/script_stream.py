@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from msgspec import structs
+
 from engine_lib.delivery import Delivery, Timestamps
 from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import CodesMessage
@@ -21,6 +23,7 @@ from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
 from engine_lib.speech.alignment_file import MAX_TEXT_ROWS
 from engine_lib.speech.script import Line, Script, line_key
 from engine_lib.speech.script_words import ScriptWords
+from engine_lib.talker.output.runaway import past_of
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 from engine_lib.talker.script.lines import LinePart, SpokenLines
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
@@ -204,6 +207,8 @@ class LineListener(RequestListener):
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """See RequestListener."""
+        if chunk.starts_over:
+            chunk = structs.replace(chunk, codes=past_of(self._reference, chunk.codes))
         is_first = self._line == chunk.index == 0 and len(chunk.codes) > 0
         if is_first:
             self._stream.on_first_codes()

@@ -1,7 +1,7 @@
 """StreamAudio: the answers of a stream with an audio chain, one message of the talker after the other.
 
 A message may have no answer, while the chain waits for more samples, and the final message may have two: the samples that were left
-in the chain, then the last answer, which has none. `chunk_index` counts the answers. Words wait for the next answer, and their times become
+in the chain, then the last answer, which has none. Words wait for the next answer, and their times become
 those at which the client hears them.
 """
 
@@ -34,14 +34,9 @@ class StreamAudio:
         has_failed: its answers have no more audio, and the last one is an error.
     """
 
-    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness, first: int = 0) -> None:
-        """
-        Args:
-            settings, source_rate, voices: as of AudioChain.
-            first: answers of the stream so far: its lines before this one needed no chain.
-        """
+    def __init__(self, settings: AudioSettings, source_rate: int, voices: VoiceLoudness) -> None:
+        """Arguments are those of AudioChain."""
         self._chain = AudioChain(settings, source_rate, voices)
-        self._answered = first
         self._line: int | None = None
         self._words: list[dict[str, Any]] = []  # for the next answer
         self.has_failed = False
@@ -52,7 +47,7 @@ class StreamAudio:
         return self._chain.clipped_samples
 
     def answers(self, answer: AudioAnswer, settings: AudioSettings, part: LinePart | None = None) -> list[AudioAnswer]:
-        """The answers in place of `answer`, which has the codec's samples. Never raises.
+        """The answers in place of `answer`, which has the codec's samples, without a number. Never raises.
 
         Args:
             settings: of its line. If they are not those of the message before, a line has ended.
@@ -63,20 +58,19 @@ class StreamAudio:
             answer = replace(answer, metadata=compact_json(told))
         samples = self._processed(answer, settings, part, words)
         if not answer.is_final:
-            return [self._numbered(answer, samples)] if samples.size else []
+            return [self._shaped(answer, samples)] if samples.size else []
         end = answer
         if self.has_failed and answer.finish_reason != FinishReason.ERROR.value:
             end = replace(answer, finish_reason=FinishReason.ERROR.value, error=FAILED)
         rest = replace(answer, is_final=False, finish_reason="", error="")
-        answers = [self._numbered(rest, samples)] if samples.size else []
-        return [*answers, self._numbered(end, NO_SAMPLES)]
+        answers = [self._shaped(rest, samples)] if samples.size else []
+        return [*answers, self._shaped(end, NO_SAMPLES)]
 
-    def _numbered(self, answer: AudioAnswer, samples: Samples) -> AudioAnswer:
-        self._answered += 1
+    def _shaped(self, answer: AudioAnswer, samples: Samples) -> AudioAnswer:
         metadata, words = answer.metadata, self._words
         if words:
             self._words, metadata = [], compact_json((json.loads(metadata) if metadata else {}) | {"words": words})
-        return replace(answer, audio=samples, sample_rate=self._chain.sample_rate, index=self._answered - 1, metadata=metadata)
+        return replace(answer, audio=samples, sample_rate=self._chain.sample_rate, metadata=metadata)
 
     def _processed(self, answer: AudioAnswer, settings: AudioSettings, part: LinePart | None, words: list[dict[str, Any]]) -> Samples:
         if self.has_failed or answer.finish_reason == FinishReason.ERROR.value:

@@ -323,7 +323,9 @@ class TalkerStream(RequestListener):
             del self._talker.sessions[self._speech.session]
 
     def _send(self, chunk: CodesChunk) -> None:
-        if self._words is not None and not chunk.is_reference:
+        if self._words is not None and chunk.starts_over:
+            self._words.start_over(chunk.num_frames)
+        elif self._words is not None and not chunk.is_reference:
             metadata = words_json(self._words.of_chunk(chunk.scores, chunk.finish_reason))
             chunk = structs.replace(chunk, metadata=metadata, scores=None)
         self._reply.send(self._message(chunk).pack(self._talker.secret), is_final=chunk.is_final)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.speech.words import Place, Span, TimedWord, places, word_spans
+from engine_lib.speech.words import Place, Span, TimedWord, is_before, places, word_spans
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -45,7 +45,7 @@ class WordAligner:
         self._text = ""
         self._tokens: list[Span] = []
         self._words: list[tuple[Span, tuple[Place, Place]]] = []  # of the text so far, those that are certain
-        self._num_said = 0  # words that have come out
+        self._said: list[float] = []  # seconds: the beginnings of words that have come out
         self._attention: list[Floats] = []  # of each frame, [rows]
         self._steps: list[npt.NDArray[np.int8]] = []  # of each frame: rows passed on the best way to each row
         self._best = np.zeros(1)  # the logarithm of the best way to each row
@@ -83,6 +83,15 @@ class WordAligner:
         if (settled := len(self._steps) - self._lookahead) > 0:
             self._settle(settled, int(self._best.argmax()))
         return self._settled_words()
+
+    def go_back(self, num_frames: int) -> None:
+        """Forget the frames behind the first `num_frames`. Words that have come out and begin in those frames do not come again."""
+        attention, seconds = self._attention[:num_frames], num_frames * self._timing.frame_seconds
+        self._attention, self._steps, self._best = [], [], np.zeros(1)
+        for frame in attention:
+            self._add_frame(np.pad(frame, (0, self._num_rows - len(frame))))
+        self._starts = [start for start in self._starts if is_before(start, seconds)]
+        self._said = [start for start in self._said if is_before(start, seconds)]
 
     def end(self, *, is_complete: bool = True) -> list[TimedWord]:
         """The words that are left.
@@ -143,14 +152,14 @@ class WordAligner:
 
     def _settled_words(self) -> list[TimedWord]:
         words = []
-        while self._num_said < len(self._words):
-            (start, end), ends = self._words[self._num_said]
+        while len(self._said) < len(self._words):
+            (start, end), ends = self._words[len(self._said)]
             times = [self._time(place) for place in ends]
             if None in times:
                 break
             begin, stop = (time for time in times if time is not None)
             words.append(TimedWord(self._text[start:end], begin, max(stop, begin), start))
-            self._num_said += 1
+            self._said.append(begin)
         return words
 
     def _time(self, place: Place) -> float | None:

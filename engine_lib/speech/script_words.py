@@ -37,6 +37,12 @@ class ScriptWords:
         self._seconds += num_frames * self._frame_seconds
         self._add(self._words.of_chunk(scores, ""))
 
+    def start_over(self, num_frames: int) -> None:
+        """The line is spoken anew behind its first `num_frames` frames."""
+        if self._words is not None:
+            self._seconds = self._begun_at + num_frames * self._frame_seconds
+            self._words.start_over(num_frames)
+
     def add_silence(self, milliseconds: int) -> None:
         """Silence follows."""
         self._seconds += milliseconds / 1000

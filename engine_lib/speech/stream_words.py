@@ -36,6 +36,11 @@ class SpokenWords:
         with self._lock:
             self._aligner.add_text(text, spans, is_last=is_last)
 
+    def start_over(self, num_frames: int) -> None:
+        """The stream is spoken anew behind its first `num_frames` frames."""
+        with self._lock:
+            self._aligner.go_back(num_frames)
+
     def of_chunk(self, scores: npt.NDArray[np.float16] | None, finish_reason: str) -> list[TimedWord]:
         """The words that are settled with a chunk.
 

@@ -38,6 +38,11 @@ class TimedWord:
         return {"word": self.word, "start": round(self.start, 3), "end": round(self.end, 3), "index": self.index}
 
 
+def is_before(moment: float, other: float) -> bool:
+    """Whether `moment` is before `other`, both in seconds as clients get them."""
+    return round(moment, 3) < round(other, 3)
+
+
 @dataclass(frozen=True)
 class Place:
     """A place between tokens: behind a `share` of token `token`; 0 is its beginning, 1 its end."""

@@ -38,7 +38,8 @@ class CodesChunk(Message, frozen=True):
         error: the reason in words if finish_reason is "error".
         is_reference: the codes are a clone's reference, sent ahead of chunk 0, or the good frames of a stream that is spoken anew
             behind them: the codec takes them as the stream's past and gives no audio for them.
-        num_frames: of the final chunk: frames in all chunks of the stream, those of a cancelled one too.
+        num_frames: of the final chunk: frames in all chunks of the stream, those of a cancelled one too; of one that starts over, its
+            good frames.
         scores: [frames, heads, text rows] float16, of a stream with timestamps: what WordAligner.add takes.
         metadata: "", or what the client is told beside the audio: a JSON object.
     """
@@ -53,6 +54,11 @@ class CodesChunk(Message, frozen=True):
     num_frames: int = 0
     scores: npt.NDArray[np.float16] | None = None
     metadata: str = ""
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether the stream is spoken anew behind the codes of this chunk."""
+        return self.is_reference and self.index > 0
 
 
 class StreamTimes(Message, frozen=True):

@@ -1,4 +1,4 @@
-"""The lines of a script are decoded each for itself, answered in order, and joined without a click."""
+"""The lines of a script are decoded each for itself, and answered in order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ import pytest
 from codec.listening import CODEBOOK_SIZE, TOLERANCE, Codes, MakeEngine, random_codes
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
 from engine_lib.codec.lines import DecodedLines
-from engine_lib.codec.seam import CLICK, Seam
 from engine_lib.speech.script import line_key
 from patience import PATIENCE, eventually
 
-SAMPLE_RATE = 24000
-CURVE = 120  # samples
 NOTHING = np.empty((0, 16), np.int16)
 
 
@@ -60,8 +57,7 @@ def test_each_line_sounds_as_a_stream_of_its_own(make_engine: MakeEngine, fresh_
     for number, codes in enumerate(lines):
         audio = np.concatenate([chunk.audio for chunk in heard[number]])
         alone = engine.decode(codes, reference if number == 1 else None)
-        assert len(audio) in (len(alone), len(alone) + CURVE)
-        np.testing.assert_allclose(audio[-len(alone) :], alone, atol=TOLERANCE)
+        np.testing.assert_allclose(audio, alone, atol=TOLERANCE)
     assert [len(chunks[i].audio) for i in (0, 3, 7)] == [240] * 3
     eventually(lambda: engine.stats().free_slots == 2, "all slots are free")
 
@@ -149,46 +145,17 @@ def test_a_listener_that_raises_gets_no_more_audio(listen: Callable[[AudioChunk]
     assert "on_audio failed" in script.answers.get(timeout=PATIENCE).error
 
 
-def speech(*samples: float) -> np.ndarray:
-    return np.array(samples, np.float32)
-
-
-def test_lines_that_end_near_silence_are_joined_as_they_are() -> None:
-    seam = Seam(SAMPLE_RATE)
-    quiet = speech(0.0005, 0.5, -0.0004)
-    for line in (0, 1):
-        assert seam.joined(quiet, line, is_silence=False) is quiet
-    silence = np.zeros(10, np.float32)
-    assert seam.joined(silence, 2, is_silence=True) is silence
-    assert len(seam.joined(np.zeros(0, np.float32), 2, is_silence=False)) == 0
-
-
-def test_the_first_line_and_the_chunks_within_a_line_are_never_changed() -> None:
-    seam = Seam(SAMPLE_RATE)
-    for loud in (speech(0.9, -0.9), speech(0.9, 0.1)):
-        assert seam.joined(loud, 5, is_silence=False) is loud
-
-
-@pytest.mark.parametrize("has_pause", [False, True])
-def test_a_cut_line_goes_over_to_the_next_without_a_jump(has_pause: bool) -> None:
-    seam = Seam(SAMPLE_RATE)
-    first, second = speech(0.0, 0.8), speech(-0.6, 0.0)
-    heard = [seam.joined(first, 0, is_silence=False)]
-    if has_pause:
-        heard.append(seam.joined(np.zeros(480, np.float32), 1, is_silence=True))
-        assert len(heard[-1]) == 480
-        assert not heard[-1][CURVE:].any()
-    heard.append(seam.joined(second, 1, is_silence=False))
-    np.testing.assert_array_equal(heard[-1][-2:], second)
-    assert len(heard[-1]) == CURVE + 2
-    joint = np.concatenate(heard)[1:-1]
-    assert np.abs(np.diff(joint)).max() < 0.025  # 1.4 within 121 steps, the steepest of them in the middle
-    assert np.abs(np.diff(joint, 2)).max() < CLICK
-
-
-def test_a_pause_shorter_than_the_curve_keeps_its_length() -> None:
-    seam = Seam(SAMPLE_RATE)
-    seam.joined(speech(0.9), 0, is_silence=False)
-    pause = seam.joined(np.zeros(24, np.float32), 1, is_silence=True)
-    assert len(pause) == 24
-    assert 0.9 > pause[0] > pause[-1] > 0
+def test_a_line_that_is_spoken_anew_goes_on_behind_its_good_frames(make_engine: MakeEngine, fresh_seed: int) -> None:
+    rng, engine = np.random.default_rng(fresh_seed), make_engine(slots=2)
+    before, good, bad, anew = (random_codes(rng, frames) for frames in (2, 4, 3, 5))
+    script = Script(engine)
+    script.send(0, 0, before)
+    script.send(1, 0, np.concatenate([good, bad]))
+    script.send(1, 1, good, is_reference=True)
+    script.send(1, 1, anew)
+    script.send(1, 2, NOTHING, is_final=True)
+    chunks = script.all()
+    assert [chunk.error for chunk in chunks] == [""] * 5
+    whole = engine.decode(np.concatenate([good, anew]))
+    np.testing.assert_allclose(chunks[3].audio, whole[-len(chunks[3].audio) :], atol=TOLERANCE)
+    eventually(lambda: engine.stats().free_slots == 2, "all slots are free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,22 @@ def test_a_request_may_want_all_of_it(silent_server: TritonServer) -> None:
 def test_silence_at_the_end_of_a_stream_that_ends_is_heard_whole(silent_server: TritonServer) -> None:
     """The codec has kept it back, and sends it with the final message, which it answers twice."""
     assert spoken(silent_server, max_frames=20) == (20 * SAMPLES_PER_FRAME, "length")
+    eventually_free(silent_server)
+
+
+@pytest.mark.parametrize(("on_runaway", "takes"), [("stop", 1), ("retry", 3)])
+def test_each_line_of_a_script_ends_by_itself(silent_server: TritonServer, on_runaway: str, takes: int) -> None:
+    text = json.dumps([{"text": "One."}, {"text": "Two.", "pause_ms": 100}])
+    sampling = LONG | {"text_format": "dialogue", "on_runaway": on_runaway}
+    with Stream(silent_server, inputs(text, sampling=sampling)) as stream:
+        chunks = stream.all()
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert chunks[-1].finish_reason == "runaway"
+    assert (chunks[-1].metadata or {})["cut_lines"] == [1, 2]
+    first, second = (len(audio_of([chunk for chunk in chunks if (chunk.metadata or {})["line"] == line])) for line in (1, 2))
+    assert first == takes * PAUSE
+    # The second may have reached its limit of frames before it was heard; then it cannot be spoken anew.
+    assert second - 2400 in [number * PAUSE for number in range(1, takes + 1)]
     eventually_free(silent_server)
 
 

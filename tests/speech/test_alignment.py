@@ -75,6 +75,22 @@ def test_a_word_comes_out_as_soon_as_the_frames_ahead_of_it_allow() -> None:
     assert sum(out) == 1  # the end of the second word has not been seen yet
 
 
+def test_an_aligner_that_goes_back_says_the_rest_of_the_words_and_none_twice() -> None:
+    def spoken(rows: list[int], num_kept: int | None = None, anew: list[int] | None = None) -> list[tuple[str, float]]:
+        aligner = WordAligner(TIMING)
+        aligner.add_text("one two three", [(0, 3), (3, 7), (7, 13)])
+        words = aligner.add(looking_at(rows, 4))
+        if num_kept is not None and anew is not None:
+            aligner.go_back(num_kept)
+            words = [word for word in words if round(word.start, 3) < round(num_kept * 0.08, 3)] + aligner.add(looking_at(anew, 4))
+        return [(word.word, round(word.start, 3)) for word in words + aligner.end()]
+
+    rows = [0] * 5 + [1] * 5 + [2] * 5 + [3]
+    assert spoken([*rows[:7], *[2] * 9], 7, rows[7:]) == spoken(rows)
+    assert spoken([0] * 5 + [3] * 9, 5, rows[5:]) == spoken(rows)
+    assert spoken(rows, 0, rows) == spoken(rows)
+
+
 def test_a_cut_stream_has_only_the_words_that_were_begun() -> None:
     aligner = WordAligner(TIMING)
     aligner.add_text("one two three", [(0, 3), (3, 7), (7, 13)])

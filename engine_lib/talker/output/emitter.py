@@ -59,7 +59,8 @@ class Emitter:
     def start_over(self, past: npt.NDArray[np.int16]) -> None:
         """Tell the listener that frames follow which come behind `past` [frames, num_code_groups], in the place of those it got."""
         self._num_frames = len(past)
-        self._call(partial(self._listener.on_chunk, CodesChunk(self._stream_key, self._num_chunks, past, is_reference=True)))
+        chunk = CodesChunk(self._stream_key, self._num_chunks, past, is_reference=True, num_frames=len(past))
+        self._call(partial(self._listener.on_chunk, chunk))
 
     def end(self, reason: FinishReason, error: str = "") -> None:
         """Emit the final chunk."""

@@ -16,12 +16,12 @@ from msgspec import structs
 
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.process.wire import Message
+from engine_lib.speech.heard import MAX_CUT_LINES
 from engine_lib.speech.script import Script, line_key
 from engine_lib.speech.script_words import ScriptWords
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 
-MAX_REPORTED_LINES = 100
 MAX_SILENCE_MS = 5000  # of one chunk, as long as the longest one with frames
 
 
@@ -30,7 +30,7 @@ class LinePart(Message, frozen=True):
 
     Attributes:
         line: 0, 1, 2..
-        index: of the chunk among those of its line; 0 for one of silence.
+        index: of the chunk among those of its line; 0 for one of silence and for the reference of a clone.
         silence_ms: silence that is the audio of the chunk, which has no frames then; 0 to MAX_SILENCE_MS.
     """
 
@@ -76,7 +76,8 @@ class SpokenLines:
         self._nothing = np.empty((0, num_code_groups), np.int16)
         self._waiting: dict[int, deque[CodesChunk]] = {}  # of the lines that were submitted, from the present one on
         self._open: set[int] = set()  # those whose final chunk has not come
-        self._num_submitted = self._num_chunks = self._num_frames = 0
+        self._num_submitted = self._num_chunks = 0
+        self._num_frames = self._num_line_frames = 0  # of the stream, and of these the present line's
         self._has_begun = False
         self._failure: Exception | None = None  # the first one of `send` since the last call
         self._end: tuple[FinishReason, str] | None = None
@@ -146,7 +147,9 @@ class SpokenLines:
             if chunk.is_final:
                 self._leave(chunk)
                 continue
-            if self._words is not None and len(chunk.codes) and not chunk.is_reference:
+            if self._words is not None and chunk.starts_over:
+                self._words.start_over(chunk.num_frames)
+            elif self._words is not None and len(chunk.codes) and not chunk.is_reference:
                 self._words.add_frames(self.present, len(chunk.codes), chunk.scores)
             self._send(chunk)
             if not chunk.is_reference and self._num_submitted == self.present + 1:
@@ -155,6 +158,7 @@ class SpokenLines:
     def _leave(self, last: CodesChunk) -> None:
         """The present line has ended: go on with the next one, or end the stream."""
         reason = FinishReason(last.finish_reason)
+        self._num_line_frames = 0
         if self._words is not None:
             self._words.end_line(reason.value)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
@@ -200,11 +204,17 @@ class SpokenLines:
         numbered = structs.replace(chunk, stream_key=self._stream_key, index=self._num_chunks, metadata=metadata, scores=None)
         if not chunk.is_reference:
             self._num_chunks += 1
-            self._num_frames += len(chunk.codes)
+            self._count_frames(len(chunk.codes))
+        elif chunk.starts_over:
+            self._count_frames(chunk.num_frames - self._num_line_frames)
         try:
             self._pass(numbered, LinePart(self.present, chunk.index, silence_ms))
         except Exception as failure:
             self._failure = self._failure or failure
+
+    def _count_frames(self, more: int) -> None:
+        self._num_frames += more
+        self._num_line_frames += more
 
     def _metadata(self, chunk: CodesChunk) -> str:
         """What the client is told of a chunk: its line, from 1 on, its voice, if that has a name, and words that are settled."""
@@ -212,7 +222,7 @@ class SpokenLines:
         if speaker := self._script.lines[self.present].voice or self._speaker:
             told["speaker"] = speaker
         if chunk.is_final and self.cut:
-            told["cut_lines"] = [line + 1 for line in self.cut][:MAX_REPORTED_LINES]
+            told["cut_lines"] = [line + 1 for line in self.cut][:MAX_CUT_LINES]
         if self._words is not None and (words := self._words.take()):
             told["words"] = [word.to_json() for word in words]
         return json.dumps(told, ensure_ascii=False)
