@@ -28,7 +28,8 @@ from engine_lib.serving.voice_additions import SHUTDOWN_SECONDS, Addition, Voice
 from engine_lib.speech.blend import EXPECTED, MAX_LENGTH, Blend
 from engine_lib.speech.lexicon import MAX_JSON_LENGTH
 from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
-from engine_lib.voices.store import MAX_CONSENT_LENGTH, VoiceStore, checked_name
+from engine_lib.voices.store import VoiceStore
+from engine_lib.voices.store_checks import MAX_CONSENT_LENGTH, checked_name
 from engine_lib.voices.stored_voice import StoredVoice, checked_lexicon
 
 REFERENCE = ("reference_audio", "reference_sample_rate", "reference_text", "x_vector_only")

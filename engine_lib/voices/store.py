@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import stat
 import threading
 import time
@@ -25,6 +24,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, StoreError
 from engine_lib.speech.blend import Blend, of_part
 from engine_lib.speech.lexicon import Lexicon
+from engine_lib.voices.store_checks import MAX_CONSENT_LENGTH, NAME_PATTERN, check_consent, checked_name
 from engine_lib.voices.stored_voice import (
     FACTS_SUFFIX,
     TENSORS_SUFFIX,
@@ -33,33 +33,16 @@ from engine_lib.voices.stored_voice import (
     StoredVoice,
     checked_lexicon,
     digest,
-    is_unicode,
     pack_tensors,
 )
 
 if TYPE_CHECKING:
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
-NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]|\.(?!\.|$)){0,63}")
-MAX_CONSENT_LENGTH = 1000
 MAX_ATTEMPTS = 3  # to read a voice while another process replaces it
 PARTIAL_SUFFIX = ".partial"
 LOCK_SECONDS = 5.0  # others write a voice within milliseconds; whoever waits keeps other requests waiting
 LOCK_POLL_SECONDS = 0.01
-
-
-def checked_name(name: str, field: str = "voice") -> str:
-    """`name` in lower case, if a stored voice may have it.
-
-    Raises:
-        InvalidRequestError: it may not have it; `field` is the field of the error.
-    """
-    if not isinstance(name, str):
-        raise InvalidRequestError(field, f"is a {type(name).__name__}; give the name of a stored voice")
-    if not name.isascii() or not NAME_PATTERN.fullmatch(name.lower()):
-        allowed = "give 1 to 64 letters a-z, digits, -, _ and single dots, beginning with a letter or digit and not ending with a dot"
-        raise InvalidRequestError(field, f"{name[:100]!r} is not allowed as the name of a voice; {allowed}")
-    return name.lower()
 
 
 class VoiceStore:
@@ -166,7 +149,7 @@ class VoiceStore:
             InvalidRequestError: as `add`.
         """
         name, names = checked_name(name, "name"), self.names()
-        _check_consent(consent)
+        check_consent(consent)
         if name in names:
             raise InvalidRequestError("name", f"{name!r} is taken; remove that voice first, or choose another name")
         if len(names) >= self.max_voices:
@@ -405,9 +388,3 @@ def _take(lock: int) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _check_consent(consent: str) -> None:
-    if not any(map(str.isalnum, consent)) or len(consent) > MAX_CONSENT_LENGTH or not is_unicode(consent):
-        allowed = f"say in 1 to {MAX_CONSENT_LENGTH} characters who agreed that this voice is cloned, and where that is written down"
-        raise InvalidRequestError("consent", f"has no letter or digit, is too long or not valid Unicode; {allowed}")
