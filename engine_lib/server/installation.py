@@ -28,6 +28,10 @@ EVERY_ADDRESS, LOOPBACK = "0.0.0.0", "127.0.0.1"
 STUB = "triton_python_backend_stub"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MISSING_LIBRARY = re.compile(r"error while loading shared libraries: ([^:\s]+): cannot open")
+# The stub's interpreter puts the folder in which the server was started before all others: a queue.py there would be the models'.
+NO_CURRENT_FOLDER = (
+    "import sys; sys.path = type('SafePath', (list,), {'insert': lambda self, at, name: name and list.insert(self, at, name)})(sys.path)\n"
+)
 STUB_SECONDS = 60.0  # it says what it lacks and ends; only a machine that hangs takes longer
 
 
@@ -146,7 +150,7 @@ def _python_environment(run_directory: Path) -> Path:
     (root / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
     folders = [folder for folder in map(os.path.abspath, sys.path) if os.path.isdir(folder) and not _is_standard_library(folder)]
     folders = [ascii_name(folder, root / "folders") for folder in folders]
-    (packages / "imports.pth").write_text("".join(f"import site; site.addsitedir({folder!r})\n" for folder in folders))
+    (packages / "imports.pth").write_text(NO_CURRENT_FOLDER + "".join(f"import site; site.addsitedir({folder!r})\n" for folder in folders))
     return binaries
 
 

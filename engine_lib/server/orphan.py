@@ -69,6 +69,15 @@ def is_running(process: Path) -> bool:
         return False
 
 
+def dead_models(server_pid: int, models: Sequence[str]) -> list[str]:
+    """Those of the Python `models` that have no process, if a child of the server has died and is still there; else []."""
+    processes = children(server_pid)
+    if all(map(is_running, processes)):
+        return []
+    commands = list(map(_command, processes))
+    return [model for model in models if not any(f"/{model}/1/model.py" in command for command in commands)]
+
+
 def _has_guard(model: Path) -> bool:
     return any(GUARD in _command(process) for process in children(int(model.name)))
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import secrets
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -24,7 +26,7 @@ from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.ascii_names import plain_name, temporary_folder
 from engine_lib.server.installation import EVERY_ADDRESS, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
-from engine_lib.server.orphan import EndOfModels, watch_for_orphan
+from engine_lib.server.orphan import EndOfModels, dead_models, watch_for_orphan
 from engine_lib.server.ports import check_port, hold_free_port
 from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
@@ -38,7 +40,9 @@ METRICS_SECONDS = 5.0  # from readiness until the metrics port must be open
 ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
+LEAST_FILES, MOST_FILES = 256, 65536  # 24.10 with five models has some 60 open, and aborts at its limit
 REPORT_SECONDS = 10.0
+DEAD_SECONDS = 15.0  # Triton waits for ever for a model's process that was killed before its first line
 NO_ANSWER = (OSError, http.client.HTTPException)  # refused, too late, or cut off in the middle
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment does not reach our own ports
 
@@ -129,9 +133,9 @@ class TritonServer:
         """Start the process; `wait_ready` returns when it serves.
 
         Raises:
-            ServerError: no tritonserver, or a port is taken.
+            ServerError: no tritonserver, a port is taken, or too few files may be open.
         """
-        run_directory = Path(self._run_directory.name)
+        run_directory, files = Path(self._run_directory.name), _open_files()
         installation = ServerInstallation.find(run_directory)
         self._address = self._address or installation.default_address
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
@@ -175,6 +179,8 @@ class TritonServer:
             )
         finally:
             os.close(output)
+        with suppress(ProcessLookupError):  # it has ended already
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
         drain_files = [self._drain_directory / model for model in self._talkers]
         self._watch = watch_for_orphan(self._process, unread, drain_files, run_directory, self._exit_seconds)
         os.close(unread)
@@ -189,7 +195,8 @@ class TritonServer:
             ServerError: a model failed to load (with its reason), Triton is too old, the server exited, or `timeout` seconds passed.
         """
         process, begin, missing = self._running(), time.monotonic(), ""
-        report_due = begin + REPORT_SECONDS
+        report_due, alive_at = begin + REPORT_SECONDS, begin
+        python_models = [model for model in self.models if (self.repository / model / "1" / "model.py").is_file()]
         while time.monotonic() < begin + timeout:
             if process.poll() is not None:
                 raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
@@ -216,6 +223,11 @@ class TritonServer:
                     self._release_ports()
                     return
                 missing = ", ".join(loading)
+            dead = dead_models(process.pid, python_models)
+            alive_at = alive_at if dead else time.monotonic()
+            if time.monotonic() > alive_at + DEAD_SECONDS:
+                problem = f"the process of {', '.join(dead)} was killed while it loaded; is there too little memory?"
+                raise ServerError(f"{problem} The log ends with\n{self.last_log_lines()}")
             if report is not None and time.monotonic() >= report_due:
                 report(f"waiting for {missing}, {time.monotonic() - begin:.0f} s so far; the log is {self.log_file}")
                 report_due += REPORT_SECONDS
@@ -325,6 +337,21 @@ class TritonServer:
         with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
             content: bytes = response.read()
         return content
+
+
+def _open_files() -> int:
+    """How many files the server may have open: as many as this process is allowed to allow, within reason.
+
+    Raises:
+        ServerError: too few.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
+    if files < LEAST_FILES:
+        raise ServerError(
+            f"open files: at most {files} are allowed here (ulimit -n); a server needs {LEAST_FILES}, and one for each connection"
+        )
+    return files
 
 
 def option_environment(options: Mapping[str, str]) -> dict[str, str]:

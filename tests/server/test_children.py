@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine_lib.server import orphan
+from engine_lib.server import orphan, process
+from engine_lib.server.installation import ServerError
 from engine_lib.serving import helpers, server_guard
+from patience import eventually
+from server.conftest import new_server
 
 
 def children_for_guard(pid: int) -> list[Path]:
@@ -42,3 +46,37 @@ def test_a_running_process_has_its_children(children: Callable[[int], list[Path]
         assert Path("/proc", str(child.pid)) in children(os.getpid())
         assert orphan.is_running(Path("/proc", str(child.pid)))
         child.communicate(b"\n")
+
+
+def test_a_model_without_a_process_is_told_only_beside_a_dead_one() -> None:
+    models = ["talker", "voices"]
+    assert orphan.dead_models(os.getpid(), models) == []
+    with subprocess.Popen([sys.executable, "-c", "input()", "/repository/voices/1/model.py"], stdin=subprocess.PIPE) as running:
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as dead:
+            dead.kill()
+            os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it stays as a zombie
+            assert orphan.dead_models(os.getpid(), models) == ["talker"]
+        assert orphan.dead_models(os.getpid(), models) == []
+        running.communicate(b"\n")
+
+
+def test_a_process_killed_before_its_first_line_fails_the_start(
+    tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "DEAD_SECONDS", 1.0)
+    server = new_server(tiny_custom_voice, tmp_path / "log", exit_seconds=1.0)
+    server.start()
+    try:
+        found: list[Path] = []
+
+        def has_begun() -> bool:
+            found[:] = [child for child in orphan.children(server.pid) if "/voices/1/model.py" in orphan._command(child)]
+            return bool(found)
+
+        eventually(has_begun, "the process of voices is there")
+        os.kill(int(found[0].name), signal.SIGKILL)
+        # Triton itself says it if the process had come further than its first line.
+        with pytest.raises(ServerError, match=r"^(the process of voices was killed while it loaded|the model repository did not load)"):
+            server.wait_ready()
+    finally:
+        server.stop()

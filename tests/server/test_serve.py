@@ -57,6 +57,13 @@ def test_serve_refuses_ports_that_are_none(endless_voice: Path, ports: list[str]
     assert f"serve.py: {message}" in result.stderr
 
 
+def test_serve_refuses_to_start_where_few_files_may_be_open(endless_voice: Path) -> None:
+    command = ["bash", "-c", 'ulimit -n 64; exec "$@"', "bash", *SERVE, "--model", str(endless_voice), "--device", "cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert "serve.py: open files: at most 64 are allowed here (ulimit -n); a server needs 256, and one for each connection" in result.stderr
+
+
 def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     command = [

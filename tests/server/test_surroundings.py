@@ -90,6 +90,8 @@ def test_checkout_checkpoint_and_voice_store_may_have_any_name_and_a_closed_term
     (project / "scripts").mkdir()
     shutil.copy(PROJECT / "scripts" / "serve.py", project / "scripts")
     model = Path(shutil.copytree(tiny_base, tmp_path / "模型"))
+    for name in ("numpy", "queue", "secrets"):  # in the folder in which the server is started
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not the real one')")
     output, log = tmp_path / "output", tmp_path / "журнал.log"
     store = f"voice_store={tmp_path / '声音'}"
     serving = serve(project, model, output, "--option", store, "--log-file", str(log))
