@@ -8,13 +8,10 @@ refused by name, and the other voices stay usable. No error quotes a text of the
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +21,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, StoreError
 from engine_lib.speech.blend import Blend, of_part
 from engine_lib.speech.lexicon import Lexicon
+from engine_lib.voices.folder import write_file, writing
 from engine_lib.voices.store_checks import MAX_CONSENT_LENGTH, NAME_PATTERN, check_consent, checked_name
 from engine_lib.voices.stored_voice import (
     FACTS_SUFFIX,
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 MAX_ATTEMPTS = 3  # to read a voice while another process replaces it
-PARTIAL_SUFFIX = ".partial"
-LOCK_SECONDS = 5.0  # others write a voice within milliseconds; whoever waits keeps other requests waiting
-LOCK_POLL_SECONDS = 0.01
 
 
 class VoiceStore:
@@ -250,10 +245,10 @@ class VoiceStore:
             if len(content) > self.max_voice_bytes:
                 limit = f"at most {self.max_voice_bytes} (voice_store_max_bytes) are allowed; give {less}"
                 raise InvalidRequestError(name, f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
-        with self._writing():
+        with writing(self.folder):
             self.check_addition(voice.name, voice.consent)
-            self._write(voice.name + TENSORS_SUFFIX, tensors)
-            self._write(voice.name + FACTS_SUFFIX, facts)
+            write_file(self.folder / (voice.name + TENSORS_SUFFIX), tensors)
+            write_file(self.folder / (voice.name + FACTS_SUFFIX), facts)
 
     def remove(self, name: str) -> None:
         """Delete a voice, usable or not.
@@ -263,7 +258,7 @@ class VoiceStore:
             StoreError: the folder cannot be written, or another process keeps it locked.
         """
         name = checked_name(name, "name")
-        with self._writing():
+        with writing(self.folder):
             if name not in self.names():
                 raise self._unknown(name, "name")
             for suffix in (FACTS_SUFFIX, TENSORS_SUFFIX):
@@ -336,54 +331,6 @@ class VoiceStore:
             ]
         except OSError:
             return object()  # equal to no other state
-
-    # writing
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Lock the folder against all other writers; remove the remains of an interrupted one, and those of this one if it fails."""
-        try:
-            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            try:
-                _take(lock)
-                self._remove_partial()
-                try:
-                    yield
-                finally:
-                    self._remove_partial()
-            finally:
-                os.close(lock)
-        except OSError as error:
-            raise StoreError(f"voice_store: the folder cannot be written: {error.strerror}; ask the operator of the server") from None
-
-    def _remove_partial(self) -> None:
-        for leftover in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
-
-    def _write(self, file: str, content: bytes) -> None:
-        partial = self.folder / f".{file}{PARTIAL_SUFFIX}"
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(partial, self.folder / file)
-
-
-def _take(lock: int) -> None:
-    """Lock the open file `lock`.
-
-    Raises:
-        StoreError: another process has it for LOCK_SECONDS; one that is stopped keeps it for ever.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                problem = f"another process has kept the folder locked for {LOCK_SECONDS:g} s"
-                raise StoreError(f"voice_store: {problem}; try again, or ask the operator of the server") from None
-        time.sleep(LOCK_POLL_SECONDS)
 
 
 def _now() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -325,40 +323,6 @@ def test_a_folder_that_cannot_be_used_stops_the_load_and_one_that_cannot_be_writ
     (store.folder / ".lock").symlink_to(tmp_path / "file")
     with pytest.raises(StoreError, match="voice_store: the folder cannot be written"):
         add(store, voice(config))
-
-
-def test_a_writer_that_keeps_the_lock_keeps_nobody_waiting_for_ever(
-    store: VoiceStore, config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine_lib.voices.store.LOCK_SECONDS", 0.05)
-    add(store, voice(config))
-    with (store.folder / ".lock").open() as stopped:
-        fcntl.flock(stopped, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match=r"voice_store: another process has kept the folder locked for 0\.05 s"):
-            store.remove("anna")
-    store.remove("anna")
-
-
-def test_a_full_disk_is_named_and_leaves_nothing(store: VoiceStore, config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match="voice_store: the folder cannot be written: No space left on device"):
-        add(store, voice(config))
-    assert [file.name for file in store.folder.iterdir()] == [".lock"]
-
-
-def test_a_folder_in_the_place_of_a_voice_is_named(store: VoiceStore) -> None:
-    (store.folder / "odd.json").mkdir()
-    with pytest.raises(InvalidRequestError, match=r"^name: odd.json is a folder"):
-        store.remove("odd")
-
-
-@pytest.mark.parametrize("consent", ["", " ", "\0", "\x01\x02", "..."])
-def test_a_consent_says_something(store: VoiceStore, config: CheckpointConfig, consent: str) -> None:
-    with pytest.raises(InvalidRequestError, match=r"^consent: has no letter or digit"):
-        add(store, voice(config), consent=consent)
 
 
 def test_a_folder_that_goes_away_is_named(store: VoiceStore, config: CheckpointConfig) -> None:

@@ -1,0 +1,57 @@
+"""A store in trouble: locked by a process that stands still, on a full disk, with odd things in it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine_lib.errors import InvalidRequestError, StoreError
+from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.voices.store import VoiceStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VoiceStore:
+    return VoiceStore(tmp_path / "voices", max_voices=5, max_voice_bytes=100_000)
+
+
+def add(store: VoiceStore, consent: str = "Anna, by letter") -> None:
+    item = VoiceClonePromptItem(None, torch.ones(4), True, False)
+    store.add("anna", item, consent=consent, reference_seconds=2.0, reference_sample_rate=24000, made_by="tiny")
+
+
+def test_a_writer_that_keeps_the_lock_keeps_nobody_waiting_for_ever(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_lib.voices.folder.LOCK_SECONDS", 0.05)
+    add(store)
+    with (store.folder / ".lock").open() as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match=r"voice_store: another process has kept the folder locked for 0\.05 s"):
+            store.remove("anna")
+    store.remove("anna")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="voice_store: the folder cannot be written: No space left on device"):
+        add(store)
+    assert [file.name for file in store.folder.iterdir()] == [".lock"]
+
+
+def test_a_folder_in_the_place_of_a_voice_is_named(store: VoiceStore) -> None:
+    (store.folder / "odd.json").mkdir()
+    with pytest.raises(InvalidRequestError, match=r"^name: odd.json is a folder"):
+        store.remove("odd")
+
+
+@pytest.mark.parametrize("consent", ["", " ", "\0", "\x01\x02", "..."])
+def test_a_consent_says_something(store: VoiceStore, consent: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^consent: has no letter or digit"):
+        add(store, consent)
