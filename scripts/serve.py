@@ -110,6 +110,8 @@ def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: 
         if gateway:
             gateway.terminate()
         code = server.stop() or 0
+        if code == -signal.SIGTERM:
+            return 0  # it was still loading; Triton heeds the signal in another way only afterwards
         if code == -signal.SIGKILL:
             if server.models_have_ended:
                 print(f"serve.py: every stream has ended; tritonserver itself did not end and was killed; {LINGERED}", file=sys.stderr)

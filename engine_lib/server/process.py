@@ -33,6 +33,7 @@ from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
 from engine_lib.serving.served import GRPC_URL_VARIABLE, TALKER
+from engine_lib.serving.server_guard import REGION_PREFIX
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 POLL_SECONDS = 0.1
@@ -295,7 +296,7 @@ class TritonServer:
         code = None
         if self._process is not None:
             deadline = time.monotonic() + self._exit_seconds
-            models = EndOfModels(self._process.pid)
+            models, regions = EndOfModels(self._process.pid), _regions(self._process.pid)
             self.terminate()
             while self._process.poll() is None and time.monotonic() < deadline:
                 if models.is_over(is_drained=self._is_drained):
@@ -305,6 +306,8 @@ class TritonServer:
             if self._process.poll() is None:
                 self._process.kill()
             code = self.wait()
+            for region in regions:  # that of a model's process which was killed before it had a guard
+                region.unlink(missing_ok=True)
         self._release_ports()
         self._run_directory.cleanup()
         return code
@@ -337,6 +340,15 @@ class TritonServer:
         with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:
             content: bytes = response.read()
         return content
+
+
+def _regions(server_pid: int) -> set[Path]:
+    """The files in /dev/shm that a server shares with its models; none if it has ended."""
+    try:
+        maps = Path(f"/proc/{server_pid}/maps").read_text()
+    except OSError:
+        return set()
+    return {Path(name) for name in re.findall(rf"/dev/shm/{REGION_PREFIX}\S*", maps)}
 
 
 def _open_files() -> int:

@@ -15,6 +15,7 @@ import pytest
 from engine_lib.server import orphan, process
 from engine_lib.server.installation import ServerError
 from engine_lib.serving import helpers, server_guard
+from engine_lib.serving.server_guard import REGION_PREFIX
 from patience import eventually
 from server.conftest import new_server
 
@@ -74,9 +75,12 @@ def test_a_process_killed_before_its_first_line_fails_the_start(
             return bool(found)
 
         eventually(has_begun, "the process of voices is there")
+        words = orphan._command(found[0]).replace("\0", " ").split()
+        region = next(Path("/dev/shm", word) for word in words if word.startswith(REGION_PREFIX))
         os.kill(int(found[0].name), signal.SIGKILL)
         # Triton itself says it if the process had come further than its first line.
         with pytest.raises(ServerError, match=r"^(the process of voices was killed while it loaded|the model repository did not load)"):
             server.wait_ready()
     finally:
         server.stop()
+    assert not region.exists()

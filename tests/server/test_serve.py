@@ -64,6 +64,18 @@ def test_serve_refuses_to_start_where_few_files_may_be_open(endless_voice: Path)
     assert "serve.py: open files: at most 64 are allowed here (ulimit -n); a server needs 256, and one for each connection" in result.stderr
 
 
+def test_serve_may_be_stopped_while_it_loads(endless_voice: Path, tmp_path: Path) -> None:
+    free = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *free, "--exit-timeout", str(PATIENCE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as serve:
+        assert serve.stdout is not None
+        while "loading: talker" not in (line := serve.stdout.readline()):
+            assert line, "serve.py ended"
+        serve.send_signal(signal.SIGTERM)
+        serve.stdout.read()
+        assert serve.wait(PATIENCE) == 0
+
+
 def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     command = [
