@@ -166,7 +166,14 @@ class EngineConfig:
         "auto", "Weights of the codec decoder; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16")
     )
     codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
-    codec_max_batch_size: int = option(32, "Streams in one batch of the codec.", minimum=1, maximum=256)
+    codec_max_batch_size: int = option(
+        32, "Streams in one batch of the codec; ragged: a step has room for 8 frames of each, at most 256.", minimum=1, maximum=256
+    )
+    codec_cohorts: str = option(
+        "auto",
+        "Streams that the codec decodes together: equal: those with equally many frames; ragged: all that wait. auto: equal.",
+        choices=("auto", "equal", "ragged"),
+    )
     codec_stream_priority: int = option(
         -1, "CUDA priority of the codec's kernels; high, because a listener waits for each first chunk.", minimum=-5, maximum=0
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
+from engine_lib.codec.plan import Plan
 from engine_lib.codec.streaming import StreamingLayer
 
 ALIGNMENT = 128  # bytes; a layer's past starts at a multiple, for wide loads and any dtype
@@ -49,6 +50,10 @@ class StateArena:
         """State of the streams in `slots` [batch] int64, on the arena's device."""
         return BatchState(slots, self._positions, self._pasts)
 
+    def packed(self, plan: Plan) -> PackedState:
+        """State of the frames of `plan`, on the arena's device."""
+        return PackedState(plan, self._positions, self._pasts)
+
 
 class BatchState:
     """A StreamState over the rows of an arena.
@@ -76,6 +81,47 @@ class BatchState:
     def advance(self, frames: int) -> None:
         """Count the frames of the piece, once all layers have run."""
         self._positions.index_copy_(0, self.slots, self.positions + frames)
+
+
+class PackedState:
+    """A StreamState over the rows of an arena, for streams that bring different numbers of frames.
+
+    To the layers every frame is a stream of its own with one frame: its past is what came before it in its stream, be that in the
+    arena or in this step. So a frame's audio does not depend on how its stream is cut, but for the rounding of sums.
+
+    Attributes:
+        plan: of the step.
+        before: [streams] int64, frames each stream has decoded before this step.
+        positions: [frames] int64, frames of its stream before each frame.
+    """
+
+    def __init__(self, plan: Plan, positions: torch.Tensor, pasts: dict[StreamingLayer, torch.Tensor]) -> None:
+        self.plan, self._positions, self._pasts = plan, positions, pasts
+        self.before = positions.index_select(0, plan.slots)
+        self.positions = self.before.index_select(0, plan.stream_of) + plan.place
+
+    def extend(self, layer: StreamingLayer, x: torch.Tensor) -> torch.Tensor:
+        """See StreamState; x is [frames, steps a frame, ...].
+
+        All rows of a stream lie in one sequence, its past before its new steps, and the sequences follow each other.
+        """
+        plan, past, rate, num_past = self.plan, self._pasts[layer], x.shape[1], layer.num_past
+        steps = torch.arange(num_past + rate, device=x.device)
+        begin = torch.arange(len(plan.slots), device=x.device) * num_past  # of a stream, but for the new steps before it
+        first = torch.arange(len(x), device=x.device) * rate + plan.stream_of * num_past  # the oldest row that a frame sees
+        rows = x.new_empty(len(plan.slots) * num_past + len(x) * rate, *x.shape[2:])
+        rows[(begin + plan.starts[:-1] * rate)[:, None] + steps[:num_past]] = past.index_select(0, plan.slots)
+        rows[first[:, None] + steps[num_past:]] = x
+        past.index_copy_(0, plan.slots, rows[(begin + plan.starts[1:] * rate)[:, None] + steps[:num_past]])
+        return rows[first[:, None] + steps]
+
+    def past(self, layer: StreamingLayer) -> torch.Tensor:
+        """As BatchState.past."""
+        return self._pasts[layer]
+
+    def advance(self) -> None:
+        """Count the frames of the step, once all layers have run."""
+        self._positions.index_copy_(0, self.plan.slots, self.before + self.plan.starts.diff())
 
 
 def _aligned(num_bytes: int) -> int:

@@ -77,6 +77,19 @@ class Stream:
         """The oldest chunk with frames that no cohort has taken yet."""
         return next((chunk for chunk in self.pending if chunk.frames_to_take), None)
 
+    def take(self, most: int, frame_seconds: float) -> npt.NDArray[np.integer[Any]]:
+        """The codes of its next frames, up to `most`, of all chunks that wait. A reference goes by itself, because its state is kept."""
+        parts: list[npt.NDArray[np.integer[Any]]] = []
+        untaken = [chunk for chunk in self.pending if chunk.frames_to_take]
+        for chunk in untaken:
+            if chunk.request.is_reference != untaken[0].request.is_reference or not most:
+                break
+            parts.append(chunk.take(min(chunk.frames_to_take, most)))
+            most -= len(parts[-1])
+            if not chunk.request.is_reference:
+                self.seconds_taken += len(parts[-1]) * frame_seconds
+        return np.concatenate(parts)
+
     @property
     def urgency(self) -> tuple[bool, float]:
         """Smaller is sooner. Streams that sort equal keep the order in which they opened."""
@@ -93,19 +106,19 @@ class Stream:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Streams that are decoded together, `frames` frames of each, with the codes of these frames."""
+    """Streams that are decoded together, each with the codes [frames, num_quantizers] of its next frames."""
 
     streams: list[Stream]
-    frames: int
     pieces: list[npt.NDArray[np.integer[Any]]]
 
     def slots(self) -> list[int]:
         """The arena row of each stream."""
         return [stream.slot for stream in self.streams if stream.slot is not None]
 
-    def codes(self) -> npt.NDArray[np.integer[Any]]:
-        """[streams, frames, num_quantizers]."""
-        return np.stack(self.pieces)
+    @property
+    def num_frames(self) -> int:
+        """Frames of all streams together."""
+        return sum(len(piece) for piece in self.pieces)
 
 
 class Batcher:
@@ -174,11 +187,14 @@ class Batcher:
 
     def _due(self, members: list[tuple[Stream, PendingChunk]]) -> float:
         """The time to decode a cohort: at once, or a moment later if it may grow and no listener would run dry."""
-        if not self._max_wait or len(members) == self.max_batch_size or not any(self._may_join(stream) for stream in self.streams.values()):
+        if not self._max_wait or self._is_full(members) or not any(self._may_join(stream) for stream in self.streams.values()):
             return -math.inf
         if any(stream.pending[-1].request.is_final for stream, _ in members):
             return -math.inf  # its client waits for the end, which frees a slot
         return min(min(chunk.arrived + self._max_wait, stream.deadline - SAFE_SECONDS) for stream, chunk in members)
+
+    def _is_full(self, members: list[tuple[Stream, PendingChunk]]) -> bool:
+        return len(members) == self.max_batch_size
 
     def _may_join(self, stream: Stream) -> bool:
         return stream.slot is not None and not stream.error and stream.next_chunk is None
@@ -187,7 +203,7 @@ class Batcher:
         for stream, chunk in members:
             if not chunk.request.is_reference:
                 stream.seconds_taken += frames * self._frame_seconds
-        return Cohort([stream for stream, _ in members], frames, [chunk.take(frames) for _, chunk in members])
+        return Cohort([stream for stream, _ in members], [chunk.take(frames) for _, chunk in members])
 
     def skip(self, stream: Stream) -> None:
         """Count the stream's oldest chunk, a reference, as decoded."""
@@ -195,13 +211,19 @@ class Batcher:
         chunk.frames_taken = chunk.frames_done = len(chunk.request.codes)
 
     def decoded(self, stream: Stream, frames: int, audio: npt.NDArray[np.float32], now: float) -> None:
-        """Keep `audio` of the next `frames` frames of the stream's oldest chunk."""
-        head = stream.pending[0]
-        head.frames_done += frames
+        """Keep `audio` of the next `frames` frames of the stream, for the chunks that they belong to."""
         stream.last_active = now
-        if not head.request.is_reference:
-            head.audio.append(audio)
-            stream.heard_since = now if stream.heard_since is None else stream.heard_since
+        samples_per_frame = len(audio) // frames
+        for chunk in stream.pending:
+            done = min(chunk.frames_left, frames)
+            if done:
+                chunk.frames_done += done
+                part, audio, frames = audio[: done * samples_per_frame], audio[done * samples_per_frame :], frames - done
+                if not chunk.request.is_reference:
+                    chunk.audio.append(part)
+                    stream.heard_since = now if stream.heard_since is None else stream.heard_since
+            if not frames:
+                return
 
     def pop(self, stream: Stream) -> PendingChunk:
         """Take the stream's oldest chunk, to answer it."""

@@ -23,6 +23,8 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.backpressure import Backpressure
 from engine_lib.codec.batcher import Batcher, Cohort
+from engine_lib.codec.ragged_batcher import RaggedBatcher
+from engine_lib.codec.ragged_runner import RaggedRunner
 from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.codec.request import AudioChunk, CodecRequest, problem_with
 from engine_lib.codec.runner import CodecRunner, StepAudio
@@ -104,7 +106,8 @@ class CodecEngine:
         device = resolve_device(config.codec_device, "codec_device") if config.codec_device else resolve_device(config.device)
         started = time.perf_counter()
         with on_device(device):
-            self.runner = CodecRunner(
+            runner = RaggedRunner if config.codec_cohorts == "ragged" else CodecRunner
+            self.runner = runner(
                 checkpoint,
                 config.codec_slots,
                 dtype=resolve_dtype(config.codec_dtype, device),
@@ -125,9 +128,11 @@ class CodecEngine:
         # The CPU decodes in `step` itself; waiting for the next step would only delay audio.
         self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
-        self.batcher = Batcher(
-            config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, config.codec_max_wait_ms / 1e3
-        )
+        max_wait = config.codec_max_wait_ms / 1e3
+        if isinstance(self.runner, RaggedRunner):
+            self.batcher: Batcher = RaggedBatcher(config.codec_slots, self.runner.limits, frame_seconds, max_wait)
+        else:
+            self.batcher = Batcher(config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, max_wait)
         self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
         self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec, on_idle)
@@ -307,8 +312,8 @@ class CodecEngine:
             return None
         self._num_steps += 1
         self._num_decoded_pieces += len(cohort.streams)
-        self._num_frames += len(cohort.streams) * cohort.frames
-        step = Step(cohort, self.runner.step(cohort.slots(), cohort.codes()))
+        self._num_frames += cohort.num_frames
+        step = Step(cohort, self.runner.step(cohort.slots(), cohort.pieces))
         for stream in cohort.streams:
             self._references.keep(stream)
         return step
@@ -321,7 +326,7 @@ class CodecEngine:
     def _read(self, step: Step) -> None:
         """Answer the chunks that `step` completes."""
         rows, now = step.audio.read(), time.monotonic()
-        for stream, row in zip(step.cohort.streams, rows, strict=True):
+        for stream, piece, row in zip(step.cohort.streams, step.cohort.pieces, rows, strict=True):
             if stream.error:
                 continue  # it failed or was dropped after the launch; all its chunks have been answered
             if np.isnan(row[0]):
@@ -329,7 +334,7 @@ class CodecEngine:
                 self._lifecycle.fail(stream, "the codec computed samples that are not numbers")
             else:
                 # A copy, because the rows share memory that the device needs again.
-                self.batcher.decoded(stream, step.cohort.frames, row.copy(), now)
+                self.batcher.decoded(stream, len(piece), row.copy(), now)
                 self._lifecycle.answer_decoded(stream)
 
     def _die(self, reason: str) -> None:

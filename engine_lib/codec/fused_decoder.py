@@ -22,13 +22,12 @@ from engine_lib.codec.decoder import (
     ConvNeXtStage,
     Linear,
     ResidualUnit,
-    SlidingWindowLayer,
-    SlidingWindowTransformer,
     SnakeBeta,
     SnakeStage,
 )
-from engine_lib.codec.streaming import CausalConv, StreamingLayer
-from engine_lib.kernels.causal_conv import Snake, causal_conv
+from engine_lib.codec.fused_weights import FusedWeights, each, snake_of
+from engine_lib.codec.streaming import CausalConv
+from engine_lib.kernels.causal_conv import causal_conv
 from engine_lib.kernels.depthwise_norm import depthwise_norm
 from engine_lib.kernels.elementwise import rms_norm_rows
 from engine_lib.kernels.mono_conv import mono_conv
@@ -47,13 +46,9 @@ class FusedDecoder:
 
     def __init__(self, decoder: CodecDecoder, arena: StateArena) -> None:
         self._decoder, self._arena = decoder, arena
-        self._transformer = _PackedTransformer.of(decoder.transformer)
-        self._weights = {layer: _taps(layer) for layer in decoder.modules() if isinstance(layer, CausalConv)}
-        depthwise = [stage.depthwise for stage in _each(decoder.upsample, ConvNeXtStage)]
-        self._depthwise = {layer: layer.weight[:, 0, 0].T.contiguous() for layer in depthwise}
-        widest = max(len(weight) for layer in self._transformer.layers for weight in (layer.qkv, layer.output, layer.gate_up, layer.down))
-        self._no_bias = decoder.transformer.norm.new_zeros(widest)
-        self._rates = self._rates_of(decoder)
+        packed = FusedWeights(decoder)
+        self._transformer, self._weights, self._depthwise = packed.transformer, packed.taps, packed.depthwise
+        self._no_bias, self._rates = packed.no_bias, packed.rates
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._memory = torch.empty(0, dtype=torch.uint8, device=arena.rows.device)
 
@@ -67,7 +62,7 @@ class FusedDecoder:
         books = decoder.codebooks
         torch.sum(F.embedding(codes + books.offsets, books.table), 2, out=inputs.new_steps(decoder.pre_conv))
         x = self._attend(self._conv(decoder.pre_conv, inputs[decoder.pre_conv]), state)
-        for i, stage in enumerate(_each(decoder.upsample, ConvNeXtStage)):
+        for i, stage in enumerate(each(decoder.upsample, ConvNeXtStage)):
             is_last = i + 1 == len(decoder.upsample)
             x = self._raise_rate(stage, x, inputs, out=inputs.new_steps(decoder.widen) if is_last else None)
         self._synthesise(inputs)
@@ -130,10 +125,10 @@ class FusedDecoder:
     def _synthesise(self, inputs: Workspace) -> None:
         """From the input of `widen` to the input of `to_audio`. The kernel that computes an input also applies the SnakeBeta before it."""
         decoder = self._decoder
-        stages = _each(decoder.synthesis, SnakeStage)
+        stages = each(decoder.synthesis, SnakeStage)
         self._conv_into(decoder.widen, inputs, stages[0].snake, inputs.new_steps(stages[0].raise_rate.conv))
         for i, stage in enumerate(stages):
-            units = _each(stage.units, ResidualUnit)
+            units = each(stage.units, ResidualUnit)
             layer = stage.raise_rate.conv
             first = inputs.new_steps(units[0].conv1)
             x = torch.empty_like(first, memory_format=torch.contiguous_format)
@@ -143,7 +138,7 @@ class FusedDecoder:
                 self._weights[layer],
                 layer.bias,
                 out=_grouped(x, time),
-                snake=_snake(units[0].snake1),
+                snake=snake_of(units[0].snake1),
                 snake_out=_grouped(first, time),
             )
             for j, unit in enumerate(units):
@@ -161,14 +156,14 @@ class FusedDecoder:
                     unit.conv2.bias,
                     residual=x,
                     out=out,
-                    snake=_snake(snake),
+                    snake=snake_of(snake),
                     snake_out=inputs.new_steps(following),
                 )
                 x = x if out is None else out
 
     def _conv_into(self, layer: CausalConv, inputs: Workspace, snake: SnakeBeta, out: torch.Tensor) -> None:
         """snake(conv) of a layer's input, written to `out`."""
-        causal_conv(inputs[layer], self._weights[layer], layer.bias, dilation=layer.dilation, snake=_snake(snake), snake_out=out)
+        causal_conv(inputs[layer], self._weights[layer], layer.bias, dilation=layer.dilation, snake=snake_of(snake), snake_out=out)
 
     def _mono(self) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self._decoder.to_audio
@@ -182,21 +177,6 @@ class FusedDecoder:
                 self._memory = torch.zeros(layout.size, dtype=torch.uint8, device=self._memory.device)
             self._workspaces[key] = Workspace(layout, self._memory, self._arena)
         return self._workspaces[key]
-
-    @staticmethod
-    def _rates_of(decoder: CodecDecoder) -> dict[CausalConv, int]:
-        """Steps a frame of every convolution with a past."""
-        rates, rate = {decoder.pre_conv: 1}, 1
-        for block in _each(decoder.upsample, ConvNeXtStage):
-            rate *= block.raise_rate.stride
-            rates[block.depthwise] = rate
-        rates[decoder.widen] = rate
-        for stage in _each(decoder.synthesis, SnakeStage):
-            rates[stage.raise_rate.conv] = rate
-            rate *= stage.raise_rate.stride
-            rates |= {unit.conv1: rate for unit in _each(stage.units, ResidualUnit)}
-        rates[decoder.to_audio] = rate
-        return {layer: rate for layer, rate in rates.items() if layer.num_past}
 
 
 @dataclass(frozen=True)
@@ -243,53 +223,6 @@ class Workspace:
         return self._inputs[layer][:, layer.num_past :]
 
 
-@dataclass(frozen=True)
-class _PackedLayer:
-    """See engine_lib.layers.fused.LayerWeights."""
-
-    input_norm: torch.Tensor
-    qkv: torch.Tensor
-    output: torch.Tensor
-    post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _PackedTransformer:
-    """The transformer as `forward_fused` reads it, and its attention layers, which own the pasts."""
-
-    layers: list[_PackedLayer]
-    eps: float
-    attention: list[StreamingLayer]
-
-    @classmethod
-    def of(cls, transformer: SlidingWindowTransformer) -> _PackedTransformer:
-        layers = _each(transformer.layers, SlidingWindowLayer)
-        packed = [
-            _PackedLayer(
-                layer.input_norm,
-                layer.attention.qkv,
-                layer.attention.output,
-                layer.post_attention_norm,
-                layer.gate_up.weight,
-                layer.down.weight,
-            )
-            for layer in layers
-        ]
-        return cls(packed, transformer.eps, [layer.attention for layer in layers])
-
-
-def _each(modules: nn.ModuleList, kind: type[M]) -> list[M]:
-    """The modules of a list that holds one kind."""
-    return [module for module in modules if isinstance(module, kind)]
-
-
-def _taps(layer: CausalConv) -> torch.Tensor:
-    """The weight of `layer` as [out, taps, in / groups]; a view of it."""
-    return layer.weight[:, :, 0].transpose(1, 2) if layer.num_past else layer.weight[:, None]
-
-
 def _grouped(x: torch.Tensor, time: int) -> torch.Tensor:
     """[batch, time * rate, width] as [batch, time, rate * width], without a copy."""
     return x.unflatten(1, (time, -1)).flatten(2)
@@ -298,7 +231,3 @@ def _grouped(x: torch.Tensor, time: int) -> torch.Tensor:
 def _linear(layer: Linear, x: torch.Tensor, *, out: torch.Tensor, gelu: bool = False, residual: torch.Tensor | None = None) -> None:
     assert layer.bias is not None
     causal_conv(x, layer.weight[:, None], layer.bias, gelu=gelu, residual=residual, out=out)
-
-
-def _snake(layer: SnakeBeta) -> Snake:
-    return Snake(layer.alpha, layer.inverse_beta)

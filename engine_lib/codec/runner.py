@@ -16,13 +16,18 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.arena import BatchState, StateArena
+from engine_lib.codec.arena import StateArena
 from engine_lib.codec.decoder import CodecDecoder
-from engine_lib.codec.graphs import FRAME_BUCKETS, StepGraphs, split_inputs
+from engine_lib.codec.graphs import FRAME_BUCKETS, Shape, StepGraphs, shapes_up_to, split_inputs
 from engine_lib.devices import check_products, on_stream, own_stream
 from engine_lib.errors import Qwen3TTSError
 
 MAX_PIECE_FRAMES = 64
+
+Forward = Callable[[torch.Tensor, Any], torch.Tensor]  # (codes, state of their streams) -> samples
+
+# Codes of several streams, [frames, num_quantizers] each.
+Pieces = npt.NDArray[np.integer[Any]] | Sequence[npt.NDArray[np.integer[Any]]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,11 @@ class CodecRunner:
         """
         self.device, self.dtype = device, dtype
         self.num_quantizers = checkpoint.config.codec.num_quantizers
+        self.samples_per_frame = checkpoint.config.codec.samples_per_frame
         weights = checkpoint.speech_tokenizer_weights()
         self.decoder = CodecDecoder(weights, checkpoint.config.codec, dtype=dtype, device=device)
         self.arena = StateArena(self.decoder.streaming_layers(), num_slots, device)
-        self._forward = _forward(self.decoder, self.arena)
+        self._forward = self._new_forward()
         if self._forward is self.decoder and device.type == "cuda":
             check_products(device, dtype)
         self.graphs: StepGraphs | None = None
@@ -80,24 +86,32 @@ class CodecRunner:
         """
         if self.device.type != "cuda":
             return
-        graphs = StepGraphs(
-            self.decode,
-            num_quantizers=self.num_quantizers,
-            max_batch=max_batch,
-            scratch_slot=self.arena.scratch_slot,
-            device=self.device,
-        )
+        graphs = self._new_graphs(max_batch)
         with self.on_stream():
             graphs.capture()
         self.graphs = graphs
         # A second step starts before the audio of the first is freed; here both get pinned memory, which torch then keeps.
-        silence = [np.zeros((batch, frames, self.num_quantizers), np.int64) for batch, frames in graphs.shapes for _ in range(2)]
+        silence = [self._silence(shape) for shape in graphs.shapes for _ in range(2)]
         held = [self.step([self.arena.scratch_slot] * len(codes), codes) for codes in silence]
         for codes, step in zip(silence, held, strict=True):
-            if not np.isfinite(step.read()).all():
-                raise Qwen3TTSError(
-                    f"the codec computes values that are not numbers for {codes.shape[0]} streams of {codes.shape[1]} frames"
-                )
+            if not all(np.isfinite(row).all() for row in step.read()):
+                raise Qwen3TTSError(f"the codec computes values that are not numbers for {len(codes)} streams of {len(codes[0])} frames")
+
+    def _new_graphs(self, max_batch: int) -> StepGraphs:
+        def step(inputs: torch.Tensor, shape: Shape) -> torch.Tensor:
+            return self.decode(*split_inputs(inputs, *shape))
+
+        def blank(shape: Shape) -> torch.Tensor:
+            batch, frames = shape
+            inputs = torch.zeros(batch * (1 + frames * self.num_quantizers), dtype=torch.int64, device=self.device)
+            inputs[:batch] = self.arena.scratch_slot
+            return inputs
+
+        return StepGraphs(step, blank, shapes_up_to(max_batch), lambda shape: shape[0] * shape[1])
+
+    def _silence(self, shape: Shape) -> npt.NDArray[np.integer[Any]]:
+        """Codes for the graph of `shape`."""
+        return np.zeros((*shape, self.num_quantizers), np.int64)
 
     def piece_frames(self, frames: int) -> int:
         """The number of a stream's `frames` frames to decode in one step, so that no stream delays the others for long."""
@@ -121,23 +135,24 @@ class CodecRunner:
             self.arena.rows[slot].copy_(state)
 
     @torch.inference_mode()
-    def step(self, slots: Sequence[int], codes: npt.NDArray[np.integer[Any]]) -> StepAudio:
+    def step(self, slots: Sequence[int], pieces: Pieces) -> StepAudio:
         """Decode the next frames of the streams in `slots`. On a GPU this only launches the work.
 
         Args:
             slots: all different; only `arena.scratch_slot` may repeat, for rows that fill up a batch.
-            codes: [len(slots), frames, num_quantizers], each in 0..codebook_size - 1; the caller has checked that. With
-                graphs, `frames` is a result of `piece_frames` and there are no more rows than `max_batch`.
+            pieces: the codes of each stream, all [frames, num_quantizers], each in 0..codebook_size - 1; the caller has checked
+                that. With graphs, `frames` is a result of `piece_frames` and there are no more streams than `max_batch`.
         """
+        codes = np.stack([*pieces])
         rows, frames = codes.shape[:2]
-        batch = rows if self.graphs is None else self.graphs.batch_size(rows)
+        batch = rows if self.graphs is None else min(shape[0] for shape in self.graphs.shapes if shape[0] >= rows)
         inputs = self._empty_here(batch * (1 + frames * self.num_quantizers), torch.int64)
         slots_here, codes_here = (part.numpy() for part in split_inputs(inputs, batch, frames))
         slots_here[:rows], codes_here[:rows] = slots, codes
         slots_here[rows:], codes_here[rows:] = self.arena.scratch_slot, 0
         with self.on_stream():
             if self.graphs is not None:
-                audio = self.graphs.replay(inputs, batch, frames)[:rows]
+                audio = self.graphs.replay(inputs, (batch, frames))[:rows]
             else:
                 audio = self.decode(*split_inputs(inputs.to(self.device, non_blocking=True), batch, frames))
             return self._bring_here(audio)
@@ -163,10 +178,11 @@ class CodecRunner:
         """Work launched inside comes after the steps launched so far."""
         return on_stream(self.stream)
 
-    def _bring_here(self, audio: torch.Tensor) -> StepAudio:
+    def _bring_here(self, audio: torch.Tensor, wanted: int | None = None) -> StepAudio:
+        """Copy the first `wanted` entries of `audio`, or all of it. The memory has its size, so that few sizes are asked for."""
         if self.device.type != "cuda":
-            return StepAudio(audio)
-        samples = self._empty_here(audio.shape, audio.dtype).copy_(audio, non_blocking=True)
+            return StepAudio(audio[:wanted])
+        samples = self._empty_here(audio.shape, audio.dtype)[:wanted].copy_(audio[:wanted], non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
         return StepAudio(samples, copied)
@@ -175,12 +191,15 @@ class CodecRunner:
         """A host tensor that the device can copy to or from while the host continues."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
+    def _new_forward(self) -> Forward:
+        """The fused decoder if our kernels are faster, else the plain one."""
+        if not fused_is_faster(self.dtype, self.device):
+            return self.decoder
+        from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
 
-def _forward(decoder: CodecDecoder, arena: StateArena) -> Callable[[torch.Tensor, BatchState], torch.Tensor]:
-    """The fused decoder if our kernels are faster: in bfloat16 on a GPU that supports it. Else the plain one."""
-    device = arena.rows.device
-    if decoder.dtype != torch.bfloat16 or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return decoder
-    from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
+        return FusedDecoder(self.decoder, self.arena)
 
-    return FusedDecoder(decoder, arena)
+
+def fused_is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether our kernels are faster than torch's: in bfloat16 on a GPU that supports it."""
+    return dtype == torch.bfloat16 and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -10,6 +10,7 @@ computes all products of the codec. Importing this module needs Triton's compile
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ import triton.language as tl
 
 from engine_lib.kernels.conv_tiles import ConvTile, conv_tile_for
 from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
+from engine_lib.kernels.ragged import Frames, Packed
 from engine_lib.kernels.snake import apply_snake
 from engine_lib.ops.snake import snake_beta_torch
 
@@ -73,6 +75,91 @@ def causal_conv(
     if snake is not None:
         check(channels % len(snake.alpha) == 0, f"snake: {len(snake.alpha)} channels do not divide {channels}")
     rows = streams * time
+    _launch(
+        (x, residual, out, snake_out),
+        tuple(0 if tensor is None else tensor.stride(0) for tensor in (x, residual, out, snake_out)),
+        weight,
+        bias,
+        (rows, time),
+        dilation=dilation,
+        gelu=gelu,
+        snake=snake,
+        tile=tile,
+    )
+
+
+def causal_conv_ragged(
+    x: Packed,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    frames: Frames,
+    rate: int,
+    *,
+    dilation: int = 1,
+    gelu: bool = False,
+    residual: Packed | None = None,
+    out: Packed | None = None,
+    snake: Snake | None = None,
+    snake_out: Packed | None = None,
+    tile: ConvTile | None = None,
+) -> None:
+    """`causal_conv` for streams with different numbers of frames.
+
+    Args:
+        x: rows of `in` channels, `rate` a frame. The (taps - 1) * dilation steps before a stream's rows lie in front of them.
+        residual, out, snake_out: rows of `channels`, `rate` a frame.
+        others: as in `causal_conv`.
+
+    The twin is `causal_conv_ragged_torch`.
+    """
+    channels, taps, inner = weight.shape
+    check(weight.is_contiguous(), f"weight: strides {weight.stride()} are not those of a contiguous tensor")
+    check((snake is None) == (snake_out is None), "snake: it goes with snake_out")
+    check(out is not None or snake_out is not None, "out: neither out nor snake_out is wanted")
+    check(x.gap == (taps - 1) * dilation * inner, f"x: a gap of {x.gap} values does not fit {taps} taps {dilation} apart")
+    check_rows("bias", bias, channels)
+    x.check("x", frames, rate * inner)
+    for name, packed in (("residual", residual), ("out", out), ("snake_out", snake_out)):
+        if packed is not None:
+            packed.check(name, frames, rate * channels)
+    if snake is not None:
+        check(channels % len(snake.alpha) == 0, f"snake: {len(snake.alpha)} channels do not divide {channels}")
+    tensors = (x, residual, out, snake_out)
+    _launch(
+        tuple(None if packed is None else packed.values for packed in tensors),
+        tuple(0 if packed is None else packed.gap for packed in tensors),
+        weight,
+        bias,
+        (len(frames) * rate, rate),
+        dilation=dilation,
+        gelu=gelu,
+        snake=snake,
+        tile=tile,
+        frames=frames,
+    )
+
+
+def _launch(
+    tensors: tuple[torch.Tensor | None, ...],
+    strides: tuple[int, ...],
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    size: tuple[int, int],
+    *,
+    dilation: int,
+    gelu: bool,
+    snake: Snake | None,
+    tile: ConvTile | None,
+    frames: Frames | None = None,
+) -> None:
+    """
+    Args:
+        tensors: x, residual, out, snake_out.
+        strides: of these, from stream to stream; with `frames` only the gaps between streams.
+        size: rows in all, and of one stream; with `frames` of one frame.
+    """
+    (x, residual, out, snake_out), (rows, time), (channels, taps, inner) = tensors, size, weight.shape
+    assert x is not None
     tile = tile or conv_tile_for(rows, channels, inner, taps, dtype=x.dtype)
     _conv_kernel[(triton.cdiv(rows, tile.block_rows) * triton.cdiv(channels, tile.block_out),)](
         x,
@@ -83,12 +170,11 @@ def causal_conv(
         x if snake_out is None else snake_out,
         bias if snake is None else snake.alpha,
         bias if snake is None else snake.inverse_beta,
+        bias if frames is None else frames.total,
+        bias if frames is None else frames.stream_of,
         rows,
         time,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        0 if out is None else out.stride(0),
-        0 if snake_out is None else snake_out.stride(0),
+        *strides,
         channels,
         inner,
         taps,
@@ -103,6 +189,7 @@ def causal_conv(
         RESIDUAL=residual is not None,
         PLAIN=out is not None,
         SNAKE=snake is not None,
+        RAGGED=frames is not None,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **launch_options(x.device),
@@ -131,6 +218,36 @@ def causal_conv_torch(
     return y, snake_beta_torch(y.unflatten(2, (-1, width)), snake.alpha, snake.inverse_beta).flatten(2)
 
 
+def causal_conv_ragged_torch(
+    x: Packed,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    frames: Frames,
+    rate: int,
+    *,
+    dilation: int = 1,
+    gelu: bool = False,
+    residual: Packed | None = None,
+    snake: Snake | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Twin of `causal_conv_ragged`, stream by stream: (out, snake_out), [rows, channels] each."""
+    channels, taps, inner = weight.shape
+    num_past = (taps - 1) * dilation
+    outs = []
+    for stream, (start, end) in enumerate(pairwise(frames.starts[:-1].tolist())):
+        if start == end:
+            continue
+        begin, time = (start * rate + stream * num_past) * inner, (end - start) * rate
+        part = x.values[begin : begin + (num_past + time) * inner].view(1, -1, inner)
+        rest = None
+        if residual is not None:
+            begin = start * rate * channels + stream * residual.gap
+            rest = residual.values[begin : begin + time * channels].view(1, -1, channels)
+        outs.append(causal_conv_torch(part, weight, bias, dilation=dilation, gelu=gelu, residual=rest, snake=snake))
+    out = torch.cat([out[0] for out, _ in outs])
+    return out, None if snake is None else torch.cat([snaked[0] for _, snaked in outs if snaked is not None])
+
+
 def _check_steps(name: str, tensor: torch.Tensor, streams: int, time: int, width: int) -> None:
     check_rows(name, tensor, streams, time, width)
     check(time == 1 or tensor.stride(1) == width, f"{name}: steps of {width} values are {tensor.stride(1)} apart")
@@ -147,6 +264,8 @@ def _conv_kernel(
     snake_out,
     alpha,
     inverse_beta,
+    total,
+    stream_of,
     rows,
     time,
     x_stride,
@@ -167,6 +286,7 @@ def _conv_kernel(
     RESIDUAL: tl.constexpr,
     PLAIN: tl.constexpr,
     SNAKE: tl.constexpr,
+    RAGGED: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
@@ -176,11 +296,20 @@ def _conv_kernel(
     n = (tl.program_id(0) % blocks_out) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     n_mask = n < channels
     row = first_row + tl.arange(0, BLOCK_ROWS)
-    row_mask = row < rows
-    stream, step = (row // time).to(tl.int64), row % time
+    if RAGGED:  # a stride is the gap between streams, and a row has its place in all streams together
+        rows = tl.load(total).to(tl.int32) * time
+        row_mask = row < rows
+        stream, step = tl.load(stream_of + row // time, mask=row_mask, other=0).to(tl.int32), row
+    else:
+        row_mask = row < rows
+        stream, step = (row // time).to(tl.int64), row % time
     column = tl.arange(0, BLOCK_IN)
     weight_row = weight + n.to(tl.int64) * (taps * width)
     wait_for_previous(HOPPER)
+    if RAGGED:
+        is_behind = first_row >= rows
+        if is_behind:
+            return
 
     # product
     x_row = x + stream * x_stride + step * width
@@ -205,7 +334,11 @@ def _conv_kernel(
     y = (acc + tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]).to(dtype).to(tl.float32)
     if GELU:
         y = (0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))).to(dtype).to(tl.float32)
-    within = step.to(tl.int64)[:, None] * channels + n[None, :]
+    if RAGGED:  # loaded anew, because it would hold registers during the product
+        stream = tl.load(stream_of + row // time, mask=row_mask, other=0).to(tl.int32)
+        within = row[:, None] * channels + n[None, :]
+    else:
+        within = step.to(tl.int64)[:, None] * channels + n[None, :]
     if RESIDUAL:
         y += tl.load(residual + stream[:, None] * residual_stride + within, mask=mask, other=0.0).to(tl.float32)
         y = y.to(dtype).to(tl.float32)

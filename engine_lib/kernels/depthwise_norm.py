@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
+from engine_lib.kernels.ragged import Frames, Packed
 
 
 def depthwise_norm(
@@ -34,22 +35,63 @@ def depthwise_norm(
     for name, vector in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         check_rows(name, vector, width)
     out = x.new_empty(streams, time, width)
-    _depthwise_norm_kernel[(streams * time,)](
+    _launch(x, weight, (bias, norm_weight, norm_bias), out, time, eps)
+    return out
+
+
+def depthwise_norm_ragged(
+    x: Packed,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    *,
+    frames: Frames,
+    rate: int,
+) -> torch.Tensor:
+    """`depthwise_norm` for streams with different numbers of frames.
+
+    Args:
+        x: rows of `width`, `rate` a frame; the taps - 1 steps before a stream's rows lie in front of them.
+
+    Returns:
+        [frames * rate, width], without meaning for frames that are not needed.
+    """
+    taps, width = weight.shape
+    check(x.gap == (taps - 1) * width, f"x: a gap of {x.gap} values does not fit {taps} taps")
+    x.check("x", frames, rate * width)
+    out = x.values.new_empty(len(frames) * rate, width)
+    _launch(x.values, weight, (bias, norm_weight, norm_bias), out, rate, eps, frames)
+    return out
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    vectors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    time: int,
+    eps: float,
+    frames: Frames | None = None,
+) -> None:
+    taps, width = weight.shape
+    _depthwise_norm_kernel[(out.numel() // width,)](
         x,
         weight,
-        bias,
-        norm_weight,
-        norm_bias,
+        *vectors,
         out,
+        x if frames is None else frames.total,
+        x if frames is None else frames.stream_of,
         time,
         eps,
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
         TAPS=taps,
+        RAGGED=frames is not None,
         num_warps=4,
         **launch_options(x.device),
     )
-    return out
 
 
 def depthwise_norm_torch(
@@ -68,11 +110,14 @@ def _depthwise_norm_kernel(
     norm_weight,
     norm_bias,
     out,
+    num_frames,
+    stream_of,
     time,
     eps,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     TAPS: tl.constexpr,
+    RAGGED: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
@@ -82,8 +127,17 @@ def _depthwise_norm_kernel(
     total = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
     scale = tl.load(norm_weight + column, mask=real, other=0.0).to(tl.float32)
     shift = tl.load(norm_bias + column, mask=real, other=0.0).to(tl.float32)
+    if RAGGED:
+        rows = tl.load(num_frames) * time
+        stream = tl.load(stream_of + row // time)
+    else:
+        stream = row // time
     wait_for_previous(HOPPER)
-    first = x + (row // time * (time + TAPS - 1) + row % time) * WIDTH + column
+    if RAGGED:
+        is_behind = row >= rows
+        if is_behind:
+            return
+    first = x + (row + stream * (TAPS - 1)) * WIDTH + column
     for tap in tl.static_range(TAPS):
         value = tl.load(first + tap * WIDTH, mask=real, other=0.0).to(tl.float32)
         total += value * tl.load(weight + tap * WIDTH + column, mask=real, other=0.0).to(tl.float32)

@@ -7,12 +7,15 @@ one stream and alone reads and writes that head's past, so it can move the past 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from engine_lib.kernels.launch import check, check_rows, launch_options, matmul, start_next, wait_for_previous
+from engine_lib.kernels.ragged import Frames
 from engine_lib.kernels.rope import load_halves, rotate
 from engine_lib.ops.rope import apply_rope
 
@@ -34,16 +37,63 @@ def window_attention(
     Returns:
         [streams * frames, heads * head_dim]. The twin is `window_attention_torch`.
     """
-    num_past, kv_heads, head_dim = past.shape[1], past.shape[2] // 2, past.shape[3]
     streams, frames = cos.shape[:2]
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_rows(name, table, streams, frames, past.shape[3] // 2)
+    check(len(qkv) == streams * frames, f"qkv: {len(qkv)} rows for {streams * frames} frames")
+    return _launch(qkv, cos, sin, past, slots, positions, streams, frames)
+
+
+def window_attention_ragged(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    past: torch.Tensor,
+    slots: torch.Tensor,
+    before: torch.Tensor,
+    *,
+    frames: Frames,
+    most: int,
+) -> torch.Tensor:
+    """`window_attention` for streams with different numbers of frames, at most `most`.
+
+    A row's result does not depend on how many frames its stream or the step has: `most` alone sizes the products.
+
+    Args:
+        qkv: [frames, (heads + 2 * kv_heads) * head_dim], contiguous.
+        cos, sin: [frames, head_dim / 2], contiguous, at each frame's position.
+        past, slots: as in `window_attention`; streams without frames are left alone.
+        before: [streams] int64, frames each stream had before.
+
+    Returns:
+        [frames, heads * head_dim], without meaning for frames that are not needed. The twin is `window_attention_ragged_torch`.
+    """
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_rows(name, table, len(frames), past.shape[3] // 2)
+    check(len(qkv) == len(frames), f"qkv: {len(qkv)} rows for {len(frames)} frames")
+    return _launch(qkv, cos, sin, past, slots, before, frames.num_streams, most, frames)
+
+
+def _launch(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    past: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    streams: int,
+    most: int,
+    frames: Frames | None = None,
+) -> torch.Tensor:
+    """`most`: frames of each stream, or at most with `frames`."""
+    num_past, kv_heads, head_dim = past.shape[1], past.shape[2] // 2, past.shape[3]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     check(heads > 0 and heads % kv_heads == 0, f"qkv: {qkv.shape[1]} columns do not fit {kv_heads} KV heads of {head_dim}")
-    check(qkv.is_contiguous() and len(qkv) == streams * frames, f"qkv: not a contiguous [{streams * frames}, ..]")
+    check(qkv.is_contiguous(), f"qkv: strides {qkv.stride()} are not those of a contiguous tensor")
     check(past[0].is_contiguous(), f"past: strides {past.stride()} leave gaps within a slot")
     for name, table in (("cos", cos), ("sin", sin)):
-        check_rows(name, table, streams, frames, head_dim // 2)
         check(table.is_contiguous(), f"{name}: strides {table.stride()} are not those of a contiguous tensor")
-    out = qkv.new_empty(streams * frames, heads * head_dim)
+    out = qkv.new_empty(len(qkv), heads * head_dim)
     group = heads // kv_heads
     _window_attention_kernel[(streams, kv_heads)](
         qkv,
@@ -53,16 +103,18 @@ def window_attention(
         slots,
         positions,
         out,
+        positions if frames is None else frames.starts,
         past.stride(0),
         head_dim**-0.5,
-        FRAMES=frames,
+        FRAMES=most,
         PAST=num_past,
         KV_HEADS=kv_heads,
         GROUP=group,
         HALF=head_dim // 2,
-        QUERIES=max(MIN_DOT, triton.next_power_of_2(frames * group)),
-        KEYS=max(MIN_DOT, triton.next_power_of_2(num_past + frames)),
+        QUERIES=max(MIN_DOT, triton.next_power_of_2(most * group)),
+        KEYS=max(MIN_DOT, triton.next_power_of_2(num_past + most)),
         HALF_PADDED=max(MIN_DOT, triton.next_power_of_2(head_dim // 2)),
+        RAGGED=frames is not None,
         num_warps=4,
         **launch_options(qkv.device),
     )
@@ -89,6 +141,18 @@ def window_attention_torch(
     return out.transpose(1, 2).reshape(streams * frames, -1)
 
 
+def window_attention_ragged_torch(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, past: torch.Tensor, slots: torch.Tensor, before: torch.Tensor, frames: Frames
+) -> torch.Tensor:
+    """Twin of `window_attention_ragged`, stream by stream; the result ends with the last frame that is needed."""
+    out = []
+    for i, (start, end) in enumerate(pairwise(frames.starts[:-1].tolist())):
+        if start < end:
+            one = slice(start, end)
+            out.append(window_attention_torch(qkv[one], cos[None, one], sin[None, one], past, slots[i : i + 1], before[i : i + 1]))
+    return torch.cat(out)
+
+
 @triton.jit
 def _window_attention_kernel(
     qkv,
@@ -98,6 +162,7 @@ def _window_attention_kernel(
     slots,
     positions,
     out,
+    starts,
     slot_stride,
     scale,
     FRAMES: tl.constexpr,
@@ -108,21 +173,31 @@ def _window_attention_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     HALF_PADDED: tl.constexpr,
+    RAGGED: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
     start_next(HOPPER)
-    wait_for_previous(HOPPER)
     stream, kv_head = tl.program_id(0), tl.program_id(1)
+    if RAGGED:
+        first = tl.load(starts + stream)
+        frames = tl.load(starts + stream + 1).to(tl.int32) - first.to(tl.int32)
+    else:
+        first, frames = stream.to(tl.int64) * FRAMES, FRAMES
+    wait_for_previous(HOPPER)
+    if RAGGED:
+        has_nothing = frames == 0
+        if has_nothing:
+            return
     width: tl.constexpr = (GROUP + 2) * KV_HEADS * 2 * HALF
     column = tl.arange(0, HALF_PADDED)[None, :]
     real = column < HALF
-    first_row = qkv + stream.to(tl.int64) * FRAMES * width
-    angles = stream * FRAMES * HALF + column
+    first_row = qkv + first * width
+    angles = first * HALF + column
 
     # queries: the heads of one frame together
     query = tl.arange(0, QUERIES)[:, None]
     frame, head = query // GROUP, kv_head * GROUP + query % GROUP
-    q_mask = (frame < FRAMES) & real
+    q_mask = (frame < frames) & real
     q_low, q_high = load_halves(first_row + frame * width + head * 2 * HALF + column, q_mask, HALF)
     q_cos = tl.load(cos + angles + frame * HALF, mask=q_mask, other=0.0)
     q_sin = tl.load(sin + angles + frame * HALF, mask=q_mask, other=0.0)
@@ -130,7 +205,7 @@ def _window_attention_kernel(
 
     # keys and values: the past, then the new frames
     place = tl.arange(0, KEYS)[:, None]
-    is_past, is_new = (place < PAST) & real, (place >= PAST) & (place < PAST + FRAMES) & real
+    is_past, is_new = (place < PAST) & real, (place >= PAST) & (place < PAST + frames) & real
     own_past = past + tl.load(slots + stream) * slot_stride + kv_head * 2 * HALF + column
     old, v_offset = own_past + place * (2 * KV_HEADS * 2 * HALF), KV_HEADS * 2 * HALF
     fresh = first_row + (place - PAST) * width + (KV_HEADS * GROUP + kv_head) * 2 * HALF + column
@@ -146,8 +221,8 @@ def _window_attention_kernel(
 
     # the past moves on, after all of it has been read
     tl.debug_barrier()
-    kept = (place >= FRAMES) & (place < FRAMES + PAST) & real
-    moved = own_past + (place - FRAMES) * (2 * KV_HEADS * 2 * HALF)
+    kept = (place >= frames) & (place < frames + PAST) & real
+    moved = own_past + (place - frames) * (2 * KV_HEADS * 2 * HALF)
     tl.store(moved, k_low, mask=kept)
     tl.store(moved + HALF, k_high, mask=kept)
     tl.store(moved + v_offset, v_low, mask=kept)
@@ -162,7 +237,7 @@ def _window_attention_kernel(
     weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
     total = tl.sum(weights, axis=1)[:, None]
     weights = weights.to(qkv.dtype.element_ty)
-    at = out + (stream.to(tl.int64) * FRAMES + frame) * (KV_HEADS * GROUP * 2 * HALF) + head * 2 * HALF + column
+    at = out + (first + frame) * (KV_HEADS * GROUP * 2 * HALF) + head * 2 * HALF + column
     nothing = tl.zeros([QUERIES, HALF_PADDED], tl.float32)
     tl.store(at, (matmul(weights, v_low, nothing) / total).to(out.dtype.element_ty), mask=q_mask)
     tl.store(at + HALF, (matmul(weights, v_high, nothing) / total).to(out.dtype.element_ty), mask=q_mask)

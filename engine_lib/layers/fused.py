@@ -63,6 +63,7 @@ def forward_fused(
     attend: AttendPacked,
     all_reduce: AllReduce | None = None,
     product: Product = cublas_product,
+    few: bool | None = None,
 ) -> torch.Tensor:
     """
     Args:
@@ -70,22 +71,23 @@ def forward_fused(
         attend: norm, rotation, cache and attention of one layer.
         all_reduce: if the transformer is a shard, adds up a product [rows, hidden] over shards, in place.
         product: computes products of many rows.
+        few: whether to take our own products, which give a row the same bits in any number of rows; None: if they are faster.
 
     Returns:
         [rows, hidden], before the final norm: the kernels that read it norm their input.
     """
-    eps, few = transformer.eps, _are_few(x)
+    eps, few = transformer.eps, _are_few(x) if few is None else few
     for i, layer in enumerate(transformer.layers):
         if few:
             qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product, few)
             gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
-            x = _plus_product(x, gated, layer.down, all_reduce, product)
+            x = _plus_product(x, gated, layer.down, all_reduce, product, few)
         else:
             qkv = product(rms_norm_rows(x, layer.input_norm, eps), layer.qkv, None)
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product, few)
             gate_up = product(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up, None)
-            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, product)
+            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, product, few)
     return x
 
 
@@ -95,13 +97,14 @@ def _are_few(x: torch.Tensor) -> bool:
     return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
 
 
-def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, all_reduce: AllReduce | None, product: Product) -> torch.Tensor:
+def _plus_product(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, all_reduce: AllReduce | None, product: Product, few: bool
+) -> torch.Tensor:
     """x + y @ weight.T; if shards hold columns of the weight, x plus the all-reduced products.
 
     The product of a shard is rounded, then the sum over shards, then x plus that sum. x joins last, because x is larger than a
     layer's product, and each addition to it rounds to the precision of x.
     """
-    few = _are_few(x)
     if all_reduce is None:
         return linear_small(y, weight, residual=x) if few else product(y, weight, x)
     return x + all_reduce(linear_small(y, weight) if few else product(y, weight, None))

@@ -79,18 +79,19 @@ class Model:
         assert 1 <= len(members) == len(set(members)) <= self.max_batch_size
         assert set(members) <= set(ready)
         assert cohort.slots() == [streams[stream_key].slot for stream_key in members]
-        assert all(self.waiting_frames(streams[stream_key]) == cohort.frames for stream_key in members)
+        size = len(cohort.pieces[0])
+        assert all(self.waiting_frames(streams[stream_key]) == size for stream_key in members)
         assert not self.may_wait(by_urgency, members[0]), "a cohort that might have grown was decoded"
         more_urgent = by_urgency[: by_urgency.index(members[0])]
         assert all(self.may_wait(by_urgency, stream_key) for stream_key in more_urgent), "something that was due was more urgent"
-        same_size = [stream_key for stream_key in by_urgency if self.waiting_frames(streams[stream_key]) == cohort.frames]
+        same_size = [stream_key for stream_key in by_urgency if self.waiting_frames(streams[stream_key]) == size]
         assert members == same_size[: self.max_batch_size], "the cohort is not full, or not the most urgent of its size"
 
     def decode(self, cohort: Cohort) -> None:
-        for stream, codes in zip(cohort.streams, cohort.codes(), strict=True):
+        for stream, codes in zip(cohort.streams, cohort.pieces, strict=True):
             self.decoded[stream.stream_key] += codes[:, 0].tolist()
             self.first_audio_at.setdefault(stream.stream_key, self.now)
-            self.batcher.decoded(stream, cohort.frames, np.zeros(cohort.frames, np.float32), self.now)
+            self.batcher.decoded(stream, len(codes), np.zeros(len(codes), np.float32), self.now)
             if not stream.pending[0].frames_left:
                 chunk = self.batcher.pop(stream)
                 assert sum(len(audio) for audio in chunk.audio) == len(chunk.request.codes)

@@ -31,8 +31,9 @@ def test_a_dropped_stream_frees_its_slot_and_answers_what_waits(
     gate.open()
 
     errors = [answer.error for answer in dropped.rest()]
-    assert errors[0] in ("", "the stream was dropped")  # it was on the device
-    assert errors[1:] == ["the stream was dropped"] * 2
+    on_device = 1 if engine.config.codec_cohorts == "equal" else 2
+    assert set(errors[:on_device]) <= {"", "the stream was dropped"}
+    assert errors[on_device:] == ["the stream was dropped"] * (3 - on_device)
     assert_official(other.audio(), codes)
 
     dropped.send(random_codes(rng, 2), is_final=True)

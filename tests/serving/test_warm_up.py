@@ -62,7 +62,7 @@ def test_the_codec_decodes_every_size_of_step_and_frees_its_slot(
     sizes, step = [], engine.runner.step
 
     def watched(slots, codes):
-        sizes.append(codes.shape[1])
+        sizes.append(len(codes[0]))
         return step(slots, codes)
 
     monkeypatch.setattr(engine.runner, "step", watched)
