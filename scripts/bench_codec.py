@@ -9,6 +9,9 @@ the bytes of the weights and of the streams' state at --bandwidth. With the publ
 bfloat16 weights. So a cohort of fewer than about 8 frames takes at least 0.05 ms to read the weights, and 8 frames of 32 streams
 need 1.6 ms of arithmetic.
 
+--cohorts ragged measures steps of streams with different numbers of frames: the same table, and then 256 frames of 60 unequal streams
+as one step, beside the equal cohorts that decode the same frames. Both are made by one call with --cohorts equal ragged.
+
 ms: device time of one cohort among cohorts launched back to back. alone ms: from a call on an idle device until the audio is on
 the host. host us: host time to launch one cohort.
 """
@@ -19,6 +22,7 @@ import argparse
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benching.arguments import add_checkpoints
 from benching.measuring import command, machine, random_checkpoint, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.ragged_runner import RaggedRunner
 from engine_lib.codec.runner import CodecRunner
 from engine_lib.devices import resolve_device
 
@@ -53,6 +58,20 @@ class Row:
     host_us: float
 
 
+@dataclass(frozen=True)
+class UnequalRow:
+    """Figures of streams with different numbers of frames, decoded once each."""
+
+    dtype: str
+    mode: str
+    cohorts: str
+    streams: int
+    frames: int
+    steps: int
+    ms: float
+    audio_seconds_per_second: float
+
+
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,6 +84,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--cohorts", nargs="+", default=["equal"], choices=["equal", "ragged"], help="kinds of steps to measure")
+    parser.add_argument("--unequal", type=int, nargs=2, default=[60, 256], metavar=("STREAMS", "FRAMES"), help="a step of unequal streams")
     parser.add_argument("--long", type=int, default=1500, help="frames of the stream that measures the error of bfloat16")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
     parser.add_argument("--profile", action="store_true", help="also print the device time of each kernel")
@@ -81,20 +102,25 @@ def main() -> None:
     checkpoint = Checkpoint(folder)
     results: list[dict[str, object]] = []
     streams: dict[str, npt.NDArray[np.float32]] = {}
-    for name in arguments.dtypes:
-        runner = CodecRunner(checkpoint, max(arguments.streams), dtype=DTYPES[name], device=resolve_device(arguments.device))
+    for name, cohorts in product(arguments.dtypes, arguments.cohorts):
+        kind = RaggedRunner if cohorts == "ragged" else CodecRunner
+        slots = max(*arguments.streams, arguments.unequal[0])
+        runner = kind(checkpoint, slots, dtype=DTYPES[name], device=resolve_device(arguments.device))
         started = time.perf_counter()
         runner.capture(max(arguments.streams))
         wait()
         seconds = time.perf_counter() - started
         memory = torch.cuda.memory_reserved() / 1e9 if runner.graphs else 0.0
-        print(f"\n{machine()}; {folder.name}, {name}; graphs captured in {seconds:.1f} s; {memory:.2f} GB reserved")
-        results.append({"dtype": name, "capture_s": seconds, "reserved_gb": memory})
-        streams[name] = _long_stream(runner, checkpoint, arguments.long)
+        print(f"\n{machine()}; {folder.name}, {name}, {cohorts} cohorts; graphs captured in {seconds:.1f} s; {memory:.2f} GB reserved")
+        results.append({"dtype": name, "cohorts": cohorts, "capture_s": seconds, "reserved_gb": memory})
+        streams.setdefault(name, _long_stream(runner, checkpoint, arguments.long))
         for mode in ["graph"] * (runner.graphs is not None) + ["eager"] * (arguments.eager or runner.graphs is None):
             if mode == "eager":
                 runner.graphs = None
-            results += [asdict(row) for row in _measure(runner, checkpoint, name, mode, arguments)]
+            results += [asdict(row) | {"cohorts": cohorts} for row in _measure(runner, checkpoint, name, mode, arguments)]
+            results.append(asdict(_measure_unequal(runner, checkpoint, name, mode, arguments)))
+        if isinstance(runner, RaggedRunner):
+            results.append(_agreement(runner, checkpoint, name))
         if arguments.profile and runner.device.type == "cuda":
             runner.graphs = None
             for shape in sorted({(1, min(arguments.frames)), (max(arguments.streams), max(arguments.frames))}):
@@ -136,6 +162,47 @@ def _measure(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str,
                 flush=True,
             )
     return rows
+
+
+def _measure_unequal(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str, arguments: argparse.Namespace) -> UnequalRow:
+    """Time the decoding of unequal streams, as one ragged step or as equal cohorts, and print its line."""
+    codec = checkpoint.config.codec
+    streams, frames = arguments.unequal
+    sizes = np.bincount(np.random.default_rng(0).integers(0, streams, frames - streams), minlength=streams) + 1
+    left = {slot: _codes(checkpoint, 1, int(size))[0] for slot, size in enumerate(sizes)}
+    steps: list[tuple[list[int], list[npt.NDArray[np.int64]]]] = []
+    while left:
+        taken = {slot: runner.piece_frames(len(codes)) for slot, codes in left.items()}
+        size = max(taken.values())
+        slots = list(left) if isinstance(runner, RaggedRunner) else [slot for slot in left if taken[slot] == size]
+        slots = slots if isinstance(runner, RaggedRunner) else slots[: max(arguments.streams)]
+        steps.append((slots, [left[slot][: taken[slot]] for slot in slots]))
+        left = {slot: rest for slot, codes in left.items() if len(rest := codes[taken[slot] if slot in slots else 0 :])}
+
+    def decode() -> None:
+        held = [runner.step(*step) for step in steps]
+        del held
+
+    with runner.on_stream():
+        decode()
+        milliseconds = statistics.median(timed(decode)[0] for _ in range(3))
+    rate = frames * codec.samples_per_frame / codec.sample_rate / milliseconds * 1e3
+    cohorts = "ragged" if isinstance(runner, RaggedRunner) else "equal"
+    title = f"{frames} frames of {streams} unequal streams in {len(steps)} {cohorts} steps"
+    print(f"{mode:>6} {title}: {milliseconds:.3f} ms, {rate:.0f} audio-s/s")
+    return UnequalRow(dtype, mode, cohorts, streams, frames, len(steps), milliseconds, rate)
+
+
+def _agreement(runner: RaggedRunner, checkpoint: Checkpoint, dtype: str) -> dict[str, object]:
+    """Whether a frame's audio has the same bits in steps of all sizes, and the largest difference if not."""
+    [own], audio = _codes(checkpoint, 1, 1), {}
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= min(runner.limits.full, runner.arena.scratch_slot)]
+    for streams in sizes:
+        runner.reset(0)
+        audio[streams] = runner.step(range(streams), [own, *_codes(checkpoint, streams, 1)[1:]]).read()[0].copy()
+    differences = {streams: float(np.abs(audio[streams] - audio[1]).max()) for streams in sizes}
+    print(f"{dtype}, a frame among others, largest difference to the frame alone by streams: {differences}")
+    return {"dtype": dtype, "difference_to_alone_by_streams": {str(streams): value for streams, value in differences.items()}}
 
 
 def _codes(checkpoint: Checkpoint, streams: int, frames: int) -> npt.NDArray[np.int64]:
