@@ -28,6 +28,7 @@ from engine_lib.codec.ragged_runner import RaggedRunner
 from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.codec.request import AudioChunk, CodecRequest, problem_with
 from engine_lib.codec.runner import CodecRunner, StepAudio
+from engine_lib.codec.step_pace import StepPace
 from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
@@ -77,10 +78,11 @@ class KeepOpen:
 
 @dataclass(frozen=True)
 class Step:
-    """A cohort that was launched."""
+    """A cohort that was launched, and when (time.monotonic)."""
 
     cohort: Cohort
     audio: StepAudio
+    launched_at: float
 
 
 class CodecEngine:
@@ -131,7 +133,9 @@ class CodecEngine:
         max_wait = config.codec_max_wait_ms / 1e3
         if isinstance(self.runner, RaggedRunner):
             self.batcher: Batcher = RaggedBatcher(config.codec_slots, self.runner.limits, frame_seconds, max_wait)
+            self._pace: StepPace | None = StepPace()
         else:
+            self._pace = None
             self.batcher = Batcher(config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, max_wait)
         self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
@@ -257,11 +261,11 @@ class CodecEngine:
             busy, last = False, None  # last: the step on the device
             while self._wait(busy):
                 if last is not None:
-                    last.audio.wait()
+                    self._wait_to_launch_behind(last)
                 self._take_inbox()
                 self._lifecycle.close_idle(self.config.codec_idle_timeout)
-                # The device runs the next step while the last one is answered. A step is chosen only when the device
-                # is free for it, so a first chunk waits for one step at most.
+                # The device runs the next step while the last one is answered. A step is chosen only when the device is
+                # free for it, ragged ones shortly before, so a first chunk waits for little more than one step at most.
                 step = self._launch_next()
                 self._update_backpressure()
                 busy = step is not None or last is not None
@@ -276,6 +280,14 @@ class CodecEngine:
             logger.exception("the codec engine failed")
         finally:
             self._die(reason)
+
+    def _wait_to_launch_behind(self, last: Step) -> None:
+        """Wait until the next step must be launched: when `last` has ended, or shortly before if ragged steps have a known pace."""
+        due = self._pace.launch_due(last.cohort.num_frames, last.launched_at) if self._pace else None
+        if due is None or last.audio.copied is None:
+            last.audio.wait()
+        else:
+            time.sleep(max(due - time.monotonic(), 0.0))
 
     def _wait(self, busy: bool) -> bool:
         """Wait for work, unless `busy`. Return False when the engine must stop."""
@@ -313,7 +325,7 @@ class CodecEngine:
         self._num_steps += 1
         self._num_decoded_pieces += len(cohort.streams)
         self._num_frames += cohort.num_frames
-        step = Step(cohort, self.runner.step(cohort.slots(), cohort.pieces))
+        step = Step(cohort, self.runner.step(cohort.slots(), cohort.pieces), time.monotonic())
         for stream in cohort.streams:
             self._references.keep(stream)
         return step
@@ -326,6 +338,8 @@ class CodecEngine:
     def _read(self, step: Step) -> None:
         """Answer the chunks that `step` completes."""
         rows, now = step.audio.read(), time.monotonic()
+        if self._pace:
+            self._pace.ended(step.cohort.num_frames, step.launched_at, now)
         for stream, piece, row in zip(step.cohort.streams, step.cohort.pieces, rows, strict=True):
             if stream.error:
                 continue  # it failed or was dropped after the launch; all its chunks have been answered

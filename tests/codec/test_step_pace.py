@@ -1,0 +1,58 @@
+"""A ragged step is launched shortly before the last one ends, and streams stay exact."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from codec.listening import AssertOfficial, Listener, MakeEngine, random_codes, random_cut
+from engine_lib.codec.ragged_runner import RaggedAudio
+from engine_lib.codec.step_pace import LATEST_STEPS, LAUNCH_AHEAD_SECONDS, StepPace
+
+
+def test_the_next_step_is_due_shortly_before_the_shortest_of_the_latest_steps_would_end() -> None:
+    pace = StepPace()
+    assert pace.launch_due(8, 1.0) is None
+    pace.ended(8, 1.0, 1.010)
+    assert pace.launch_due(9, 2.0) == pytest.approx(2.010 - LAUNCH_AHEAD_SECONDS)
+    assert pace.launch_due(32, 2.0) is None
+    pace.ended(8, 1.005, 1.014)  # it could begin at 1.010
+    assert pace.launch_due(8, 1.0) == pytest.approx(1.018 - LAUNCH_AHEAD_SECONDS)
+    for _ in range(LATEST_STEPS):
+        pace.ended(8, 3.0, 3.020)
+        pace._device_free_at = 0.0
+    assert pace.launch_due(8, 4.0) == pytest.approx(4.020 - LAUNCH_AHEAD_SECONDS)
+
+
+class LateEvent:
+    """Stands in for the event behind a step on a GPU: the audio is there a moment after the launch."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic() + 0.003
+
+    def synchronize(self) -> None:
+        time.sleep(max(self._at - time.monotonic(), 0.0))
+
+
+def test_streams_whose_steps_overlap_the_reading_of_the_last_give_the_official_audio(
+    make_engine: MakeEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, assert_official: AssertOfficial
+) -> None:
+    engine = make_engine(slots=3, start=False)
+    engine._pipelined = True
+    step = engine.runner.step
+
+    def late(slots: Any, pieces: Any) -> Any:
+        audio = step(slots, pieces)
+        return dataclasses.replace(audio, copied=cast(Any, LateEvent())) if isinstance(audio, RaggedAudio) else audio
+
+    monkeypatch.setattr(engine.runner, "step", late)
+    engine.start()
+    streams = [(random_codes(rng, int(frames)), Listener(engine)) for frames in rng.integers(1, 30, 5)]
+    for codes, listener in streams:
+        listener.send_all(codes, random_cut(rng, len(codes)))
+    for codes, listener in streams:
+        assert_official(listener.audio(), codes)
