@@ -38,6 +38,19 @@ class Peer:
 
 NARI, SGLANG, VLLM = "nari-qwen3-tts", "sglang-omni", "vLLM-Omni"
 PEERS = (
+    # On the H100 of docs/performance.md, in the same hour as ours there.
+    Peer(NARI, "H100", MEASURED, 1, 0, P50, 13.7),
+    Peer(NARI, "H100", MEASURED, 1, 0, P95, 14.5),
+    Peer(NARI, "H100", MEASURED, 1, 0, THROUGHPUT, 12.7),
+    Peer(NARI, "H100", MEASURED, 16, 0, P50, 24.5),
+    Peer(NARI, "H100", MEASURED, 16, 0, P95, 34.8),
+    Peer(NARI, "H100", MEASURED, 16, 0, THROUGHPUT, 100.7),
+    Peer(NARI, "H100", MEASURED, 64, 0, P50, 30.8),
+    Peer(NARI, "H100", MEASURED, 64, 0, P95, 48.1),
+    Peer(NARI, "H100", MEASURED, 64, 0, THROUGHPUT, 188.5),
+    Peer(NARI, "H100", MEASURED, 0, 1, P95, 15.9),
+    Peer(NARI, "H100", MEASURED, 0, 10, P95, 23.2),
+    Peer(NARI, "H100", MEASURED, 0, 20, P95, 33.3),
     Peer(NARI, "H200", MEASURED, 1, 0, P50, 12.8),
     Peer(NARI, "H200", MEASURED, 16, 0, P50, 37),
     Peer(NARI, "H200", MEASURED, 16, 0, THROUGHPUT, 128),

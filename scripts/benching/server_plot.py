@@ -24,7 +24,7 @@ def plot_beside_peers(
 ) -> None:
     """Draw the figures of all points into `path`, with those of another run; its suffix gives the format."""
     marks = marks_of(theirs)
-    for peer in peers:
+    for peer in () if any(point.get("paced") for point in results) else peers:  # no peer was measured so
         load, at = ("streams", peer.streams) if peer.streams else ("rate", peer.rate)
         marks.append(Mark(f"{peer.name} 1.7B, {peer.hardware}", load, at, peer.figure, peer.value))
     plot(results, title, path, marks=marks)
