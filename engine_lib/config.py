@@ -48,6 +48,12 @@ class EngineConfig:
     model_path: str = option("", "Checkpoint folder in the published layout.", group="Checkpoint, devices and processes")
     device: str = option("auto", "auto (the first GPU, else CPU), cpu, cuda or cuda:N.")
     dtype: str = option("auto", "Weights of the talker; auto: bfloat16 on GPU, float32 on CPU.", choices=("auto", "float32", "bfloat16"))
+    talker_weights: str = option(
+        "checkpoint",
+        "Weights in the layers of talker and code predictor: those of the checkpoint, or rounded at load to fp8 (e4m3, a scale an output "
+        "channel), of which a GPU reads half as many bytes. fp8 changes what is said: measure it with your checkpoint first.",
+        choices=("checkpoint", "fp8"),
+    )
     enforce_eager: bool = option(False, "Launch every kernel from Python instead of replaying captured CUDA graphs.")
     tensor_parallel_size: int = option(
         1, "GPUs that share one talker, from `device` on; must divide the checkpoint's KV heads.", choices=TENSOR_PARALLEL_SIZES

@@ -6,8 +6,8 @@
 Sizes are those of the published models. Every time is of one launch in a captured chain of many, over weights that together exceed
 the L2 cache several times. Tiles are tried in place: in a chain of whole layers, one product after the other. A product's time is
 shown with the share of the memory's bandwidth that its weight takes, and with the same through cuBLAS: the batch at which cuBLAS
-becomes faster is FEW_ROWS of engine_lib/layers/fused.py. Whole layers and the step's other kernels (step_kernels.py) follow. Whole
-frames are timed by bench_engine.py.
+becomes faster is FEW_ROWS of engine_lib/layers/fused.py. The same products with FP8 weights follow (many rows by linear_fp8.py), then
+whole layers and the step's other kernels (step_kernels.py). Whole frames are timed by bench_engine.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benching.launch_timing import seconds_per_launch
 from benching.step_kernels import EPS, Layers, StepKernels, weight
 from engine_lib.kernels.linear_small import Norm
 from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, tile_for
+from engine_lib.ops.fp8 import Fp8Weight
 
 BATCHES = (1, 2, 4, 8, 12, 16, 32, 64)
 TUNED_BATCHES = {8: (1, 8), 16: (12, 16)}  # rows of x in a program -> timed batches; times count relative to the batch's best
@@ -69,7 +70,18 @@ class Timer:
         weights = self.weights(product)
         run = product.run_cublas if cublas else partial(product.run, tile=tile)
         seconds = seconds_per_launch([partial(run, x, w, norm, residual) for w in weights])
-        rate = weights[0].nbytes / seconds
+        return self._row(product, batch, seconds, weights[0].nbytes)
+
+    def fp8_product(self, product: Product, batch: int) -> dict[str, Any]:
+        x, residual = weight(batch, product.inner), weight(batch, product.out)
+        norm = Norm(1 + weight(product.inner), EPS) if product.norm else None
+        dense = self.weights(product)
+        weights = [Fp8Weight.of(w) for w in (*dense, *dense)]  # as many bytes as those of the dense ones
+        seconds = seconds_per_launch([partial(product.run_fp8, x, w, norm, residual) for w in weights])
+        return self._row(product, batch, seconds, weights[0].nbytes)
+
+    def _row(self, product: Product, batch: int, seconds: float, nbytes: int) -> dict[str, Any]:
+        rate = nbytes / seconds
         return {"name": product.name, "batch": batch, "us": seconds * 1e6, "GB/s": rate / 1e9, "share": rate / self.bandwidth}
 
     def microseconds(self, product: Product, tile: LinearTile, batch: int) -> float:
@@ -167,11 +179,12 @@ class Bench:
             for key, best in MEASURED_TILES.items():
                 cells = ", ".join(f"{rows}: LinearTile{tuple(asdict(tile).values())}" for rows, tile in best.items())
                 print(f"    {key}: {{{cells}}},")
-        self.results["products"], self.results["cublas"] = [], []
+        self.results["products"], self.results["cublas"], self.results["fp8"] = [], [], []
         for product in PRODUCTS:
             self.results["products"] += [timer.product(product, batch, None) for batch in BATCHES]
             self.results["cublas"] += [timer.product(product, batch, None, cublas=True) for batch in BATCHES]
-        for name in ("products", "cublas"):
+            self.results["fp8"] += [timer.fp8_product(product, batch) for batch in BATCHES]
+        for name in ("products", "cublas", "fp8"):
             columns = f"us (share of {timer.bandwidth / 1e12:.1f} TB/s) at batch " + " ".join(map(str, BATCHES))
             self.passed(f"{name} on {self.results['device']}: {columns}")
             for product in PRODUCTS:

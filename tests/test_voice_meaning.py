@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prefill 8 rows at a time": {"max_num_batched_tokens": 8},
     "adaptive chunks": {"chunk_policy": "adaptive", "adaptive_chunk_streams": 2},
     "bfloat16 talker": {"dtype": "bfloat16"},
+    "fp8 talker": {"talker_weights": "fp8"},
 }
 
 

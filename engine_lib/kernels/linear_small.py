@@ -10,6 +10,9 @@ The time beyond reading weights is mostly waiting, and two things shorten it:
 - RMSNorm costs no pass of its own: its weight scales x before the product, the row's scale comes after it, and the sum of
   squares is the diagonal of x @ x.T, from the same operands of the tensor cores and in the same order;
 - operands reach the tensor cores without shared memory, in the order of operand.py.
+
+FP8 weights (ops/fp8.py) halve what is read. Codes become numbers of x's dtype in registers (fp8_codes.py), and the scale of an output
+multiplies its sum. Both are exact, so the bits are those of the same weights in x's dtype.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from engine_lib.kernels.fp8_codes import CODES_A_WORD, numbers_of, words_of
 from engine_lib.kernels.launch import (
     check,
     check_aligned,
@@ -35,8 +39,9 @@ from engine_lib.kernels.launch import (
     times_packed,
     wait_for_previous,
 )
-from engine_lib.kernels.operand import as_operand, operand_columns, operand_rows
+from engine_lib.kernels.operand import as_operand, operand_columns, operand_rows, operand_words
 from engine_lib.kernels.tiles import LinearTile, block_rows_for, chunk_for, tile_for
+from engine_lib.ops.fp8 import Fp8Weight, Weight, linear
 from engine_lib.ops.norm import rms_norm
 
 NORMED_COLUMNS = tl.constexpr(64)
@@ -52,7 +57,7 @@ class Norm:
 
 def linear_small(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     *,
     norm: Norm | None = None,
     bias: torch.Tensor | None = None,
@@ -65,7 +70,7 @@ def linear_small(
 
     Args:
         x: [rows, in]; rows may have gaps between them.
-        weight: [out, in], contiguous.
+        weight: [out, in], contiguous; of the dtype of x, or FP8.
         norm: applied to x first.
         bias: [out].
         residual: [rows, out], added after rounding; may be `out` itself.
@@ -76,7 +81,7 @@ def linear_small(
     Returns:
         `out`. The twin is `linear_small_torch`.
     """
-    rows, out_features = len(x), len(weight)
+    rows, out_features = len(x), weight.shape[0]
     if out is None:
         out = x.new_empty(rows, out_features)
     check_rows("residual", out if residual is None else residual, rows, out_features)
@@ -86,7 +91,7 @@ def linear_small(
 
 def linear_small_torch(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     *,
     norm: Norm | None = None,
     bias: torch.Tensor | None = None,
@@ -95,13 +100,13 @@ def linear_small_torch(
     """Twin of `linear_small`."""
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
-    y = F.linear(x, weight, bias)
+    y = linear(x, weight, bias)
     return y if residual is None else residual + y
 
 
 def gate_up_small(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     *,
     norm: Norm | None = None,
     out: torch.Tensor | None = None,
@@ -124,7 +129,7 @@ def gate_up_small(
     return _launch(x, weight, ffn, norm, None, None, out, None, tile, gated=True)
 
 
-def gate_up_small_torch(x: torch.Tensor, weight: torch.Tensor, *, norm: Norm | None = None) -> torch.Tensor:
+def gate_up_small_torch(x: torch.Tensor, weight: Weight, *, norm: Norm | None = None) -> torch.Tensor:
     """Twin of `gate_up_small`."""
     gate, up = linear_small_torch(x, weight, norm=norm).chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -132,7 +137,7 @@ def gate_up_small_torch(x: torch.Tensor, weight: torch.Tensor, *, norm: Norm | N
 
 def _launch(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     out_features: int,
     norm: Norm | None,
     bias: torch.Tensor | None,
@@ -144,11 +149,16 @@ def _launch(
     gated: bool,
 ) -> torch.Tensor:
     rows, in_features = x.shape
+    is_fp8 = isinstance(weight, Fp8Weight)
     check_rows("x", x, rows, in_features)
-    check_rows("weight", weight, len(weight), in_features)
+    check_rows("weight", weight.codes if isinstance(weight, Fp8Weight) else weight, weight.shape[0], in_features)
     check_rows("out", out, rows, out_features)
-    check(weight.is_contiguous(), f"weight: strides {weight.stride()} are not those of a contiguous matrix")
-    check_aligned("weight", weight)
+    if isinstance(weight, Fp8Weight):
+        stored, scales = words_of(weight), weight.scales
+    else:
+        check(weight.is_contiguous(), f"weight: strides {weight.stride()} are not those of a contiguous matrix")
+        check_aligned("weight", weight)
+        stored, scales = weight, weight
     if norm is not None:
         check_rows("norm.weight", norm.weight, in_features)
     if bias is not None:
@@ -158,10 +168,12 @@ def _launch(
     tile = tile or tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)
     block_rows, chunk = block_rows_for(rows), chunk_for(x.dtype)
     segment = triton.cdiv(triton.cdiv(in_features, tile.split_k), chunk) * chunk
+    stages = tile.num_stages * (2 if is_fp8 and x.dtype != torch.float32 else 1)  # as many bytes in flight, in as many registers
     grid = (triton.cdiv(out_features, tile.block_out), triton.cdiv(rows, block_rows))
     _linear_small_kernel[grid](
         x,
-        weight,
+        stored,
+        scales,
         norm.weight if norm else x,
         x if bias is None else bias,
         x if residual is None else residual,
@@ -177,12 +189,13 @@ def _launch(
         IN=in_features,
         CHUNK=chunk,
         CHUNKS=segment // chunk,
-        STAGES=min(tile.num_stages, segment // chunk),
+        STAGES=min(stages, segment // chunk),
         SPLIT=tile.split_k,
         BLOCK_OUT=tile.block_out,
         BLOCK_ROWS=block_rows,
         WHOLE_IN=segment * tile.split_k == in_features,
         WHOLE_OUT=out_features % tile.block_out == 0,
+        FP8=is_fp8,
         GATED=gated,
         NORM=norm is not None,
         BIAS=bias is not None,
@@ -202,6 +215,12 @@ def _load(pointers, mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _numbers(loaded, dtype: tl.constexpr, FP8: tl.constexpr):
+    """A chunk of weights: `loaded`, or the numbers that its words of FP8 codes hold."""
+    return numbers_of(loaded, dtype) if FP8 else loaded
+
+
+@triton.jit
 def _sum_segments(x):
     """The sum of [SPLIT, rows, columns] over its first dimension, by halves; one exchange brings the addends to one thread."""
     rows: tl.constexpr = x.shape[1]
@@ -217,6 +236,7 @@ def _sum_segments(x):
 def _linear_small_kernel(
     x,
     weight,
+    weight_scales,
     norm_weight,
     bias,
     residual,
@@ -238,6 +258,7 @@ def _linear_small_kernel(
     BLOCK_ROWS: tl.constexpr,
     WHOLE_IN: tl.constexpr,
     WHOLE_OUT: tl.constexpr,
+    FP8: tl.constexpr,
     GATED: tl.constexpr,
     NORM: tl.constexpr,
     BIAS: tl.constexpr,
@@ -258,20 +279,29 @@ def _linear_small_kernel(
     weight_real = first + own_row < OUT
     if GATED:  # 8 rows of gate, then the 8 matching rows of up
         weight_row = own_row + weight_row // 8 % 2 * OUT
-    weight_at = weight + first.to(tl.int64) * IN + (weight_row * IN + column)
+    weight_column = operand_words(CHUNK, CHUNKS, SPLIT) if FP8 else column
+    ROW: tl.constexpr = IN // CODES_A_WORD if FP8 else IN  # elements, which are words of four codes
+    STEP: tl.constexpr = CHUNK // CODES_A_WORD if FP8 else CHUNK
+    weight_at = weight + first.to(tl.int64) * ROW + (weight_row * ROW + weight_column)
     norm_column = column + operand_rows(1) * 0  # every row's thread holds it
-    loaded, scales = (), ()
+    loaded, norm_scales = (), ()
     for i in tl.static_range(STAGES):
-        loaded += (_load(weight_at + i * CHUNK, weight_real & (column + i * CHUNK < IN), WHOLE_IN and WHOLE_OUT),)
-    if HOPPER and WHOLE_OUT and STAGES < CHUNKS:
-        tile_bytes = BLOCK_OUT * IN * (dtype.primitive_bitwidth // 8)
+        loaded += (_load(weight_at + i * STEP, weight_real & (weight_column + i * STEP < ROW), WHOLE_IN and WHOLE_OUT),)
+    element_bytes: tl.constexpr = 1 if FP8 else dtype.primitive_bitwidth // 8
+    if HOPPER and WHOLE_OUT and STAGES < CHUNKS and BLOCK_OUT * IN * element_bytes % 16 == 0:
+        tile_bytes = BLOCK_OUT * IN * element_bytes
         prefetch_to_l2(weight.to(tl.int64) + program.to(tl.int64) * tile_bytes, tile_bytes, SPLIT)
         if GATED:
-            up_bytes = OUT * IN * (dtype.primitive_bitwidth // 8)
+            up_bytes = OUT * IN * element_bytes
             prefetch_to_l2(weight.to(tl.int64) + up_bytes + program.to(tl.int64) * tile_bytes, tile_bytes, SPLIT)
+    if FP8:
+        index = tl.arange(0, OCTETS * 8)
+        own = first + (index // 16 * 8 + index % 8 if GATED else index)
+        at = own + index // 8 % 2 * OUT if GATED else own
+        channel_scales = tl.load(weight_scales + at, mask=own < OUT, other=0.0)[None, :]
     if NORM:
         for i in tl.static_range(STAGES):
-            scales += (_load(norm_weight + norm_column + i * CHUNK, norm_column + i * CHUNK < IN, WHOLE_IN),)
+            norm_scales += (_load(norm_weight + norm_column + i * CHUNK, norm_column + i * CHUNK < IN, WHOLE_IN),)
     wait_for_previous(HOPPER)
 
     # product; rows beyond the last repeat it and are not stored
@@ -289,18 +319,22 @@ def _linear_small_kernel(
         part = _load(x_at + i * CHUNK, (column + i * CHUNK < IN) & (x_row >= 0), WHOLE_IN)
         ahead = (i + STAGES) * CHUNK
         if i + STAGES < CHUNKS:
-            loaded += (_load(weight_at + ahead, weight_real & (column + ahead < IN), WHOLE_IN and WHOLE_OUT),)
+            weight_ahead = (i + STAGES) * STEP
+            real = weight_real & (weight_column + weight_ahead < ROW)
+            loaded += (_load(weight_at + weight_ahead, real, WHOLE_IN and WHOLE_OUT),)
         if NORM:
             if i + STAGES < CHUNKS:
-                scales += (_load(norm_weight + norm_column + ahead, norm_column + ahead < IN, WHOLE_IN),)
+                norm_scales += (_load(norm_weight + norm_column + ahead, norm_column + ahead < IN, WHOLE_IN),)
             raw = as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8)
             squares = matmul(raw, tl.trans(raw, 0, 2, 1), squares)
-            part = times_packed(*tl.broadcast(part, scales[i]), dtype, HOPPER)
+            part = times_packed(*tl.broadcast(part, norm_scales[i]), dtype, HOPPER)
         part = tl.trans(as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8), 0, 2, 1)
-        acc = matmul(as_operand(loaded[i], CHUNK, SPLIT, OCTETS), part, acc)
+        acc = matmul(as_operand(_numbers(loaded[i], dtype, FP8), CHUNK, SPLIT, OCTETS), part, acc)
 
     # epilogue, rounded at the same points as in torch
     y = _sum_segments(tl.trans(acc, 0, 2, 1))
+    if FP8:
+        y *= channel_scales
     if NORM:
         index = tl.arange(0, BLOCK_ROWS)
         diagonal = tl.sum(tl.where((index[:, None] == index[None, :])[None, :, :], squares, 0.0), axis=2)

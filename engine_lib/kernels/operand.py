@@ -23,6 +23,15 @@ def operand_columns(CHUNK: tl.constexpr, CHUNKS: tl.constexpr, SPLIT: tl.constex
 
 
 @triton.jit
+def operand_words(CHUNK: tl.constexpr, CHUNKS: tl.constexpr, SPLIT: tl.constexpr):
+    """The columns above as words of four, [4, 1, SPLIT, CHUNK / 32, 1, 2]."""
+    quarter = tl.arange(0, 4)[:, None, None, None, None, None]
+    segment = tl.arange(0, SPLIT)[None, None, :, None, None, None]
+    part = tl.arange(0, CHUNK // 32)[None, None, None, :, None, None]
+    return segment * (CHUNK * CHUNKS // 4) + part * 8 + quarter * 2 + tl.arange(0, 2)[None, None, None, None, None, :]
+
+
+@triton.jit
 def operand_rows(OCTETS: tl.constexpr):
     """Rows [1, 8, 1, 1, OCTETS, 1]: OCTETS groups of 8 rows."""
     return tl.arange(0, OCTETS)[None, None, None, None, :, None] * 8 + tl.arange(0, 8)[None, :, None, None, None, None]

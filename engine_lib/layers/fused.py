@@ -3,7 +3,7 @@
 Its twin is Transformer.forward; only rounding differs. For few rows a layer takes as long as reading its weights. Our own products
 read them once, with norm, residual and SwiGLU fused into them: five launches a layer. For more rows other products are faster,
 cuBLAS's by default: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
-of 16 rows reads them again. Importing this module needs Triton's compiler.
+of 16 rows reads them again. FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
+from engine_lib.kernels.linear_fp8 import linear_fp8
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
+from engine_lib.ops.fp8 import Fp8Weight, Weight
 
 FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # FEW_NARROW_ROWS in layers of up to NARROW hidden
 
@@ -32,15 +34,15 @@ class LayerWeights(Protocol):
     @property
     def input_norm(self) -> torch.Tensor: ...
     @property
-    def qkv(self) -> torch.Tensor: ...
+    def qkv(self) -> Weight: ...
     @property
-    def output(self) -> torch.Tensor: ...
+    def output(self) -> Weight: ...
     @property
     def post_attention_norm(self) -> torch.Tensor: ...
     @property
-    def gate_up(self) -> torch.Tensor: ...
+    def gate_up(self) -> Weight: ...
     @property
-    def down(self) -> torch.Tensor: ...
+    def down(self) -> Weight: ...
 
 
 class TransformerWeights(Protocol):
@@ -70,7 +72,7 @@ def forward_fused(
         x: [rows, hidden], contiguous; may be written over.
         attend: norm, rotation, cache and attention of one layer.
         all_reduce: if the transformer is a shard, adds up a product [rows, hidden] over shards, in place.
-        product: computes products of many rows.
+        product: computes products of many rows; not those of FP8 weights.
         few: whether to take our own products, which give a row the same bits in any number of rows; None: if they are faster.
 
     Returns:
@@ -84,9 +86,9 @@ def forward_fused(
             gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
             x = _plus_product(x, gated, layer.down, all_reduce, product, few)
         else:
-            qkv = product(rms_norm_rows(x, layer.input_norm, eps), layer.qkv, None)
+            qkv = _many_rows(rms_norm_rows(x, layer.input_norm, eps), layer.qkv, None, product)
             x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product, few)
-            gate_up = product(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up, None)
+            gate_up = _many_rows(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up, None, product)
             x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, product, few)
     return x
 
@@ -98,7 +100,7 @@ def _are_few(x: torch.Tensor) -> bool:
 
 
 def _plus_product(
-    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, all_reduce: AllReduce | None, product: Product, few: bool
+    x: torch.Tensor, y: torch.Tensor, weight: Weight, all_reduce: AllReduce | None, product: Product, few: bool
 ) -> torch.Tensor:
     """x + y @ weight.T; if shards hold columns of the weight, x plus the all-reduced products.
 
@@ -106,8 +108,12 @@ def _plus_product(
     layer's product, and each addition to it rounds to the precision of x.
     """
     if all_reduce is None:
-        return linear_small(y, weight, residual=x) if few else product(y, weight, x)
-    return x + all_reduce(linear_small(y, weight) if few else product(y, weight, None))
+        return linear_small(y, weight, residual=x) if few else _many_rows(y, weight, x, product)
+    return x + all_reduce(linear_small(y, weight) if few else _many_rows(y, weight, None, product))
+
+
+def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None, product: Product) -> torch.Tensor:
+    return linear_fp8(x, weight, residual) if isinstance(weight, Fp8Weight) else product(x, weight, residual)
 
 
 def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from engine_lib.checkpoint import WHOLE, Shard, Weights
 from engine_lib.checkpoint_config import DecoderShape
+from engine_lib.errors import CheckpointError
+from engine_lib.ops.fp8 import Fp8Weight, Weight, WeightFormat, linear
 from engine_lib.ops.norm import rms_norm
 from engine_lib.ops.rope import apply_rope
 
@@ -25,13 +27,13 @@ class TransformerLayer:
     """Weights of one layer; q, k, v and gate, up are packed so that each group is one matrix product."""
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
+    qkv: Weight
     q_norm: torch.Tensor
     k_norm: torch.Tensor
-    output: torch.Tensor
+    output: Weight
     post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Weight
+    down: Weight
 
 
 class Transformer:
@@ -55,20 +57,49 @@ class Transformer:
 
     @classmethod
     def load(
-        cls, weights: Weights, prefix: str, shape: DecoderShape, *, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+        cls,
+        weights: Weights,
+        prefix: str,
+        shape: DecoderShape,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        shard: Shard = WHOLE,
+        weight_format: WeightFormat = WeightFormat.CHECKPOINT,
     ) -> Transformer:
-        """Take the weights under `prefix` ("talker.model", ..), of `shape`. A shard takes some of the heads and of the FFN."""
+        """Take the weights under `prefix` ("talker.model", ..), of `shape`. A shard takes some of the heads and of the FFN.
+
+        Raises:
+            CheckpointError: a weight is missing, has another shape, or has values that FP8 cannot hold.
+        """
         hidden, ffn, head_dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
         q_size, kv_size = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
 
         def take(name: str, *size: int) -> torch.Tensor:
             return weights.take(f"{prefix}.{name}", size, dtype=dtype, device=device)
 
+        def sharded(name: str, size: tuple[int, ...], dim: int) -> torch.Tensor:
+            name = f"{prefix}.{name}"
+            if weight_format is WeightFormat.CHECKPOINT:
+                return weights.take_shard(name, size, shard, dim=dim, dtype=dtype, device=device)
+            # from the stored values, and before it is cut: the same codes in any dtype and on any number of ranks
+            stored = weights.take(name, size, dtype=torch.float32, device=device)
+            rounded = Fp8Weight.of(stored).dense(torch.float32)
+            if not (stored.isfinite() & rounded.isfinite()).all():
+                raise CheckpointError(
+                    f"weight {name} has values that are not finite or too large for FP8; give talker_weights=checkpoint, or other weights"
+                )
+            part = shard.of(size[dim])
+            return (rounded[part] if dim == 0 else rounded[:, part]).to(dtype).contiguous()
+
         def rows(name: str, *size: int) -> torch.Tensor:
-            return weights.take_shard(f"{prefix}.{name}", size, shard, dim=0, dtype=dtype, device=device)
+            return sharded(name, size, 0)
 
         def columns(name: str, *size: int) -> torch.Tensor:
-            return weights.take_shard(f"{prefix}.{name}", size, shard, dim=1, dtype=dtype, device=device)
+            return sharded(name, size, 1)
+
+        def packed(weight: torch.Tensor) -> Weight:
+            return Fp8Weight.of(weight) if weight_format is WeightFormat.FP8 else weight  # of rounded values: exact
 
         layers = []
         for i in range(shape.num_hidden_layers):
@@ -80,13 +111,13 @@ class Transformer:
             layers.append(
                 TransformerLayer(
                     input_norm=take(f"{layer}.input_layernorm.weight", hidden),
-                    qkv=torch.cat(qkv),
+                    qkv=packed(torch.cat(qkv)),
                     q_norm=take(f"{attention}.q_norm.weight", head_dim),
                     k_norm=take(f"{attention}.k_norm.weight", head_dim),
-                    output=columns(f"{attention}.o_proj.weight", hidden, q_size),
+                    output=packed(columns(f"{attention}.o_proj.weight", hidden, q_size)),
                     post_attention_norm=take(f"{layer}.post_attention_layernorm.weight", hidden),
-                    gate_up=torch.cat(gate_up),
-                    down=columns(f"{mlp}.down_proj.weight", hidden, ffn),
+                    gate_up=packed(torch.cat(gate_up)),
+                    down=packed(columns(f"{mlp}.down_proj.weight", hidden, ffn)),
                 )
             )
         return cls(shape.sharded(shard.count), layers, take("norm.weight", hidden))
@@ -104,13 +135,13 @@ class Transformer:
         shape, eps = self.shape, self.shape.rms_norm_eps
         heads, kv_heads, head_dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
         for i, layer in enumerate(self.layers):
-            qkv = F.linear(rms_norm(x, layer.input_norm, eps), layer.qkv).view(len(x), heads + 2 * kv_heads, head_dim)
+            qkv = linear(rms_norm(x, layer.input_norm, eps), layer.qkv).view(len(x), heads + 2 * kv_heads, head_dim)
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
             q = apply_rope(rms_norm(q, layer.q_norm, eps), cos, sin)
             k = apply_rope(rms_norm(k, layer.k_norm, eps), cos, sin)
-            x = x + self._all_reduced(F.linear(attend(i, q, k, v).flatten(1), layer.output))
-            gate, up = F.linear(rms_norm(x, layer.post_attention_norm, eps), layer.gate_up).chunk(2, dim=-1)
-            x = x + self._all_reduced(F.linear(F.silu(gate) * up, layer.down))
+            x = x + self._all_reduced(linear(attend(i, q, k, v).flatten(1), layer.output))
+            gate, up = linear(rms_norm(x, layer.post_attention_norm, eps), layer.gate_up).chunk(2, dim=-1)
+            x = x + self._all_reduced(linear(F.silu(gate) * up, layer.down))
         return x
 
     @property

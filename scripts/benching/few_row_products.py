@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from benching.step_kernels import EPS, weight
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
+from engine_lib.kernels.linear_fp8 import linear_fp8
 from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
 from engine_lib.kernels.tiles import LinearTile, chunk_for, tile_for
-from engine_lib.layers.fused import cublas_product
+from engine_lib.layers.fused import FEW_ROWS, cublas_product
+from engine_lib.ops.fp8 import Fp8Weight, Weight
 
 PREDICTOR, TALKER = (1024, 3072), (2048, 6144)  # hidden and ffn of the predictor's and of 1.7B's layers; 0.6B's equal the former
 
@@ -36,7 +38,7 @@ class Product:
     def weight_rows(self) -> int:
         return 2 * self.out if self.gated else self.out
 
-    def run(self, x: torch.Tensor, w: torch.Tensor, norm: Norm | None, residual: torch.Tensor, tile: LinearTile | None) -> torch.Tensor:
+    def run(self, x: torch.Tensor, w: Weight, norm: Norm | None, residual: torch.Tensor, tile: LinearTile | None) -> torch.Tensor:
         if self.gated:
             return gate_up_small(x, w, norm=norm, tile=tile)
         return linear_small(x, w, norm=norm, residual=None if self.norm else residual, tile=tile)
@@ -47,6 +49,15 @@ class Product:
             y = F.linear(rms_norm_rows(x, norm.weight, norm.eps), w)
             return silu_and_mul(y) if self.gated else y
         return cublas_product(x, w, residual)
+
+    def run_fp8(self, x: torch.Tensor, w: Fp8Weight, norm: Norm | None, residual: torch.Tensor) -> torch.Tensor:
+        """The same with FP8 weights, as layers/fused.py computes it: many rows by a kernel of their own."""
+        if len(x) <= FEW_ROWS:
+            return self.run(x, w, norm, residual, None)
+        if norm is not None:
+            y = linear_fp8(rms_norm_rows(x, norm.weight, norm.eps), w)
+            return silu_and_mul(y) if self.gated else y
+        return linear_fp8(x, w, residual)
 
     def error(self, batch: int, dtype: torch.dtype, tile: LinearTile | None) -> float:
         """Relative error against the torch twin in float32 on upcast inputs."""

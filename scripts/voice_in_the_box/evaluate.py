@@ -143,9 +143,9 @@ Say = Callable[[str, str, dict[str, Any]], tuple[Audio, str]]
 
 
 def evaluate(
-    say: Say, modes: Sequence[Mode], num_sentences: int, num_digits: int, out: Path | None = None, speed: float = 1.0
+    say: Say, modes: Sequence[Mode], num_sentences: int, num_digits: int, out: Path | None = None, speed: float = 1.0, first_seed: int = 0
 ) -> list[Score]:
-    """Score each mode, at a speed. `out`: folder for the audio of the first sentences."""
+    """Score each mode, at a speed. `out`: folder for the audio of the first sentences. `first_seed`: of the first text; the next adds 1."""
     espeak = Espeak()
     sentences = _utterances(espeak, Sentences(SENTENCES_SEED).held_out(num_sentences))
     digits = _utterances(espeak, Sentences(DIGITS_SEED).held_out_digits(num_digits, DIGITS_LENGTH))
@@ -163,7 +163,7 @@ def evaluate(
             utterance.ended = reason == "stop"
 
         with ThreadPoolExecutor(STREAMS) as pool:
-            list(pool.map(speak, enumerate(sentences + digits)))
+            list(pool.map(speak, enumerate(sentences + digits, first_seed)))
         seconds = time.monotonic() - started
         if out is not None:
             _write_audio(out, mode, sentences[:4] + digits[:2])
@@ -275,6 +275,7 @@ def main() -> int:
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--digits", type=int, default=50, help=f"number of strings of {DIGITS_LENGTH} digits")
     parser.add_argument("--speed", type=float, default=1.0, help="of the speech, 0.25 to 4; the reference stays as it is")
+    parser.add_argument("--seed", type=int, default=0, help="of the first text; each further text has the next one (default: 0)")
     parser.add_argument("--in-process", action="store_true", help="use the engine in this process, for machines without Triton")
     parser.add_argument("--codec-only", type=Path, metavar="RUN", help="check only the codec, with the encoder in train.py's folder RUN")
     parser.add_argument("--report-only", action="store_true", help="exit with 0 for any scores")
@@ -293,7 +294,7 @@ def main() -> int:
     open_say = in_process_say if arguments.in_process else server_say
     with open_say(arguments.checkpoint, options) as say:
         modes = QUICK_MODES if arguments.quick else MODES
-        scores = evaluate(say, modes, arguments.sentences, arguments.digits, arguments.audio, arguments.speed)
+        scores = evaluate(say, modes, arguments.sentences, arguments.digits, arguments.audio, arguments.speed, arguments.seed)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n", encoding="utf-8")
     failures = [failure for score in scores for failure in score.failures]

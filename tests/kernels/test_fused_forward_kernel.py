@@ -17,6 +17,7 @@ from talker.speaking import Utterance, make_engine, unheard
 
 from engine_lib.devices import on_device
 from engine_lib.layers.attention import AttentionBackend, TorchAttention
+from engine_lib.ops.fp8 import Fp8Weight
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_forward import FusedForward
 from engine_lib.talker.device.text_scores import TextScores
@@ -46,17 +47,23 @@ def prefill(engine: TalkerEngine, path: Path) -> torch.Tensor:
 
 
 def fused_forward(worker: TalkerWorker, attention: AttentionBackend | None = None) -> FusedForward:
-    """The kernels on the weights and the state of `worker`."""
+    """The kernels on the weights and the state of `worker`; weights that are rounded to FP8 become codes."""
     for layer in worker.model.transformer.layers:
         for name, weight in vars(layer).items():
-            setattr(layer, name, weight.clone())  # on the CPU a weight lies in the mapped file, perhaps not aligned as kernels need
+            # on the CPU a weight lies in the mapped file, perhaps not aligned as kernels need
+            is_fp8 = worker.config.talker_weights == "fp8" and "norm" not in name
+            setattr(layer, name, Fp8Weight.of(weight) if is_fp8 else weight.clone())
     rules = FirstCodebookRules.of(worker.talker_config, worker.device)
     return FusedForward(worker.model, worker.kv_cache, worker.state, rules, attention)
 
 
-@pytest.mark.parametrize("attention", [None, TorchAttention()], ids=["own attention", "a backend's attention"])
-def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | None, device: torch.device, voice: Path):
-    engine = make_engine(voice, device=device.type, dtype="float32", attention_backend="torch")
+@pytest.mark.parametrize(
+    ("attention", "weights"),
+    [(None, "checkpoint"), (TorchAttention(), "fp8")],
+    ids=["own attention", "a backend's attention, fp8 weights"],
+)
+def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | None, weights: str, device: torch.device, voice: Path):
+    engine = make_engine(voice, device=device.type, dtype="float32", attention_backend="torch", talker_weights=weights)
     worker = engine.worker
     with torch.inference_mode():
         slots, width = prefill(engine, voice), worker.state.block_tables.shape[1]

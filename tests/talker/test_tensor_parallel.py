@@ -138,12 +138,13 @@ def test_ranks_draw_the_codes_of_one_rank_and_keep_the_same_state(
     assert all(worker.kv_cache.shape[4] == 8 // size for worker in (engine.worker, *others))
 
 
-def test_ranks_share_other_shapes_and_cloned_voices(tiny_base_1b7: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("weights", ["checkpoint", "fp8"])
+def test_ranks_share_other_shapes_and_cloned_voices(tiny_base_1b7: Path, weights: str, monkeypatch: pytest.MonkeyPatch):
     utterances = [clone(tiny_base_1b7, "Good morning!", 1, 3), clone(tiny_base_1b7, "It's raining.", 2, whole=True)]
-    with running_engine(tiny_base_1b7, exact=True) as engine:
+    with running_engine(tiny_base_1b7, exact=True, talker_weights=weights) as engine:
         expected = [speak(engine, utterance, max_frames=8) for utterance in utterances]
     others = start_threads(monkeypatch)
-    with running_engine(tiny_base_1b7, exact=True, tensor_parallel_size=2) as engine:
+    with running_engine(tiny_base_1b7, exact=True, tensor_parallel_size=2, talker_weights=weights) as engine:
         for stream, codes in zip(speak_together(engine, utterances, [replace(GREEDY, max_frames=8)] * 2), expected, strict=True):
             np.testing.assert_array_equal(stream.codes, codes)
     assert_same_state([engine.worker, *others])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from engine_lib.checkpoint import Weights
 from engine_lib.checkpoint_config import TalkerConfig
 from engine_lib.layers.transformer import Transformer
+from engine_lib.ops.fp8 import WeightFormat
 from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 
 # (codebook, logits [batch, vocab] float32) -> ids [batch] int64; negative marks a failed row
@@ -24,7 +25,14 @@ class CodePredictor:
     """Weights and the frame loop of the code predictor."""
 
     def __init__(
-        self, weights: Weights, config: TalkerConfig, code_embeddings: list[torch.Tensor], *, dtype: torch.dtype, device: torch.device
+        self,
+        weights: Weights,
+        config: TalkerConfig,
+        code_embeddings: list[torch.Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight_format: WeightFormat = WeightFormat.CHECKPOINT,
     ) -> None:
         """`code_embeddings`: [vocab, talker hidden] of codebooks 0..14, in the talker's width."""
         prefix, predictor = "talker.code_predictor", config.code_predictor
@@ -34,7 +42,9 @@ class CodePredictor:
             return weights.take(f"{prefix}.{name}", size, dtype=dtype, device=device)
 
         self.num_code_groups = config.num_code_groups
-        self.transformer = Transformer.load(weights, f"{prefix}.model", predictor.shape, dtype=dtype, device=device)
+        self.transformer = Transformer.load(
+            weights, f"{prefix}.model", predictor.shape, dtype=dtype, device=device, weight_format=weight_format
+        )
         self.heads = torch.stack([take(f"lm_head.{i}.weight", predictor.vocab_size, width) for i in range(self.num_code_groups - 1)])
         self.projection: tuple[torch.Tensor, torch.Tensor] | None = None
         if width != talker_width:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from engine_lib.checkpoint import WHOLE, Checkpoint, Shard, Weights
 from engine_lib.layers.transformer import Attend, Transformer
+from engine_lib.ops.fp8 import WeightFormat
 from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 from engine_lib.talker.device.code_predictor import CodePredictor
 
@@ -29,11 +30,13 @@ class TalkerModel:
         max_positions: int,
         num_speaker_rows: int = 0,
         shard: Shard = WHOLE,
+        weight_format: WeightFormat = WeightFormat.CHECKPOINT,
     ) -> None:
         """
         Args:
             num_speaker_rows: additional codes behind the vocabulary of codebook 0; a caller may write their embeddings, `speaker_rows`.
             shard: part of the talker's layers; the caller sets `transformer.all_reduce` if it is not the whole.
+            weight_format: of the products in the layers of talker and code predictor; heads and embeddings stay as they are.
         """
         config = self.config = checkpoint.config.talker
         weights = checkpoint.weights()
@@ -55,9 +58,12 @@ class TalkerModel:
         self.code_offsets = torch.tensor([0, *(len(table) for table in tables[:-1])], device=device).cumsum(0)
         self.speaker_rows = self.code_table[vocab : len(first_table)]
         self.text_table = torch.cat([self._folded_text_table(weights), nothing])
-        self.transformer = Transformer.load(weights, "talker.model", config.shape, dtype=dtype, device=device, shard=shard)
+        self.weight_format = weight_format
+        self.transformer = Transformer.load(
+            weights, "talker.model", config.shape, dtype=dtype, device=device, shard=shard, weight_format=weight_format
+        )
         self.head = take("codec_head.weight", vocab, hidden)
-        self.code_predictor = CodePredictor(weights, config, code_tables[:-1], dtype=dtype, device=device)
+        self.code_predictor = CodePredictor(weights, config, code_tables[:-1], dtype=dtype, device=device, weight_format=weight_format)
         frequencies = inverse_frequencies(config.shape.head_dim, config.shape.rope_theta, device)
         self.cos, self.sin = rope_cos_sin(torch.arange(max_positions, device=device), frequencies, dtype)
 

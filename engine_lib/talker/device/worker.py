@@ -26,6 +26,7 @@ from engine_lib.devices import check_products, on_stream, own_stream
 from engine_lib.errors import ConfigError
 from engine_lib.layers.attention import TorchAttention
 from engine_lib.layers.flash_attention import FlashAttention, check_flash_attention
+from engine_lib.ops.fp8 import WeightFormat
 from engine_lib.talker.device.forward import PlainForward, TalkerForward
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.graphs import TalkerGraphs
@@ -125,6 +126,7 @@ class TalkerWorker:
             max_positions=config.max_model_len,
             num_speaker_rows=config.max_num_seqs,
             shard=ranks.shard,
+            weight_format=_weight_format(config, device),
         )
         self.load_seconds = time.perf_counter() - started
         self.frame_seconds = checkpoint.config.codec.samples_per_frame / checkpoint.config.codec.sample_rate
@@ -327,13 +329,25 @@ class TalkerWorker:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
+def _attention_backend(config: EngineConfig, device: torch.device) -> str:
+    """The option `attention_backend`; `auto` is our kernels if they run here, else torch."""
+    if config.attention_backend != "auto":
+        return config.attention_backend
+    return "triton" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "torch"
+
+
+def _weight_format(config: EngineConfig, device: torch.device) -> WeightFormat:
+    """How the layers hold their weights: FP8 for our kernels, rounded to it for torch, which would make them dense for each product."""
+    if config.talker_weights == "checkpoint":
+        return WeightFormat.CHECKPOINT
+    return WeightFormat.FP8_ROUNDED if _attention_backend(config, device) == "torch" else WeightFormat.FP8
+
+
 def _forward(
     config: EngineConfig, model: TalkerModel, kv_cache: torch.Tensor, state: SlotState, rules: FirstCodebookRules
 ) -> TalkerForward:
-    """The forward that `attention_backend` names; `auto` is our kernels if they run here, else torch; flash-attn takes more launches."""
-    backend = config.attention_backend
-    if backend == "auto":
-        backend = "triton" if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (8, 0) else "torch"
+    """The forward of the attention backend; flash-attn takes more launches."""
+    backend = _attention_backend(config, model.device)
     if backend == "torch":
         return PlainForward(model, kv_cache, state, rules, TorchAttention())
     if model.device.type != "cuda":
