@@ -160,6 +160,7 @@ class TritonServer:
             "--strict-readiness=true",
             "--exit-on-error=false",  # so that it can still be asked for the reason
             f"--exit-timeout-secs={math.ceil(self._exit_seconds)}",
+            "--grpc-infer-allocation-pool-size=1",  # by default it keeps the audio of 8 streams that have ended
             *(f"--{name}-port={port}" for name, port in ports.items()),
             *(f"--{name}-address={self._address}" for name in ports),
         ]
