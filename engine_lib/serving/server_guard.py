@@ -75,7 +75,10 @@ def _guard(server_pid: int, name: str) -> None:
         _kill_after(model, ORPHAN_SECONDS)
     elif state == STREAMS:
         print(f"{name}: the model's process died; stopping the server", file=sys.stderr, flush=True)
-        _remove([region])  # first, because this process may end with the server
+        # First, because this process may end with the server. All processes of a container end with its first one, perhaps at once, so
+        # nobody else could remove the other models' shared memory.
+        others = map(_region_of, _children(server_pid)) if server_pid == 1 else ()
+        _remove([*others, region])
         _stop(server, server_pid)
     elif state == HELPER:
         print(f"{name}: the model's process died; the server goes on without it", file=sys.stderr, flush=True)
@@ -89,8 +92,6 @@ def _stop(server: int, server_pid: int) -> None:
     if select.select([server], [], [], TERMINATE_SECONDS)[0]:
         return
     if server_pid == 1:
-        # All processes of the container end with this one, so nobody else can remove the other models' shared memory.
-        _remove(_region_of(pid) for pid in _children(server_pid))
         _end_first_process(server)
     else:
         _signal(server, signal.SIGKILL)

@@ -253,7 +253,10 @@ def model_process(server: TritonServer | int, model: str) -> ModelProcess:
     pid = server if isinstance(server, int) else server.pid
     children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.split()
     for pid in map(int, children):
-        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        except OSError:  # it has ended, as the old instance of a model that was loaded again
+            continue
         if any(argument.endswith(f"/{model}/1/model.py") for argument in arguments):
             region = next(argument for argument in arguments if argument.startswith("triton_python_backend_shm_region"))
             return ModelProcess(pid, Path("/dev/shm", region))
