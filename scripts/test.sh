@@ -14,5 +14,5 @@ ruff check .
 ruff format --check .
 mypy
 PYTHONPATH=.:client lint-imports --no-cache
-# Three workers on two cores, because tests of servers wait half of their time. Files that share servers stay on one worker (tests/workers.py).
-pytest -q -m "not gpu" -n 3 --dist loadfile "$@"
+# Four workers on two cores, because tests of servers wait most of their time. Files that share servers stay on one worker (tests/workers.py).
+pytest -q -m "not gpu" -n 4 --dist loadfile "$@"
