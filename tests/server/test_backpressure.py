@@ -17,7 +17,7 @@ from patience import eventually
 from server.conftest import new_server
 from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually_free, inputs, metric, signature, value
 
-NUM_STREAMS, NUM_FRAMES = 14, 8  # the codec asks for a pause when more than four wait for one of its two slots
+NUM_STREAMS, NUM_FRAMES = 24, 12
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,7 @@ NAMED = {"action": "add", "name": "eve", "consent": CONSENT}
         ([], {"action": "remove", "name": "vivian"}, "name: 'vivian' is not a stored voice"),
         (CLIP, NAMED | {"name": "../eve"}, "name: '../eve' is not allowed as the name of a voice"),
         (CLIP, NAMED | {"name": "Vivian"}, "name: 'vivian' is a built-in speaker of this server"),
-        (CLIP, NAMED | {"consent": " "}, "consent: is empty"),
+        (CLIP, NAMED | {"consent": " "}, "consent: has no letter or digit"),
         (CLIP, NAMED | {"model": "qwen3_tts"}, "model: 'qwen3_tts' clones no voices; give one of qwen3_tts_base"),
         ([], NAMED, "reference_audio: is missing"),
         ([], NAMED | {"action": "add", "lexicon": "[]"}, "lexicon: is a JSON list; give a JSON object"),
@@ -223,7 +223,7 @@ def test_a_malformed_order_to_a_talker_is_refused_as_well(three: TritonServer) -
     for order, message in (
         ("[", "store_voice: is not valid JSON"),
         ("{}", "name: '' is not allowed"),
-        ('{"name": "eve"}', "consent: is empty"),
+        ('{"name": "eve"}', "consent: has no letter or digit"),
     ):
         signed = signature("talker_base", "store_voice", np.array([order.encode()], np.object_))
         said = refusal(three, "talker_base", [*strings(store_voice=order), *CLIP], parameters=signed)
