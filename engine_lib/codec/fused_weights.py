@@ -19,6 +19,7 @@ from engine_lib.codec.decoder import (
 )
 from engine_lib.codec.streaming import CausalConv, StreamingLayer
 from engine_lib.kernels.causal_conv import Snake
+from engine_lib.layers.fused import PackedLayer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,18 +42,6 @@ class FusedWeights:
         widest = max(len(weight) for layer in self.transformer.layers for weight in (layer.qkv, layer.output, layer.gate_up, layer.down))
         self.no_bias = decoder.transformer.norm.new_zeros(widest)
         self.rates = rates_of(decoder)
-
-
-@dataclass(frozen=True)
-class PackedLayer:
-    """See engine_lib.layers.fused.LayerWeights."""
-
-    input_norm: torch.Tensor
-    qkv: torch.Tensor
-    output: torch.Tensor
-    post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
 
 
 @dataclass(frozen=True)

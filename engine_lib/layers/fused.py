@@ -9,6 +9,7 @@ of 16 rows reads them again. FP8 weights go to our own products for any number o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -43,6 +44,18 @@ class LayerWeights(Protocol):
     def gate_up(self) -> Weight: ...
     @property
     def down(self) -> Weight: ...
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """LayerWeights of plain tensors."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    output: torch.Tensor
+    post_attention_norm: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
 
 
 class TransformerWeights(Protocol):

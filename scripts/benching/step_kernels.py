@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,7 +15,7 @@ from engine_lib.kernels.predictor_attention import predictor_attention
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
 from engine_lib.kernels.sampler_kernel import Embedding, sample_codes
-from engine_lib.layers.fused import forward_fused
+from engine_lib.layers.fused import PackedLayer, forward_fused
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.state import SlotTable
 
@@ -33,18 +32,6 @@ def weight(*shape: int) -> torch.Tensor:
     return (torch.randn(shape, device="cuda") / shape[-1] ** 0.5).to(torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Weights of one layer, as forward_fused takes them."""
-
-    input_norm: torch.Tensor
-    qkv: torch.Tensor
-    output: torch.Tensor
-    post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-
 class Layers:
     """Some layers of one transformer, with weights that together exceed the L2 cache. Products are tuned inside them.
 
@@ -55,7 +42,7 @@ class Layers:
 
     def __init__(self, hidden: int, ffn: int, num_layers: int) -> None:
         self.layers = [
-            Layer(
+            PackedLayer(
                 1 + weight(hidden),
                 weight((HEADS + 2 * KV_HEADS) * HEAD_DIM, hidden),
                 weight(hidden, HEADS * HEAD_DIM),
