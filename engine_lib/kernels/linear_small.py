@@ -297,8 +297,8 @@ def _linear_small_kernel(
     if FP8:
         index = tl.arange(0, OCTETS * 8)
         own = first + (index // 16 * 8 + index % 8 if GATED else index)
-        at = own + index // 8 % 2 * OUT if GATED else own
-        channel_scales = tl.load(weight_scales + at, mask=own < OUT, other=0.0)[None, :]
+        channel = own + index // 8 % 2 * OUT if GATED else own
+        channel_scales = tl.load(weight_scales + channel, mask=own < OUT, other=0.0)[None, :]
     if NORM:
         for i in tl.static_range(STAGES):
             norm_scales += (_load(norm_weight + norm_column + i * CHUNK, norm_column + i * CHUNK < IN, WHOLE_IN),)
@@ -320,8 +320,8 @@ def _linear_small_kernel(
         ahead = (i + STAGES) * CHUNK
         if i + STAGES < CHUNKS:
             weight_ahead = (i + STAGES) * STEP
-            real = weight_real & (weight_column + weight_ahead < ROW)
-            loaded += (_load(weight_at + weight_ahead, real, WHOLE_IN and WHOLE_OUT),)
+            ahead_real = weight_real & (weight_column + weight_ahead < ROW)
+            loaded += (_load(weight_at + weight_ahead, ahead_real, WHOLE_IN and WHOLE_OUT),)
         if NORM:
             if i + STAGES < CHUNKS:
                 norm_scales += (_load(norm_weight + norm_column + ahead, norm_column + ahead < IN, WHOLE_IN),)
