@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
+from engine_lib.process.right_of_way import RightOfWay
 
 __all__ = ["AudioChunk", "CodecEngine", "CodecRequest", "CodecStats"]
 
@@ -48,6 +50,7 @@ class CodecStats:
         queued_chunks: chunks not answered yet.
         num_steps, num_frames: cohorts and frames launched since the start.
         num_decoded_pieces: the streams of all these cohorts together; pieces a step are the cohort size.
+        busy_seconds: of the device with all these cohorts.
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
         num_recalled_references: references since the start with a known state.
     """
@@ -58,6 +61,7 @@ class CodecStats:
     num_steps: int
     num_frames: int
     num_decoded_pieces: int
+    busy_seconds: float
     num_failed_streams: int
     num_recalled_references: int
 
@@ -86,7 +90,11 @@ class Step:
 
 
 class CodecEngine:
-    """Stateful decoding of many streams on one device."""
+    """Stateful decoding of many streams on one device.
+
+    Attributes:
+        right_of_way: the codec thread's while it launches a step; threads of the same process that have jobs of their own give way.
+    """
 
     def __init__(
         self,
@@ -141,7 +149,9 @@ class CodecEngine:
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
         self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec, on_idle)
         self._num_steps = self._num_frames = self._num_decoded_pieces = 0
+        self._busy_seconds = 0.0
 
+        self.right_of_way = RightOfWay()
         self._changed = threading.Condition()
         self._inbox: deque[CodecRequest | Drop | KeepOpen] = deque()
         self._stopping = False
@@ -244,6 +254,7 @@ class CodecEngine:
             num_steps=self._num_steps,
             num_frames=self._num_frames,
             num_decoded_pieces=self._num_decoded_pieces,
+            busy_seconds=self._busy_seconds,
             num_failed_streams=self._lifecycle.num_failed_streams,
             num_recalled_references=self._references.num_recalled,
         )
@@ -262,11 +273,12 @@ class CodecEngine:
             while self._wait(busy):
                 if last is not None:
                     self._wait_to_launch_behind(last)
-                self._take_inbox()
-                self._lifecycle.close_idle(self.config.codec_idle_timeout)
                 # The device runs the next step while the last one is answered. A step is chosen only when the device is
                 # free for it, ragged ones shortly before, so a first chunk waits for little more than one step at most.
-                step = self._launch_next()
+                with self.right_of_way if self._pipelined else nullcontext():
+                    self._take_inbox()
+                    self._lifecycle.close_idle(self.config.codec_idle_timeout)
+                    step = self._launch_next()
                 self._update_backpressure()
                 busy = step is not None or last is not None
                 if last is not None:
@@ -325,7 +337,10 @@ class CodecEngine:
         self._num_steps += 1
         self._num_decoded_pieces += len(cohort.streams)
         self._num_frames += cohort.num_frames
+        called_at = time.monotonic()
         step = Step(cohort, self.runner.step(cohort.slots(), cohort.pieces), time.monotonic())
+        if not self._pipelined:
+            self._busy_seconds += step.launched_at - called_at
         for stream in cohort.streams:
             self._references.keep(stream)
         return step
@@ -337,9 +352,10 @@ class CodecEngine:
 
     def _read(self, step: Step) -> None:
         """Answer the chunks that `step` completes."""
-        rows, now = step.audio.read(), time.monotonic()
+        rows, now, seconds = step.audio.read(), time.monotonic(), step.audio.device_seconds
+        self._busy_seconds += seconds
         if self._pace:
-            self._pace.ended(step.cohort.num_frames, step.launched_at, now)
+            self._pace.ended(step.cohort.num_frames, step.launched_at, seconds)
         for stream, piece, row in zip(step.cohort.streams, step.cohort.pieces, rows, strict=True):
             if stream.error:
                 continue  # it failed or was dropped after the launch; all its chunks have been answered

@@ -67,12 +67,13 @@ class RaggedRunner(CodecRunner):
         Plan.of(inputs, shape).fill(slots, pieces, self.arena.scratch_slot)
         ends = np.cumsum(sizes[:-1]) * self.samples_per_frame
         with self.on_stream():
+            began = self._mark()
             if self.graphs is not None:
                 audio = self.graphs.replay(inputs, shape)
             else:
                 audio = self.decode_plan(inputs.to(self.device, non_blocking=True), shape)
-            copied = self._bring_here(audio, total * self.samples_per_frame)
-            return RaggedAudio(copied.samples, copied.copied, tuple(ends.tolist()))
+            samples = self._copy_here(audio, total * self.samples_per_frame)
+            return RaggedAudio(samples, began, self._mark(), tuple(ends.tolist()))
 
     def decode_plan(self, inputs: torch.Tensor, shape: Shape) -> torch.Tensor:
         """The part of `step` on the device, as CodecRunner.decode.

@@ -36,16 +36,22 @@ class StepAudio:
 
     Attributes:
         samples: [rows, frames * samples_per_frame] float32, on the host; valid after `wait`.
-        copied: event after the copy of `samples`; None if there is nothing to wait for.
+        began, copied: events before the step and after the copy of `samples`; None if there is nothing to wait for.
     """
 
     samples: torch.Tensor
+    began: torch.cuda.Event | None = None
     copied: torch.cuda.Event | None = None
 
     def wait(self) -> None:
         """Wait until the device has done the step."""
         if self.copied is not None:
             self.copied.synchronize()
+
+    @property
+    def device_seconds(self) -> float:
+        """How long the step kept the device busy; after `wait`. 0 if there was nothing to wait for."""
+        return self.began.elapsed_time(self.copied) / 1e3 if self.began is not None and self.copied is not None else 0.0
 
     def read(self) -> npt.NDArray[np.float32]:
         """[rows, frames * samples_per_frame] in -1..1; a row with a wrong state is NaN throughout. Waits if necessary."""
@@ -151,11 +157,12 @@ class CodecRunner:
         slots_here[:rows], codes_here[:rows] = slots, codes
         slots_here[rows:], codes_here[rows:] = self.arena.scratch_slot, 0
         with self.on_stream():
+            began = self._mark()
             if self.graphs is not None:
                 audio = self.graphs.replay(inputs, (batch, frames))[:rows]
             else:
                 audio = self.decode(*split_inputs(inputs.to(self.device, non_blocking=True), batch, frames))
-            return self._bring_here(audio)
+            return StepAudio(self._copy_here(audio), began, self._mark())
 
     def decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The part of `step` on the device: no host reads, and shapes depend only on cohort size and frames.
@@ -178,14 +185,19 @@ class CodecRunner:
         """Work launched inside comes after the steps launched so far."""
         return on_stream(self.stream)
 
-    def _bring_here(self, audio: torch.Tensor, wanted: int | None = None) -> StepAudio:
+    def _copy_here(self, audio: torch.Tensor, wanted: int | None = None) -> torch.Tensor:
         """Copy the first `wanted` entries of `audio`, or all of it. The memory has its size, so that few sizes are asked for."""
         if self.device.type != "cuda":
-            return StepAudio(audio[:wanted])
-        samples = self._empty_here(audio.shape, audio.dtype)[:wanted].copy_(audio[:wanted], non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return StepAudio(samples, copied)
+            return audio[:wanted]
+        return self._empty_here(audio.shape, audio.dtype)[:wanted].copy_(audio[:wanted], non_blocking=True)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """An event that knows when the device gets here; None on the CPU, which has done all that it was asked to do."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def _empty_here(self, shape: int | torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """A host tensor that the device can copy to or from while the host continues."""

@@ -111,6 +111,7 @@ class CodecService(EngineService):
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
         self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
+        self._sender.give_way = self._engine.right_of_way.give_way
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
         self._first_audio_times = LatencyWindow()
@@ -127,6 +128,7 @@ class CodecService(EngineService):
     def handle(self, request: Any) -> None:
         """Queue one message for decoding."""
         arrived_at = time.monotonic()
+        self._engine.right_of_way.give_way()
         reply = self._backend.reply(request)
         try:
             message = CodesMessage.unpack(self._backend.tensors(request), self._backend.secret, self._max_reference_frames)
@@ -318,6 +320,8 @@ class CodecService(EngineService):
         metrics.total("codec_steps_total", "Cohorts of streams the codec has begun to decode", lambda: stats().num_steps)
         together = "Streams in all cohorts that the codec has begun to decode, added up"
         metrics.total("codec_cohort_streams_total", together, lambda: stats().num_decoded_pieces)
+        busy = "Seconds in which the codec has kept its device busy"
+        metrics.total("codec_busy_seconds_total", busy, lambda: stats().busy_seconds)
         self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
         cut_off = "Samples beyond full scale that were cut off, of streams with an audio chain"
         self._clipped = metrics.counter("clipped_samples_total", cut_off)

@@ -22,7 +22,7 @@ LEVELS = {
     ("talker", "running_requests"): "running",
     ("codec_decoder", "codec_queued_chunks"): "codec_queue",
 }
-TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second"}
+TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second", ("codec_decoder", "codec_busy_seconds_total"): "codec_busy"}
 
 
 def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
@@ -67,5 +67,5 @@ def metrics_line(point: dict[str, object]) -> str:
         if f"{series}_p50_ms" in point and f"{series}_p99_ms" in point
     ]
     levels = [f"{name.replace('_', ' ')} {point[f'mean_{name}']:.1f}" for name in LEVELS.values() if f"mean_{name}" in point]
-    levels += [f"{name.replace('_', ' ')} {point[name]:.0f}" for name in TOTALS.values() if name in point]
+    levels += [f"{name.replace('_', ' ')} {point[name]:.3g}" for name in TOTALS.values() if name in point]
     return f"inside, ms p50 / p99: {', '.join(parts)}; means: {', '.join(levels)}" if parts else ""

@@ -17,25 +17,27 @@ from engine_lib.codec.step_pace import LATEST_STEPS, LAUNCH_AHEAD_SECONDS, StepP
 def test_the_next_step_is_due_shortly_before_the_shortest_of_the_latest_steps_would_end() -> None:
     pace = StepPace()
     assert pace.launch_due(8, 1.0) is None
-    pace.ended(8, 1.0, 1.010)
+    pace.ended(8, 1.0, 0.010)
     assert pace.launch_due(9, 2.0) == pytest.approx(2.010 - LAUNCH_AHEAD_SECONDS)
     assert pace.launch_due(32, 2.0) is None
-    pace.ended(8, 1.005, 1.014)  # it could begin at 1.010
-    assert pace.launch_due(8, 1.0) == pytest.approx(1.018 - LAUNCH_AHEAD_SECONDS)
-    for _ in range(LATEST_STEPS):
-        pace.ended(8, 3.0, 3.020)
-        pace._device_free_at = 0.0
-    assert pace.launch_due(8, 4.0) == pytest.approx(4.020 - LAUNCH_AHEAD_SECONDS)
+    pace.ended(8, 1.005, 0.009)  # it could begin at 1.010
+    assert pace.launch_due(8, 1.0) == pytest.approx(1.019 + 0.009 - LAUNCH_AHEAD_SECONDS)
+    for i in range(LATEST_STEPS):
+        pace.ended(8, 3.0 + i, 0.020)
+    assert pace.launch_due(8, 11.0) == pytest.approx(11.020 - LAUNCH_AHEAD_SECONDS)
 
 
 class LateEvent:
-    """Stands in for the event behind a step on a GPU: the audio is there a moment after the launch."""
+    """Stands in for the events around a step on a GPU: the audio is there a moment after the launch."""
 
     def __init__(self) -> None:
         self._at = time.monotonic() + 0.003
 
     def synchronize(self) -> None:
         time.sleep(max(self._at - time.monotonic(), 0.0))
+
+    def elapsed_time(self, end: LateEvent) -> float:
+        return (end._at - self._at) * 1e3 + 3
 
 
 @pytest.mark.parametrize("make_engine", ["ragged"], indirect=True)
@@ -48,7 +50,8 @@ def test_streams_whose_steps_overlap_the_reading_of_the_last_give_the_official_a
 
     def late(slots: Any, pieces: Any) -> Any:
         audio = step(slots, pieces)
-        return dataclasses.replace(audio, copied=cast(Any, LateEvent())) if isinstance(audio, RaggedAudio) else audio
+        events = {"began": cast(Any, LateEvent()), "copied": cast(Any, LateEvent())}
+        return dataclasses.replace(audio, **events) if isinstance(audio, RaggedAudio) else audio
 
     monkeypatch.setattr(engine.runner, "step", late)
     engine.start()
