@@ -25,6 +25,7 @@ class StateArena:
         scratch_slot: a slot that no stream owns; a batch may name it several times. Its state has no meaning.
         bytes_per_slot: memory of one stream.
         rows: [num_slots + 1, bytes_per_slot] uint8, the whole state.
+        positions: [num_slots + 1] int64, a part of it: frames decoded so far.
     """
 
     def __init__(self, layers: Iterable[StreamingLayer], num_slots: int, device: torch.device) -> None:
@@ -35,7 +36,7 @@ class StateArena:
         self.bytes_per_slot = ALIGNMENT + sum(sizes)
         self.rows = torch.zeros(num_slots + 1, self.bytes_per_slot, dtype=torch.uint8, device=device)
         positions, *pasts = self.rows.split((ALIGNMENT, *sizes), dim=1)
-        self._positions = positions.view(torch.int64)[:, 0]
+        self.positions = positions.view(torch.int64)[:, 0]
         self._pasts = {layer: _past(layer, row) for layer, row in zip(layers, pasts, strict=True)}
 
     def reset(self, slot: int) -> None:
@@ -46,13 +47,17 @@ class StateArena:
         """The offset of the past of `layer` in a row, in bytes."""
         return self._pasts[layer].data_ptr() - self.rows.data_ptr()
 
+    def past(self, layer: StreamingLayer) -> torch.Tensor:
+        """The past of `layer` in all slots: [slots + 1, num_past, *step_shape], with gaps between slots."""
+        return self._pasts[layer]
+
     def batch(self, slots: torch.Tensor) -> BatchState:
         """State of the streams in `slots` [batch] int64, on the arena's device."""
-        return BatchState(slots, self._positions, self._pasts)
+        return BatchState(slots, self.positions, self._pasts)
 
     def packed(self, plan: Plan) -> PackedState:
         """State of the frames of `plan`, on the arena's device."""
-        return PackedState(plan, self._positions, self._pasts)
+        return PackedState(plan, self.positions, self._pasts)
 
 
 class BatchState:

@@ -359,7 +359,7 @@ class CodecEngine:
         for stream, piece, row in zip(step.cohort.streams, step.cohort.pieces, rows, strict=True):
             if stream.error:
                 continue  # it failed or was dropped after the launch; all its chunks have been answered
-            if np.isnan(row[0]):
+            if np.isnan(row[:: self.samples_per_frame]).any():
                 self._references.discard(stream.reference_key)
                 self._lifecycle.fail(stream, "the codec computed samples that are not numbers")
             else:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
-from engine_lib.codec.arena import PackedState, StateArena
+from engine_lib.codec.arena import StateArena
 from engine_lib.codec.decoder import LAYER_NORM_EPSILON, CodecDecoder, ConvNeXtStage, Linear, ResidualUnit, SnakeBeta, SnakeStage
 from engine_lib.codec.fused_weights import FusedWeights, each, snake_of
+from engine_lib.codec.plan import Plan
 from engine_lib.codec.streaming import CausalConv
 from engine_lib.kernels.causal_conv import causal_conv_ragged
+from engine_lib.kernels.codec_step import Begun, begin_step, end_step
 from engine_lib.kernels.depthwise_norm import depthwise_norm_ragged
 from engine_lib.kernels.elementwise import rms_norm_rows
 from engine_lib.kernels.mono_conv import mono_conv_ragged
@@ -24,7 +25,6 @@ from engine_lib.kernels.ragged import Frames, Packed
 from engine_lib.kernels.stream_past import PastTable, move_pasts_ragged
 from engine_lib.kernels.window_attention import window_attention_ragged
 from engine_lib.layers.fused import forward_fused
-from engine_lib.ops.rope import rope_cos_sin
 
 ALIGNMENT = 128  # bytes; buffers of the workspace begin at multiples
 MOST_FRAMES = 32  # of one stream in one step; a size of the attention's products
@@ -38,27 +38,23 @@ class RaggedDecoder:
         self._workspaces: dict[tuple[int, int], RaggedWorkspace] = {}
         self._memory = torch.empty(0, dtype=torch.uint8, device=arena.rows.device)
 
-    def __call__(self, codes: torch.Tensor, state: PackedState) -> torch.Tensor:
-        """Decode the frames of a step. The first call with a shape makes its workspace, so it must not be captured.
+    def __call__(self, plan: Plan) -> torch.Tensor:
+        """Decode the frames of a step and count them. The first call with a shape makes its workspace, so it must not be captured.
 
         Args:
-            codes: [frames, 1, num_quantizers] int64.
-            state: its plan gives no stream more than MOST_FRAMES frames, except for the last, whose frames are not computed.
+            plan: on the device. No stream has more than MOST_FRAMES frames, except for the last, whose frames are not computed.
 
         Returns:
-            [frames, samples_per_frame] float32, not yet clamped to -1..1.
+            [frames, samples_per_frame] float32 as from `finished_samples`.
         """
-        plan, decoder = state.plan, self._decoder
+        decoder, positions = self._decoder, self._arena.positions
         frames = Frames(plan.starts, plan.stream_of)
         inputs = self._workspace(frames)
         step = _Step(self._packed, frames, inputs)
+        first, table, frequencies = decoder.pre_conv, decoder.codebooks.table, decoder.transformer.frequencies
+        begun = begin_step(positions, plan.slots, plan.place, plan.codes, table, frequencies, inputs.new_steps(first), frames)
         move_pasts_ragged(self._arena.rows, inputs.memory, inputs.table, plan.slots, frames, save=False)
-
-        books, first = decoder.codebooks, decoder.pre_conv
-        latents = torch.sum(F.embedding(codes[:, 0] + books.offsets, books.table), 1)
-        row = torch.arange(len(frames), device=codes.device) + (plan.stream_of + 1) * first.num_past
-        inputs[first].values.view(-1, latents.shape[1]).index_copy_(0, row, latents.to(first.dtype))
-        x = self._attend(step.conv(first), state, frames, step)
+        x = self._attend(step.conv(first), plan.slots, begun, step)
         for i, stage in enumerate(each(decoder.upsample, ConvNeXtStage)):
             is_last = i + 1 == len(decoder.upsample)
             x = self._raise_rate(stage, x, step, out=inputs.new_steps(decoder.widen) if is_last else None)
@@ -67,16 +63,15 @@ class RaggedDecoder:
         audio = mono_conv_ragged(inputs[last], self._packed.taps[last][0], last.bias, frames, self._packed.rates[last])
 
         move_pasts_ragged(self._arena.rows, inputs.memory, inputs.table, plan.slots, frames, save=True)
-        return audio.view(len(frames), -1)
+        return end_step(audio.view(len(frames), -1), positions, plan.slots, begun.before, frames)
 
-    def _attend(self, x: Packed, state: PackedState, frames: Frames, step: _Step) -> Packed:
+    def _attend(self, x: Packed, slots: torch.Tensor, begun: Begun, step: _Step) -> Packed:
         """The sliding-window transformer: frames of the latent width to the same."""
-        transformer, packed, plan = self._decoder.transformer, self._packed.transformer, state.plan
-        cos, sin = (part.contiguous() for part in rope_cos_sin(state.positions, transformer.frequencies, x.values.dtype))
+        transformer, packed, frames = self._decoder.transformer, self._packed.transformer, step.frames
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            past = state.past(packed.attention[layer])
-            return window_attention_ragged(qkv, cos, sin, past, plan.slots, state.before, frames=frames, most=MOST_FRAMES)
+            past = self._arena.past(packed.attention[layer])
+            return window_attention_ragged(qkv, begun.cos, begun.sin, past, slots, begun.before, frames=frames, most=MOST_FRAMES)
 
         hidden = step.linear(transformer.input_proj, x, 1).values.view(len(frames), -1)
         # Always the products whose sums do not depend on the number of rows.

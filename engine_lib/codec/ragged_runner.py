@@ -16,6 +16,7 @@ from engine_lib.codec.graphs import Shape, StepGraphs
 from engine_lib.codec.plan import Plan
 from engine_lib.codec.ragged_batcher import StepLimits
 from engine_lib.codec.runner import CodecRunner, Forward, Pieces, StepAudio, fused_is_faster
+from engine_lib.ops.samples import finished_samples
 
 FRAME_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
 FRAMES_OF_A_STREAM = 8  # a graph for a batch of streams has room for so many frames of each
@@ -82,16 +83,15 @@ class RaggedRunner(CodecRunner):
             inputs: see Plan, on the device.
 
         Returns:
-            [frames * samples_per_frame] float32. Samples of frames that the plan does not need have no meaning.
+            [frames * samples_per_frame] float32 as from `finished_samples`; without meaning for frames that the plan does not need.
         """
         plan = Plan.of(inputs, shape)
+        if self._forward is not self.decoder:
+            return self._forward(plan).flatten()
         state = self.arena.packed(plan)
-        audio = self._forward(plan.codes[:, None], state)
+        audio = self.decoder(plan.codes[:, None], state)
         state.advance()
-        # Spread over the stream's samples, an error cannot hide in one sample or in the clamp.
-        wrong = (~audio.isfinite().all(1)).int()
-        failed = torch.zeros_like(plan.slots, dtype=torch.int32).index_add_(0, plan.stream_of, wrong) > 0
-        return audio.clamp(-1, 1).masked_fill(failed.index_select(0, plan.stream_of)[:, None], torch.nan).flatten()
+        return finished_samples(audio).flatten()
 
     def _shape(self, streams: int, frames: int) -> Shape:
         """The smallest shape that has room, one stream more included, for the frames that are too many."""

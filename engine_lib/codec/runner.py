@@ -24,7 +24,7 @@ from engine_lib.errors import Qwen3TTSError
 
 MAX_PIECE_FRAMES = 64
 
-Forward = Callable[[torch.Tensor, Any], torch.Tensor]  # (codes, state of their streams) -> samples
+Forward = Callable[..., torch.Tensor]  # (codes, state of their streams) -> samples
 
 # Codes of several streams, [frames, num_quantizers] each.
 Pieces = npt.NDArray[np.integer[Any]] | Sequence[npt.NDArray[np.integer[Any]]]
@@ -54,7 +54,7 @@ class StepAudio:
         return self.began.elapsed_time(self.copied) / 1e3 if self.began is not None and self.copied is not None else 0.0
 
     def read(self) -> npt.NDArray[np.float32]:
-        """[rows, frames * samples_per_frame] in -1..1; a row with a wrong state is NaN throughout. Waits if necessary."""
+        """[rows, frames * samples_per_frame] in -1..1; a frame that went wrong is NaN throughout. Waits if necessary."""
         self.wait()
         return self.samples.numpy()
 
