@@ -37,8 +37,12 @@ class MpsDaemon:
         environment: variables that make a process a client.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: str | None = None) -> None:
         """
+        Args:
+            devices: GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None: those of this process. Servers on one GPU each have a
+                daemon each.
+
         Raises:
             ServerError: this machine has no MPS.
         """
@@ -49,9 +53,10 @@ class MpsDaemon:
         # Readable by its owner only, and short: the path of a Unix socket ends at 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp")
         self._pipes, self._logs = Path(self._folder.name, "pipe"), Path(self._folder.name, "log")
-        self._directories = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
-        self.environment = dict(self._directories)
-        if visible := os.environ.get(VISIBLE_DEVICES):
+        self.environment = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
+        self._own_environment = dict(self.environment)
+        if visible := devices or os.environ.get(VISIBLE_DEVICES):
+            self._own_environment[VISIBLE_DEVICES] = visible
             # The daemon sees these GPUs only and numbers them from 0; under the old numbers a client would find none.
             self.environment[VISIBLE_DEVICES] = ",".join(str(number) for number in range(len(visible.split(","))))
 
@@ -104,7 +109,7 @@ class MpsDaemon:
         """Run the control program; returns its exit code."""
         return subprocess.run(
             [self._control, *arguments],
-            env=dict(os.environ) | self._directories,
+            env=dict(os.environ) | self._own_environment,
             input=commands,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -60,6 +60,14 @@ def test_clients_name_the_gpus_as_the_daemon_numbers_them(
     assert MpsDaemon().environment.get("CUDA_VISIBLE_DEVICES") == clients
 
 
+def test_a_daemon_for_one_card_sees_that_card_alone(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with MpsDaemon("1") as daemon:
+        pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
+        assert b"CUDA_VISIBLE_DEVICES=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert daemon.environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
 def test_two_daemons_do_not_meet(fake: Path) -> None:
     with MpsDaemon() as one:
         with MpsDaemon() as other:
@@ -127,3 +135,20 @@ def test_a_process_with_its_environment_is_a_client_of_the_real_daemon() -> None
         assert servers.stdout.strip().isdigit(), f"no MPS server was started for the client: {servers.stdout!r}\n{log}"
         pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
     assert not is_running(pid)
+
+
+WHICH_GPU = "import torch; torch.ones(8, device='cuda').sum().item(); print(torch.cuda.get_device_properties(0).uuid)"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(shutil.which(CONTROL) is None or torch.cuda.device_count() < 2, reason=f"needs 2 GPUs and {CONTROL}")
+def test_two_real_daemons_at_the_same_time_have_a_gpu_each() -> None:
+    with MpsDaemon("0") as one, MpsDaemon("1") as other:
+        environments = [dict(os.environ) | daemon.environment for daemon in (one, other)]
+        clients = [
+            subprocess.Popen([sys.executable, "-c", WHICH_GPU], env=environment, stdout=subprocess.PIPE) for environment in environments
+        ]
+        gpus = [client.communicate(timeout=PATIENCE)[0] for client in clients]
+        pids = [pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"])) for daemon in (one, other)]
+    assert len(set(gpus) - {b""}) == 2, gpus
+    assert not any(map(is_running, pids))
