@@ -32,9 +32,8 @@ import argparse
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +47,8 @@ from benching.gpu_utilization import GpuUtilization
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.round_trip import round_trips
 from benching.server import running_server
-from benching.server_metrics import metric_figures, metrics_line
+from benching.server_load import measure_server
+from benching.server_metrics import metrics_line
 from benching.server_peers import comparisons, peers_of
 from qwen3_tts_client import DEFAULT_MODEL
 from qwen3_tts_client.load import real_time
@@ -62,7 +62,6 @@ from qwen3_tts_client.load.texts import read_utterances
 STREAMS, RATES = (1, 4, 8, 16, 32, 64, 128), (1, 10, 20, 40, 60)
 MIN_SLOTS = 64
 REAL_TIME_SLOTS = 128  # a stream is made faster than it is heard; and a batch above 64 costs what max_num_seqs would
-READ_SECONDS = 0.4  # between two readings of /metrics
 LONGEST_SECONDS = 40.0  # of an open loop that waits for --fewest-requests
 
 
@@ -246,17 +245,8 @@ def _load(arguments: argparse.Namespace, server: _Server | None = None) -> Load:
 
 def _measure(clients: Clients, gpu: GpuUtilization, server: _Server, load: Load, seconds: float) -> Point:
     """Figures of one load, with the server's own unless it is another's."""
-    readings = []
-
-    def read_metrics(begin: float, _: object) -> None:
-        if load.url == server.url and begin <= time.monotonic() < begin + seconds:
-            with suppress(OSError):
-                readings.append((time.monotonic(), server.metrics()))
-
-    measured = clients.measure(load, seconds, read_metrics, READ_SECONDS)
-    window = measured.window
-    inside = {"gpu_utilization": gpu.mean(window.begin, window.end), **metric_figures(readings)}
-    return Point(measured.figures | inside, window)
+    figures, window = measure_server(clients, load, seconds, server.metrics if load.url == server.url else None)
+    return Point(figures | {"gpu_utilization": gpu.mean(window.begin, window.end)}, window)
 
 
 def _listed(values: Sequence[float]) -> str:

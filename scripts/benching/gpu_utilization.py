@@ -1,4 +1,4 @@
-"""Utilization of the first GPU by nvidia-smi: the share of time in which any kernel ran."""
+"""Utilization of a GPU by nvidia-smi: the share of time in which any kernel ran."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ INTERVAL_MS = 250
 
 
 class GpuUtilization:
-    """Reads nvidia-smi in a thread while the context is open; without nvidia-smi there are no samples."""
+    """Reads nvidia-smi in a thread while the context is open; without nvidia-smi there are no samples.
 
-    def __init__(self) -> None:
+    Args:
+        card: its number or UUID.
+    """
+
+    def __init__(self, card: str = "0") -> None:
+        self._card = card
         self._samples: list[tuple[float, float]] = []  # time.monotonic(), percent
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> GpuUtilization:
         if shutil.which("nvidia-smi"):
-            query = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--loop-ms={INTERVAL_MS}"]
+            asked = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--loop-ms={INTERVAL_MS}"]
+            query = ["nvidia-smi", f"--id={self._card}", *asked]
             self._process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         return self

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.pool import Pool
@@ -53,7 +53,9 @@ class Clients:
         self._count = count
         self._ended = ended
 
-    def measure(self, load: Load, seconds: float, tick: Callable[[float, list[Spoken]], None], interval: float) -> Point:
+    def measure(
+        self, load: Load, seconds: float, tick: Callable[[float, list[Spoken]], None], interval: float, servers: Sequence[str] = ()
+    ) -> Point:
         """Put a load on the server, by all processes.
 
         Args:
@@ -62,10 +64,16 @@ class Clients:
             tick: called about every `interval` seconds while the load runs, with the beginning of the window and the requests
                 that have ended since the last call (none if the clients are not watched).
             interval: in seconds.
+            servers: HOST:PORT of several servers in the place of `load.url`. The processes take them in turn, so if their number
+                is a multiple of the servers', stream i goes to server i modulo the servers.
         """
+        urls = servers or (load.url,)
         begin = time.monotonic() + LEAD_SECONDS + load.warm_up
         end = begin + seconds
-        loads = [replace(load, index=index, processes=self._count, begin=begin, end=end) for index in range(self._count)]
+        loads = [
+            replace(load, url=urls[index % len(urls)], index=index, processes=self._count, begin=begin, end=end)
+            for index in range(self._count)
+        ]
         driving = self._pool.map_async(_drive, loads, chunksize=1)
         while not driving.ready() and time.monotonic() < end + load.patience:
             tick(begin, self._take())
