@@ -89,10 +89,10 @@ def columns_of(points: Sequence[Figures]) -> list[Column]:
     return [SERVER] * any("server" in point for point in points) + columns
 
 
-def table_of(points: Sequence[Figures], *, heading: bool = True) -> Table:
-    """Points as a table."""
+def table_of(points: Sequence[Figures], *, heading: bool = True, columns: Sequence[Column] | None = None) -> Table:
+    """Points as a table; `columns` None: those that these points need."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=heading)
-    columns = columns_of(points)
+    columns = columns_of(points) if columns is None else columns
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True, min_width=column.width)
     for point in points:
