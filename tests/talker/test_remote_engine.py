@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from engine_lib.delivery import Delivery
 from engine_lib.errors import DEADLINE_ERROR, ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
 from engine_lib.talker.isolation import remote_engine
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
+from engine_lib.talker.output.emitter import Emitter
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE, eventually
@@ -73,7 +75,9 @@ def test_a_process_gives_the_codes_of_a_thread_while_requests_join_leave_and_are
         assert len(engine.step_times.host) > len(engine.step_times.interval) > 10
 
 
-def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start_and_the_times(tiny_base_1b7: Path):
+def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start_and_the_times(
+    tiny_base_1b7: Path, monkeypatch: pytest.MonkeyPatch
+):
     utterance = clone(tiny_base_1b7, "Good morning!", 1, 3)
     with running_engine(tiny_base_1b7) as thread:
         expected = speak(thread, utterance, max_frames=8)
@@ -100,9 +104,20 @@ def test_a_cloned_voice_keeps_its_x_vector_and_its_listener_hears_of_the_start_a
         stream.end()
         np.testing.assert_array_equal(stream.codes, expected)
         assert [len(chunk.codes) for chunk in stream.chunks] == [1, 2, 2, 2, 1, 0]
-    assert happened == ["start", "times", 0, 1, 2, 3, 4, 5]
-    [times] = all_times
-    assert submitted_at < times.begun_at < times.prefilled_at < times.first_frames_at < time.monotonic()
+        assert happened == ["start", "times", 0, 1, 2, 3, 4, 5]
+        [times] = all_times
+        assert submitted_at < times.begun_at < times.prefilled_at < times.first_frames_at < time.monotonic()
+
+        def accept_slowly(request: Request, listener: RequestListener) -> Emitter:
+            emitter = accept(request, listener)
+            time.sleep(0.5)  # meanwhile the process speaks, and `submit` has not yet written down that the stream is open
+            return emitter
+
+        accept = engine._accept
+        monkeypatch.setattr(engine, "_accept", accept_slowly)
+        happened.clear()
+        submit(engine, structs.replace(announced, stream_key="two", announce_start=False), WatchedStream()).end()
+    assert happened == ["times", 0, 1, 2, 3, 4, 5]
 
 
 def test_chunks_grow_as_the_policy_says(checkpoints: Path):

@@ -167,13 +167,11 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
                 for chunk in message.chunks:
                     self._receive_chunk(chunk)
             case StreamStarted():
-                with self._changed:  # `submit` sends the request before it is among the open ones
-                    emitter = self._open.get(message.stream_key)
-                if emitter is not None:
+                if (emitter := self._emitter(message.stream_key)) is not None:
                     emitter.start()
             case StreamTimes():
-                if message.stream_key in self._open:
-                    self._open[message.stream_key].report(message)
+                if (emitter := self._emitter(message.stream_key)) is not None:
+                    emitter.report(message)
             case EngineReport():
                 self._stats = message.stats
                 for durations, seconds in ((self.step_times.interval, message.intervals), (self.step_times.host, message.hosts)):
@@ -181,6 +179,11 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
                         durations.add(duration)
             case LogRecord():
                 _log(message)
+
+    def _emitter(self, stream_key: str) -> Emitter | None:
+        """That of an open stream. `submit` sends the request before it is among the open ones, and holds the lock until it is."""
+        with self._changed:
+            return self._open.get(stream_key)
 
     def _receive_chunk(self, chunk: CodesChunk) -> None:
         key = chunk.stream_key
