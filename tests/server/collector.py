@@ -59,7 +59,10 @@ def collecting() -> Iterator[Collector]:
         def log_message(self, format: str, *args: object) -> None:
             """Not logged."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # connections that wait on a slow machine; behind the 5 of the standard library senders give up
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         collector.url = f"http://127.0.0.1:{server.server_port}{TRACES}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
