@@ -3,24 +3,31 @@
 Its twin is Transformer.forward; only rounding differs. For few rows a layer takes as long as reading its weights. Our own products
 read them once, with norm, residual and SwiGLU fused into them: five launches a layer. For more rows other products are faster,
 cuBLAS's by default: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
-of 16 rows reads them again. FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
+of 16 rows reads them again. `linear_mid` is to be faster than both up to MID_ROWS rows, in five launches; it is off until it is
+measured.
+FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
+from engine_lib.kernels.launch import is_hopper
 from engine_lib.kernels.linear_fp8 import linear_fp8
+from engine_lib.kernels.linear_mid import gate_up_mid, linear_mid
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
+from engine_lib.kernels.tiles import mid_tile_for
 from engine_lib.ops.fp8 import Fp8Weight, Weight
 
 FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # FEW_NARROW_ROWS in layers of up to NARROW hidden
+MID_ROWS = 0  # scripts/bench_mid.py compares it with 128
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
@@ -93,16 +100,23 @@ def forward_fused(
     """
     eps, few = transformer.eps, _are_few(x) if few is None else few
     for i, layer in enumerate(transformer.layers):
+        input_norm, post_attention_norm = Norm(layer.input_norm, eps), Norm(layer.post_attention_norm, eps)
         if few:
-            qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product, few)
-            gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
-            x = _plus_product(x, gated, layer.down, all_reduce, product, few)
+            qkv = linear_small(x, layer.qkv, norm=input_norm)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_small)
+            gated = gate_up_small(x, layer.gate_up, norm=post_attention_norm)
+            x = _plus_product(x, gated, layer.down, all_reduce, linear_small)
+        elif product is cublas_product and _are_mid(x, layer):
+            qkv = linear_mid(x, layer.qkv, norm=input_norm)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_mid)
+            gated = gate_up_mid(x, layer.gate_up, norm=post_attention_norm)
+            x = _plus_product(x, gated, layer.down, all_reduce, linear_mid)
         else:
-            qkv = _many_rows(rms_norm_rows(x, layer.input_norm, eps), layer.qkv, None, product)
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, product, few)
-            gate_up = _many_rows(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up, None, product)
-            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, product, few)
+            many = partial(_many_rows, product=product)
+            qkv = many(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, many)
+            gate_up = many(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up)
+            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, many)
     return x
 
 
@@ -112,20 +126,36 @@ def _are_few(x: torch.Tensor) -> bool:
     return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
 
 
+def _are_mid(x: torch.Tensor, layer: LayerWeights) -> bool:
+    """Whether linear_mid is faster for [rows, hidden], and takes the weights of the layer."""
+    return (
+        _mid_takes(x, layer.qkv) and _mid_takes(x, layer.output) and _mid_takes(x, layer.gate_up, gated=True) and _mid_takes(x, layer.down)
+    )
+
+
+def _mid_takes(x: torch.Tensor, weight: Weight, *, gated: bool = False) -> bool:
+    rows, (out_features, in_features) = len(x), weight.shape
+    return (
+        rows <= MID_ROWS
+        and x.dtype == torch.bfloat16
+        and not isinstance(weight, Fp8Weight)
+        and is_hopper(x.device)
+        and mid_tile_for(out_features // 2 if gated else out_features, in_features, rows, gated=gated) is not None
+    )
+
+
 def _plus_product(
-    x: torch.Tensor, y: torch.Tensor, weight: Weight, all_reduce: AllReduce | None, product: Product, few: bool
+    x: torch.Tensor, y: torch.Tensor, weight: Weight, all_reduce: AllReduce | None, product: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
     """x + y @ weight.T; if shards hold columns of the weight, x plus the all-reduced products.
 
     The product of a shard is rounded, then the sum over shards, then x plus that sum. x joins last, because x is larger than a
     layer's product, and each addition to it rounds to the precision of x.
     """
-    if all_reduce is None:
-        return linear_small(y, weight, residual=x) if few else _many_rows(y, weight, x, product)
-    return x + all_reduce(linear_small(y, weight) if few else _many_rows(y, weight, None, product))
+    return product(y, weight, residual=x) if all_reduce is None else x + all_reduce(product(y, weight))
 
 
-def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None, product: Product) -> torch.Tensor:
+def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None, *, product: Product) -> torch.Tensor:
     return linear_fp8(x, weight, residual) if isinstance(weight, Fp8Weight) else product(x, weight, residual)
 
 
@@ -139,6 +169,8 @@ def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torc
     """
     if _are_few(x):
         return linear_small(x, weight, norm=norm, normed=normed)
+    if normed is None and _mid_takes(x, weight):
+        return linear_mid(x, weight, norm=norm)
     y = rms_norm_rows(x, norm.weight, norm.eps)
     if normed is not None:
         normed.copy_(y)
