@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ ROWS = {32: (17, 32), 64: (64,), 128: (128,)}  # rows of x in a program -> timed
 TUNED = (32, 64)  # one split_k serves all; 128 rows take the one that is best here
 CHAIN_BYTES = 200e6  # weights of one chain: several times the L2 cache
 ERROR = 1e-2
-IN_LAYERS = 4  # tiles of each weight that are tried inside layers
+IN_LAYERS = 2  # tiles of each weight and split_k that are tried inside layers
 
 Job = tuple[Product, int, MidTile]
 
@@ -137,7 +138,11 @@ class Bench:
             for rows in ROWS:
                 own = [job for job in self.times if job[:2] == (product, rows)]
                 own.sort(key=lambda job: self.times[job][rows])
-                for _, _, tile in own[:IN_LAYERS] if rows in TUNED else own:
+                taken: Counter[int] = Counter()
+                for _, _, tile in own:
+                    taken[tile.split_k] += 1
+                    if taken[tile.split_k] > IN_LAYERS:
+                        continue
                     MID_TILES[product.key][rows] = tile
                     us = self.layer(product.layers, rows) if product.layers and rows in TUNED else self.times[product, rows, tile][rows]
                     tried.append({"name": product.name, "rows": rows, "tile": asdict(tile), "us": us})
@@ -186,7 +191,7 @@ class Bench:
 
 
 def _short(tile: MidTile) -> str:
-    return f"[{tile.block_out}, {tile.split_k}, {tile.num_stages}, {tile.num_warps}]"
+    return f"[{tile.block_out}, {tile.split_k}, {tile.num_stages}, {tile.num_warps}{'' if tile.prefetch else ', no prefetch'}]"
 
 
 def main() -> None:

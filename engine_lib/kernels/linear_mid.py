@@ -155,6 +155,7 @@ def _launch(
         BLOCK_OUT=tile.block_out,
         BLOCK_ROWS=mid_block_rows(rows),
         WARPS=tile.num_warps,
+        PREFETCH=tile.prefetch,
         GATED=gated,
         NORM=norm is not None,
         RESIDUAL=residual is not None,
@@ -202,6 +203,7 @@ def _linear_mid_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     WARPS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     GATED: tl.constexpr,
     NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -222,7 +224,7 @@ def _linear_mid_kernel(
     norm_at = norm_weight + begin + column
     x_at = x + begin + (row * x_stride + column)
 
-    if HOPPER and CHUNKS >= STAGES:  # what the first copies leave: each program of a block asks for some whole rows
+    if HOPPER and PREFETCH and CHUNKS >= STAGES:  # what the first copies leave: each program of a block asks for some whole rows
         share: tl.constexpr = OWN // SPLIT * IN * (dtype.primitive_bitwidth // 8)
         share_at = weight.to(tl.int64) + (block * SPLIT + segment).to(tl.int64) * share
         prefetch_to_l2(share_at, share, WARPS)

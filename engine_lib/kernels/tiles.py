@@ -79,6 +79,7 @@ class MidTile:
         num_stages: chunks of weights in shared memory. Two programs fit a multiprocessor if each takes 113 KB at most.
         num_warps: 4 or 8.
         max_registers: of a thread, as in LinearTile.
+        prefetch: whether the weights behind the first copies are asked for into L2 at once.
     """
 
     block_out: int
@@ -86,6 +87,7 @@ class MidTile:
     num_stages: int = 4
     num_warps: int = 8
     max_registers: int | None = 128
+    prefetch: bool = True
 
 
 # (out, in, gated) -> {rows of x in a program: tile}. Guesses: scripts/bench_mid.py measures them.

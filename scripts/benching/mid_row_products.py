@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -59,7 +60,12 @@ def chain(product: Product, weights: list[torch.Tensor], rows: int, tile: MidTil
 
 def mid_candidates(product: Product, block_rows: int) -> list[MidTile]:
     """Tiles worth trying: one or two programs a multiprocessor, with as many chunks of weights under way as its shared memory holds."""
-    tiles = {MID_TILES[product.key][block_rows]}
+    default = MID_TILES[product.key][block_rows]
+    tiles = {default}
+    if block_rows < 128:
+        tiles.add(replace(default, num_warps=4, max_registers=None))
+    if product.inner // CHUNK // default.split_k >= default.num_stages:
+        tiles.add(replace(default, prefetch=False))
     for block_out in (64, 128):
         own = block_out // 2 if product.gated else block_out
         for split in (1, 2, 4, 6, 8):
@@ -70,4 +76,4 @@ def mid_candidates(product: Product, block_rows: int) -> list[MidTile]:
                 stages = min(chunks + 1, (room - block_rows * CHUNK * 2) // (block_out * CHUNK * 2 + CHUNK * 2))
                 if stages >= 2:
                     tiles.add(MidTile(block_out, split, stages, 8, 128 if block_rows < 128 else None))
-    return sorted(tiles, key=lambda tile: (tile.block_out, tile.split_k, tile.num_stages))
+    return sorted(tiles, key=lambda tile: (tile.block_out, tile.split_k, tile.num_stages, tile.num_warps, tile.prefetch))
