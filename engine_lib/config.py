@@ -173,12 +173,10 @@ class EngineConfig:
     )
     codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
     codec_max_batch_size: int = option(
-        32, "Streams in one batch of the codec; ragged: a step has room for 8 frames of each, at most 256.", minimum=1, maximum=256
-    )
-    codec_cohorts: str = option(
-        "auto",
-        "Streams that the codec decodes together: equal: those with equally many frames; ragged: all that wait. auto: equal.",
-        choices=("auto", "equal", "ragged"),
+        32,
+        "Size of the codec's steps: one has room for 8 frames of each of so many streams, on a GPU for 256 frames at most.",
+        minimum=1,
+        maximum=256,
     )
     codec_stream_priority: int = option(
         -1, "CUDA priority of the codec's kernels; high, because a listener waits for each first chunk.", minimum=-5, maximum=0

@@ -1,4 +1,4 @@
-"""Measure the codec on one GPU: ms per cohort by streams and frames, and the error of bfloat16.
+"""Measure the codec on one GPU: ms per step by streams and frames, and the error of bfloat16.
 
     python scripts/bench_codec.py --eager --output bench_codec.json
 
@@ -6,14 +6,13 @@ Weights are random (written once into --checkpoints), because speed does not dep
 Steps run as CUDA graphs; --eager also times the same kernels launched one by one. Every time is shown with its floor, the larger
 of two: arithmetic at --bf16-flops or --fp32-flops (one H200: 790 TFLOP/s of matrix products measured, 60 TFLOP/s of float32), and
 the bytes of the weights and of the streams' state at --bandwidth. With the published sizes one frame is 4.95 GFLOP over 0.21 GB of
-bfloat16 weights. So a cohort of fewer than about 8 frames takes at least 0.05 ms to read the weights, and 8 frames of 32 streams
+bfloat16 weights. So a step of fewer than about 8 frames takes at least 0.05 ms to read the weights, and 8 frames of 32 streams
 need 1.6 ms of arithmetic.
 
---cohorts ragged measures steps of streams with different numbers of frames: the same table, and then 256 frames of 60 unequal streams
-as one step, beside the equal cohorts that decode the same frames. Both are made by one call with --cohorts equal ragged.
+The streams of the table bring equally many frames each. Then one step has 256 frames of 60 unequal streams.
 
-ms: device time of one cohort among cohorts launched back to back. alone ms: from a call on an idle device until the audio is on
-the host. host us: host time to launch one cohort.
+ms: device time of one step among steps launched back to back. alone ms: from a call on an idle device until the audio is on the
+host. host us: host time to launch one step.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import argparse
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +31,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from benching.arguments import add_checkpoints
 from benching.measuring import command, machine, random_checkpoint, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.ragged_runner import RaggedRunner
-from engine_lib.codec.runner import CodecRunner
+from engine_lib.codec.plan import Plan
+from engine_lib.codec.runner import CodecRunner, Codes
+from engine_lib.codec.step_limits import FRAMES_OF_A_STREAM
 from engine_lib.devices import resolve_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-STEPS = 8  # cohorts in a row
+STEPS = 8  # in a row
+PIECE = 8  # frames of the long stream in one step, as the talker sends them
 STRETCH = 300  # frames; an error that grows along a stream grows from one stretch to the next
 
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one cohort."""
+    """Figures of one step."""
 
     dtype: str
     mode: str
@@ -60,14 +60,12 @@ class Row:
 
 @dataclass(frozen=True)
 class UnequalRow:
-    """Figures of streams with different numbers of frames, decoded once each."""
+    """Figures of a step of streams with different numbers of frames."""
 
     dtype: str
     mode: str
-    cohorts: str
     streams: int
     frames: int
-    steps: int
     ms: float
     audio_seconds_per_second: float
 
@@ -84,7 +82,6 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--cohorts", nargs="+", default=["equal"], choices=["equal", "ragged"], help="kinds of steps to measure")
     parser.add_argument("--unequal", type=int, nargs=2, default=[60, 256], metavar=("STREAMS", "FRAMES"), help="a step of unequal streams")
     parser.add_argument("--long", type=int, default=1500, help="frames of the stream that measures the error of bfloat16")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
@@ -102,25 +99,24 @@ def main() -> None:
     checkpoint = Checkpoint(folder)
     results: list[dict[str, object]] = []
     streams: dict[str, npt.NDArray[np.float32]] = {}
-    for name, cohorts in product(arguments.dtypes, arguments.cohorts):
-        kind = RaggedRunner if cohorts == "ragged" else CodecRunner
+    for name in arguments.dtypes:
         slots = max(*arguments.streams, arguments.unequal[0])
-        runner = kind(checkpoint, slots, dtype=DTYPES[name], device=resolve_device(arguments.device))
+        runner = CodecRunner(checkpoint, slots, dtype=DTYPES[name], device=resolve_device(arguments.device))
         started = time.perf_counter()
-        runner.capture(max(arguments.streams))
+        most = max(max(arguments.streams) * max(arguments.frames), arguments.unequal[1])
+        runner.capture(-(-most // FRAMES_OF_A_STREAM))
         wait()
         seconds = time.perf_counter() - started
         memory = torch.cuda.memory_reserved() / 1e9 if runner.graphs else 0.0
-        print(f"\n{machine()}; {folder.name}, {name}, {cohorts} cohorts; graphs captured in {seconds:.1f} s; {memory:.2f} GB reserved")
-        results.append({"dtype": name, "cohorts": cohorts, "capture_s": seconds, "reserved_gb": memory})
-        streams.setdefault(name, _long_stream(runner, checkpoint, arguments.long))
+        print(f"\n{machine()}; {folder.name}, {name}; graphs captured in {seconds:.1f} s; {memory:.2f} GB reserved")
+        results.append({"dtype": name, "capture_s": seconds, "reserved_gb": memory})
+        streams[name] = _long_stream(runner, checkpoint, arguments.long)
         for mode in ["graph"] * (runner.graphs is not None) + ["eager"] * (arguments.eager or runner.graphs is None):
             if mode == "eager":
                 runner.graphs = None
-            results += [asdict(row) | {"cohorts": cohorts} for row in _measure(runner, checkpoint, name, mode, arguments)]
+            results += [asdict(row) for row in _measure(runner, checkpoint, name, mode, arguments)]
             results.append(asdict(_measure_unequal(runner, checkpoint, name, mode, arguments)))
-        if isinstance(runner, RaggedRunner):
-            results.append(_agreement(runner, checkpoint, name))
+        results.append(_agreement(runner, checkpoint, name))
         if arguments.profile and runner.device.type == "cuda":
             runner.graphs = None
             for shape in sorted({(1, min(arguments.frames)), (max(arguments.streams), max(arguments.frames))}):
@@ -143,7 +139,7 @@ def main() -> None:
 
 
 def _measure(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str, arguments: argparse.Namespace) -> list[Row]:
-    """Time every cohort, and print its line."""
+    """Time every size of step, and print its line."""
     codec = checkpoint.config.codec
     frame_seconds = codec.samples_per_frame / codec.sample_rate
     rate = arguments.bf16_flops if dtype == "bfloat16" else arguments.fp32_flops
@@ -152,6 +148,8 @@ def _measure(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str,
     rows = []
     for frames in arguments.frames:
         for streams in arguments.streams:
+            if runner.graphs is not None and streams * frames > runner.limits.full:
+                continue
             milliseconds, alone, host = _time(runner, _codes(checkpoint, streams, frames))
             floor = max(_flops(meta, streams, frames) / rate, _num_bytes(runner, streams) / arguments.bandwidth) * 1e3
             audio_rate = streams * frames * frame_seconds / milliseconds * 1e3
@@ -165,35 +163,17 @@ def _measure(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str,
 
 
 def _measure_unequal(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str, arguments: argparse.Namespace) -> UnequalRow:
-    """Time the decoding of unequal streams, as one ragged step or as equal cohorts, and print its line."""
+    """Time a step of unequal streams, and print its line."""
     codec = checkpoint.config.codec
     streams, frames = arguments.unequal
     sizes = np.bincount(np.random.default_rng(0).integers(0, streams, frames - streams), minlength=streams) + 1
-    left = {slot: _codes(checkpoint, 1, int(size))[0] for slot, size in enumerate(sizes)}
-    steps: list[tuple[list[int], list[npt.NDArray[np.int64]]]] = []
-    while left:
-        taken = {slot: runner.piece_frames(len(codes)) for slot, codes in left.items()}
-        size = max(taken.values())
-        slots = list(left) if isinstance(runner, RaggedRunner) else [slot for slot in left if taken[slot] == size]
-        slots = slots if isinstance(runner, RaggedRunner) else slots[: max(arguments.streams)]
-        steps.append((slots, [left[slot][: taken[slot]] for slot in slots]))
-        left = {slot: rest for slot, codes in left.items() if len(rest := codes[taken[slot] if slot in slots else 0 :])}
-
-    def decode() -> None:
-        held = [runner.step(*step) for step in steps]
-        del held
-
-    with runner.on_stream():
-        decode()
-        milliseconds = statistics.median(timed(decode)[0] for _ in range(3))
+    milliseconds, _, _ = _time(runner, [_codes(checkpoint, 1, int(size))[0] for size in sizes])
     rate = frames * codec.samples_per_frame / codec.sample_rate / milliseconds * 1e3
-    cohorts = "ragged" if isinstance(runner, RaggedRunner) else "equal"
-    title = f"{frames} frames of {streams} unequal streams in {len(steps)} {cohorts} steps"
-    print(f"{mode:>6} {title}: {milliseconds:.3f} ms, {rate:.0f} audio-s/s")
-    return UnequalRow(dtype, mode, cohorts, streams, frames, len(steps), milliseconds, rate)
+    print(f"{mode:>6} {frames} frames of {streams} unequal streams: {milliseconds:.3f} ms, {rate:.0f} audio-s/s")
+    return UnequalRow(dtype, mode, streams, frames, milliseconds, rate)
 
 
-def _agreement(runner: RaggedRunner, checkpoint: Checkpoint, dtype: str) -> dict[str, object]:
+def _agreement(runner: CodecRunner, checkpoint: Checkpoint, dtype: str) -> dict[str, object]:
     """Whether a frame's audio has the same bits in steps of all sizes, and the largest difference if not."""
     [own], audio = _codes(checkpoint, 1, 1), {}
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= min(runner.limits.full, runner.arena.scratch_slot)]
@@ -205,17 +185,17 @@ def _agreement(runner: RaggedRunner, checkpoint: Checkpoint, dtype: str) -> dict
     return {"dtype": dtype, "difference_to_alone_by_streams": {str(streams): value for streams, value in differences.items()}}
 
 
-def _codes(checkpoint: Checkpoint, streams: int, frames: int) -> npt.NDArray[np.int64]:
+def _codes(checkpoint: Checkpoint, streams: int, frames: int) -> list[Codes]:
     codec = checkpoint.config.codec
-    return np.random.default_rng(frames).integers(0, codec.codebook_size, (streams, frames, codec.num_quantizers))
+    return list(np.random.default_rng(frames).integers(0, codec.codebook_size, (streams, frames, codec.num_quantizers)))
 
 
-def _time(runner: CodecRunner, codes: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """Medians: milliseconds of a cohort in a row and of a single one, and microseconds of host time to launch one."""
-    slots = list(range(len(codes)))
+def _time(runner: CodecRunner, pieces: list[Codes]) -> tuple[float, float, float]:
+    """Medians: milliseconds of a step in a row and of a single one, and microseconds of host time to launch one."""
+    slots = list(range(len(pieces)))
 
     def row() -> None:
-        held = [runner.step(slots, codes) for _ in range(STEPS)]
+        held = [runner.step(slots, pieces) for _ in range(STEPS)]
         del held
 
     alone = []
@@ -225,7 +205,7 @@ def _time(runner: CodecRunner, codes: npt.NDArray[np.int64]) -> tuple[float, flo
         for _ in range(5):
             wait()
             started = time.perf_counter()
-            runner.step(slots, codes).wait()
+            runner.step(slots, pieces).wait()
             alone.append((time.perf_counter() - started) * 1e3)
     device, host = (statistics.median(pair[i] for pair in times) / STEPS for i in (0, 1))
     return device, statistics.median(alone), host * 1e3
@@ -233,10 +213,10 @@ def _time(runner: CodecRunner, codes: npt.NDArray[np.int64]) -> tuple[float, flo
 
 def _flops(meta: CodecRunner, streams: int, frames: int) -> int:
     """Operations of the matrix products and convolutions of one step; a multiplication and its addition count as two."""
-    slots = torch.empty(streams, dtype=torch.int64, device="meta")
-    codes = torch.empty(streams, frames, meta.num_quantizers, dtype=torch.int64, device="meta")
+    shape = (streams + 1, streams * frames)
+    inputs = torch.empty(Plan.size(shape, meta.num_quantizers), dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        meta.decode(slots, codes)
+        meta.decode_plan(inputs, shape)
     return counter.get_total_flops()
 
 
@@ -248,14 +228,10 @@ def _num_bytes(runner: CodecRunner, streams: int) -> int:
 
 
 def _long_stream(runner: CodecRunner, checkpoint: Checkpoint, frames: int) -> npt.NDArray[np.float32]:
-    """Audio of one stream, decoded in the pieces that a server would cut."""
-    codes, audio, done = _codes(checkpoint, 1, frames), [], 0
+    """Audio of one stream."""
+    [codes] = _codes(checkpoint, 1, frames)
     runner.reset(0)
-    while done < frames:
-        size = runner.piece_frames(frames - done)
-        audio.append(runner.step([0], codes[:, done : done + size]).read()[0])
-        done += size
-    return np.concatenate(audio)
+    return np.concatenate([runner.step([0], [codes[start : start + PIECE]]).read()[0] for start in range(0, frames, PIECE)])
 
 
 def _signal_to_noise(exact: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
@@ -265,11 +241,11 @@ def _signal_to_noise(exact: npt.NDArray[np.float32], other: npt.NDArray[np.float
 
 def _profile(runner: CodecRunner, checkpoint: Checkpoint, streams: int, frames: int) -> None:
     """Print the device time by operator, with the shapes of its inputs, and by kernel."""
-    codes = _codes(checkpoint, streams, frames)
+    pieces = _codes(checkpoint, streams, frames)
     slots = list(range(streams))
-    runner.step(slots, codes).wait()
+    runner.step(slots, pieces).wait()
     with torch.profiler.profile(record_shapes=True) as profiler:
-        runner.step(slots, codes).wait()
+        runner.step(slots, pieces).wait()
         wait()
     events = profiler.key_averages(group_by_input_shape=True)
     for title, device in (("operators", "CPU"), ("kernels", "CUDA")):

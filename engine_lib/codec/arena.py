@@ -1,8 +1,8 @@
 """StateArena: the state of all streams of the codec, in one buffer allocated once, one row a slot.
 
-A batch is a tensor of slots on the device: its past is gathered from their rows and written back to them. The shapes of these
-operations depend only on the batch size and the piece length, and the host never waits for them, so a CUDA graph can hold them.
-One more row, the scratch slot, is for rows that only fill up a batch.
+A step names its slots in a tensor on the device: their pasts are gathered from their rows and written back to them. The shapes of
+these operations depend only on the shape of the step's plan, and the host never waits for them, so a CUDA graph can hold them. One
+more row, the scratch slot, is for frames that only fill up a step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StateArena:
     """The state of `num_slots` streams.
 
     Attributes:
-        scratch_slot: a slot that no stream owns; a batch may name it several times. Its state has no meaning.
+        scratch_slot: a slot that no stream owns; a plan may name it several times. Its state has no meaning.
         bytes_per_slot: memory of one stream.
         rows: [num_slots + 1, bytes_per_slot] uint8, the whole state.
         positions: [num_slots + 1] int64, a part of it: frames decoded so far.
@@ -51,45 +51,13 @@ class StateArena:
         """The past of `layer` in all slots: [slots + 1, num_past, *step_shape], with gaps between slots."""
         return self._pasts[layer]
 
-    def batch(self, slots: torch.Tensor) -> BatchState:
-        """State of the streams in `slots` [batch] int64, on the arena's device."""
-        return BatchState(slots, self.positions, self._pasts)
-
     def packed(self, plan: Plan) -> PackedState:
         """State of the frames of `plan`, on the arena's device."""
         return PackedState(plan, self.positions, self._pasts)
 
 
-class BatchState:
-    """A StreamState over the rows of an arena.
-
-    Attributes:
-        slots: [batch] int64.
-        positions: [batch] int64, frames decoded before this piece.
-    """
-
-    def __init__(self, slots: torch.Tensor, positions: torch.Tensor, pasts: dict[StreamingLayer, torch.Tensor]) -> None:
-        self.slots, self._positions, self._pasts = slots, positions, pasts
-        self.positions = positions.index_select(0, slots)
-
-    def extend(self, layer: StreamingLayer, x: torch.Tensor) -> torch.Tensor:
-        """See StreamState."""
-        past = self._pasts[layer]
-        x = torch.cat((past.index_select(0, self.slots), x), dim=1)
-        past.index_copy_(0, self.slots, x[:, -layer.num_past :])
-        return x
-
-    def past(self, layer: StreamingLayer) -> torch.Tensor:
-        """The past of `layer` in all slots: [slots, num_past, *step_shape], with gaps between slots."""
-        return self._pasts[layer]
-
-    def advance(self, frames: int) -> None:
-        """Count the frames of the piece, once all layers have run."""
-        self._positions.index_copy_(0, self.slots, self.positions + frames)
-
-
 class PackedState:
-    """A StreamState over the rows of an arena, for streams that bring different numbers of frames.
+    """A StreamState over the rows of an arena, for the frames of one step.
 
     To the layers every frame is a stream of its own with one frame: its past is what came before it in its stream, be that in the
     arena or in this step. So a frame's audio does not depend on how its stream is cut, but for the rounding of sums.
@@ -119,10 +87,6 @@ class PackedState:
         rows[first[:, None] + steps[num_past:]] = x
         past.index_copy_(0, plan.slots, rows[(begin + plan.starts[1:] * rate)[:, None] + steps[:num_past]])
         return rows[first[:, None] + steps]
-
-    def past(self, layer: StreamingLayer) -> torch.Tensor:
-        """As BatchState.past."""
-        return self._pasts[layer]
 
     def advance(self) -> None:
         """Count the frames of the step, once all layers have run."""

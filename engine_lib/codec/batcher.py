@@ -1,16 +1,19 @@
-"""Batcher: the open streams, their slots, and the choice of the chunks that are decoded next.
+"""Batcher: the open streams, their slots, and the choice of the frames that are decoded next.
 
-Chunks of one stream are decoded strictly in order. Across streams, those that have not been heard yet come first, in the order
-they opened; the others by playback deadline, the moment their listener runs out of audio. Frames are taken by `next_cohort` and
-counted as decoded later, so that a second cohort can be made while the first is on the device. A cohort may wait a moment for more
-members if all its listeners have audio left, because the talker sends chunks in bursts. Plain data, no clock and no device.
+All that waits goes with the next step, different numbers of frames of different streams. Only when a step is full, an order decides:
+first audio, then references, then the others by playback deadline, the moment their listener runs out of audio; those that are equal
+in the order their streams opened. A step with first audio is full sooner, because its listener waits for all of it. A stream is
+unheard once and slots are few, so first audio cannot keep the others out for long. Chunks of one stream are decoded strictly in order.
+
+Frames are taken by `next_cohort` and counted as decoded later, so that a second cohort can be made while the first is on the device.
+A step may wait a moment for more if all its listeners have audio left, because the talker sends chunks in bursts. Plain data, no
+clock and no device.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.codec.request import CodecRequest
+from engine_lib.codec.step_limits import StepLimits
 
 # A listener with less audio left is not kept waiting: a step of other streams and the way to the client fit into this time.
 SAFE_SECONDS = 0.05
@@ -91,13 +95,6 @@ class Stream:
         return np.concatenate(parts)
 
     @property
-    def urgency(self) -> tuple[bool, float]:
-        """Smaller is sooner. Streams that sort equal keep the order in which they opened."""
-        if not self.seconds_taken:
-            return (False, 0.0)
-        return (True, self.deadline)
-
-    @property
     def deadline(self) -> float:
         """The time at which its listener runs out of audio."""
         # Its first audio is still on the device: it comes before all streams that play.
@@ -128,18 +125,14 @@ class Batcher:
         wait_until: time at which a cohort that the last `next_cohort` kept waiting is due; infinity if there is none.
     """
 
-    def __init__(
-        self, num_slots: int, max_batch_size: int, frame_seconds: float, piece_frames: Callable[[int], int], max_wait: float = 0.0
-    ) -> None:
+    def __init__(self, num_slots: int, limits: StepLimits, frame_seconds: float, max_wait: float = 0.0) -> None:
         """
         Args:
-            max_batch_size: streams in one cohort at most.
             frame_seconds: audio of one frame.
-            piece_frames: gives the frames to decode in one step, from the frames that a chunk has left.
-            max_wait: seconds a chunk may wait for others of its size.
+            max_wait: seconds a step may wait for more chunks if all its listeners have audio left.
         """
-        self._max_wait, self.wait_until = max_wait, math.inf
-        self.max_batch_size, self._frame_seconds, self._piece_frames = max_batch_size, frame_seconds, piece_frames
+        self._limits, self._frame_seconds, self._max_wait = limits, frame_seconds, max_wait
+        self.wait_until = math.inf
         self.streams: dict[str, Stream] = {}
         self.free_slots = deque(range(num_slots))
         self.num_pending = 0
@@ -169,41 +162,41 @@ class Batcher:
         return opened
 
     def next_cohort(self, now: float) -> Cohort | None:
-        """Take the next frames to decode: the most urgent piece that must not wait, and others of its size. None: no piece is due."""
+        """Take the next frames to decode: all that wait, or the most urgent if they are too many. None: nothing is due."""
         self.open_slots()
-        streams = [stream for stream in self.streams.values() if stream.slot is not None and not stream.error]
-        runnable = sorted(((stream, chunk) for stream in streams if (chunk := stream.next_chunk)), key=lambda pair: pair[0].urgency)
-        by_size: dict[int, list[tuple[Stream, PendingChunk]]] = {}
-        for pair in runnable:
-            by_size.setdefault(self._piece_frames(pair[1].frames_to_take), []).append(pair)
         self.wait_until = math.inf
-        for frames, pairs in by_size.items():
-            members = pairs[: self.max_batch_size]
-            due = self._due(members)
-            if due <= now:
-                return self._take(members, frames)
-            self.wait_until = min(self.wait_until, due)
-        return None
+        streams = [stream for stream in self.streams.values() if stream.slot is not None and not stream.error]
+        waiting = [(stream, chunk) for stream in streams if (chunk := stream.next_chunk)]
+        if not waiting:
+            return None
+        due = self._due(waiting)
+        if due > now:
+            self.wait_until = due
+            return None
+        waiting.sort(key=lambda pair: _rank(*pair))
+        room = self._limits.express if _is_first_audio(*waiting[0]) else self._limits.full
+        cohort = Cohort([], [])
+        for stream, _ in waiting:
+            piece = stream.take(min(room, self._limits.piece), self._frame_seconds)
+            cohort.streams.append(stream)
+            cohort.pieces.append(piece)
+            room -= len(piece)
+            if not room:
+                break
+        return cohort
 
-    def _due(self, members: list[tuple[Stream, PendingChunk]]) -> float:
-        """The time to decode a cohort: at once, or a moment later if it may grow and no listener would run dry."""
-        if not self._max_wait or self._is_full(members) or not any(self._may_join(stream) for stream in self.streams.values()):
+    def _due(self, waiting: list[tuple[Stream, PendingChunk]]) -> float:
+        """The time to decode what waits: at once, or a moment later if more may come and no listener would run dry."""
+        if not self._max_wait or not any(self._may_join(stream) for stream in self.streams.values()):
             return -math.inf
-        if any(stream.pending[-1].request.is_final for stream, _ in members):
+        if sum(chunk.frames_to_take for stream, _ in waiting for chunk in stream.pending) >= self._limits.full:
+            return -math.inf
+        if any(stream.pending[-1].request.is_final for stream, _ in waiting):
             return -math.inf  # its client waits for the end, which frees a slot
-        return min(min(chunk.arrived + self._max_wait, stream.deadline - SAFE_SECONDS) for stream, chunk in members)
-
-    def _is_full(self, members: list[tuple[Stream, PendingChunk]]) -> bool:
-        return len(members) == self.max_batch_size
+        return min(min(chunk.arrived + self._max_wait, stream.deadline - SAFE_SECONDS) for stream, chunk in waiting)
 
     def _may_join(self, stream: Stream) -> bool:
         return stream.slot is not None and not stream.error and stream.next_chunk is None
-
-    def _take(self, members: list[tuple[Stream, PendingChunk]], frames: int) -> Cohort:
-        for stream, chunk in members:
-            if not chunk.request.is_reference:
-                stream.seconds_taken += frames * self._frame_seconds
-        return Cohort([stream for stream, _ in members], [chunk.take(frames) for _, chunk in members])
 
     def skip(self, stream: Stream) -> None:
         """Count the stream's oldest chunk, a reference, as decoded."""
@@ -239,3 +232,14 @@ class Batcher:
     def expired(self, now: float, idle_timeout: float) -> list[Stream]:
         """Streams without pending chunks, and without a new chunk for `idle_timeout` seconds."""
         return [s for s in self.streams.values() if not s.pending and now - s.last_active >= idle_timeout]
+
+
+def _is_first_audio(stream: Stream, chunk: PendingChunk) -> bool:
+    return not stream.seconds_taken and not chunk.request.is_reference
+
+
+def _rank(stream: Stream, chunk: PendingChunk) -> tuple[int, float]:
+    """Smaller is sooner."""
+    if not stream.seconds_taken:
+        return (1 if chunk.request.is_reference else 0), 0.0
+    return 2, stream.deadline

@@ -24,11 +24,10 @@ import numpy.typing as npt
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.backpressure import Backpressure
 from engine_lib.codec.batcher import Batcher, Cohort
-from engine_lib.codec.ragged_batcher import RaggedBatcher
-from engine_lib.codec.ragged_runner import RaggedRunner
 from engine_lib.codec.reference_states import ReferenceStates
 from engine_lib.codec.request import AudioChunk, CodecRequest, problem_with
 from engine_lib.codec.runner import CodecRunner, StepAudio
+from engine_lib.codec.step_limits import FRAMES_OF_A_STREAM
 from engine_lib.codec.step_pace import StepPace
 from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
@@ -116,8 +115,7 @@ class CodecEngine:
         device = resolve_device(config.codec_device, "codec_device") if config.codec_device else resolve_device(config.device)
         started = time.perf_counter()
         with on_device(device):
-            runner = RaggedRunner if config.codec_cohorts == "ragged" else CodecRunner
-            self.runner = runner(
+            self.runner = CodecRunner(
                 checkpoint,
                 config.codec_slots,
                 dtype=resolve_dtype(config.codec_dtype, device),
@@ -132,19 +130,15 @@ class CodecEngine:
             str(self.runner.dtype).removeprefix("torch."),
             config.codec_slots,
             self.runner.arena.rows.nbytes / 2**30,
-            len(self.runner.graphs.shapes) if self.runner.graphs is not None else 0,
+            len(self.runner.graphs.sizes) if self.runner.graphs is not None else 0,
             time.perf_counter() - started,
         )
         # The CPU decodes in `step` itself; waiting for the next step would only delay audio.
         self._pipelined = device.type == "cuda"
         frame_seconds = self.samples_per_frame / self.sample_rate
-        max_wait = config.codec_max_wait_ms / 1e3
-        if isinstance(self.runner, RaggedRunner):
-            self.batcher: Batcher = RaggedBatcher(config.codec_slots, self.runner.limits, frame_seconds, max_wait)
-            self._pace: StepPace | None = StepPace()
-        else:
-            self._pace = None
-            self.batcher = Batcher(config.codec_slots, config.codec_max_batch_size, frame_seconds, self.runner.piece_frames, max_wait)
+        limits = self.runner.limits.at_most(config.codec_max_batch_size * FRAMES_OF_A_STREAM)
+        self.batcher = Batcher(config.codec_slots, limits, frame_seconds, config.codec_max_wait_ms / 1e3)
+        self._pace = StepPace()
         self._backpressure, self._on_backpressure = Backpressure(config.codec_slots), on_backpressure
         self._references = ReferenceStates(self.runner, config.codec_reference_cache)
         self._lifecycle = StreamLifecycle(self.batcher, self.runner, self._codec, on_idle)
@@ -273,8 +267,8 @@ class CodecEngine:
             while self._wait(busy):
                 if last is not None:
                     self._wait_to_launch_behind(last)
-                # The device runs the next step while the last one is answered. A step is chosen only when the device is
-                # free for it, ragged ones shortly before, so a first chunk waits for little more than one step at most.
+                # The device runs the next step while the last one is answered. A step is chosen only shortly before the
+                # device is free for it, so a first chunk waits for little more than one step at most.
                 with self.right_of_way if self._pipelined else nullcontext():
                     self._take_inbox()
                     self._lifecycle.close_idle(self.config.codec_idle_timeout)
@@ -294,8 +288,8 @@ class CodecEngine:
             self._die(reason)
 
     def _wait_to_launch_behind(self, last: Step) -> None:
-        """Wait until the next step must be launched: when `last` has ended, or shortly before if ragged steps have a known pace."""
-        due = self._pace.launch_due(last.cohort.num_frames, last.launched_at) if self._pace else None
+        """Wait until the next step must be launched: shortly before `last` ends, or when it has ended if its time is unknown."""
+        due = self._pace.launch_due(last.cohort.num_frames, last.launched_at)
         if due is None or last.audio.copied is None:
             last.audio.wait()
         else:
@@ -354,8 +348,7 @@ class CodecEngine:
         """Answer the chunks that `step` completes."""
         rows, now, seconds = step.audio.read(), time.monotonic(), step.audio.device_seconds
         self._busy_seconds += seconds
-        if self._pace:
-            self._pace.ended(step.cohort.num_frames, step.launched_at, seconds)
+        self._pace.ended(step.cohort.num_frames, step.launched_at, seconds)
         for stream, piece, row in zip(step.cohort.streams, step.cohort.pieces, rows, strict=True):
             if stream.error:
                 continue  # it failed or was dropped after the launch; all its chunks have been answered

@@ -1,4 +1,4 @@
-"""Plan: which frames of which streams a ragged step decodes, in one tensor of integers.
+"""Plan: which frames of which streams a step decodes, in one tensor of integers.
 
 The frames of a step follow each other, those of one stream together. A plan has room for a number of streams and of frames, its
 shape. Streams that it does not need have no frames; frames that it does not need belong to its last stream, on the scratch slot.
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_lib.codec.graphs import Shape
+Shape = tuple[int, int]  # (streams, frames)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Plan:
 
     @staticmethod
     def size(shape: Shape, num_quantizers: int) -> int:
-        """Integers in a plan with room for `shape` (streams, frames)."""
+        """Integers in a plan with room for `shape`."""
         streams, frames = shape
         return 2 * streams + 1 + frames * (2 + num_quantizers)
 

@@ -1,7 +1,7 @@
 """CodecRunner: the decoder and its arena on one device.
 
-It decodes cohorts: streams with the same number of frames each. On a GPU it has a CUDA stream of its own, `step` reads no device
-value on the host, and its audio comes back through a StepAudio.
+A step decodes different numbers of frames of several streams, and costs its frames, however they spread over streams (plan.py). On
+a GPU it has a CUDA stream of its own, `step` reads no device value on the host, and its audio comes back through a StepAudio.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.arena import StateArena
 from engine_lib.codec.decoder import CodecDecoder
-from engine_lib.codec.graphs import FRAME_BUCKETS, Shape, StepGraphs, shapes_up_to, split_inputs
+from engine_lib.codec.graphs import StepGraphs, sizes_up_to
+from engine_lib.codec.plan import Plan, Shape
+from engine_lib.codec.step_limits import FRAMES_OF_A_STREAM, ON_CPU, ON_GPU, StepLimits
 from engine_lib.devices import check_products, on_stream, own_stream
 from engine_lib.errors import Qwen3TTSError
+from engine_lib.ops.samples import finished_samples
 
-MAX_PIECE_FRAMES = 64
+Forward = Callable[[Plan], torch.Tensor]  # plan on the device -> [frames, samples_per_frame] as from `finished_samples`
 
-Forward = Callable[..., torch.Tensor]  # (codes, state of their streams) -> samples
-
-# Codes of several streams, [frames, num_quantizers] each.
-Pieces = npt.NDArray[np.integer[Any]] | Sequence[npt.NDArray[np.integer[Any]]]
+Codes = npt.NDArray[np.integer[Any]]  # of one stream: [frames, num_quantizers]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class StepAudio:
     """The audio of one step on its way to the host.
 
     Attributes:
-        samples: [rows, frames * samples_per_frame] float32, on the host; valid after `wait`.
+        samples: [frames * samples_per_frame] float32 of all streams, one behind the other, on the host; valid after `wait`.
+        ends: where those of each stream but the last end.
         began, copied: events before the step and after the copy of `samples`; None if there is nothing to wait for.
     """
 
     samples: torch.Tensor
+    ends: tuple[int, ...]
     began: torch.cuda.Event | None = None
     copied: torch.cuda.Event | None = None
 
@@ -53,10 +55,10 @@ class StepAudio:
         """How long the step kept the device busy; after `wait`. 0 if there was nothing to wait for."""
         return self.began.elapsed_time(self.copied) / 1e3 if self.began is not None and self.copied is not None else 0.0
 
-    def read(self) -> npt.NDArray[np.float32]:
-        """[rows, frames * samples_per_frame] in -1..1; a frame that went wrong is NaN throughout. Waits if necessary."""
+    def read(self) -> list[npt.NDArray[np.float32]]:
+        """Each stream's samples in -1..1; a frame that went wrong is NaN throughout. Waits if necessary."""
         self.wait()
-        return self.samples.numpy()
+        return np.split(self.samples.numpy(), self.ends)
 
 
 class CodecRunner:
@@ -76,54 +78,58 @@ class CodecRunner:
         self.decoder = CodecDecoder(weights, checkpoint.config.codec, dtype=dtype, device=device)
         self.arena = StateArena(self.decoder.streaming_layers(), num_slots, device)
         self._forward = self._new_forward()
-        if self._forward is self.decoder and device.type == "cuda":
-            check_products(device, dtype)
         self.graphs: StepGraphs | None = None
         # Otherwise torch lets cuDNN round float32 operands of convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = False
         self.stream = own_stream(device, priority)
 
+    @property
+    def limits(self) -> StepLimits:
+        """Frames in one step at most."""
+        limits = ON_GPU if self.device.type == "cuda" else ON_CPU
+        return limits if self.graphs is None else limits.at_most(self.graphs.sizes[0])
+
     @torch.inference_mode()
     def capture(self, max_batch: int) -> None:
-        """Capture the step in CUDA graphs for cohorts of up to `max_batch` streams. Does nothing on the CPU.
+        """Capture the step in CUDA graphs, with room for FRAMES_OF_A_STREAM frames of `max_batch` streams. Does nothing on the CPU.
 
         Raises:
             Qwen3TTSError: a graph computes values that are not numbers.
         """
         if self.device.type != "cuda":
             return
-        graphs = self._new_graphs(max_batch)
+        most = min(max_batch * FRAMES_OF_A_STREAM, self.arena.scratch_slot * ON_GPU.piece, ON_GPU.full)
+        graphs = StepGraphs(self._decode_graph, self._blank, sizes_up_to(most))
         with self.on_stream():
             graphs.capture()
         self.graphs = graphs
         # A second step starts before the audio of the first is freed; here both get pinned memory, which torch then keeps.
-        silence = [self._silence(shape) for shape in graphs.shapes for _ in range(2)]
-        held = [self.step([self.arena.scratch_slot] * len(codes), codes) for codes in silence]
-        for codes, step in zip(silence, held, strict=True):
-            if not all(np.isfinite(row).all() for row in step.read()):
-                raise Qwen3TTSError(f"the codec computes values that are not numbers for {len(codes)} streams of {len(codes[0])} frames")
+        silence = [self._silence(frames) for frames in graphs.sizes for _ in range(2)]
+        held = [self.step([self.arena.scratch_slot] * len(pieces), pieces) for pieces in silence]
+        for pieces, step in zip(silence, held, strict=True):
+            if not all(np.isfinite(samples).all() for samples in step.read()):
+                frames = sum(len(codes) for codes in pieces)
+                raise Qwen3TTSError(f"the codec computes values that are not numbers for {frames} frames of {len(pieces)} streams")
 
-    def _new_graphs(self, max_batch: int) -> StepGraphs:
-        def step(inputs: torch.Tensor, shape: Shape) -> torch.Tensor:
-            return self.decode(*split_inputs(inputs, *shape))
+    def shape_of_graph(self, frames: int) -> Shape:
+        """Room in the graph of `frames`: for as many streams as may have them, and for one more, of the frames that are too many."""
+        return min(frames, self.arena.scratch_slot) + 1, frames
 
-        def blank(shape: Shape) -> torch.Tensor:
-            batch, frames = shape
-            inputs = torch.zeros(batch * (1 + frames * self.num_quantizers), dtype=torch.int64, device=self.device)
-            inputs[:batch] = self.arena.scratch_slot
-            return inputs
+    def _decode_graph(self, inputs: torch.Tensor, frames: int) -> torch.Tensor:
+        return self.decode_plan(inputs, self.shape_of_graph(frames))
 
-        return StepGraphs(step, blank, shapes_up_to(max_batch), lambda shape: shape[0] * shape[1])
+    def _blank(self, frames: int) -> torch.Tensor:
+        """See StepGraphs."""
+        shape = self.shape_of_graph(frames)
+        inputs = torch.empty(Plan.size(shape, self.num_quantizers), dtype=torch.int64)
+        Plan.of(inputs, shape).fill([], [], self.arena.scratch_slot)
+        return inputs.to(self.device)
 
-    def _silence(self, shape: Shape) -> npt.NDArray[np.integer[Any]]:
-        """Codes for the graph of `shape`."""
-        return np.zeros((*shape, self.num_quantizers), np.int64)
-
-    def piece_frames(self, frames: int) -> int:
-        """The number of a stream's `frames` frames to decode in one step, so that no stream delays the others for long."""
-        if self.graphs is not None:
-            return max(bucket for bucket in FRAME_BUCKETS if bucket <= frames)
-        return min(frames, MAX_PIECE_FRAMES)
+    def _silence(self, frames: int) -> list[Codes]:
+        """Codes of as many streams as may share `frames` frames."""
+        streams = self.shape_of_graph(frames)[0] - 1
+        sizes = np.full(streams, frames // streams) + (np.arange(streams) < frames % streams)
+        return [np.zeros((size, self.num_quantizers), np.int64) for size in sizes]
 
     def reset(self, slot: int) -> None:
         """Clear `slot` for a new stream, for the steps launched from now on."""
@@ -141,52 +147,47 @@ class CodecRunner:
             self.arena.rows[slot].copy_(state)
 
     @torch.inference_mode()
-    def step(self, slots: Sequence[int], pieces: Pieces) -> StepAudio:
+    def step(self, slots: Sequence[int], pieces: Sequence[Codes]) -> StepAudio:
         """Decode the next frames of the streams in `slots`. On a GPU this only launches the work.
 
         Args:
-            slots: all different; only `arena.scratch_slot` may repeat, for rows that fill up a batch.
-            pieces: the codes of each stream, all [frames, num_quantizers], each in 0..codebook_size - 1; the caller has checked
-                that. With graphs, `frames` is a result of `piece_frames` and there are no more streams than `max_batch`.
+            slots: all different; only `arena.scratch_slot` may repeat.
+            pieces: the next codes of each stream, at least one frame, each code in 0..codebook_size - 1; the caller has checked that.
+                On a GPU no piece has more than `limits.piece` frames, and all together have no more than `limits.full`.
         """
-        codes = np.stack([*pieces])
-        rows, frames = codes.shape[:2]
-        batch = rows if self.graphs is None else min(shape[0] for shape in self.graphs.shapes if shape[0] >= rows)
-        inputs = self._empty_here(batch * (1 + frames * self.num_quantizers), torch.int64)
-        slots_here, codes_here = (part.numpy() for part in split_inputs(inputs, batch, frames))
-        slots_here[:rows], codes_here[:rows] = slots, codes
-        slots_here[rows:], codes_here[rows:] = self.arena.scratch_slot, 0
+        sizes = [len(codes) for codes in pieces]
+        total = sum(sizes)
+        graph = None if self.graphs is None else min(frames for frames in self.graphs.sizes if frames >= total)
+        shape = (len(pieces) + 1, total) if graph is None else self.shape_of_graph(graph)
+        inputs = self._empty_here(Plan.size(shape, self.num_quantizers), torch.int64)
+        Plan.of(inputs, shape).fill(slots, pieces, self.arena.scratch_slot)
+        ends = np.cumsum(sizes[:-1]) * self.samples_per_frame
         with self.on_stream():
             began = self._mark()
-            if self.graphs is not None:
-                audio = self.graphs.replay(inputs, (batch, frames))[:rows]
+            if self.graphs is not None and graph is not None:
+                audio = self.graphs.replay(inputs, graph)
             else:
-                audio = self.decode(*split_inputs(inputs.to(self.device, non_blocking=True), batch, frames))
-            return StepAudio(self._copy_here(audio), began, self._mark())
+                audio = self.decode_plan(inputs.to(self.device, non_blocking=True), shape)
+            samples = self._copy_here(audio, total * self.samples_per_frame)
+            return StepAudio(samples, tuple(ends.tolist()), began, self._mark())
 
-    def decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The part of `step` on the device: no host reads, and shapes depend only on cohort size and frames.
+    def decode_plan(self, inputs: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """The part of `step` on the device: no host reads, and the sizes of tensors depend only on the shape of the plan.
 
         Args:
-            slots: [batch] int64.
-            codes: [batch, frames, num_quantizers] int64.
+            inputs: see Plan, on the device.
 
         Returns:
-            [batch, frames * samples_per_frame] float32 as `StepAudio.read` gives it.
+            [frames * samples_per_frame] float32 as `StepAudio.read` gives it; without meaning for frames that the plan does not need.
         """
-        state = self.arena.batch(slots)
-        audio = self._forward(codes, state)
-        state.advance(codes.shape[1])
-        # Spread over the row, an error cannot hide in one sample or in the clamp.
-        failed = ~audio.isfinite().all(1, keepdim=True)
-        return audio.clamp(-1, 1).masked_fill(failed, torch.nan)
+        return self._forward(Plan.of(inputs, shape)).flatten()
 
     def on_stream(self) -> AbstractContextManager[object]:
         """Work launched inside comes after the steps launched so far."""
         return on_stream(self.stream)
 
-    def _copy_here(self, audio: torch.Tensor, wanted: int | None = None) -> torch.Tensor:
-        """Copy the first `wanted` entries of `audio`, or all of it. The memory has its size, so that few sizes are asked for."""
+    def _copy_here(self, audio: torch.Tensor, wanted: int) -> torch.Tensor:
+        """Copy the first `wanted` samples of `audio`. The memory has room for all, so that few sizes are asked for."""
         if self.device.type != "cuda":
             return audio[:wanted]
         return self._empty_here(audio.shape, audio.dtype)[:wanted].copy_(audio[:wanted], non_blocking=True)
@@ -206,10 +207,18 @@ class CodecRunner:
     def _new_forward(self) -> Forward:
         """The fused decoder if our kernels are faster, else the plain one."""
         if not fused_is_faster(self.dtype, self.device):
-            return self.decoder
-        from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
+            if self.device.type == "cuda":
+                check_products(self.device, self.dtype)
+            return self._decode_plain
+        from engine_lib.codec.ragged_decoder import RaggedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
 
-        return FusedDecoder(self.decoder, self.arena)
+        return RaggedDecoder(self.decoder, self.arena)
+
+    def _decode_plain(self, plan: Plan) -> torch.Tensor:
+        state = self.arena.packed(plan)
+        audio = self.decoder(plan.codes[:, None], state)
+        state.advance()
+        return finished_samples(audio)
 
 
 def fused_is_faster(dtype: torch.dtype, device: torch.device) -> bool:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
-from engine_lib.codec.graphs import FRAME_BUCKETS
 from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt, PromptBuilder
@@ -32,6 +31,7 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 STREAM_KEY = "warm-up"
 TEXT = "Hello."
 DELIVERY = Delivery((1,))
+CHUNK_FRAMES = (1, 2, 4, 8)
 TALKER_FRAMES = 3  # from the prefill, from a decode step after it, and from one with the batch of the step before
 TIMEOUT_SECONDS = 300.0  # enough for a large checkpoint on a slow CPU; a server that hangs must not load for ever
 
@@ -49,12 +49,17 @@ def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender
 
 
 def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
-    """Decode one chunk of each size that takes one step.
+    """Decode a few chunks, each in a step of its own.
 
     Raises:
         Qwen3TTSError: the codec cannot.
     """
-    answers = _Answers("codec", sender)
+    answers, sizes = _Answers("codec", sender), iter((*CHUNK_FRAMES, 0))
+
+    def send_next(index: int) -> None:
+        frames = next(sizes)
+        codes = np.zeros((frames, engine.num_quantizers), np.int16)
+        engine.submit(CodecRequest(STREAM_KEY, index, codes, frames == 0, on_audio))
 
     def on_audio(chunk: AudioChunk) -> None:
         answer = AudioAnswer(
@@ -67,10 +72,10 @@ def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
             audio_format=DELIVERY.audio_format,
         )
         answers.put(answer.pack, chunk.error, chunk.is_final)
+        if not (chunk.is_final or chunk.error):
+            send_next(chunk.index + 1)
 
-    for index, frames in enumerate((*FRAME_BUCKETS, 0)):
-        codes = np.zeros((frames, engine.num_quantizers), np.int16)
-        engine.submit(CodecRequest(STREAM_KEY, index, codes, frames == 0, on_audio))
+    send_next(0)
     answers.wait_for_the_end()
 
 

@@ -69,8 +69,8 @@ def test_a_text_that_fails_ends_the_others_of_its_list(endless: Path, monkeypatc
     with load(endless, max_model_len=4096, num_kv_blocks=600) as tts:
         step = tts._codec.runner.step
 
-        def failing_in_slot_0(slots: Sequence[int], codes: np.ndarray) -> StepAudio:
-            audio = step(slots, codes)
+        def failing_in_slot_0(slots: Sequence[int], pieces: Sequence[np.ndarray]) -> StepAudio:
+            audio = step(slots, pieces)
             for slot, row in zip(slots, audio.read(), strict=True):
                 row[:] = np.nan if slot == 0 else row
             return audio

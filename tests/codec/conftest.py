@@ -26,8 +26,8 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.fixture(params=["equal", "ragged"])
-def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
+@pytest.fixture
+def make_engine(tiny_custom_voice: Path) -> Iterator[MakeEngine]:
     """Return a function that starts an engine with the given codec options; the fixture stops all of them.
 
     Every other one, by chance, answers a step after it has launched the next one, as on a GPU.
@@ -37,7 +37,7 @@ def make_engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iter
     print(f"pipelined: {is_pipelined}")
 
     def make(slots: int = 4, start: bool = True, on_idle: Callable[[str], None] | None = None, **options: Any) -> CodecEngine:
-        config = EngineConfig(device="cpu", max_num_seqs=1, codec_slots=slots, codec_cohorts=request.param, **options)
+        config = EngineConfig(device="cpu", max_num_seqs=1, codec_slots=slots, **options)
         engines.append(CodecEngine(Checkpoint(tiny_custom_voice), config, on_idle=on_idle))
         engines[-1]._pipelined = is_pipelined
         if start:

@@ -71,10 +71,10 @@ class Gate:
         self.reached, self._open = threading.Event(), threading.Event()
         step = engine.runner.step
 
-        def waiting(slots: Sequence[int], codes: Codes) -> StepAudio:
+        def waiting(slots: Sequence[int], pieces: Sequence[Codes]) -> StepAudio:
             self.reached.set()
             assert self._open.wait(PATIENCE)
-            return step(slots, codes)
+            return step(slots, pieces)
 
         monkeypatch.setattr(engine.runner, "step", waiting)
 

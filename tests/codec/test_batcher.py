@@ -9,14 +9,16 @@ import pytest
 
 from engine_lib.codec.batcher import SAFE_SECONDS, Batcher, Cohort, Stream
 from engine_lib.codec.request import CodecRequest
+from engine_lib.codec.step_limits import StepLimits
 
 FRAME_SECONDS = 0.08
 SAMPLES_PER_FRAME = 2
-MAX_PIECE = 64
+LIMITS = StepLimits(full=40, express=6, piece=16)
+PAIRS = StepLimits(full=2, express=2, piece=2)  # one chunk of two frames, or two of one
 
 
-def make_batcher(num_slots: int = 8, max_batch_size: int = 8, max_wait: float = 0.0) -> Batcher:
-    return Batcher(num_slots, max_batch_size, FRAME_SECONDS, piece_frames=lambda frames: min(frames, MAX_PIECE), max_wait=max_wait)
+def make_batcher(num_slots: int = 8, limits: StepLimits = LIMITS, max_wait: float = 0.0) -> Batcher:
+    return Batcher(num_slots, limits, FRAME_SECONDS, max_wait)
 
 
 def add(batcher: Batcher, stream_key: str, frames: int, *, index: int = 0, now: float = 0.0, is_reference: bool = False) -> Stream:
@@ -40,10 +42,15 @@ def keys(cohort: Cohort | None) -> Sequence[str]:
     return [stream.stream_key for stream in cohort.streams] if cohort is not None else []
 
 
-def heard(batcher: Batcher, stream_key: str, frames: int, now: float) -> Stream:
+def sizes(cohort: Cohort | None) -> dict[str, int]:
+    return {stream.stream_key: len(piece) for stream, piece in zip(cohort.streams, cohort.pieces, strict=True)} if cohort else {}
+
+
+def heard(batcher: Batcher, stream_key: str, frames: int, now: float = 0.0) -> Stream:
     """Open a stream and decode its first `frames` frames at `now`."""
     stream = add(batcher, stream_key, frames, now=now)
-    assert keys(run(batcher, now)) == [stream_key]
+    while stream.pending:
+        assert keys(run(batcher, now)) == [stream_key]
     return stream
 
 
@@ -54,17 +61,69 @@ def test_nothing_is_decoded_when_nothing_waits() -> None:
     assert batcher.next_cohort(0.0) is None
 
 
-def test_a_first_chunk_comes_before_a_stream_that_is_about_to_run_dry() -> None:
+def test_all_that_waits_goes_with_the_next_step_whatever_its_size() -> None:
     batcher = make_batcher()
-    heard(batcher, "playing", 1, now=0.0)
-    add(batcher, "playing", 2, index=1, now=1.0)  # silent for a second already
-    add(batcher, "new", 1, now=2.0)
-    assert keys(run(batcher, 2.0)) == ["new"]
-    assert keys(run(batcher, 2.0)) == ["playing"]
+    for stream_key in "abc":
+        heard(batcher, stream_key, 1)
+    for stream_key, frames in {"a": 4, "b": 8, "c": 12}.items():
+        add(batcher, stream_key, frames, index=1)
+    assert sizes(run(batcher, 0.0)) == {"a": 4, "b": 8, "c": 12}
+    assert run(batcher, 0.0) is None
+
+
+def test_chunks_of_one_stream_go_together_and_each_gets_its_own_audio() -> None:
+    batcher = make_batcher()
+    stream = heard(batcher, "a", 1)
+    for index, frames in enumerate((2, 0, 3, 4), start=1):
+        add(batcher, "a", frames, index=index)
+    cohort = batcher.next_cohort(0.0)
+    assert cohort is not None
+    assert cohort.pieces[0].tolist() == [[i, frame] for i, frames in ((1, 2), (3, 3), (4, 4)) for frame in range(frames)]
+    audio = np.arange(9 * SAMPLES_PER_FRAME, dtype=np.float32)
+    batcher.decoded(stream, 9, audio, 0.0)
+    assert [chunk.frames_left for chunk in stream.pending] == [0, 0, 0, 0]
+    parts = [np.concatenate(chunk.audio) if chunk.audio else audio[:0] for chunk in stream.pending]
+    assert [len(part) for part in parts] == [2 * SAMPLES_PER_FRAME, 0, 3 * SAMPLES_PER_FRAME, 4 * SAMPLES_PER_FRAME]
+    np.testing.assert_array_equal(np.concatenate(parts), audio)
+
+
+def test_a_reference_goes_by_itself_because_its_state_is_kept() -> None:
+    batcher = make_batcher()
+    stream = add(batcher, "a", 5, is_reference=True)
+    add(batcher, "a", 2)
+    reference = batcher.next_cohort(0.0)
+    assert sizes(reference) == {"a": 5}
+    assert stream.seconds_taken == 0
+    assert sizes(batcher.next_cohort(0.0)) == {"a": 2}  # the reference is on the device
+
+
+def test_first_audio_goes_first_and_in_small_company_that_still_has_room_for_the_most_urgent() -> None:
+    batcher = make_batcher()
+    heard(batcher, "long lead", 6)
+    heard(batcher, "short lead", 1)
+    add(batcher, "long lead", 8, index=1)
+    add(batcher, "short lead", 8, index=1)
+    add(batcher, "clone", 8, is_reference=True)
+    add(batcher, "new", 1)
+    add(batcher, "newer", 2)
+    assert sizes(run(batcher, 0.0)) == {"new": 1, "newer": 2, "clone": 3}
+    assert sizes(run(batcher, 0.0)) == {"clone": 5, "short lead": 8, "long lead": 8}
+
+
+def test_a_full_step_takes_those_who_run_out_of_audio_soonest() -> None:
+    batcher = make_batcher()
+    for lead in (5, 1, 3, 2, 4):
+        heard(batcher, str(lead), lead)
+    for lead in range(1, 6):
+        add(batcher, str(lead), 20, index=1)
+    assert sizes(run(batcher, 0.0)) == {"1": 16, "2": 16, "3": 8}
+    # 1 and 2 have 17 and 18 frames now, 3 has 11
+    assert sizes(run(batcher, 0.0)) == {"4": 16, "5": 16, "3": 8}
+    assert sizes(run(batcher, 0.0)) == {"1": 4, "2": 4, "3": 4, "4": 4, "5": 4}
 
 
 def test_first_chunks_come_in_the_order_their_streams_opened() -> None:
-    batcher = make_batcher(max_batch_size=2)
+    batcher = make_batcher(limits=PAIRS)
     for stream_key in "abc":
         add(batcher, stream_key, 1)
     assert keys(run(batcher, 0.0)) == ["a", "b"]
@@ -72,7 +131,7 @@ def test_first_chunks_come_in_the_order_their_streams_opened() -> None:
 
 
 def test_streams_that_play_come_in_the_order_they_run_out_of_audio() -> None:
-    batcher = make_batcher(max_batch_size=1)
+    batcher = make_batcher(limits=PAIRS)
     heard(batcher, "long lead", 8, now=0.0)  # until 0.64
     heard(batcher, "short lead", 2, now=0.3)  # until 0.46
     heard(batcher, "late start", 4, now=0.5)  # until 0.82
@@ -81,64 +140,39 @@ def test_streams_that_play_come_in_the_order_they_run_out_of_audio() -> None:
     assert [keys(run(batcher, 0.6)) for _ in range(3)] == [["short lead"], ["long lead"], ["late start"]]
 
 
-def test_the_deadline_moves_with_every_chunk_decoded() -> None:
-    batcher = make_batcher(max_batch_size=1)
-    heard(batcher, "a", 1, now=0.0)  # until 0.08
-    heard(batcher, "b", 2, now=0.0)  # until 0.16
-    for index in (1, 2):
-        add(batcher, "a", 2, index=index)
-        add(batcher, "b", 2, index=index)
-    # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
-    assert [keys(run(batcher, 0.0)) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
+def test_audio_decoded_or_on_the_device_counts_towards_the_deadline() -> None:
+    for is_decoded in (True, False):
+        batcher = make_batcher(limits=PAIRS)
+        heard(batcher, "a", 1, now=0.0)
+        heard(batcher, "b", 2, now=0.0)
+        for index in (1, 2):
+            add(batcher, "a", 2, index=index)
+            add(batcher, "b", 2, index=index)
+        # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
+        cohorts = [run(batcher, 0.0) if is_decoded else batcher.next_cohort(0.0) for _ in range(4)]
+        assert [keys(cohort) for cohort in cohorts] == [["a"], ["b"], ["a"], ["b"]]
 
 
-def test_a_cohort_holds_only_pieces_of_the_most_urgent_size() -> None:
-    batcher = make_batcher()
-    for stream_key, frames in {"a": 2, "b": 1, "c": 2, "d": 1}.items():
-        add(batcher, stream_key, frames)
-    cohort = run(batcher, 0.0)
-    assert cohort is not None
-    assert [len(piece) for piece in cohort.pieces] == [2, 2]
-    assert keys(cohort) == ["a", "c"]
-    assert keys(run(batcher, 0.0)) == ["b", "d"]
-
-
-def test_a_stream_that_plays_joins_a_cohort_of_first_chunks_of_its_size() -> None:
-    batcher = make_batcher()
+def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and_before_the_others() -> None:
+    batcher = make_batcher(limits=PAIRS)
     heard(batcher, "playing", 1, now=0.0)
-    add(batcher, "new", 1)
-    add(batcher, "playing", 1, index=1)
-    assert keys(run(batcher, 0.0)) == ["new", "playing"]
-
-
-def test_a_cohort_is_never_larger_than_the_maximum_and_takes_the_most_urgent() -> None:
-    batcher = make_batcher(num_slots=20, max_batch_size=3)
-    for i in range(7):
-        add(batcher, str(i), 1)
-    assert [keys(run(batcher, 0.0)) for _ in range(3)] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
-
-
-@pytest.mark.parametrize("sizes", [(1, 2, 4), (4, 1, 2), (8, 8, 8)])
-def test_chunks_of_one_stream_are_decoded_in_order_one_a_cohort(sizes: tuple[int, ...]) -> None:
-    batcher = make_batcher()
-    for index, frames in enumerate(sizes):
-        add(batcher, "a", frames, index=index)
-    for index, frames in enumerate(sizes):
-        cohort = run(batcher, 0.0)
-        assert cohort is not None
-        assert (cohort.pieces[0] == [[index, frame] for frame in range(frames)]).all()
+    add(batcher, "new", 4)
+    add(batcher, "newer", 2)
+    add(batcher, "playing", 2, index=1)
+    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
 
 
 def test_a_long_chunk_is_decoded_in_pieces() -> None:
     batcher = make_batcher()
-    stream = add(batcher, "a", 150)
+    heard(batcher, "a", 1)
+    stream = add(batcher, "a", 50, index=1)
     frames = []
     while stream.pending:
         cohort = run(batcher, 0.0)
         assert cohort is not None
         frames.append(cohort.pieces[0][:, 1])
-    assert [len(piece) for piece in frames] == [64, 64, 22]
-    assert (np.concatenate(frames) == np.arange(150)).all()
+    assert [len(piece) for piece in frames] == [16, 16, 16, 2]
+    assert (np.concatenate(frames) == np.arange(50)).all()
 
 
 def test_frames_on_the_device_are_not_taken_twice() -> None:
@@ -146,50 +180,29 @@ def test_frames_on_the_device_are_not_taken_twice() -> None:
     for stream_key in ("a", "b"):
         add(batcher, stream_key, 70)
         add(batcher, stream_key, 3, index=1)
-    cohorts = []
+    taken: dict[str, list[list[int]]] = {"a": [], "b": []}
     while (cohort := batcher.next_cohort(0.0)) is not None:  # nothing is decoded meanwhile
-        cohorts.append(cohort)
-    assert [keys(cohort) for cohort in cohorts] == [["a", "b"]] * 3
+        for stream, piece in zip(cohort.streams, cohort.pieces, strict=True):
+            taken[stream.stream_key] += piece.tolist()
     expected = [[0, frame] for frame in range(70)] + [[1, frame] for frame in range(3)]
-    for row in (0, 1):
-        assert np.concatenate([cohort.pieces[row] for cohort in cohorts]).tolist() == expected
-
-
-def test_audio_on_the_device_counts_towards_the_deadline() -> None:
-    batcher = make_batcher(max_batch_size=1)
-    heard(batcher, "a", 1, now=0.0)
-    heard(batcher, "b", 2, now=0.0)
-    for index in (1, 2):
-        add(batcher, "a", 2, index=index)
-        add(batcher, "b", 2, index=index)
-    # a: 0.08, then 0.24, then 0.40; b: 0.16, then 0.32
-    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["a"], ["b"], ["a"], ["b"]]
-
-
-def test_a_stream_whose_first_audio_is_on_the_device_comes_after_the_unheard_and_before_the_others() -> None:
-    batcher = make_batcher(max_batch_size=1)
-    heard(batcher, "playing", 1, now=0.0)
-    for index in (0, 1):
-        add(batcher, "new", 1, index=index)
-    add(batcher, "newer", 1)
-    add(batcher, "playing", 1, index=1)
-    assert [keys(batcher.next_cohort(0.0)) for _ in range(4)] == [["new"], ["newer"], ["new"], ["playing"]]
+    assert taken == {"a": expected, "b": expected}
 
 
 def test_a_whole_utterance_gives_way_to_streams_that_play_once_it_has_begun() -> None:
-    batcher = make_batcher()
+    batcher = make_batcher(limits=StepLimits(full=8, express=8, piece=8))
     heard(batcher, "playing", 8, now=0.0)
     add(batcher, "utterance", 700)
-    assert keys(run(batcher, 0.0)) == ["utterance"]
+    for _ in range(2):
+        assert keys(run(batcher, 0.0)) == ["utterance"]
     add(batcher, "playing", 8, index=1)
     assert keys(run(batcher, 0.0)) == ["playing"]
 
 
 def test_a_reference_is_not_audio_so_its_stream_still_comes_first() -> None:
-    batcher = make_batcher()
+    batcher = make_batcher(limits=StepLimits(full=64, express=64, piece=64))
     heard(batcher, "playing", 1, now=0.0)
-    add(batcher, "clone", 100, is_reference=True)
-    add(batcher, "clone", 1)
+    add(batcher, "clone", 128, is_reference=True)
+    add(batcher, "clone", 64)
     add(batcher, "playing", 2, index=1)
     assert [keys(run(batcher, 9.0)) for _ in range(4)] == [["clone"], ["clone"], ["clone"], ["playing"]]
 
@@ -230,9 +243,23 @@ def test_only_streams_that_nothing_waits_for_expire() -> None:
     assert batcher.expired(now=5.0, idle_timeout=5.0) == []
 
 
+def test_a_flood_of_new_streams_cannot_starve_one_that_plays() -> None:
+    batcher = make_batcher(num_slots=12)
+    playing = heard(batcher, "playing", 1)
+    add(batcher, "playing", 8, index=1)
+    num_new = 0
+    for _ in range(5):  # a slot comes free for a new stream whenever it may
+        while batcher.free_slots:
+            add(batcher, f"new {num_new}", 1)
+            num_new += 1
+            batcher.open_slots()
+        run(batcher, 0.0)
+    assert not playing.pending
+
+
 def two_that_play(*, frames: int = 8) -> Batcher:
     """Two streams with `frames` frames for their listeners from 0.0 on; chunks may wait 2 ms."""
-    batcher = make_batcher(max_batch_size=2, max_wait=0.002)
+    batcher = make_batcher(limits=StepLimits(full=40, express=8, piece=16), max_wait=0.002)
     for stream_key in "ab":
         heard(batcher, stream_key, frames, now=0.0)
     return batcher
@@ -249,28 +276,34 @@ def test_a_chunk_with_time_to_spare_waits_for_company_but_not_for_long() -> None
     assert batcher.wait_until == float("inf")
 
 
-def test_company_that_fills_the_cohort_ends_the_wait() -> None:
+def test_nobody_waits_when_no_open_stream_could_join() -> None:
     batcher = two_that_play()
     add(batcher, "a", 8, index=1, now=0.1)
     assert run(batcher, 0.1) is None
-    add(batcher, "b", 8, index=1, now=0.101)
-    assert keys(run(batcher, 0.101)) == ["a", "b"]
+    add(batcher, "b", 4, index=1, now=0.101)
+    assert sizes(run(batcher, 0.101)) == {"a": 8, "b": 4}
 
 
-def test_nobody_waits_when_no_open_stream_could_join() -> None:
+def test_a_full_step_ends_the_wait() -> None:
     batcher = two_that_play()
-    batcher.max_batch_size = 8
-    add(batcher, "a", 8, index=1, now=0.1)
-    add(batcher, "b", 4, index=1, now=0.1)
+    add(batcher, "a", 39, index=1, now=0.1)
+    assert run(batcher, 0.1) is None
+    add(batcher, "a", 1, index=2, now=0.101)
+    assert sizes(run(batcher, 0.101)) == {"a": 16}
+
+
+def test_a_client_that_waits_for_the_end_is_not_kept_waiting() -> None:
+    batcher = two_that_play()
+    batcher.add(CodecRequest("a", 1, np.zeros((4, 2), int), True, lambda _chunk: None), 0.1)
     assert keys(run(batcher, 0.1)) == ["a"]
 
 
-def test_a_first_chunk_never_waits_and_takes_with_it_what_has_its_size() -> None:
+def test_a_first_chunk_never_waits_and_takes_with_it_what_it_has_room_for() -> None:
     batcher = two_that_play()
-    add(batcher, "a", 1, index=1, now=0.1)
+    add(batcher, "a", 8, index=1, now=0.1)
     assert run(batcher, 0.1) is None
     add(batcher, "new", 1, now=0.1)
-    assert keys(run(batcher, 0.1)) == ["new", "a"]
+    assert sizes(run(batcher, 0.1)) == {"new": 1, "a": 7}
 
 
 def test_a_listener_about_to_run_dry_is_not_kept_waiting() -> None:
@@ -279,11 +312,3 @@ def test_a_listener_about_to_run_dry_is_not_kept_waiting() -> None:
     assert run(batcher, 0.029) is None
     assert batcher.wait_until == pytest.approx(0.08 - SAFE_SECONDS)
     assert keys(run(batcher, 0.0301)) == ["a"]
-
-
-def test_others_are_decoded_while_a_chunk_waits() -> None:
-    batcher = two_that_play()
-    add(batcher, "a", 8, index=1, now=0.1)
-    add(batcher, "new", 2, now=0.1)
-    assert keys(run(batcher, 0.1)) == ["new"]
-    assert run(batcher, 0.1) is None

@@ -47,9 +47,7 @@ def test_chunks_that_wait_together_are_decoded_together(
     gate.open()
     for listener in listeners:
         assert len(listener.audio()) == 2 * SAMPLES_PER_FRAME
-    # equal: all streams, a chunk of each at a time; ragged: both chunks of two new streams at a time
-    num_steps = engine.stats().num_steps
-    assert num_steps == 1 + 2 if engine.config.codec_cohorts == "equal" else 4 <= num_steps <= 1 + 4
+    assert 4 <= engine.stats().num_steps <= 1 + 4  # both chunks of two new streams at a time
     assert engine.stats().num_frames == 16
 
 

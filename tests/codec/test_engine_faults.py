@@ -31,9 +31,8 @@ def test_a_dropped_stream_frees_its_slot_and_answers_what_waits(
     gate.open()
 
     errors = [answer.error for answer in dropped.rest()]
-    on_device = 1 if engine.config.codec_cohorts == "equal" else 2
-    assert set(errors[:on_device]) <= {"", "the stream was dropped"}
-    assert errors[on_device:] == ["the stream was dropped"] * (3 - on_device)
+    assert set(errors[:2]) <= {"", "the stream was dropped"}  # they may be in the step that waits at the gate
+    assert errors[2] == "the stream was dropped"
     assert_official(other.audio(), codes)
 
     dropped.send(random_codes(rng, 2), is_final=True)
@@ -208,7 +207,7 @@ def test_the_death_of_the_thread_answers_everything_and_hangs_nobody(
     listeners = [Listener(engine) for _ in range(5)]
     reached, go_on = threading.Event(), threading.Event()
 
-    def broken_step(slots: Sequence[int], codes: Codes) -> StepAudio:
+    def broken_step(slots: Sequence[int], pieces: Sequence[Codes]) -> StepAudio:
         reached.set()
         assert go_on.wait(PATIENCE)
         raise RuntimeError("the device is gone")

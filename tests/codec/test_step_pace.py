@@ -1,16 +1,17 @@
-"""A ragged step is launched shortly before the last one ends, and streams stay exact."""
+"""A step is launched shortly before the last one ends, and streams stay exact."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from codec.listening import AssertOfficial, Listener, MakeEngine, random_codes, random_cut
-from engine_lib.codec.ragged_runner import RaggedAudio
+from codec.listening import AssertOfficial, Codes, Listener, MakeEngine, random_codes, random_cut
+from engine_lib.codec.runner import StepAudio
 from engine_lib.codec.step_pace import LATEST_STEPS, LAUNCH_AHEAD_SECONDS, StepPace
 
 
@@ -40,7 +41,6 @@ class LateEvent:
         return (end._at - self._at) * 1e3 + 3
 
 
-@pytest.mark.parametrize("make_engine", ["ragged"], indirect=True)
 def test_streams_whose_steps_overlap_the_reading_of_the_last_give_the_official_audio(
     make_engine: MakeEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, assert_official: AssertOfficial
 ) -> None:
@@ -48,10 +48,8 @@ def test_streams_whose_steps_overlap_the_reading_of_the_last_give_the_official_a
     engine._pipelined = True
     step = engine.runner.step
 
-    def late(slots: Any, pieces: Any) -> Any:
-        audio = step(slots, pieces)
-        events = {"began": cast(Any, LateEvent()), "copied": cast(Any, LateEvent())}
-        return dataclasses.replace(audio, **events) if isinstance(audio, RaggedAudio) else audio
+    def late(slots: Sequence[int], pieces: Sequence[Codes]) -> StepAudio:
+        return dataclasses.replace(step(slots, pieces), began=cast(Any, LateEvent()), copied=cast(Any, LateEvent()))
 
     monkeypatch.setattr(engine.runner, "step", late)
     engine.start()

@@ -1,4 +1,4 @@
-"""The codec on a GPU: the CPU's audio for any cut, and graphs with the bits of eager launches."""
+"""The codec on a GPU: the CPU's audio in any company, graphs with the bits of eager launches."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from codec.random_steps import Audio, Codes, InBuckets, decode_in_random_steps
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
@@ -23,21 +23,16 @@ from patience import PATIENCE
 
 pytestmark = pytest.mark.gpu
 
-# The CPU adds in another order, and so does cuDNN for every batch size.
-TOLERANCE = 1e-4
-MAX_BATCH, NUM_SLOTS = 32, 40
-FRAMES = (1, 2, 4, 8)
-
-Codes = npt.NDArray[np.int64]
-Audio = npt.NDArray[np.float32]
+TOLERANCE = 1e-4  # the CPU adds in another order, and so does cuDNN for every batch size
+MAX_BATCH, NUM_SLOTS = 32, 70
 
 
 @pytest.fixture
-def rng() -> random.Random:
+def rng() -> np.random.Generator:
     """Return a generator with a new seed for this run; pytest prints it when the test fails."""
     seed = secrets.randbits(32)
     print(f"seed = {seed}")
-    return random.Random(seed)
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="module")
@@ -64,166 +59,157 @@ def captured(path: Path, dtype: torch.dtype) -> CodecRunner:
     return runner
 
 
-def random_codes(rng: random.Random, *shape: int) -> Codes:
-    return np.random.default_rng(rng.randrange(2**32)).integers(0, 2048, (*shape, 16))
+def random_codes(rng: np.random.Generator, frames: int) -> Codes:
+    return rng.integers(0, 2048, (frames, 16))
 
 
 def whole(exact: CodecRunner, codes: Codes) -> Audio:
     """The audio of one stream, decoded in one piece."""
     exact.reset(0)
-    return exact.step([0], codes[None]).read()[0]
+    return exact.step([0], [codes]).read()[0]
 
 
-class Stream:
-    """A stream on its way through a runner."""
-
-    def __init__(self, codes: Codes, slot: int) -> None:
-        self.codes, self.slot, self.done = codes, slot, 0
-        self.pieces: list[Audio] = []
-
-    @property
-    def frames_left(self) -> int:
-        return len(self.codes) - self.done
-
-
-def decode_in_random_cohorts(rng: random.Random, runner: CodecRunner, waiting: list[Codes]) -> list[Stream]:
-    """Decode streams in random pieces and cohorts, two steps in flight; slots are used again as streams end."""
-    free, running, finished = list(range(NUM_SLOTS)), list[Stream](), list[Stream]()
-    unread = list[Any]()
-    while waiting or running or unread:
-        while waiting and free:
-            running.append(Stream(waiting.pop(), free.pop(rng.randrange(len(free)))))
-        if running:
-            frames = rng.choice([size for size in FRAMES if size <= max(stream.frames_left for stream in running)])
-            ready = [stream for stream in running if stream.frames_left >= frames]
-            cohort = rng.sample(ready, min(len(ready), rng.choice((1, 2, 3, 5, 8, 13, 16, 27, MAX_BATCH))))
-            codes = np.stack([stream.codes[stream.done : stream.done + frames] for stream in cohort])
-            unread.append((cohort, runner.step([stream.slot for stream in cohort], codes)))
-            for stream in cohort:
-                stream.done += frames
-                if not stream.frames_left:
-                    runner.reset(stream.slot)
-                    running.remove(stream)
-                    free.append(stream.slot)
-                    finished.append(stream)
-        if len(unread) > 2 or not running:
-            cohort, audio = unread.pop(0)
-            for stream, row in zip(cohort, audio.read(), strict=True):
-                stream.pieces.append(row.copy())
-    return finished
+def random_sizes(rng: np.random.Generator, runner: CodecRunner, total: int, first: int = 1) -> list[int]:
+    """Frames of streams that have `total` together, `first` of them the first stream."""
+    sizes = [first]
+    while sum(sizes) < total and len(sizes) < NUM_SLOTS:
+        # If few streams are left, each must take much.
+        least = -(-(total - sum(sizes)) // (NUM_SLOTS - len(sizes)))
+        most = min(runner.limits.piece, total - sum(sizes))
+        sizes.append(int(rng.integers(min(least, most), most + 1)))
+    return sizes
 
 
-def test_float32_streams_in_random_cohorts_give_the_audio_of_the_cpu(rng: random.Random, exact: CodecRunner, float32: CodecRunner) -> None:
-    waiting = [random_codes(rng, rng.randint(1, 90)) for _ in range(100)] + [random_codes(rng, 400)]
-    finished = decode_in_random_cohorts(rng, float32, waiting)
-    assert len(finished) == 101
-    for stream in finished:
-        np.testing.assert_allclose(np.concatenate(stream.pieces), whole(exact, stream.codes), rtol=0, atol=TOLERANCE)
-
-
-def test_every_graph_gives_the_audio_of_the_cpu(rng: random.Random, exact: CodecRunner, float32: CodecRunner) -> None:
-    assert float32.graphs is not None
-    for batch, frames in float32.graphs.shapes:
-        codes = random_codes(rng, batch, 3 * frames)
-        audio = decode_together(float32, list(range(batch)), codes, frames)
-        for row in {0, rng.randrange(batch), batch - 1}:
-            np.testing.assert_allclose(
-                audio[row], whole(exact, codes[row]), rtol=0, atol=TOLERANCE, err_msg=f"{batch} streams, {frames} frames"
-            )
-
-
-def decode_together(runner: CodecRunner, slots: list[int], codes: Codes, frames: int) -> Audio:
-    """Decode new streams side by side, `frames` frames at a time."""
+def decode_together(runner: CodecRunner, slots: list[int], steps: list[list[Codes]]) -> list[Audio]:
+    """Decode new streams side by side; each step has a piece of each stream."""
     for slot in slots:
         runner.reset(slot)
-    steps = [runner.step(slots, codes[:, start : start + frames]) for start in range(0, codes.shape[1], frames)]
-    return np.concatenate([step.read() for step in steps], axis=1)
+    launched = [runner.step(slots, pieces) for pieces in steps]
+    rows = [[row.copy() for row in step.read()] for step in launched]
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_streams_in_random_steps_give_the_audio_of_the_cpu(
+    dtype: str, rng: np.random.Generator, exact: CodecRunner, request: pytest.FixtureRequest
+) -> None:
+    runner: CodecRunner = request.getfixturevalue(dtype)
+    waiting = [random_codes(rng, int(frames)) for frames in [*rng.integers(1, 90, 150), 400]]
+    finished = decode_in_random_steps(rng, runner, waiting, NUM_SLOTS, abandon=0.005, in_flight=2)
+    assert len(finished) > 50
+    for codes, audio in finished:
+        truth = whole(exact, codes)
+        if dtype == "float32":
+            np.testing.assert_allclose(audio, truth, rtol=0, atol=TOLERANCE)
+        else:
+            noise = float(np.square(audio - truth).mean() / np.square(truth).mean())
+            assert -10 * np.log10(noise) > 25, f"{len(codes)} frames"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_graph_gives_the_bits_of_an_eager_launch(
-    dtype: str, rng: random.Random, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    dtype: str, rng: np.random.Generator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # cuDNN keeps its choices by shape for each thread, so an eager launch on the thread that captured runs the same kernels.
     runner: CodecRunner = request.getfixturevalue(dtype)
     assert runner.graphs is not None
-    for batch, frames in runner.graphs.shapes:
-        codes, slots = random_codes(rng, batch, 3 * frames), rng.sample(range(NUM_SLOTS), batch)
-        replayed = decode_together(runner, slots, codes, frames)
+    # cuDNN keeps its choices by shape for each thread, so an eager launch on the thread that captured runs the same kernels.
+    for frames in runner.graphs.sizes:
+        sizes = random_sizes(rng, runner, frames - (frames > 8))
+        assert len(sizes) < runner.shape_of_graph(frames)[0]
+        steps = [[random_codes(rng, size) for size in sizes] for _ in range(3)]
+        slots = rng.permutation(NUM_SLOTS)[: len(sizes)].tolist()
+        replayed = decode_together(runner, slots, steps)
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "graphs", None)
-            launched = decode_together(runner, slots, codes, frames)
-        np.testing.assert_array_equal(replayed, launched, err_msg=f"{batch} streams, {frames} frames")
+            patch.setattr(runner, "graphs", cast(Any, InBuckets(runner, runner.graphs.sizes)))
+            launched = decode_together(runner, slots, steps)
+        for one, other in zip(replayed, launched, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=f"{frames} frames of {sizes}")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_strangers_in_the_cohort_do_not_change_one_bit_of_a_stream(dtype: str, rng: random.Random, request: pytest.FixtureRequest) -> None:
-    runner: CodecRunner = request.getfixturevalue(dtype)
-    for batch in (2, 8, 32):
-        frames = rng.choice(FRAMES)
-        codes, row = random_codes(rng, batch, 3 * frames), rng.randrange(batch)
-        audio = decode_together(runner, list(range(batch)), codes, frames)
-        strangers = random_codes(rng, batch, 3 * frames)
-        strangers[row] = codes[row]
-        again = decode_together(runner, rng.sample(range(NUM_SLOTS), batch), strangers, frames)
-        np.testing.assert_array_equal(again[row], audio[row], err_msg=f"row {row} of {batch}, {frames} frames")
+def test_strangers_of_any_size_do_not_change_one_bit_of_a_stream(rng: np.random.Generator, bfloat16: CodecRunner) -> None:
+    assert bfloat16.graphs is not None
+    buckets = sorted(bfloat16.graphs.sizes)
+    for bucket, smaller in zip(buckets[2:], buckets[1:], strict=False):
+        mine = int(rng.integers(1, min(bfloat16.limits.piece, smaller) + 1))
+        own = [random_codes(rng, mine) for _ in range(3)]
+        heard = []
+        for _ in range(3):
+            sizes = random_sizes(rng, bfloat16, int(rng.integers(smaller + 1, bucket + 1)), mine)
+            order = rng.permutation(len(sizes)).tolist()
+            slots = rng.permutation(NUM_SLOTS)[: len(sizes)].tolist()
+            steps = [[codes if i == 0 else random_codes(rng, sizes[i]) for i in order] for codes in own]
+            heard.append(decode_together(bfloat16, slots, steps)[order.index(0)])
+        for other in heard[1:]:
+            np.testing.assert_array_equal(other, heard[0], err_msg=f"{mine} frames among {bucket}")
 
 
-def test_bfloat16_stays_30_db_from_float32_over_a_long_stream(rng: random.Random, exact: CodecRunner, bfloat16: CodecRunner) -> None:
-    codes = random_codes(rng, 300)
-    audio = decode_together(bfloat16, [3], codes[None, :296], 8)[0]
-    truth = whole(exact, codes[:296])
+def test_every_graph_gives_the_audio_of_the_cpu(rng: np.random.Generator, exact: CodecRunner, float32: CodecRunner) -> None:
+    assert float32.graphs is not None
+    for frames in float32.graphs.sizes:
+        sizes = random_sizes(rng, float32, frames)
+        steps = [[random_codes(rng, size) for size in sizes] for _ in range(2)]
+        audio = decode_together(float32, list(range(len(sizes))), steps)
+        for row in {0, int(rng.integers(len(sizes))), len(sizes) - 1}:
+            truth = whole(exact, np.concatenate([pieces[row] for pieces in steps]))
+            np.testing.assert_allclose(audio[row], truth, rtol=0, atol=TOLERANCE, err_msg=f"{frames} frames of {sizes}")
+
+
+def test_bfloat16_stays_30_db_from_float32_over_a_long_stream(rng: np.random.Generator, exact: CodecRunner, bfloat16: CodecRunner) -> None:
+    codes = random_codes(rng, 296)
+    [audio] = decode_together(bfloat16, [3], [[codes[start : start + 8]] for start in range(0, 296, 8)])
+    truth = whole(exact, codes)
     noise = float(np.square(audio - truth).mean() / np.square(truth).mean())
     assert -10 * np.log10(noise) > 30
 
 
-def test_nan_in_a_slot_is_seen_hurts_no_other_row_and_ends_with_the_reset(
-    rng: random.Random, exact: CodecRunner, float32: CodecRunner
+def test_nan_in_a_slot_is_seen_hurts_no_other_stream_and_ends_with_the_reset(
+    rng: np.random.Generator, exact: CodecRunner, float32: CodecRunner
 ) -> None:
-    codes = random_codes(rng, 3, 8)
+    pieces = [random_codes(rng, frames) for frames in (3, 9, 1)]
     for past in float32.arena._pasts.values():
         past[1] = torch.nan
     torch.cuda.synchronize()
     for slot in (0, 2):
         float32.reset(slot)
-    audio = float32.step([0, 1, 2], codes).read()
+    audio = float32.step([0, 1, 2], pieces).read()
     assert np.isnan(audio[1]).all()
     for row in (0, 2):
-        np.testing.assert_allclose(audio[row], whole(exact, codes[row]), rtol=0, atol=TOLERANCE)
-    audio = decode_together(float32, [1], codes[1:2], 4)
-    np.testing.assert_allclose(audio[0], whole(exact, codes[1]), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(audio[row], whole(exact, pieces[row]), rtol=0, atol=TOLERANCE)
+    [audio_of_1] = decode_together(float32, [1], [[pieces[1]]])
+    np.testing.assert_allclose(audio_of_1, whole(exact, pieces[1]), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("graph", [True, False], ids=["graph", "eager"])
-def test_a_step_never_waits_for_the_device(graph: bool, rng: random.Random, bfloat16: CodecRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_never_waits_for_the_device(
+    graph: bool, rng: np.random.Generator, bfloat16: CodecRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not graph:
         monkeypatch.setattr(bfloat16, "graphs", None)
-    codes = random_codes(rng, 5, 4)
-    bfloat16.step(range(5), codes).wait()
+    pieces = [random_codes(rng, frames) for frames in (1, 4, 2, 8)]
+    bfloat16.step(range(4), pieces).wait()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = [bfloat16.step(range(5), codes) for _ in range(3)]
-        bfloat16.reset(4)
+        steps = [bfloat16.step(range(4), pieces) for _ in range(3)]
+        bfloat16.reset(3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert np.isfinite(steps[-1].read()).all()
+    assert all(np.isfinite(row).all() for row in steps[-1].read())
 
 
-def test_a_row_of_steps_allocates_no_device_memory(rng: random.Random, bfloat16: CodecRunner) -> None:
-    codes = random_codes(rng, 8, 8)
-    bfloat16.step(range(8), codes).wait()
+def test_a_row_of_steps_allocates_no_device_memory(rng: np.random.Generator, bfloat16: CodecRunner) -> None:
+    pieces = [random_codes(rng, frames) for frames in (1, 5, 2, 8)]
+    bfloat16.step(range(4), pieces).wait()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     for _ in range(10):
-        bfloat16.step(range(8), codes).wait()
+        bfloat16.step(range(4), pieces).wait()
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
 @pytest.fixture(params=[False, True], ids=["graph", "eager"])
 def engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[CodecEngine]:
     """Return a running engine in float32."""
-    config = EngineConfig(
-        device="cuda", codec_dtype="float32", codec_slots=24, max_num_seqs=24, codec_max_batch_size=16, enforce_eager=request.param
-    )
+    options: dict[str, Any] = {"device": "cuda", "codec_dtype": "float32", "codec_slots": 24, "max_num_seqs": 24}
+    config = EngineConfig(codec_max_batch_size=8, enforce_eager=request.param, **options)
     engine = CodecEngine(Checkpoint(tiny_custom_voice), config)
     engine.start()
     yield engine
@@ -231,9 +217,9 @@ def engine(tiny_custom_voice: Path, request: pytest.FixtureRequest) -> Iterator[
 
 
 def test_40_streams_of_many_threads_on_24_slots_give_the_audio_of_the_cpu(
-    rng: random.Random, engine: CodecEngine, exact: CodecRunner
+    rng: np.random.Generator, engine: CodecEngine, exact: CodecRunner
 ) -> None:
-    streams = [Caller(engine, random_codes(rng, rng.randint(1, 60)), rng.randrange(2**32), drops=i % 5 == 4) for i in range(40)]
+    streams = [Caller(engine, random_codes(rng, int(rng.integers(1, 60))), int(rng.integers(2**32)), drops=i % 5 == 4) for i in range(40)]
     for stream in streams:
         stream.start()
     long = random_codes(rng, 150)

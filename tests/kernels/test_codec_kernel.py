@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
 
-from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.fused_decoder import FusedDecoder
-from engine_lib.codec.runner import CodecRunner
 from engine_lib.kernels.causal_conv import Snake, causal_conv, causal_conv_torch
 from engine_lib.kernels.depthwise_norm import depthwise_norm, depthwise_norm_torch
 from engine_lib.kernels.mono_conv import mono_conv, mono_conv_torch
 from engine_lib.kernels.stream_past import PastTable, move_pasts, move_pasts_torch
 from engine_lib.kernels.window_attention import window_attention, window_attention_torch
-from engine_lib.layers import fused as fused_layers
 from engine_lib.ops.rope import inverse_frequencies, rope_cos_sin
 from kernels.compare import assert_near
-from make_checkpoint import make_checkpoint
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -140,24 +134,3 @@ SHORT_FRAMES = {
         "num_hidden_layers": 2,
     }.items()
 }
-
-
-@pytest.mark.parametrize("rows", ["few", "many"])
-def test_the_fused_decoder_equals_the_plain_one(
-    rows: str, rng: random.Random, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if rows == "many":  # takes the path of many rows, which would be slow in the interpreter
-        monkeypatch.setattr(fused_layers, "FEW_NARROW_ROWS", 0)
-    checkpoint = Checkpoint(make_checkpoint(tmp_path / "short_frames", overrides=SHORT_FRAMES))
-    codec = checkpoint.config.codec
-    plain, fused = (CodecRunner(checkpoint, 3, dtype=torch.float32, device=device) for _ in range(2))
-    decode = FusedDecoder(fused.decoder, fused.arena)
-    for frames in (2, 1, 2) if device.type == "cuda" else (1, 2):  # a frame costs the interpreter seconds
-        slots = torch.randperm(3, device=device)[:2]
-        codes = torch.randint(0, codec.codebook_size, (len(slots), frames, codec.num_quantizers), device=device)
-        with torch.inference_mode():
-            expected = plain.decode(slots, codes)
-            state = fused.arena.batch(slots)
-            audio = decode(codes, state)
-            state.advance(codes.shape[1])
-        torch.testing.assert_close(audio.clamp(-1, 1), expected, rtol=0, atol=1e-5)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from codec.ragged_steps import InBuckets
+from codec.random_steps import InBuckets
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.ragged_decoder import RaggedDecoder
-from engine_lib.codec.ragged_runner import RaggedRunner
+from engine_lib.codec.runner import CodecRunner
 from engine_lib.kernels.causal_conv import Snake, causal_conv_ragged, causal_conv_ragged_torch
 from engine_lib.kernels.depthwise_norm import depthwise_norm_ragged, depthwise_norm_torch
 from engine_lib.kernels.mono_conv import mono_conv_ragged, mono_conv_torch
@@ -154,7 +154,7 @@ def test_the_ragged_decoder_equals_the_plain_one_with_the_same_bits_in_any_compa
 ) -> None:
     checkpoint = Checkpoint(make_checkpoint(tmp_path / "tiny_frames", overrides=TINY_FRAMES))
     codec = checkpoint.config.codec
-    plain, fused = (RaggedRunner(checkpoint, 4, dtype=torch.float32, device=device) for _ in range(2))
+    plain, fused = (CodecRunner(checkpoint, 4, dtype=torch.float32, device=device) for _ in range(2))
     fused._forward = RaggedDecoder(fused.decoder, fused.arena)
     fused.graphs = cast(Any, InBuckets(fused, (1, 3)))  # the company has room to spare
 

@@ -55,15 +55,15 @@ def test_after_it_the_first_request_takes_the_steps_and_gives_the_codes_of_the_s
     np.testing.assert_array_equal(codes[0], codes[1])
 
 
-def test_the_codec_decodes_every_size_of_step_and_frees_its_slot(
+def test_the_codec_decodes_each_chunk_in_a_step_of_its_own_and_frees_its_slot(
     tiny_custom_voice: Path, sender: OrderedSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = CodecEngine(Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=1, codec_slots=1))
-    sizes, step = [], engine.runner.step
+    sizes, step = list[int](), engine.runner.step
 
-    def watched(slots, codes):
-        sizes.append(len(codes[0]))
-        return step(slots, codes)
+    def watched(slots, pieces):
+        sizes.extend(len(codes) for codes in pieces)
+        return step(slots, pieces)
 
     monkeypatch.setattr(engine.runner, "step", watched)
     engine.start()
@@ -81,7 +81,7 @@ def test_what_cannot_be_served_is_an_error_that_says_so(
 ) -> None:
     engine = CodecEngine(Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=1, codec_slots=1))
 
-    def broken(slots, codes):
+    def broken(slots, pieces):
         raise RuntimeError("injected")
 
     monkeypatch.setattr(engine.runner, "step", broken)

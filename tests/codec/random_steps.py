@@ -1,4 +1,4 @@
-"""Decodes streams in random ragged steps, for tests on the CPU and on a GPU."""
+"""Decodes streams in random steps, for tests on the CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine_lib.codec.graphs import Shape
-from engine_lib.codec.ragged_runner import RaggedRunner
+from engine_lib.codec.runner import CodecRunner
 
 Codes = npt.NDArray[np.int64]
 Audio = npt.NDArray[np.float32]
 
 
 class InBuckets:
-    """Stands in for StepGraphs: eager steps in the shapes of graphs, with room to spare."""
+    """Stands in for StepGraphs: eager steps in the sizes of graphs, with room to spare."""
 
-    def __init__(self, runner: RaggedRunner, buckets: Sequence[int] = (2, 8, 40)) -> None:
-        self._runner = runner
-        self.shapes = [(min(frames, runner.arena.scratch_slot) + 1, frames) for frames in sorted(buckets, reverse=True)]
+    def __init__(self, runner: CodecRunner, sizes: Sequence[int] = (2, 8, 40)) -> None:
+        self._runner, self.sizes = runner, sorted(sizes, reverse=True)
 
-    def replay(self, inputs: torch.Tensor, shape: Shape) -> torch.Tensor:
-        return self._runner.decode_plan(inputs.to(self._runner.device, non_blocking=True), shape)
+    def replay(self, inputs: torch.Tensor, frames: int) -> torch.Tensor:
+        return self._runner.decode_plan(inputs.to(self._runner.device, non_blocking=True), self._runner.shape_of_graph(frames))
 
 
 @dataclass(eq=False)
@@ -36,8 +34,8 @@ class _Stream:
     pieces: list[Audio] = field(default_factory=list)
 
 
-def decode_in_ragged_steps(
-    rng: np.random.Generator, runner: RaggedRunner, waiting: list[Codes], num_slots: int, abandon: float = 0.0, in_flight: int = 1
+def decode_in_random_steps(
+    rng: np.random.Generator, runner: CodecRunner, waiting: list[Codes], num_slots: int, abandon: float = 0.0, in_flight: int = 1
 ) -> list[tuple[Codes, Audio]]:
     """Decode streams in random pieces and company; slots are used again, also those of streams that leave before their end.
 
