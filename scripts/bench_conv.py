@@ -28,8 +28,9 @@ from benching.launch_timing import seconds_per_launch
 from benching.step_kernels import weight
 from engine_lib.kernels.causal_conv import Snake, causal_conv, causal_conv_torch
 from engine_lib.kernels.conv_tiles import ConvTile, conv_tile_for
+from engine_lib.kernels.packed import Frames, Packed
 
-FRAMES = (1, 8, 32, 256)  # of a cohort, counted over all its streams
+FRAMES = (1, 8, 32, 256)  # of a step
 CHAIN_BYTES = 120e6  # weights of one chain: more than the L2 cache
 SHARED_MEMORY = 200e3
 ERROR = 1e-2
@@ -50,18 +51,21 @@ class Conv:
     snake: int = 0
 
     def inputs(self, frames: int, weights: int) -> list[dict[str, Any]]:
-        """Arguments of a launch for each of `weights` weights."""
-        time = frames * self.rate
-        x = weight(1, time + self.taps - 1, self.inner) * self.inner**0.5
-        residual = weight(1, time, self.channels) if self.residual else None
-        out = torch.empty(1, time, self.channels, dtype=x.dtype, device=x.device) if self.out else None
-        snaked = torch.empty(1, time, self.channels, dtype=x.dtype, device=x.device) if self.snake else None
+        """Arguments of a launch for each of `weights` weights, for the frames of one stream."""
+        rows, past = frames * self.rate, (self.taps - 1) * self.inner
+        x = weight(past + rows * self.inner) * self.inner**0.5
+        one_stream = Frames(torch.tensor([0, frames, frames], device=x.device), torch.zeros(frames, dtype=torch.int64, device=x.device))
+        residual = Packed(weight(rows * self.channels)) if self.residual else None
+        out = Packed(x.new_empty(rows * self.channels)) if self.out else None
+        snaked = Packed(x.new_empty(rows * self.channels)) if self.snake else None
         snake = Snake(torch.rand(self.snake, device=x.device), torch.rand(self.snake, device=x.device)) if self.snake else None
         return [
             {
-                "x": x,
+                "x": Packed(x, past),
                 "weight": weight(self.channels, self.taps, self.inner) / self.taps**0.5,
                 "bias": weight(self.channels),
+                "frames": one_stream,
+                "rate": self.rate,
                 "gelu": self.gelu,
                 "residual": residual,
                 "out": out,
@@ -132,15 +136,24 @@ def compile_and_check(job: tuple[Conv, ConvTile]) -> tuple[Conv, ConvTile, float
     try:
         [inputs] = conv.inputs(max(1, 300 // conv.rate), 1)
         causal_conv(**inputs, tile=tile)
-        wide: dict[str, Any] = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-        del wide["out"], wide["snake_out"]
-        truth = causal_conv_torch(**wide)
+        truth = causal_conv_torch(**{name: _wide(value) for name, value in inputs.items() if name not in ("out", "snake_out")})
         pairs = [(inputs["out"], truth[0]), (inputs["snake_out"], truth[1])]
-        errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs if a is not None and b is not None]
+        errors = [
+            float((packed.values.double() - exact.flatten().double()).norm() / exact.double().norm())
+            for packed, exact in pairs
+            if packed is not None and exact is not None
+        ]
         return conv, tile, max(errors)
     except Exception as error:
         print(f"{conv.name} {tile}: {type(error).__name__} {str(error)[:120]}", flush=True)
         return conv, tile, math.nan
+
+
+def _wide(value: Any) -> Any:
+    """The same argument in float32."""
+    if isinstance(value, Packed):
+        return Packed(value.values.float(), value.gap)
+    return value.float() if isinstance(value, torch.Tensor) else value
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ class FusedWeights:
         transformer: for `forward_fused`.
         taps: weight of each convolution, [out, taps, in / groups].
         depthwise: weight of each depthwise convolution, [taps, width].
-        no_bias: zeros, as many as a layer of the transformer has outputs at most.
         rates: steps a frame of the input of each convolution with a past.
     """
 
@@ -39,8 +38,6 @@ class FusedWeights:
         self.taps = {layer: taps_of(layer) for layer in decoder.modules() if isinstance(layer, CausalConv)}
         depthwise = [stage.depthwise for stage in each(decoder.upsample, ConvNeXtStage)]
         self.depthwise = {layer: layer.weight[:, 0, 0].T.contiguous() for layer in depthwise}
-        widest = max(len(weight) for layer in self.transformer.layers for weight in (layer.qkv, layer.output, layer.gate_up, layer.down))
-        self.no_bias = decoder.transformer.norm.new_zeros(widest)
         self.rates = rates_of(decoder)
 
 

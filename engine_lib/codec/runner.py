@@ -210,9 +210,9 @@ class CodecRunner:
             if self.device.type == "cuda":
                 check_products(self.device, self.dtype)
             return self._decode_plain
-        from engine_lib.codec.ragged_decoder import RaggedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
+        from engine_lib.codec.fused_decoder import FusedDecoder  # needs Triton's compiler, which is not in CPU builds of torch
 
-        return RaggedDecoder(self.decoder, self.arena)
+        return FusedDecoder(self.decoder, self.arena)
 
     def _decode_plain(self, plan: Plan) -> torch.Tensor:
         state = self.arena.packed(plan)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from engine_lib.kernels.launch import check, check_rows, launch_options, start_next, wait_for_previous
-from engine_lib.kernels.ragged import Frames, Packed
+from engine_lib.kernels.packed import Frames, Packed
 from engine_lib.ops.rope import rope_cos_sin
 from engine_lib.ops.samples import finished_samples
 
@@ -63,7 +63,7 @@ def begin_step(
     check(len(slots) == len(frames.starts) - 1, f"slots: {len(slots)} for {len(frames.starts) - 1} streams")
     latents.check("latents", frames, width)
     begun = Begun(torch.empty_like(slots), *(table.new_empty(count, half) for _ in range(2)))
-    # Without the attribute that lets kernels overlap: the plan comes by a copy, which must have ended (ragged.py).
+    # Without the attribute that lets kernels overlap: the plan comes by a copy, which must have ended (packed.py).
     _begin_step_kernel[(count,)](
         positions,
         slots,

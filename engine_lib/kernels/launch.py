@@ -8,7 +8,7 @@ memory of a freed temporary:
   its writes are visible. That kernel could not end before its own wait returned, and so on: after the wait *all* earlier kernels
   of the stream have ended, also those several launches back, and the memory they read may be overwritten.
 - Before the wait a kernel writes nothing. It reads only weights, which were complete when the model was loaded, values written
-  before a gate, and the plan of a ragged step (ragged.py), which was complete before the step's first kernel began.
+  before a gate, and the plan of a codec step (packed.py), which was complete before the step's first kernel began.
 - Each sampling of a code is a gate: a kernel that calls `start_next` only after its own wait. So a kernel behind the gate starts
   when all kernels before the gate have ended, and can read early the values that the code predictor had cached by then.
 - Work launched without the attribute (cuBLAS, torch's own kernels, copies) starts only when the kernel before has ended, and a

@@ -2,7 +2,7 @@
 
 Its twin is Transformer.forward; only rounding differs. For few rows a layer takes as long as reading its weights. Our own products
 read them once, with norm, residual and SwiGLU fused into them: five launches a layer. For more rows other products are faster,
-cuBLAS's by default: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
+cuBLAS's: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
 of 16 rows reads them again. `linear_mid` is to be faster than both up to MID_ROWS rows, in five launches; it is off until it is
 measured.
 FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -32,8 +31,6 @@ MID_ROWS = 0  # scripts/bench_mid.py compares it with 128
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
-# (x [rows, in], weight [out, in], residual [rows, out] or None) -> x @ weight.T, plus the residual, which may be written over: [rows, out]
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class LayerWeights(Protocol):
@@ -84,7 +81,6 @@ def forward_fused(
     x: torch.Tensor,
     attend: AttendPacked,
     all_reduce: AllReduce | None = None,
-    product: Product = cublas_product,
     few: bool | None = None,
 ) -> torch.Tensor:
     """
@@ -92,7 +88,6 @@ def forward_fused(
         x: [rows, hidden], contiguous; may be written over.
         attend: norm, rotation, cache and attention of one layer.
         all_reduce: if the transformer is a shard, adds up a product [rows, hidden] over shards, in place.
-        product: computes products of many rows; not those of FP8 weights.
         few: whether to take our own products, which give a row the same bits in any number of rows; None: if they are faster.
 
     Returns:
@@ -106,17 +101,16 @@ def forward_fused(
             x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_small)
             gated = gate_up_small(x, layer.gate_up, norm=post_attention_norm)
             x = _plus_product(x, gated, layer.down, all_reduce, linear_small)
-        elif product is cublas_product and _are_mid(x, layer):
+        elif _are_mid(x, layer):
             qkv = linear_mid(x, layer.qkv, norm=input_norm)
             x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_mid)
             gated = gate_up_mid(x, layer.gate_up, norm=post_attention_norm)
             x = _plus_product(x, gated, layer.down, all_reduce, linear_mid)
         else:
-            many = partial(_many_rows, product=product)
-            qkv = many(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, many)
-            gate_up = many(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up)
-            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, many)
+            qkv = _many_rows(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
+            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, _many_rows)
+            gate_up = _many_rows(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up)
+            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, _many_rows)
     return x
 
 
@@ -155,8 +149,8 @@ def _plus_product(
     return product(y, weight, residual=x) if all_reduce is None else x + all_reduce(product(y, weight))
 
 
-def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None, *, product: Product) -> torch.Tensor:
-    return linear_fp8(x, weight, residual) if isinstance(weight, Fp8Weight) else product(x, weight, residual)
+def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None) -> torch.Tensor:
+    return linear_fp8(x, weight, residual) if isinstance(weight, Fp8Weight) else cublas_product(x, weight, residual)
 
 
 def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from engine_lib.kernels.codec_step import begin_step, begin_step_torch, end_step, end_step_torch
-from engine_lib.kernels.ragged import Packed
+from engine_lib.kernels.packed import Packed
 from engine_lib.ops.rope import inverse_frequencies
-from kernels.test_codec_kernel import DTYPES
-from kernels.test_ragged_kernel import random_frames
+from kernels.test_codec_kernel import DTYPES, random_frames
 
 SAMPLES = 24
 

@@ -1,8 +1,9 @@
-"""The fused decoder for streams that bring different numbers of frames.
+"""The decoder on a GPU in few launches. Its twin is CodecDecoder.forward; only rounding differs.
 
-Its twin is CodecDecoder.forward; only rounding differs. As in FusedDecoder every layer with a past has its input in one workspace, but
-the streams are packed: the rows of each behind its past, one stream behind the other (engine_lib.kernels.ragged). Importing this module
-needs Triton's compiler.
+Every layer with a past has its input in one workspace. Streams are packed there: the rows of each behind its past, one stream behind
+the other (engine_lib.kernels.packed). One launch copies all pasts there from the arena, the kernel that computes a layer's input
+writes it behind them, and one launch at the end copies the new pasts back. The attention layers move their pasts themselves.
+Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from engine_lib.codec.arena import StateArena
 from engine_lib.codec.decoder import LAYER_NORM_EPSILON, CodecDecoder, ConvNeXtStage, Linear, ResidualUnit, SnakeBeta, SnakeStage
 from engine_lib.codec.fused_weights import FusedWeights, each, snake_of
 from engine_lib.codec.plan import Plan
+from engine_lib.codec.step_limits import MOST_FRAMES
 from engine_lib.codec.streaming import CausalConv
-from engine_lib.kernels.causal_conv import causal_conv_ragged
+from engine_lib.kernels.causal_conv import causal_conv
 from engine_lib.kernels.codec_step import Begun, begin_step, end_step
-from engine_lib.kernels.depthwise_norm import depthwise_norm_ragged
+from engine_lib.kernels.depthwise_norm import depthwise_norm
 from engine_lib.kernels.elementwise import rms_norm_rows
-from engine_lib.kernels.mono_conv import mono_conv_ragged
-from engine_lib.kernels.ragged import Frames, Packed
-from engine_lib.kernels.stream_past import PastTable, move_pasts_ragged
-from engine_lib.kernels.window_attention import window_attention_ragged
+from engine_lib.kernels.mono_conv import mono_conv
+from engine_lib.kernels.packed import Frames, Packed
+from engine_lib.kernels.stream_past import PastTable, move_pasts
+from engine_lib.kernels.window_attention import window_attention
 from engine_lib.layers.fused import forward_fused
 
 ALIGNMENT = 128  # bytes; buffers of the workspace begin at multiples
-MOST_FRAMES = 32  # of one stream in one step; a size of the attention's products
 
 
-class RaggedDecoder:
+class FusedDecoder:
     """Decodes the frames of a plan, with the weights of `decoder` and the state in `arena`."""
 
     def __init__(self, decoder: CodecDecoder, arena: StateArena) -> None:
         self._decoder, self._arena, self._packed = decoder, arena, FusedWeights(decoder)
-        self._workspaces: dict[tuple[int, int], RaggedWorkspace] = {}
+        self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._memory = torch.empty(0, dtype=torch.uint8, device=arena.rows.device)
 
     def __call__(self, plan: Plan) -> torch.Tensor:
@@ -53,16 +54,16 @@ class RaggedDecoder:
         step = _Step(self._packed, frames, inputs)
         first, table, frequencies = decoder.pre_conv, decoder.codebooks.table, decoder.transformer.frequencies
         begun = begin_step(positions, plan.slots, plan.place, plan.codes, table, frequencies, inputs.new_steps(first), frames)
-        move_pasts_ragged(self._arena.rows, inputs.memory, inputs.table, plan.slots, frames, save=False)
+        move_pasts(self._arena.rows, inputs.memory, inputs.table, plan.slots, frames, save=False)
         x = self._attend(step.conv(first), plan.slots, begun, step)
         for i, stage in enumerate(each(decoder.upsample, ConvNeXtStage)):
             is_last = i + 1 == len(decoder.upsample)
             x = self._raise_rate(stage, x, step, out=inputs.new_steps(decoder.widen) if is_last else None)
         self._synthesise(step)
         last = decoder.to_audio
-        audio = mono_conv_ragged(inputs[last], self._packed.taps[last][0], last.bias, frames, self._packed.rates[last])
+        audio = mono_conv(inputs[last], self._packed.taps[last][0], last.bias, frames, self._packed.rates[last])
 
-        move_pasts_ragged(self._arena.rows, inputs.memory, inputs.table, plan.slots, frames, save=True)
+        move_pasts(self._arena.rows, inputs.memory, inputs.table, plan.slots, frames, save=True)
         return end_step(audio.view(len(frames), -1), positions, plan.slots, begun.before, frames)
 
     def _attend(self, x: Packed, slots: torch.Tensor, begun: Begun, step: _Step) -> Packed:
@@ -71,7 +72,7 @@ class RaggedDecoder:
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             past = self._arena.past(packed.attention[layer])
-            return window_attention_ragged(qkv, begun.cos, begun.sin, past, slots, begun.before, frames=frames, most=MOST_FRAMES)
+            return window_attention(qkv, begun.cos, begun.sin, past, slots, begun.before, frames=frames, most=MOST_FRAMES)
 
         hidden = step.linear(transformer.input_proj, x, 1).values.view(len(frames), -1)
         # Always the products whose sums do not depend on the number of rows.
@@ -85,7 +86,7 @@ class RaggedDecoder:
         rate = packed.rates[layer]
         raised = step.inputs.new_steps(layer)
         step.product(stage.raise_rate.conv, x, rate // stage.raise_rate.stride, out=raised)
-        normed = depthwise_norm_ragged(
+        normed = depthwise_norm(
             step.inputs[layer],
             packed.depthwise[layer],
             layer.bias,
@@ -122,17 +123,17 @@ class RaggedDecoder:
                 step.product(unit.conv2, inner, rate, residual=x, out=out, snake=snake, snake_out=inputs.new_steps(following))
                 x = x if out is None else out
 
-    def _workspace(self, frames: Frames) -> RaggedWorkspace:
+    def _workspace(self, frames: Frames) -> Workspace:
         key = frames.num_streams, len(frames)
         if key not in self._workspaces:
-            places, size = RaggedWorkspace.layout(self._packed.rates, *key)
+            places, size = Workspace.layout(self._packed.rates, *key)
             if size > len(self._memory):  # earlier shapes keep the smaller one
                 self._memory = torch.zeros(size, dtype=torch.uint8, device=self._memory.device)
-            self._workspaces[key] = RaggedWorkspace(places, self._packed.rates, self._memory, self._arena)
+            self._workspaces[key] = Workspace(places, self._packed.rates, self._memory, self._arena)
         return self._workspaces[key]
 
 
-class RaggedWorkspace:
+class Workspace:
     """The inputs of all layers with a past, for steps of one shape."""
 
     def __init__(
@@ -149,7 +150,7 @@ class RaggedWorkspace:
             gap = layer.num_past * math.prod(layer.step_shape)
             self._inputs[layer] = Packed(memory[offset : offset + size].view(layer.dtype), gap)
             step = math.prod(layer.step_shape) * layer.dtype.itemsize
-            entries.append([arena.offset(layer), offset, rates[layer] * step, layer.num_past * step, 0])
+            entries.append([arena.offset(layer), offset, rates[layer] * step, layer.num_past * step])
         unit = torch.int32 if all(value % 4 == 0 for entry in entries for value in entry) else torch.int16
         units = torch.tensor(entries, dtype=torch.int64) // unit.itemsize
         self.table = PastTable(units.to(memory.device), int(units[:, 3].max()), unit)
@@ -177,7 +178,7 @@ class RaggedWorkspace:
 class _Step:
     """The products of one step."""
 
-    def __init__(self, packed: FusedWeights, frames: Frames, inputs: RaggedWorkspace) -> None:
+    def __init__(self, packed: FusedWeights, frames: Frames, inputs: Workspace) -> None:
         self._packed, self.frames, self.inputs = packed, frames, inputs
 
     def conv(self, layer: CausalConv) -> Packed:
@@ -200,7 +201,7 @@ class _Step:
     ) -> None:
         """A convolution of rows, `rate` a frame."""
         weight, constants = self._packed.taps[layer], None if snake is None else snake_of(snake)
-        causal_conv_ragged(
+        causal_conv(
             x,
             weight,
             layer.bias,
@@ -219,7 +220,7 @@ class _Step:
         """A linear layer, written to `out`; None allocates."""
         assert layer.bias is not None
         out = out or Packed(x.values.new_empty(len(self.frames) * rate * len(layer.weight)))
-        causal_conv_ragged(x, layer.weight[:, None], layer.bias, self.frames, rate, gelu=gelu, residual=residual, out=out)
+        causal_conv(x, layer.weight[:, None], layer.bias, self.frames, rate, gelu=gelu, residual=residual, out=out)
         return out
 
     def empty(self, layer: CausalConv, rate: int) -> Packed:

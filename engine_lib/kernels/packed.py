@@ -1,16 +1,19 @@
-"""What kernels know of a ragged step: the stream of each frame, and where in memory its rows lie.
+"""The packed rows of a codec step: the stream of each frame, and where in memory its rows lie.
 
-A layer with `rate` steps a frame has frames * rate rows in all streams together, numbered from 0. Rows lie one after the other; if a
-buffer also holds the past of each stream, in front of its rows, the rows of a stream lie that much further on for it and for each
-stream before it. So a row's stream is all that its address depends on, and a program may compute rows of several streams.
+A step decodes different numbers of frames of several streams. A layer with `rate` steps a frame has frames * rate rows in all streams
+together, numbered from 0. Rows lie one after the other; if a buffer also holds the past of each stream, in front of its rows, the rows
+of a stream lie that much further on for it and for each stream before it. So a row's stream is all that its address depends on, and a
+program may compute rows of several streams.
 
-The tensors here come by a copy, and a kernel of torch follows it before the first one of ours. Both are launched without the attribute
-that lets kernels overlap (launch.py), so the copy has ended, and kernels may read the tensors before they wait for the previous kernel.
+The tensors here come by a copy. It and the first kernel of a step (codec_step.py) are launched without the attribute that lets kernels
+overlap (launch.py), so the copy has ended, and later kernels may read the tensors before they wait for the previous kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -37,6 +40,12 @@ class Frames:
         """The last one excluded."""
         return len(self.starts) - 2
 
+    def of_streams(self) -> Iterator[tuple[int, int, int]]:
+        """Streams that have frames, the last one excluded: index, first frame, end. For twins and tests: it waits for the device."""
+        for stream, (start, end) in enumerate(pairwise(self.starts[:-1].tolist())):
+            if start < end:
+                yield stream, start, end
+
     @property
     def total(self) -> torch.Tensor:
         """Tensor that begins with the number of frames that are needed."""
@@ -61,3 +70,9 @@ class Packed:
         check(self.values.dim() == 1 and self.values.is_contiguous(), f"{name}: not one row of memory")
         check(len(self.values) >= needed, f"{name}: {len(self.values)} values; {needed} are needed")
         check(needed < 2**31, f"{name}: {needed} values; kernels count them in 32 bits")
+
+    def rows(self, frames: Frames, rate: int, width: int, past: int = 0) -> Iterator[torch.Tensor]:
+        """The rows [past + rows, width] of each stream that has frames, behind the `past` rows in front of them. For twins and tests."""
+        for stream, start, end in frames.of_streams():
+            first = start * rate * width + stream * self.gap
+            yield self.values[first : first + (past + (end - start) * rate) * width].view(-1, width)
