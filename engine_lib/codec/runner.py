@@ -157,17 +157,17 @@ class CodecRunner:
         """
         sizes = [len(codes) for codes in pieces]
         total = sum(sizes)
-        graph = None if self.graphs is None else min(frames for frames in self.graphs.sizes if frames >= total)
-        shape = (len(pieces) + 1, total) if graph is None else self.shape_of_graph(graph)
+        frames = total if self.graphs is None else min(size for size in self.graphs.sizes if size >= total)
+        shape = (len(pieces) + 1, frames) if self.graphs is None else self.shape_of_graph(frames)
         inputs = self._empty_here(Plan.size(shape, self.num_quantizers), torch.int64)
         Plan.of(inputs, shape).fill(slots, pieces, self.arena.scratch_slot)
         ends = np.cumsum(sizes[:-1]) * self.samples_per_frame
         with self.on_stream():
             began = self._mark()
-            if self.graphs is not None and graph is not None:
-                audio = self.graphs.replay(inputs, graph)
-            else:
+            if self.graphs is None:
                 audio = self.decode_plan(inputs.to(self.device, non_blocking=True), shape)
+            else:
+                audio = self.graphs.replay(inputs, frames)
             samples = self._copy_here(audio, total * self.samples_per_frame)
             return StepAudio(samples, tuple(ends.tolist()), began, self._mark())
 
