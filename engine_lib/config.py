@@ -174,7 +174,7 @@ class EngineConfig:
     codec_slots: int = option(64, "Streams the codec decodes at a time; at least the talker's max_num_seqs.", minimum=1, maximum=4096)
     codec_max_batch_size: int = option(
         32,
-        "Size of the codec's steps: one has room for 8 frames of each of so many streams, on a GPU for 256 frames at most.",
+        "Size of the codec's steps: room for 8 frames of each of so many streams, at most 256 frames on a GPU and 32 on a CPU.",
         minimum=1,
         maximum=256,
     )

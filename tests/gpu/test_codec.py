@@ -143,6 +143,23 @@ def test_strangers_of_any_size_do_not_change_one_bit_of_a_stream(rng: np.random.
             np.testing.assert_array_equal(other, heard[0], err_msg=f"{mine} frames among {bucket}")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_strangers_say_does_not_change_one_bit_of_a_stream(
+    dtype: str, rng: np.random.Generator, request: pytest.FixtureRequest
+) -> None:
+    runner: CodecRunner = request.getfixturevalue(dtype)
+    assert runner.graphs is not None
+    for frames in runner.graphs.sizes[:-1]:
+        sizes = random_sizes(rng, runner, frames)
+        row = int(rng.integers(len(sizes)))
+        own = [random_codes(rng, sizes[row]) for _ in range(3)]
+        heard = []
+        for _ in range(2):
+            steps = [[codes if i == row else random_codes(rng, size) for i, size in enumerate(sizes)] for codes in own]
+            heard.append(decode_together(runner, rng.permutation(NUM_SLOTS)[: len(sizes)].tolist(), steps)[row])
+        np.testing.assert_array_equal(heard[0], heard[1], err_msg=f"stream {row} of {sizes}")
+
+
 def test_every_graph_gives_the_audio_of_the_cpu(rng: np.random.Generator, exact: CodecRunner, float32: CodecRunner) -> None:
     assert float32.graphs is not None
     for frames in float32.graphs.sizes:
