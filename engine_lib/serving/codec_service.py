@@ -14,13 +14,10 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from math import ceil
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
@@ -34,6 +31,7 @@ from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, TritonBackend, request_name
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
+from engine_lib.serving.open_stream import OpenStream, Source
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.playback import Playback, PlaybackMetrics
 from engine_lib.serving.progress import Progress
@@ -43,6 +41,7 @@ from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.speech.heard import HeardStream, Take
+from engine_lib.speech.runaway import Audio
 from engine_lib.speech.script import line_key, stream_of
 from engine_lib.speech.stream_words import compact_json
 from engine_lib.speech.words import TimedWord
@@ -54,45 +53,7 @@ MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
 WELL_ENDED = (FinishReason.STOP.value, FinishReason.LENGTH.value)
-_Source = tuple[CodesMessage, dict[str, Any]]  # a message, and what its client is told beside the audio, without words
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
-
-
-@dataclass
-class OpenStream:
-    """A stream whose final message has not been answered.
-
-    Attributes:
-        is_cancelled: the talker was asked to end it.
-        engine_key: its key in the engine; another one each time that it is spoken anew.
-        heard: what of its audio is heard.
-        num_answers: those that its client got.
-        audio: what its samples go through; None: nothing, or none have come.
-        lines: of a script.
-    """
-
-    engine_key: str
-    heard: HeardStream[_Source]
-    is_cancelled: bool = False
-    num_answers: int = 0
-    playback: Playback = field(default_factory=Playback)
-    audio: StreamAudio | None = None
-    lines: DecodedLines | None = None
-
-    @property
-    def present_key(self) -> str:
-        """Key of what is decoded now: of a script, its present line."""
-        return self.engine_key if self.lines is None else self.lines.engine_key
-
-    def speak_anew(self, engine: CodecEngine, no_codes: npt.NDArray[np.int16]) -> None:
-        """End what the engine knows of it, because its frames come anew behind the good ones, which are the next message."""
-        engine.submit(CodecRequest(self.engine_key, 0, no_codes, is_final=True, on_audio=lambda _answer: None))
-        self.engine_key += ANEW
-
-    def numbered(self, answers: Sequence[AudioAnswer]) -> list[AudioAnswer]:
-        """`answers` with their places in the stream."""
-        first, self.num_answers = self.num_answers, self.num_answers + len(answers)
-        return [replace(answer, index=index) for index, answer in enumerate(answers, first)]
 
 
 class CodecService(EngineService):
@@ -152,7 +113,8 @@ class CodecService(EngineService):
         if starts_over and part is None:
             stream.speak_anew(self._engine, chunk.codes[:0])
         take = stream.heard.take(0 if part is None else part.line, is_anew=starts_over)
-        if not _is_first_frame(chunk):  # a stream's first audio must not wait behind a question
+        # A stream's first audio must not wait behind a question.
+        if not chunk.is_final and not _is_first_frame(chunk) and stream.is_question_due(arrived_at, len(self._streams)):
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
         answer = partial(self._answer_later, message, reply, arrived_at, take)
@@ -165,7 +127,7 @@ class CodecService(EngineService):
 
     def _open(self, message: CodesMessage) -> OpenStream:
         engine, is_watched = self._engine, message.delivery.on_runaway is not OnRunaway.OFF
-        heard = HeardStream[_Source](engine.sample_rate, engine.samples_per_frame, is_watched=is_watched)
+        heard = HeardStream[Source](engine.sample_rate, engine.samples_per_frame, is_watched=is_watched)
         stream = self._streams[message.chunk.stream_key] = OpenStream(message.chunk.stream_key, heard)
         return stream
 
@@ -205,23 +167,17 @@ class CodecService(EngineService):
             self._cancel(codes.stream_key, self._failures)
         self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
         told, words = _told(codes)
-        end = AudioAnswer(
-            audio=NO_AUDIO,
-            sample_rate=self._engine.sample_rate,
-            index=codes.index,
-            is_final=codes.is_final,
-            finish_reason=FinishReason.ERROR.value if failed else codes.finish_reason,
-            error=chunk.error if failed else codes.error,
-            audio_format=message.delivery.audio_format,
-            metadata=codes.metadata,
-        )
-        if stream is None or take is None:
-            self._send(reply, end, None, is_final=True)
-            return
-        if codes.is_final:
-            pieces, left = stream.heard.end(take, words, is_complete=end.finish_reason in WELL_ENDED)
-            reason, told = stream.heard.ending(end.finish_reason, told)
-            end = replace(end, finish_reason=reason, metadata=_metadata(told, left))
+        heard: list[tuple[CodesMessage, AudioAnswer]] = []
+        if stream is None or take is None or codes.is_final:
+            reason, error = (FinishReason.ERROR.value, chunk.error) if failed else (codes.finish_reason, codes.error)
+            end = self._audio_answer(message, metadata=codes.metadata)
+            end = replace(end, is_final=codes.is_final, finish_reason=reason, error=error)
+            if stream is None or take is None:
+                self._send(reply, end, None, is_final=True)
+                return
+            pieces, left = stream.heard.end(take, words, is_complete=reason in WELL_ENDED)
+            reason, told = stream.heard.ending(reason, told)
+            heard.append((message, replace(end, finish_reason=reason, metadata=_metadata(told, left))))
         else:
             had_run_away = take.gate is not None and take.gate.has_run_away
             is_pause = message.part is not None and not len(codes.codes)
@@ -229,19 +185,31 @@ class CodecService(EngineService):
             if take.gate is not None and take.gate.has_run_away and not had_run_away:
                 key = codes.stream_key if message.part is None else line_key(codes.stream_key, message.part.line)
                 self._end_silence(key, take.gate.num_good_frames)
-        plain = replace(end, is_final=False, finish_reason="", error="")
-        heard = [
-            (source, replace(plain, audio=piece.audio, metadata=_metadata(told, piece.words)))
+        heard[:0] = [
+            (source, self._audio_answer(message, piece.audio, _metadata(told, piece.words)))
             for piece in pieces
             for source, told in [piece.source]
         ]
-        answers = self._through_chain(stream, message, [*heard, (message, end)] if codes.is_final else heard)
+        answers = self._through_chain(stream, message, heard)
         for one in answers[:-1]:
             self._send(reply, one, stream.playback, is_final=False)
         if answers:
             self._send(reply, answers[-1], stream.playback, is_final=True)
         else:
             reply.finish()
+
+    def _audio_answer(self, message: CodesMessage, audio: Audio = NO_AUDIO, metadata: str = "") -> AudioAnswer:
+        """One that is not the last, to be numbered."""
+        return AudioAnswer(
+            audio=audio,
+            sample_rate=self._engine.sample_rate,
+            index=message.chunk.index,
+            is_final=False,
+            finish_reason="",
+            error="",
+            audio_format=message.delivery.audio_format,
+            metadata=metadata,
+        )
 
     def _through_chain(
         self, stream: OpenStream, message: CodesMessage, heard: Sequence[tuple[CodesMessage, AudioAnswer]]
@@ -283,7 +251,7 @@ class CodecService(EngineService):
 
     def _cancel_if_client_gone(self, chunk: CodesChunk, reply: Reply) -> None:
         stream = self._streams.get(chunk.stream_key)
-        if not chunk.is_final and not (stream and stream.is_cancelled) and reply.is_cancelled():
+        if not (stream and stream.is_cancelled) and reply.is_cancelled():
             self._cancel(chunk.stream_key, self._client_cancels)
 
     def _cancel(self, stream_key: str, counter: Counter) -> None:

@@ -1,0 +1,71 @@
+"""OpenStream: one stream of the codec, from its first message until its final one has been answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_lib.codec.engine import CodecEngine, CodecRequest
+from engine_lib.codec.lines import DecodedLines
+from engine_lib.codec.request import ANEW
+from engine_lib.serving.message import AudioAnswer, CodesMessage
+from engine_lib.serving.playback import Playback
+from engine_lib.serving.stream_audio import StreamAudio
+from engine_lib.speech.heard import HeardStream
+
+Source = tuple[CodesMessage, dict[str, Any]]  # a message, and what its client is told beside the audio, without words
+
+# A question goes to the server and back through threads of three kinds: ten of the 25 switches between threads that a chunk cost the
+# codec's process were its question's. So streams share these, and none waits longer for its next one than a client is worth work.
+QUESTIONS_A_SECOND, MOST_SECONDS_UNASKED = 250.0, 0.25
+
+
+@dataclass
+class OpenStream:
+    """A stream whose final message has not been answered.
+
+    Attributes:
+        is_cancelled: the talker was asked to end it.
+        asked_at: when the server was last asked whether its client has gone (time.monotonic).
+        engine_key: its key in the engine; another one each time that it is spoken anew.
+        heard: what of its audio is heard.
+        num_answers: those that its client got.
+        audio: what its samples go through; None: nothing, or none have come.
+        lines: of a script.
+    """
+
+    engine_key: str
+    heard: HeardStream[Source]
+    is_cancelled: bool = False
+    asked_at: float = -math.inf
+    num_answers: int = 0
+    playback: Playback = field(default_factory=Playback)
+    audio: StreamAudio | None = None
+    lines: DecodedLines | None = None
+
+    @property
+    def present_key(self) -> str:
+        """Key of what is decoded now: of a script, its present line."""
+        return self.engine_key if self.lines is None else self.lines.engine_key
+
+    def is_question_due(self, now: float, num_streams: int) -> bool:
+        """Whether to ask if its client has gone, of `num_streams` open ones; if so, it counts as asked."""
+        is_due = not self.is_cancelled and now - self.asked_at >= min(num_streams / QUESTIONS_A_SECOND, MOST_SECONDS_UNASKED)
+        if is_due:
+            self.asked_at = now
+        return is_due
+
+    def speak_anew(self, engine: CodecEngine, no_codes: npt.NDArray[np.int16]) -> None:
+        """End what the engine knows of it, because its frames come anew behind the good ones, which are the next message."""
+        engine.submit(CodecRequest(self.engine_key, 0, no_codes, is_final=True, on_audio=lambda _answer: None))
+        self.engine_key += ANEW
+
+    def numbered(self, answers: Sequence[AudioAnswer]) -> list[AudioAnswer]:
+        """`answers` with their places in the stream."""
+        first, self.num_answers = self.num_answers, self.num_answers + len(answers)
+        return [answer if answer.index == index else replace(answer, index=index) for index, answer in enumerate(answers, first)]

@@ -1,0 +1,48 @@
+"""How often the codec asks the server whether the client of a stream has gone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine_lib.delivery import AudioFormat
+from engine_lib.serving.message import AudioAnswer
+from engine_lib.serving.open_stream import MOST_SECONDS_UNASKED, QUESTIONS_A_SECOND, OpenStream
+from engine_lib.speech.heard import HeardStream
+
+CHUNKS_A_SECOND = 25  # of each stream
+
+
+def new_stream() -> OpenStream:
+    return OpenStream("talker/0", HeardStream(24000, 1920, is_watched=False))
+
+
+def questions(num_streams: int, seconds: int = 10) -> int:
+    """Those of all streams together."""
+    streams = [new_stream() for _ in range(num_streams)]
+    chunks = range(seconds * CHUNKS_A_SECOND)
+    return sum(stream.is_question_due(chunk / CHUNKS_A_SECOND, num_streams) for chunk in chunks for stream in streams)
+
+
+def test_few_streams_are_asked_about_on_each_chunk() -> None:
+    for num_streams in (1, 8):
+        assert questions(num_streams) == num_streams * 10 * CHUNKS_A_SECOND
+
+
+def test_many_streams_share_the_questions_and_each_is_asked_about_soon() -> None:
+    assert questions(40) <= 10 * QUESTIONS_A_SECOND + 40
+    for num_streams in (40, 500):
+        assert questions(num_streams) >= num_streams * 10 / (MOST_SECONDS_UNASKED + 1 / CHUNKS_A_SECOND)
+
+
+def test_a_stream_that_ends_already_is_asked_about_no_more() -> None:
+    stream = new_stream()
+    assert stream.is_question_due(0.0, 1)
+    stream.is_cancelled = True
+    assert not stream.is_question_due(100.0, 1)
+
+
+def test_answers_are_numbered_from_the_last_one_on() -> None:
+    stream = new_stream()
+    answer = AudioAnswer(np.zeros(1, np.float32), 24000, 1, False, "", "", AudioFormat.FLOAT32)
+    assert [one.index for one in stream.numbered([answer, answer])] == [0, 1]
+    assert [one.index for one in stream.numbered([answer])] == [2]
