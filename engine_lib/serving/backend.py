@@ -55,6 +55,7 @@ class TritonBackend:
             ConfigError: as in ServerSecret.of_this_server.
         """
         self._pb_utils = pb_utils
+        _serialize_faster(pb_utils)
         self.guard = guard
         self.name, self.version = args["model_name"], args["model_version"]
         self.log = pb_utils.Logger
@@ -203,6 +204,25 @@ class Reply:
 
     def _final_flag(self, is_final: bool) -> int:
         return int(self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if is_final else 0
+
+
+def _serialize_faster(pb_utils: Any) -> None:
+    """Let Triton make tensors of one string in half of the time: it calls this function of its module for each of them.
+
+    Every answer has three such tensors, most of them empty, and they are made under the GIL. On 24.10 one takes 6 microseconds instead of
+    14: an array spares pybind11 the search for the type of the bytes, and one string needs no iterator of numpy's.
+    """
+    serialize = getattr(pb_utils, "serialize_byte_tensor", None)
+    if serialize is None:
+        return
+
+    def serialize_byte_tensor(array: npt.NDArray[Any]) -> Any:
+        value = array.item() if array.size == 1 else None
+        if type(value) is not bytes:
+            return serialize(array)
+        return np.frombuffer(len(value).to_bytes(4, "little") + value, np.uint8)
+
+    pb_utils.serialize_byte_tensor = serialize_byte_tensor
 
 
 def signed_order(model: str, name: str, order: npt.NDArray[Any]) -> bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from tritonclient.utils import serialize_byte_tensor
 
 from engine_lib.errors import InvalidRequestError, OverloadedError
 from engine_lib.serving.backend import TritonBackend
@@ -64,3 +66,14 @@ def test_a_refusal_is_the_only_answer_is_counted_and_logged_if_it_is_a_fault_of_
     assert server.backend.refusals.take() == {code: 1}
     assert len(server.logged) == is_logged
     assert "a user's words" not in "".join([answer.message, *server.logged])
+
+
+@pytest.mark.parametrize("values", [[b""], [b"stop"], ["caf\u00e9".encode()], ["as text"], [b"two", b"strings"], []])
+def test_triton_gets_the_same_bytes_of_strings(values: list[Any]) -> None:
+    pb_utils = SimpleNamespace(
+        Logger=None, MetricFamily=None, serialize_byte_tensor=lambda array: serialize_byte_tensor(array).item() if array.size else ()
+    )
+    array = np.array(values, np.object_)
+    expected = bytes(pb_utils.serialize_byte_tensor(array))
+    TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"}, cast(Any, None))
+    assert bytes(pb_utils.serialize_byte_tensor(array)) == expected
