@@ -134,7 +134,7 @@ class Batcher:
         self._limits, self._frame_seconds, self._max_wait = limits, frame_seconds, max_wait
         self.wait_until = math.inf
         self.streams: dict[str, Stream] = {}
-        self.free_slots = deque(range(num_slots))
+        self._num_slots, self.free_slots = num_slots, deque(range(num_slots))
         self.num_pending = 0
 
     def add(self, request: CodecRequest, now: float) -> Stream:
@@ -148,13 +148,22 @@ class Batcher:
         return stream
 
     @property
+    def _some_have_no_slot(self) -> bool:
+        """Whether a stream has no slot, even because it failed; cheap, because each step asks."""
+        return len(self.streams) > self._num_slots - len(self.free_slots)
+
+    @property
     def num_without_slot(self) -> int:
         """Streams that wait for a slot."""
+        if not self._some_have_no_slot:
+            return 0
         return sum(stream.slot is None and not stream.error for stream in self.streams.values())
 
     def open_slots(self) -> list[Stream]:
         """Give free slots to streams that have frames to decode and no slot yet; return those streams."""
-        opened = []
+        opened: list[Stream] = []
+        if not self._some_have_no_slot:
+            return opened
         for stream in self.streams.values():
             if self.free_slots and stream.slot is None and not stream.error and stream.next_chunk:
                 stream.slot = self.free_slots.popleft()

@@ -305,7 +305,8 @@ class CodecEngine:
     def _seconds_until_due(self) -> float | None:
         """Time until a cohort is due or a stream has been idle for too long; None if neither can happen."""
         idle_since = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=math.inf)
-        due = min(idle_since + self.config.codec_idle_timeout, self.batcher.wait_until)
+        idle_due = max(idle_since + self.config.codec_idle_timeout, self._lifecycle.look_for_idle_at)
+        due = min(idle_due, self.batcher.wait_until)
         return None if due == math.inf else max(due - time.monotonic(), 0.0)
 
     def _take_inbox(self) -> None:

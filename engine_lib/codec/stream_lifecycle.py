@@ -17,12 +17,16 @@ from engine_lib.codec.batcher import Batcher, Stream
 from engine_lib.codec.request import NO_AUDIO, CodecRequest, problem_with
 from engine_lib.codec.runner import CodecRunner
 
+# All streams are looked at so often within the time after which an idle one is forgotten, and at least so often.
+LOOKS, MOST_SECONDS_UNWATCHED = 100, 1.0
+
 
 class StreamLifecycle:
     """The streams of one engine. It belongs to the codec thread.
 
     Attributes:
         num_failed_streams: streams that ended with an error since the start, dropped ones included.
+        look_for_idle_at: time.monotonic() from which `close_idle` looks at all streams again.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class StreamLifecycle:
     ) -> None:
         self._batcher, self._runner, self._config, self._on_idle = batcher, runner, config, on_idle
         self.num_failed_streams = 0
+        self.look_for_idle_at = 0.0
 
     def receive(self, request: CodecRequest) -> None:
         """Add a chunk to its stream, or answer it with an error."""
@@ -79,8 +84,12 @@ class StreamLifecycle:
             request.answer(error=error)
 
     def close_idle(self, idle_timeout: float) -> None:
-        """Forget the streams without a chunk for `idle_timeout` seconds."""
-        for stream in self._batcher.expired(time.monotonic(), idle_timeout):
+        """Forget the streams without a chunk for `idle_timeout` seconds, looking now and then."""
+        now = time.monotonic()
+        if now < self.look_for_idle_at:
+            return
+        self.look_for_idle_at = now + min(idle_timeout / LOOKS, MOST_SECONDS_UNWATCHED)
+        for stream in self._batcher.expired(now, idle_timeout):
             self._close(stream)
             if self._on_idle is not None:
                 self._on_idle(stream.stream_key)

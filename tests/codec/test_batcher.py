@@ -231,6 +231,19 @@ def test_a_failed_stream_is_not_decoded() -> None:
     assert batcher.next_cohort(0.0) is None
 
 
+def test_a_stream_that_failed_waits_for_no_slot() -> None:
+    batcher = make_batcher(num_slots=1)
+    add(batcher, "a", 1)
+    add(batcher, "b", 1)
+    assert batcher.num_without_slot == 2
+    assert keys(run(batcher, 0.0)) == ["a"]
+    assert batcher.num_without_slot == 1
+    batcher.streams["b"].error = "broken"
+    assert batcher.num_without_slot == 0
+    add(batcher, "c", 1)
+    assert batcher.num_without_slot == 1
+
+
 def test_only_streams_that_nothing_waits_for_expire() -> None:
     batcher = make_batcher(num_slots=1)
     silent = heard(batcher, "silent", 1, now=0.0)

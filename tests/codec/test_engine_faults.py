@@ -88,6 +88,22 @@ def test_an_idle_engine_frees_the_slots_of_vanished_streams(make_engine: MakeEng
     eventually(lambda: sorted(forgotten) == sorted(listener.stream_key for listener in listeners), "the streams are forgotten")
 
 
+def test_an_engine_sleeps_until_an_idle_stream_is_to_be_forgotten(make_engine: MakeEngine, rng: np.random.Generator) -> None:
+    engine = make_engine(codec_idle_timeout=1.0)
+    listener = Listener(engine)
+    listener.send(random_codes(rng, 1))
+    listener.next()
+    waits, wait = [0], engine._wait
+
+    def counted(busy: bool) -> bool:
+        waits[0] += 1
+        return wait(busy)
+
+    engine._wait = counted  # type: ignore[method-assign]
+    eventually(lambda: engine.stats().open_streams == 0, "the slot is free")
+    assert waits[0] <= 5
+
+
 def test_a_stream_that_is_kept_open_is_not_forgotten(make_engine: MakeEngine, rng: np.random.Generator) -> None:
     forgotten: list[str] = []
     engine = make_engine(codec_idle_timeout=2.0, on_idle=forgotten.append)
