@@ -4,6 +4,8 @@
 
 Every time is of one launch in a captured chain, over weights that together exceed the L2 cache. It is shown with its floor (the
 larger of the arithmetic and of the bytes read and written), the tile that engine_lib/kernels/conv_tiles.py takes, and the best.
+
+    python scripts/bench_conv.py --units                      # a minute: residual units in one kernel against two, and whole steps
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from typing import Any
 import torch
 import triton
 
+from benching.arguments import add_checkpoints
 from benching.launch_timing import seconds_per_launch
+from benching.residual_units import compare_steps, compare_units
 from benching.step_kernels import weight
 from engine_lib.kernels.causal_conv import Snake, causal_conv, causal_conv_torch
 from engine_lib.kernels.conv_tiles import ConvTile, conv_tile_for
@@ -160,8 +164,15 @@ def main() -> None:
     """Check, tune and time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile")
+    parser.add_argument("--units", action="store_true", help="compare residual units in one kernel with two launches instead")
+    add_checkpoints(parser)
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     arguments = parser.parse_args()
+    if arguments.units:
+        print(torch.cuda.get_device_name())
+        folder = arguments.checkpoints / "published-codec"
+        compare_steps(folder, compare_units(folder, arguments.workers))
+        return
     began = time.monotonic()
     convs = list(published())
     jobs = sorted({(c, t) for c in convs for f in FRAMES for t in candidates(c, f * c.rate)}, key=str)

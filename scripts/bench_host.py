@@ -2,7 +2,7 @@
 
     python scripts/bench_host.py --streams 64 --step-ms 8
     python scripts/bench_host.py --streams 64 --step-ms 8 --codec echo       # the floor of the codec's process
-    python scripts/bench_host.py --streams 64 128 --step-ms 6 --option codec_cohorts=ragged
+    python scripts/bench_host.py --streams 64 128 --step-ms 6
 
 tritonserver, the stubs of its Python backend, both services, the engine's process, pipes and gRPC are real; a step of the talker takes
 --step-ms, and one of the codec what an H100 takes (scripts/benching/fake_server.py). CUDA's launches are not included. No GPU is needed.

@@ -24,6 +24,7 @@ from engine_lib.kernels.depthwise_norm import depthwise_norm
 from engine_lib.kernels.elementwise import rms_norm_rows
 from engine_lib.kernels.mono_conv import mono_conv
 from engine_lib.kernels.packed import Frames, Packed
+from engine_lib.kernels.residual_unit import Product, residual_unit, unit_tile_for
 from engine_lib.kernels.stream_past import PastTable, move_pasts
 from engine_lib.kernels.window_attention import window_attention
 from engine_lib.layers.fused import forward_fused
@@ -112,15 +113,13 @@ class FusedDecoder:
             first = inputs.new_steps(units[0].conv1)
             step.product(raising, inputs[raising], rates[raising], out=x, snake=units[0].snake1, snake_out=first)
             for j, unit in enumerate(units):
-                inner = step.empty(unit.conv1, rate)
-                step.product(unit.conv1, inputs[unit.conv1], rate, snake=unit.snake2, snake_out=inner)
                 if j + 1 < len(units):
                     out, snake, following = step.empty(unit.conv1, rate), units[j + 1].snake1, units[j + 1].conv1
                 elif i + 1 < len(stages):
                     out, snake, following = None, stages[i + 1].snake, stages[i + 1].raise_rate.conv
                 else:
                     out, snake, following = None, decoder.last_snake, decoder.to_audio
-                step.product(unit.conv2, inner, rate, residual=x, out=out, snake=snake, snake_out=inputs.new_steps(following))
+                step.unit(unit, rate, residual=x, out=out, snake=snake, snake_out=inputs.new_steps(following))
                 x = x if out is None else out
 
     def _workspace(self, frames: Frames) -> Workspace:
@@ -213,6 +212,20 @@ class _Step:
             snake=constants,
             snake_out=snake_out,
         )
+
+    def unit(self, unit: ResidualUnit, rate: int, *, residual: Packed, out: Packed | None, snake: SnakeBeta, snake_out: Packed) -> None:
+        """A residual unit of rows, `rate` a frame, and the SnakeBeta behind it: in one kernel if that is faster."""
+        x, weight = self.inputs[unit.conv1], self._packed.taps[unit.conv1]
+        tile = unit_tile_for(len(self.frames) * rate, len(weight), weight.dtype)
+        if tile is None:
+            inner = self.empty(unit.conv1, rate)
+            self.product(unit.conv1, x, rate, snake=unit.snake2, snake_out=inner)
+            self.product(unit.conv2, inner, rate, residual=residual, out=out, snake=snake, snake_out=snake_out)
+            return
+        first = Product(weight, unit.conv1.bias, snake_of(unit.snake2))
+        second = Product(self._packed.taps[unit.conv2], unit.conv2.bias, snake_of(snake))
+        dilation = unit.conv1.dilation
+        residual_unit(x, first, second, self.frames, rate, dilation=dilation, residual=residual, out=out, snake_out=snake_out, tile=tile)
 
     def linear(
         self, layer: Linear, x: Packed, rate: int, *, gelu: bool = False, residual: Packed | None = None, out: Packed | None = None

@@ -24,8 +24,8 @@ from benching.fake_device import FakeConfig
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec import engine as codec_engine
 from engine_lib.codec.engine import CodecEngine, Step
-from engine_lib.codec.ragged_runner import ON_GPU, RaggedRunner
-from engine_lib.codec.runner import CodecRunner, Pieces, StepAudio
+from engine_lib.codec.runner import CodecRunner, Codes, StepAudio
+from engine_lib.codec.step_limits import ON_GPU
 from engine_lib.config import EngineConfig
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving import codec_service, talker_service
@@ -63,12 +63,14 @@ class FakeCodecDevice(CodecRunner):
         launch_waits: seconds from the end of a step until the next is launched, if work has waited for it.
     """
 
+    limits = ON_GPU
+
     def prepare(self, speed: float) -> None:
         """`speed`: of the device, in H100s."""
         self.launch_waits, self._speed = LatencyWindow(), speed
         self._last: TimedEvent | None = None
 
-    def step(self, slots: Sequence[int], pieces: Pieces) -> StepAudio:
+    def step(self, slots: Sequence[int], pieces: Sequence[Codes]) -> StepAudio:
         """See CodecRunner."""
         audio, now, last = super().step(slots, pieces), time.perf_counter(), self._last
         if last is not None and not last.was_read:
@@ -78,23 +80,9 @@ class FakeCodecDevice(CodecRunner):
         self._last = TimedEvent(began + seconds)
         return replace(audio, began=TimedEvent(began), copied=self._last)  # type: ignore[arg-type]
 
-    def decode(self, slots: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """See CodecRunner."""
-        return torch.zeros(len(slots), codes.shape[1] * self.samples_per_frame)
-
-
-class FakeRaggedRunner(FakeCodecDevice, RaggedRunner):  # type: ignore[misc]
-    """See FakeCodecDevice."""
-
-    limits = ON_GPU
-
     def decode_plan(self, inputs: torch.Tensor, shape: Any) -> torch.Tensor:
-        """See RaggedRunner."""
+        """See CodecRunner."""
         return torch.zeros(shape[1] * self.samples_per_frame)
-
-
-class FakeCodecRunner(FakeCodecDevice):
-    """See FakeCodecDevice."""
 
 
 class FakeCodecEngine(CodecEngine):
@@ -103,7 +91,7 @@ class FakeCodecEngine(CodecEngine):
     runner: FakeCodecDevice
 
     def __init__(self, *arguments: Any) -> None:
-        with mock.patch.multiple(codec_engine, RaggedRunner=FakeRaggedRunner, CodecRunner=FakeCodecRunner):
+        with mock.patch.object(codec_engine, "CodecRunner", FakeCodecDevice):
             super().__init__(*arguments)
         self.runner.prepare(float(os.environ[CODEC_SPEED]))
         self._pipelined = True  # as on a GPU

@@ -37,12 +37,9 @@ def test_a_row_fits_its_headings() -> None:
     assert len(bench_host._row({})) == sum(WIDTHS) + len(WIDTHS) - 1
 
 
-@pytest.mark.parametrize("cohorts", ["equal", "ragged"])
-def test_a_step_of_the_fake_codec_takes_its_time(tiny_custom_voice: Any, cohorts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_the_fake_codec_takes_its_time(tiny_custom_voice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fake_server.CODEC_SPEED, "0.5")
-    engine = FakeCodecEngine(
-        Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=2, codec_slots=2, codec_cohorts=cohorts)
-    )
+    engine = FakeCodecEngine(Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=2, codec_slots=2))
     answered, answers = threading.Event(), cast("list[AudioChunk]", [])
 
     def answer(chunk: AudioChunk) -> None:
