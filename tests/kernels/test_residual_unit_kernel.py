@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.fused_decoder import FusedDecoder
+from engine_lib.codec.runner import CodecRunner
 from engine_lib.kernels.causal_conv import Snake, causal_conv
 from engine_lib.kernels.packed import Frames, Packed
 from engine_lib.kernels.residual_unit import Product, UnitTile, residual_unit, residual_unit_torch
 from kernels.compare import assert_near
-from kernels.test_codec_kernel import DTYPES, random_frames, rows_of
+from kernels.test_codec_kernel import DTYPES, SHORT_FRAMES, random_frames, rows_of
+from make_checkpoint import make_checkpoint
 
 WIDTH, TAPS = 48, 7  # the smallest width
 
@@ -87,6 +93,29 @@ def test_a_unit_has_the_bits_of_the_two_launches(rng: random.Random, device: tor
             unit.run(UnitTile(rows, block_in, warps, 3, near=rows == 64), *both)
             for one, other in zip(both, truth, strict=True):
                 assert torch.equal(unit.rows(one), unit.rows(other)), f"{width} channels, {rows} rows"
+
+
+def test_the_decoder_with_fused_units_gives_the_audio_of_two_launches(
+    rng: random.Random, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = {"upsampling_ratios": [2], "decoder_dim": 4 * WIDTH}  # stages of 96 and 48 channels
+    overrides = SHORT_FRAMES | {f"speech_tokenizer.decoder_config.{name}": value for name, value in codec.items()}
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "wide", overrides=overrides))
+    runner = CodecRunner(checkpoint, 2, dtype=torch.float32, device=device)
+    runner._forward = FusedDecoder(runner.decoder, runner.arena)
+    codes = np.random.default_rng(rng.randrange(2**32)).integers(0, 2048, (1, runner.num_quantizers))
+    [truth] = runner.step([0], [codes]).read()
+    tiles: list[UnitTile] = []
+
+    def tile_for(rows: int, channels: int, dtype: torch.dtype) -> UnitTile:
+        tiles.append(random_tile(rng))
+        return tiles[-1]
+
+    monkeypatch.setattr("engine_lib.codec.fused_decoder.unit_tile_for", tile_for)
+    [audio] = runner.step([1], [codes]).read()
+    assert len(tiles) == 6
+    np.testing.assert_allclose(audio, truth, rtol=0, atol=1e-5)
+    assert_near(runner.arena.rows[1].view(torch.float32)[32:], runner.arena.rows[0].view(torch.float32)[32:])
 
 
 def test_nan_stays_in_the_rows_that_see_it(rng: random.Random, device: torch.device) -> None:
