@@ -55,6 +55,7 @@ def prefill_attention(
     block_rows = max(_BLOCK_QUERIES // group_padded, 1)
     # Each sequence has at most one block that is not full.
     blocks = rows // block_rows + sequences
+    options = launch_options(q.device)
     _prefill_kernel[(blocks, kv_heads)](
         q,
         cache.k,
@@ -77,8 +78,8 @@ def prefill_attention(
         HALF=head_dim // 2,
         HALF_PADDED=max(triton.next_power_of_2(head_dim // 2), _MIN_DOT),
         num_warps=4,
-        num_stages=2,
-        **launch_options(q.device),
+        num_stages=2 if options["HOPPER"] or q.dtype != torch.float32 else 1,  # other GPUs have less shared memory, some 99 KB
+        **options,
     )
     return out
 
