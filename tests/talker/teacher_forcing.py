@@ -15,6 +15,7 @@ from bench_engine import launch
 
 from engine_lib.prompt import Prompt
 from engine_lib.talker.device import frame, sampler
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES
 from engine_lib.talker.device.sampler import SamplingTensors
 from engine_lib.talker.engine import TalkerEngine
 from talker.speaking import GREEDY, unheard
@@ -86,17 +87,23 @@ def forced(forcing: Forcing, device: torch.device) -> Iterator[None]:
 
 
 def run_forced(engine: TalkerEngine, prompts: Sequence[Prompt], num_frames: int, teacher: torch.Tensor | None = None) -> Forcing:
-    """Speak `num_frames` frames of `prompts`, which are prefilled together, in one batch; `engine` is eager and not started."""
+    """Speak `num_frames` frames of `prompts`, which must fit into one step of prefill, in one batch; `engine` is eager and not started."""
     forcing = Forcing(engine.checkpoint.config.talker.num_code_groups, teacher)
     with torch.inference_mode(), forced(forcing, engine.worker.device):
         for i, prompt in enumerate(prompts):
             sampling = GREEDY.updated({"max_frames": num_frames, "repetition_penalty": 1.0})
             engine.scheduler.add(unheard(engine, str(i), prompt, sampling))
-        for _ in range(num_frames):
+        launch(engine)
+        begun = sum(sequence.num_launched_frames > 0 for sequence in engine.scheduler.active)
+        assert begun == len(prompts), (
+            f"only {begun} of {len(prompts)} prompts, {sum(map(len, prompts))} rows, were prefilled in one step; it takes "
+            f"{engine.scheduler.max_num_batched_tokens} rows (max_num_batched_tokens, max_model_len) of "
+            f"{min(engine.config.max_num_seqs, MAX_PREFILL_SEQUENCES)} prompts (max_num_seqs, MAX_PREFILL_SEQUENCES)"
+        )
+        for _ in range(num_frames - 1):
             launch(engine)
         for sequence in list(engine.scheduler.active):
             engine.scheduler.release(sequence)
-    assert len(forcing.logits) == num_frames * forcing.num_code_groups, "the prompts were not prefilled in one step"
     return forcing
 
 

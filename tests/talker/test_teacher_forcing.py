@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from make_checkpoint import make_checkpoint
@@ -35,6 +36,13 @@ def test_a_run_fed_its_own_codes_repeats_itself_and_other_codes_change_what_foll
     assert (errors[2, :6] == 0).all()
     assert (errors[2, 6:] > 0).all()
     assert (errors[3:] > 0).all()
+
+
+def test_prompts_that_do_not_fit_into_one_step_are_counted(endless_voice: Path):
+    prompts = [GREETING.prompt(endless_voice)] * 2
+    engine = make_engine(endless_voice, max_num_seqs=2, max_num_batched_tokens=2 * len(prompts[0]) - 1)
+    with pytest.raises(AssertionError, match=f"only 1 of 2 prompts, {2 * len(prompts[0])} rows"):
+        run_forced(engine, prompts, 1)
 
 
 def test_bfloat16_logits_stay_within_their_bounds_of_float32(checkpoints: Path):
