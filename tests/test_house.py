@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,3 +77,11 @@ def test_no_file_is_too_long_to_read() -> None:
 
 def test_the_talker_without_its_subfolders_stays_a_small_engine() -> None:
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ENGINE / "talker").glob("*.py")) <= 1700
+
+
+def test_contributing_says_where_every_test_that_needs_a_gpu_is() -> None:
+    page, mark = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "pytest.mark." + "gpu"
+    homes = tuple(re.findall(r"tests/[\w/.]+", page.partition("- **On a GPU**")[2].partition("\n- ")[0]))
+    files = [str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py") if mark in file.read_text(encoding="utf-8")]
+    assert files
+    assert [file for file in files if not file.startswith(homes)] == []
