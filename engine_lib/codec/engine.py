@@ -14,7 +14,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,6 @@ from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
 from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
-from engine_lib.process.right_of_way import RightOfWay
 
 __all__ = ["AudioChunk", "CodecEngine", "CodecRequest", "CodecStats"]
 
@@ -89,11 +87,7 @@ class Step:
 
 
 class CodecEngine:
-    """Stateful decoding of many streams on one device.
-
-    Attributes:
-        right_of_way: the codec thread's while it launches a step; threads of the same process that have jobs of their own give way.
-    """
+    """Stateful decoding of many streams on one device."""
 
     def __init__(
         self,
@@ -145,7 +139,6 @@ class CodecEngine:
         self._num_steps = self._num_frames = self._num_decoded_pieces = 0
         self._busy_seconds = 0.0
 
-        self.right_of_way = RightOfWay()
         self._changed = threading.Condition()
         self._inbox: deque[CodecRequest | Drop | KeepOpen] = deque()
         self._stopping = False
@@ -269,10 +262,9 @@ class CodecEngine:
                     self._wait_to_launch_behind(last)
                 # The device runs the next step while the last one is answered. A step is chosen only shortly before the
                 # device is free for it, so a first chunk waits for little more than one step at most.
-                with self.right_of_way if self._pipelined else nullcontext():
-                    self._take_inbox()
-                    self._lifecycle.close_idle(self.config.codec_idle_timeout)
-                    step = self._launch_next()
+                self._take_inbox()
+                self._lifecycle.close_idle(self.config.codec_idle_timeout)
+                step = self._launch_next()
                 self._update_backpressure()
                 busy = step is not None or last is not None
                 if last is not None:

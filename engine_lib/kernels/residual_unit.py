@@ -41,27 +41,23 @@ class UnitTile:
         block_rows: rows of a program.
         block_in: input channels read at a time, of one tap; divides a third of the width.
         num_stages: such reads in flight at a time.
-        near: read the input by copies of 8 bytes. Those of 16 bytes pass by the multiprocessor's own cache, which holds the rows that
-            one tap reads until the next one reads them too.
     """
 
     block_rows: int
     block_in: int
     num_warps: int
     num_stages: int
-    near: bool
 
 
-FUSED_WIDTHS: tuple[int, ...] = ()  # off until measured
+FUSED_WIDTHS: tuple[int, ...] = (96,)  # measured with scripts/bench_conv.py --units on an H100; 192 has not been
+FEWEST_ROWS = 15_360  # 8 frames; with 1,920 rows two launches are faster, because their many small programs use more of the GPU
 
 
 def unit_tile_for(rows: int, channels: int, dtype: torch.dtype) -> UnitTile | None:
     """The tile for `rows` rows of `channels` channels; None if two launches of `causal_conv` are faster."""
-    if channels not in FUSED_WIDTHS or dtype != torch.bfloat16:
+    if channels not in FUSED_WIDTHS or dtype != torch.bfloat16 or rows < FEWEST_ROWS:
         return None
-    if channels == 96:
-        return UnitTile(64, 32, 4, 3, near=True) if rows < 16384 else UnitTile(128, 32, 4, 3, near=True)
-    return None if rows < 8192 else UnitTile(128, 64, 8, 3, near=True)
+    return UnitTile(128, 32, 4, 3) if channels == 96 else UnitTile(128, 64, 8, 3)
 
 
 def residual_unit(
@@ -120,7 +116,6 @@ def residual_unit(
         rate,
         dilation,
         x.gap,
-        x.gap // 4,
         residual.gap,
         0 if out is None else out.gap,
         snake_out.gap,
@@ -129,7 +124,6 @@ def residual_unit(
         BLOCK_ROWS=tile.block_rows,
         BLOCK_IN=tile.block_in,
         STAGES=tile.num_stages,
-        NEAR=tile.near,
         PLAIN=out is not None,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -149,9 +143,8 @@ def residual_unit_torch(
     return out, snaked
 
 
-# Shapes are not constants: steps of all sizes share a few compiled kernels. Of `x_gap_quarters` the compiler shall not know more than that
-# its fourfold is a multiple of four.
-@triton.jit(do_not_specialize=["rate", "dilation", "x_gap_quarters"])
+# Shapes are not constants: steps of all sizes share a few compiled kernels.
+@triton.jit(do_not_specialize=["rate", "dilation"])
 def _residual_unit_kernel(
     x,
     first_weight,
@@ -170,7 +163,6 @@ def _residual_unit_kernel(
     rate,
     dilation,
     x_gap,
-    x_gap_quarters,
     residual_gap,
     out_gap,
     snake_gap,
@@ -179,7 +171,6 @@ def _residual_unit_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     STAGES: tl.constexpr,
-    NEAR: tl.constexpr,
     PLAIN: tl.constexpr,
     HOPPER: tl.constexpr,
 ):
@@ -199,7 +190,7 @@ def _residual_unit_kernel(
         return
 
     # first convolution
-    x_row = stream * (x_gap_quarters * 4 if NEAR else x_gap) + row * WIDTH
+    x_row = stream * x_gap + row * WIDTH
     x_at = x + x_row[:, None] + column[None, :]
     left_at = first_weight + (left * (TAPS * WIDTH))[None, :] + column[:, None]
     right_at = first_weight + (right * (TAPS * WIDTH))[None, :] + column[:, None]

@@ -1,4 +1,4 @@
-"""How linear_small and linear_mid cut a weight: measured tiles, and a rule for all other shapes.
+"""How linear_small cuts a weight: measured tiles, and a rule for all other shapes.
 
 scripts/bench_kernels.py measured the tiles on an H100.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-
-MOST_MID_ROWS = 128  # linear_mid's
 
 
 @dataclass(frozen=True)
@@ -67,50 +65,3 @@ def block_rows_for(rows: int) -> int:
 def chunk_for(dtype: torch.dtype) -> int:
     """Elements of a segment that are multiplied at a time; results do not depend on it."""
     return 32 if dtype == torch.float32 else 64
-
-
-@dataclass(frozen=True)
-class MidTile:
-    """How linear_mid cuts one weight.
-
-    Attributes:
-        block_out: rows of the weight a program owns, 64 or 128 (half of them of gate, half of up in `gate_up_mid`).
-        split_k: segments of the inner dimension, one for each program of a block; results depend on this alone.
-        num_stages: chunks of weights in shared memory. Two programs fit a multiprocessor if each takes 113 KB at most.
-        num_warps: 4 or 8.
-        max_registers: of a thread, as in LinearTile.
-        prefetch: whether the weights behind the first copies are asked for into L2 at once.
-    """
-
-    block_out: int
-    split_k: int = 1
-    num_stages: int = 4
-    num_warps: int = 8
-    max_registers: int | None = 128
-    prefetch: bool = True
-
-
-# (out, in, gated) -> {rows of x in a program: tile}. Guesses: scripts/bench_mid.py measures them.
-MID_TILES: dict[tuple[int, int, bool], dict[int, MidTile]] = {
-    # 0.6B talker and both predictors: qkv, output, gate_up, down, head
-    (4096, 1024, False): {32: MidTile(64, 2, 5), 64: MidTile(64, 2, 5), 128: MidTile(64, 2, 5, 8, None)},
-    (1024, 2048, False): {32: MidTile(64, 4, 5), 64: MidTile(64, 4, 5), 128: MidTile(64, 4, 5, 8, None)},
-    (3072, 1024, True): {32: MidTile(64, 1, 6), 64: MidTile(64, 1, 5), 128: MidTile(64, 1, 5, 8, None)},
-    (1024, 3072, False): {32: MidTile(64, 4, 6), 64: MidTile(64, 4, 5), 128: MidTile(64, 4, 5, 8, None)},
-    (2048, 1024, False): {32: MidTile(64, 2, 5), 64: MidTile(64, 2, 5), 128: MidTile(64, 2, 5, 8, None)},
-    # 1.7B talker
-    (4096, 2048, False): {32: MidTile(64, 2, 6), 64: MidTile(64, 2, 5), 128: MidTile(64, 2, 5, 8, None)},
-    (2048, 2048, False): {32: MidTile(64, 4, 5), 64: MidTile(64, 4, 5), 128: MidTile(64, 4, 5, 8, None)},
-    (6144, 2048, True): {32: MidTile(128, 1, 3), 64: MidTile(128, 1, 3), 128: MidTile(128, 1, 3, 8, None)},
-    (2048, 6144, False): {32: MidTile(64, 4, 6), 64: MidTile(64, 4, 5), 128: MidTile(64, 4, 5, 8, None)},
-}
-
-
-def mid_tile_for(out_features: int, in_features: int, rows: int, *, gated: bool) -> MidTile | None:
-    """The tile for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x; None: it has none."""
-    return MID_TILES.get((out_features, in_features, gated), {}).get(mid_block_rows(rows))
-
-
-def mid_block_rows(rows: int) -> int:
-    """Rows of x in one program of linear_mid."""
-    return 32 if rows <= 32 else 64 if rows <= 64 else 128

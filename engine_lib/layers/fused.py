@@ -3,9 +3,7 @@
 Its twin is Transformer.forward; only rounding differs. For few rows a layer takes as long as reading its weights. Our own products
 read them once, with norm, residual and SwiGLU fused into them: five launches a layer. For more rows other products are faster,
 cuBLAS's: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
-of 16 rows reads them again. `linear_mid` is to be faster than both up to MID_ROWS rows, in five launches; it is off until it is
-measured.
-FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
+of 16 rows reads them again. FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -18,15 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
-from engine_lib.kernels.launch import is_hopper
 from engine_lib.kernels.linear_fp8 import linear_fp8
-from engine_lib.kernels.linear_mid import gate_up_mid, linear_mid
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
-from engine_lib.kernels.tiles import mid_tile_for
 from engine_lib.ops.fp8 import Fp8Weight, Weight
 
 FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # FEW_NARROW_ROWS in layers of up to NARROW hidden
-MID_ROWS = 0  # scripts/bench_mid.py compares it with 128
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
@@ -95,17 +89,11 @@ def forward_fused(
     """
     eps, few = transformer.eps, _are_few(x) if few is None else few
     for i, layer in enumerate(transformer.layers):
-        input_norm, post_attention_norm = Norm(layer.input_norm, eps), Norm(layer.post_attention_norm, eps)
         if few:
-            qkv = linear_small(x, layer.qkv, norm=input_norm)
+            qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
             x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_small)
-            gated = gate_up_small(x, layer.gate_up, norm=post_attention_norm)
+            gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
             x = _plus_product(x, gated, layer.down, all_reduce, linear_small)
-        elif _are_mid(x, layer):
-            qkv = linear_mid(x, layer.qkv, norm=input_norm)
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_mid)
-            gated = gate_up_mid(x, layer.gate_up, norm=post_attention_norm)
-            x = _plus_product(x, gated, layer.down, all_reduce, linear_mid)
         else:
             qkv = _many_rows(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
             x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, _many_rows)
@@ -118,24 +106,6 @@ def _are_few(x: torch.Tensor) -> bool:
     """Whether our own products are faster for [rows, hidden]."""
     rows, hidden = x.shape
     return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
-
-
-def _are_mid(x: torch.Tensor, layer: LayerWeights) -> bool:
-    """Whether linear_mid is faster for [rows, hidden], and takes the weights of the layer."""
-    return (
-        _mid_takes(x, layer.qkv) and _mid_takes(x, layer.output) and _mid_takes(x, layer.gate_up, gated=True) and _mid_takes(x, layer.down)
-    )
-
-
-def _mid_takes(x: torch.Tensor, weight: Weight, *, gated: bool = False) -> bool:
-    rows, (out_features, in_features) = len(x), weight.shape
-    return (
-        rows <= MID_ROWS
-        and x.dtype == torch.bfloat16
-        and not isinstance(weight, Fp8Weight)
-        and is_hopper(x.device)
-        and mid_tile_for(out_features // 2 if gated else out_features, in_features, rows, gated=gated) is not None
-    )
 
 
 def _plus_product(
@@ -163,8 +133,6 @@ def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torc
     """
     if _are_few(x):
         return linear_small(x, weight, norm=norm, normed=normed)
-    if normed is None and _mid_takes(x, weight):
-        return linear_mid(x, weight, norm=norm)
     y = rms_norm_rows(x, norm.weight, norm.eps)
     if normed is not None:
         normed.copy_(y)

@@ -72,7 +72,6 @@ class CodecService(EngineService):
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
         self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
-        self._sender.give_way = self._engine.right_of_way.give_way
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
         self._first_audio_times = LatencyWindow()
@@ -89,7 +88,6 @@ class CodecService(EngineService):
     def handle(self, request: Any) -> None:
         """Queue one message for decoding."""
         arrived_at = time.monotonic()
-        self._engine.right_of_way.give_way()
         reply = self._backend.reply(request)
         try:
             message = CodesMessage.unpack(self._backend.tensors(request), self._backend.secret, self._max_reference_frames)

@@ -23,7 +23,6 @@ class OrderedSender:
 
     Attributes:
         waits: how long the latest jobs waited for their worker.
-        give_way: called before each job; it may wait for a thread that must not be disturbed.
     """
 
     def __init__(self, name: str, num_workers: int, on_failure: Callable[[BaseException], None]) -> None:
@@ -35,7 +34,6 @@ class OrderedSender:
         """
         self._on_failure = on_failure
         self.waits = LatencyWindow()
-        self.give_way: Callable[[], None] = lambda: None
         self._workers = [_Worker() for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"{name}-{i}", daemon=True) for i, worker in enumerate(self._workers)
@@ -64,7 +62,6 @@ class OrderedSender:
 
     def _work(self, worker: _Worker) -> None:
         while worker.is_due.get():
-            self.give_way()
             queued_at, job = (worker.urgent or worker.others).popleft()
             self.waits.add(time.perf_counter() - queued_at)
             try:

@@ -15,7 +15,7 @@ def seconds_per_launch(launches: list[Callable[[], object]], repeats: int = 20) 
             one()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph):
         for one in launches:
             one()
     for _ in range(3):

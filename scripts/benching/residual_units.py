@@ -38,26 +38,19 @@ CHAIN = 6  # units in a captured chain
 ERROR = 1e-2
 TILES = {
     96: [
-        UnitTile(32, 32, 4, 4, near=False),
-        UnitTile(64, 32, 4, 3, near=False),
-        UnitTile(64, 32, 4, 3, near=True),
-        UnitTile(128, 32, 4, 3, near=False),
-        UnitTile(128, 32, 4, 3, near=True),
-        UnitTile(128, 32, 8, 3, near=True),
-        UnitTile(256, 32, 8, 3, near=False),
-        UnitTile(256, 32, 8, 3, near=True),
+        UnitTile(32, 32, 4, 4),
+        UnitTile(64, 32, 4, 3),
+        UnitTile(128, 32, 4, 3),
+        UnitTile(256, 32, 8, 3),
     ],
     192: [
-        UnitTile(16, 64, 4, 4, near=False),
-        UnitTile(32, 64, 4, 3, near=False),
-        UnitTile(64, 64, 4, 3, near=False),
-        UnitTile(64, 32, 4, 4, near=True),
-        UnitTile(128, 64, 8, 3, near=False),
-        UnitTile(128, 64, 8, 3, near=True),
-        UnitTile(128, 32, 8, 4, near=True),
-        UnitTile(256, 32, 8, 4, near=False),
+        UnitTile(16, 64, 4, 4),
+        UnitTile(32, 64, 4, 3),
+        UnitTile(64, 64, 4, 3),
+        UnitTile(128, 64, 8, 3),
+        UnitTile(256, 32, 8, 4),
     ],
-    384: [UnitTile(64, 64, 8, 3, near=False), UnitTile(64, 64, 8, 3, near=True), UnitTile(64, 32, 8, 4, near=False)],
+    384: [UnitTile(64, 64, 8, 3), UnitTile(64, 32, 8, 4)],
 }
 
 
@@ -172,7 +165,7 @@ def compare_units(folder: Path, workers: int) -> dict[tuple[int, int], UnitTile 
 def _name(tile: UnitTile | None) -> str:
     if tile is None:
         return "two"
-    return f"{tile.block_rows}x{tile.block_in}w{tile.num_warps}s{tile.num_stages}{'n' * tile.near}"
+    return f"{tile.block_rows}x{tile.block_in}w{tile.num_warps}s{tile.num_stages}"
 
 
 def _is_right(channels: int, tile: UnitTile) -> bool:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,7 @@ from engine_lib.kernels.paged_cache import PagedCache
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.sampler_kernel import Embedding, sample_codes
 from engine_lib.kernels.snake import snake_beta
-from engine_lib.kernels.tiles import MOST_MID_ROWS, LinearTile
-from engine_lib.layers import fused
+from engine_lib.kernels.tiles import LinearTile
 from engine_lib.ops.fp8 import CODES, Fp8Weight
 from engine_lib.talker.device import graphs as talker_graphs
 from engine_lib.talker.device.frame import FirstCodebookRules
@@ -137,13 +136,6 @@ def talker(model: Checkpoint, dtype: torch.dtype, *, fp8: bool = False) -> None:
             forward.prefill(layout.unpack(integers(layout.size)))
 
 
-def talker_with_linear_mid(model: Checkpoint) -> None:
-    """`talker` with the products that are off until they are measured."""
-    off, fused.MID_ROWS = fused.MID_ROWS, MOST_MID_ROWS
-    talker(model, torch.bfloat16)
-    fused.MID_ROWS = off
-
-
 def codec(model: Checkpoint, dtype: torch.dtype, *, sizes: Sequence[int] = codec_graphs.FRAME_BUCKETS) -> None:
     """Steps of all `sizes`, in frames, that are captured."""
     decoder = CodecDecoder(model.speech_tokenizer_weights(), model.config.codec, dtype=dtype, device=META)
@@ -154,18 +146,10 @@ def codec(model: Checkpoint, dtype: torch.dtype, *, sizes: Sequence[int] = codec
 
 
 def codec_with_residual_units(model: Checkpoint) -> None:
-    """`codec` with the units in one kernel that are off until they are measured, by both ways of reading."""
-    off, rule = residual_unit.FUSED_WIDTHS, residual_unit.unit_tile_for
-
-    def far(rows: int, channels: int, dtype: torch.dtype) -> residual_unit.UnitTile | None:
-        tile = rule(rows, channels, dtype)
-        return tile and replace(tile, near=False)
-
-    residual_unit.FUSED_WIDTHS = (96, 192)
+    """`codec` with those units in one kernel, too, that are off until they are measured."""
+    on, residual_unit.FUSED_WIDTHS = residual_unit.FUSED_WIDTHS, (96, 192)
     codec(model, torch.bfloat16)
-    vars(fused_decoder)["unit_tile_for"] = far
-    codec(model, torch.bfloat16, sizes=[64])
-    residual_unit.FUSED_WIDTHS, vars(fused_decoder)["unit_tile_for"] = off, rule
+    residual_unit.FUSED_WIDTHS = on
 
 
 def everything_at_once(dtype: torch.dtype) -> None:
@@ -234,7 +218,6 @@ def forms(to_machine_code: bool) -> dict[str, Form]:
         "the 1.7B talker": partial(talker, large, bfloat16),
         "the 1.7B talker in FP8": partial(talker, large, bfloat16, fp8=True),
         "the 0.6B talker": partial(talker, small, bfloat16),
-        "the 1.7B talker with linear_mid": partial(talker_with_linear_mid, large),
         "the codec": partial(codec, large, bfloat16),
         "the codec with residual units": partial(codec_with_residual_units, large),
         "everything at once": partial(everything_at_once, bfloat16),

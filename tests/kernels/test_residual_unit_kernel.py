@@ -59,7 +59,7 @@ class Unit:
 
 
 def random_tile(rng: random.Random) -> UnitTile:
-    return UnitTile(rng.choice([16, 64]), 16, 4, rng.choice([1, 3]), near=rng.random() < 0.5)
+    return UnitTile(rng.choice([16, 64]), 16, 4, rng.choice([1, 3]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,7 +90,7 @@ def test_a_unit_has_the_bits_of_the_two_launches(rng: random.Random, device: tor
         unit.in_two_launches(*truth)
         for rows, block_in, warps in ((16, 32, 4), (64, 32, 4), (128, width // 3, 8)):
             both = unit.packed(0, torch.zeros), unit.packed(13, torch.zeros)
-            unit.run(UnitTile(rows, block_in, warps, 3, near=rows == 64), *both)
+            unit.run(UnitTile(rows, block_in, warps, 3), *both)
             for one, other in zip(both, truth, strict=True):
                 assert torch.equal(unit.rows(one), unit.rows(other)), f"{width} channels, {rows} rows"
 
@@ -132,9 +132,9 @@ def test_nan_stays_in_the_rows_that_see_it(rng: random.Random, device: torch.dev
 
 def test_what_does_not_fit_is_refused(rng: random.Random, device: torch.device) -> None:
     unit = Unit(rng, device, torch.float32)
-    tile, snake_out = UnitTile(16, 16, 4, 1, near=False), unit.packed(13)
+    tile, snake_out = UnitTile(16, 16, 4, 1), unit.packed(13)
     with pytest.raises(ValueError, match="tile: 32 channels at a time do not divide 16"):
-        unit.run(UnitTile(16, 32, 4, 1, near=False), None, snake_out)
+        unit.run(UnitTile(16, 32, 4, 1), None, snake_out)
     with pytest.raises(ValueError, match="out: 48 values"):
         unit.run(tile, Packed(snake_out.values[:48]), snake_out)
     unit.dilation += 1
