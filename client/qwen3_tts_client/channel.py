@@ -8,6 +8,7 @@ thread of its own. That saves half a millisecond to the first chunk, for asyncio
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 
 import grpc  # type: ignore[import-untyped]
@@ -26,14 +27,31 @@ NO_PROXY = ("grpc.enable_http_proxy", 0)
 STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
-def channel_options(url: str) -> tuple[tuple[str, int], ...]:
-    """Options of a channel to `url`, HOST:PORT. A proxy reaches no loopback address of this machine, so none is asked for one."""
-    return (*CHANNEL_OPTIONS, NO_PROXY) if _is_loopback(url) else CHANNEL_OPTIONS
+# What names several servers: dns:///NAME:PORT for all addresses of a name, or a list such as ipv4:10.0.0.1:8001,10.0.0.2:8001.
+_SCHEME = re.compile(r"(dns|ipv4|ipv6):(///)?")
+# Each call goes to the next server that answers; without it all calls go to the first one.
+ROUND_ROBIN = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
 
 
-def _is_loopback(url: str) -> bool:
-    host = url.rpartition(":")[0] if re.search(r":\d+$", url) else url
-    host = re.sub(r"^(dns|ipv4|ipv6):", "", host).strip("[]").lower().rstrip(".")
+def channel_options(url: str) -> tuple[tuple[str, int | str], ...]:
+    """Options of a channel to `url`, HOST:PORT or a target of gRPC's own that may name several servers.
+
+    A proxy reaches no loopback address of this machine, so none is asked for one.
+    """
+    scheme = _SCHEME.match(url)
+    addresses = (url if scheme is None else url[scheme.end() :]).split(",")
+    balance = () if scheme is None else (ROUND_ROBIN,)
+    return (*CHANNEL_OPTIONS, *balance, *((NO_PROXY,) if all(map(_is_loopback, addresses)) else ()))
+
+
+def is_target(url: str) -> bool:
+    """Whether a channel can be made to `url`: HOST:PORT, or with one of gRPC's schemes."""
+    return bool(url) and ("://" not in url or url.startswith("dns:///"))
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0] if re.search(r":\d+$", address) else address
+    host = host.strip("[]").lower().rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

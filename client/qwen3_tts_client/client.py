@@ -24,7 +24,7 @@ import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
-from qwen3_tts_client.channel import channel_options, stream_call, text_stream_call
+from qwen3_tts_client.channel import channel_options, is_target, stream_call, text_stream_call
 from qwen3_tts_client.dialogue import JoinedTurns, options_of, turns_of
 from qwen3_tts_client.errors import InvalidRequest, NotFound, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, format_of, parse_response
@@ -46,7 +46,8 @@ class Client:
                 play(chunk.audio)
 
     Args:
-        url: HOST:PORT of the server's gRPC port. The first stream connects; a broken connection is made again.
+        url: HOST:PORT of the server's gRPC port. The first stream connects; a broken connection is made again. With several
+            servers dns:///NAME:PORT or ipv4:ADDRESS:PORT,ADDRESS:PORT: each stream goes to the next one.
         model: name of the ensemble; a server of several checkpoints has one for each.
     """
 
@@ -171,7 +172,7 @@ class AsyncClient:
                 await play(chunk.audio)
 
     Args:
-        url: HOST:PORT of the server's gRPC port.
+        url: as in Client.
         model: name of the ensemble.
     """
 
@@ -344,6 +345,7 @@ def _check_pieces(text: object, kind: type) -> None:
 
 
 def _checked_url(url: str) -> str:
-    if "://" in url or not url:
-        raise InvalidRequest(f"url: {url!r} is not allowed; give HOST:PORT of the gRPC port, without a scheme", field="url")
+    if not is_target(url):
+        allowed = "give HOST:PORT of the gRPC port, without a scheme; for several servers dns:///NAME:PORT or ipv4:A:PORT,B:PORT"
+        raise InvalidRequest(f"url: {url!r} is not allowed; {allowed}", field="url")
     return url
