@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -37,8 +37,8 @@ class ChildProcess(Protocol):
         ...
 
 
-def start_child(module: str, pipe: Connection) -> ChildProcess:
-    """Run `module` with `pipe`; the parent keeps the other end.
+def start_child(module: str, pipe: Connection, files: Sequence[int] = ()) -> ChildProcess:
+    """Run `module` with `pipe`, of which the parent keeps the other end, and with the open `files`, which keep their numbers.
 
     Raises:
         ConfigError: there is no interpreter to run it.
@@ -47,8 +47,9 @@ def start_child(module: str, pipe: Connection) -> ChildProcess:
     paths = [os.path.abspath(path) for path in sys.path if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *paths]), "TQDM_DISABLE": "1"}
     command = [_python(), "-m", module, str(pipe.fileno())]
+    inherited = [pipe.fileno(), *files]
     # A session of its own, so that Ctrl-C reaches only this process, which then ends its children.
-    return subprocess.Popen(command, pass_fds=[pipe.fileno()], stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
+    return subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, cwd=root, env=environment, start_new_session=True)
 
 
 def run_child(serve: Callable[[Connection], None], what: str) -> NoReturn:
@@ -88,5 +89,5 @@ def _python() -> str:
             return str(Path(prefix) / "bin" / name)
     found = shutil.which(name)
     if found is None:
-        raise ConfigError(f"there is no {name} to start the talker's processes with; put it on PATH")
+        raise ConfigError(f"there is no {name} to start an engine's process with; put it on PATH")
     return found

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from engine_lib.delivery import Delivery
 from engine_lib.errors import DEADLINE_ERROR, ConfigError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
-from engine_lib.talker.isolation import remote_engine
+from engine_lib.process import remote
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 from engine_lib.talker.output.emitter import Emitter
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
@@ -249,10 +249,10 @@ def test_what_the_process_finds_wrong_is_what_the_load_says(endless: Path):
 
 
 def test_a_process_that_dies_while_loading_ends_the_load(endless: Path, monkeypatch: pytest.MonkeyPatch):
-    def dying(module: str, pipe: object) -> subprocess.Popen[bytes]:
+    def dying(*_: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
-    monkeypatch.setattr(remote_engine, "start_child", dying)
+    monkeypatch.setattr(remote, "start_child", dying)
     with (
         pytest.raises(Qwen3TTSError, match=r"the talker's process \d+ ended with exit code 3 while it was loading"),
         running_process(endless),

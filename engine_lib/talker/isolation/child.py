@@ -5,11 +5,8 @@ remote_engine.py starts it. It ends when its pipe closes, when its engine has en
 
 from __future__ import annotations
 
-import logging
 import select
-import threading
 import time
-from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -17,11 +14,12 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.errors import EngineDeadError, text_of
+from engine_lib.errors import EngineDeadError
 from engine_lib.process.child import run_child
+from engine_lib.process.engine_messages import LoadEngine, StopEngine
 from engine_lib.process.garbage import freeze_loaded
 from engine_lib.process.loading import LoadFailed
-from engine_lib.process.wire import Message
+from engine_lib.process.outbox import Outbox
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
@@ -30,11 +28,8 @@ from engine_lib.talker.isolation.messages import (
     CancelStream,
     EngineLoaded,
     EngineReport,
-    LoadEngine,
-    LogRecord,
     StartEngine,
     StepChunks,
-    StopEngine,
     StreamStarted,
 )
 from engine_lib.talker.output.runaway import SilentStream
@@ -42,31 +37,6 @@ from engine_lib.talker.request import CodesChunk, FurtherText, Request, RequestL
 
 REPORT_SECONDS = 0.1
 MOST_WAIT_SECONDS = 0.1  # for a message; then it checks whether a rank has ended
-
-
-class Outbox:
-    """Sends messages to the process that started this one."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()  # a thread that watches ranks may log, too
-
-    def send(self, message: Message) -> None:
-        """Send at once, because the other end only listens. If that has closed the message is lost, and this process is about to end."""
-        data = FROM_ENGINE.pack(message)
-        with self._lock, suppress(ConnectionError):
-            self._pipe.send_bytes(data)
-
-
-class OutboxHandler(logging.Handler):
-    """Sends log records; of an exception only type and place, because its text might quote a user."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        super().__init__()
-        self._outbox = outbox
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by `logging`."""
-        self._outbox.send(LogRecord(record.name, record.levelno, text_of(record)))
 
 
 class PipedListener(RequestListener):
@@ -172,12 +142,10 @@ def serve(
     Raises:
         EngineDeadError: it has failed.
     """
-    outbox = Outbox(pipe)
+    outbox = Outbox(pipe, FROM_ENGINE)
     setup = TO_ENGINE.unpack(pipe.recv_bytes())
     assert isinstance(setup, LoadEngine)
-    package = logging.getLogger("engine_lib")
-    package.addHandler(OutboxHandler(outbox))
-    package.setLevel(setup.log_level)
+    outbox.send_log(setup.log_level)
     config = config_class(**setup.config)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

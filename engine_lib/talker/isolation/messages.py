@@ -1,15 +1,14 @@
 """Messages to and from an engine in another process.
 
-Others that travel there: Request, FurtherText, SilentStream, StreamTimes, LoadFailed.
+Others that travel there: those of process/engine_messages.py, Request, FurtherText, SilentStream, StreamTimes, LoadFailed.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from engine_lib.process.engine_messages import LoadEngine, LogRecord, StopEngine
 from engine_lib.process.loading import LoadFailed
 from engine_lib.process.wire import Message, Wire
 from engine_lib.talker.base_engine import TalkerStats
@@ -17,13 +16,6 @@ from engine_lib.talker.output.runaway import SilentStream
 from engine_lib.talker.request import CodesChunk, FurtherText, Request, StreamTimes
 
 # to the engine
-
-
-class LoadEngine(Message, frozen=True):
-    """The first message. `config`: the fields of an EngineConfig; `log_level`: as in `logging`."""
-
-    config: dict[str, Any]
-    log_level: int
 
 
 class StartEngine(Message, frozen=True):
@@ -43,10 +35,6 @@ class ApplyBackpressure(Message, frozen=True):
     until: float
 
 
-class StopEngine(Message, frozen=True):
-    """Every request ends with an error, then the process."""
-
-
 # from the engine
 
 
@@ -54,14 +42,6 @@ class EngineLoaded(Message, frozen=True):
     """The weights are in and graphs are captured."""
 
     stats: TalkerStats
-
-
-class LogRecord(Message, frozen=True):
-    """A line for the log of the process that started the engine; arguments as in `logging.Logger.log`."""
-
-    logger: str
-    level: int
-    message: str
 
 
 class StreamStarted(Message, frozen=True):

@@ -9,21 +9,17 @@ microseconds.
 from __future__ import annotations
 
 import logging
-import subprocess
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, replace
-from multiprocessing.connection import Pipe
 
 import msgspec
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.errors import SHUTDOWN_ERROR, Qwen3TTSError
-from engine_lib.process.child import end_of, start_child
-from engine_lib.process.loading import LoadFailed
-from engine_lib.process.wire import Message
+from engine_lib.errors import SHUTDOWN_ERROR
+from engine_lib.process.engine_messages import LoadEngine, StopEngine
+from engine_lib.process.remote import RemoteProcess
 from engine_lib.talker.base_engine import BaseTalkerEngine, TalkerStats
 from engine_lib.talker.isolation.messages import (
     FROM_ENGINE,
@@ -32,11 +28,8 @@ from engine_lib.talker.isolation.messages import (
     CancelStream,
     EngineLoaded,
     EngineReport,
-    LoadEngine,
-    LogRecord,
     StartEngine,
     StepChunks,
-    StopEngine,
     StreamStarted,
 )
 from engine_lib.talker.output.emitter import Emitter
@@ -46,7 +39,6 @@ from engine_lib.talker.request import CodesChunk, FinishReason, FurtherText, Req
 logger = logging.getLogger(__name__)
 
 CHILD_MODULE = "engine_lib.talker.isolation.child"
-END_SECONDS = 5.0  # from the end of the pipe until the process is killed
 
 
 class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
@@ -65,18 +57,10 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
         """
         super().__init__(checkpoint, config)
         self._reader = threading.Thread(target=self._read, name="talker-process", daemon=True)
-        self._stats: TalkerStats
         self._stopping = False
-        self._pipe, theirs = Pipe()
-        with theirs:
-            self._process = start_child(child_module, theirs)
-        try:
-            located = replace(config, model_path=str(checkpoint.path.resolve()))
-            self._send(LoadEngine(asdict(located), logger.getEffectiveLevel()))
-            self._wait_until_loaded()
-        except BaseException:
-            self._end_process()
-            raise
+        self._process = RemoteProcess(child_module, "the talker's process", TO_ENGINE, FROM_ENGINE)
+        located = replace(config, model_path=str(checkpoint.path.resolve()))
+        self._stats = self._process.load(LoadEngine(asdict(located), logger.getEffectiveLevel()), EngineLoaded).stats
 
     @property
     def pid(self) -> int:
@@ -85,7 +69,7 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
 
     def start(self) -> None:
         """Let the engine step, and read its messages."""
-        self._send(StartEngine())
+        self._process.send(StartEngine())
         self._alive = True
         self._reader.start()
 
@@ -93,11 +77,11 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
         """Stop the engine; every open request ends with an error, and the process ends."""
         self._stopping = True
         with self._changed:
-            self._send(StopEngine())
+            self._process.send(StopEngine())
         deadline = time.monotonic() + timeout
         if self._reader.is_alive():
             self._reader.join(timeout)
-        self._end_process(max(deadline - time.monotonic(), 0.0))
+        self._process.close(max(deadline - time.monotonic(), 0.0))
 
     def stats(self) -> TalkerStats:
         """The engine's latest report, a fraction of a second old; only `waiting` is of this moment."""
@@ -106,53 +90,27 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
 
     def _accept(self, request: Request, listener: RequestListener) -> Emitter:
         prompt = replace(request.prompt, reference_codes=None)  # only the codec needs them
-        self._send(msgspec.structs.replace(request, prompt=prompt))
+        self._process.send(msgspec.structs.replace(request, prompt=prompt))
         return Emitter(request, listener)
 
     def _accept_text(self, text: FurtherText) -> None:
         self._stats = replace(self._stats, starving=0)  # its step is due; the engine reports anew
-        self._send(text)
+        self._process.send(text)
 
     def _accept_cancel(self, stream_key: str, error: str) -> None:
-        self._send(CancelStream(stream_key, error))
+        self._process.send(CancelStream(stream_key, error))
 
     def _accept_silence(self, silent: SilentStream) -> None:
-        self._send(silent)
+        self._process.send(silent)
 
     def _accept_backpressure(self) -> None:
-        self._send(ApplyBackpressure(self._backpressure.until))
-
-    def _send(self, message: Message) -> None:
-        """Does nothing if the process has gone: the reader notices that, and ends every open request."""
-        with suppress(OSError):
-            self._pipe.send_bytes(TO_ENGINE.pack(message))
-
-    def _wait_until_loaded(self) -> None:
-        while True:
-            try:
-                message = FROM_ENGINE.unpack(self._pipe.recv_bytes())
-            except (EOFError, OSError):
-                raise Qwen3TTSError(f"{self._end()} while it was loading; its output says why") from None
-            match message:
-                case EngineLoaded():
-                    self._stats = message.stats
-                    return
-                case LoadFailed():
-                    raise message.to_error(Qwen3TTSError)
-                case LogRecord():
-                    _log(message)
+        self._process.send(ApplyBackpressure(self._backpressure.until))
 
     # reader thread
 
     def _read(self) -> None:
-        try:
-            while True:
-                self._receive(FROM_ENGINE.unpack(self._pipe.recv_bytes()))
-        except (EOFError, OSError):
-            reason = SHUTDOWN_ERROR if self._stopping else f"the talker engine failed: {self._end()}"
-        except Exception as error:
-            reason = f"the talker engine failed: {type(error).__name__}"
-            logger.exception("the talker's process said something that is none of its messages")
+        end = self._process.read(self._receive)
+        reason = SHUTDOWN_ERROR if self._stopping else f"the talker engine failed: {end}"
         if not self._stopping:
             logger.error("%s", reason)
         with self._changed:
@@ -177,8 +135,6 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
                 for durations, seconds in ((self.step_times.interval, message.intervals), (self.step_times.host, message.hosts)):
                     for duration in seconds.tolist():
                         durations.add(duration)
-            case LogRecord():
-                _log(message)
 
     def _emitter(self, stream_key: str) -> Emitter | None:
         """That of an open stream. `submit` sends the request before it is among the open ones, and holds the lock until it is."""
@@ -199,24 +155,3 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
             emitter.emit(chunk)
             if emitter.has_failed:
                 self.cancel(key)
-
-    def _end_process(self, patience: float = 0.0) -> None:
-        self._pipe.close()
-        try:
-            self._process.wait(patience + END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _end(self) -> str:
-        """Says how the process has ended; its pipe has closed."""
-        try:
-            code = self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        return f"the talker's process {self._process.pid} ended with {end_of(code)}"
-
-
-def _log(record: LogRecord) -> None:
-    logging.getLogger(record.logger).log(record.level, "%s", record.message)
