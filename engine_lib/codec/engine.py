@@ -10,71 +10,28 @@ import logging
 import math
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.backpressure import Backpressure
+from engine_lib.codec.base_engine import SHUTTING_DOWN, BaseCodecEngine, CodecStats
 from engine_lib.codec.batcher import Batcher, Cohort
 from engine_lib.codec.reference_states import ReferenceStates
-from engine_lib.codec.request import AudioChunk, CodecRequest, problem_with
+from engine_lib.codec.request import AudioChunk, CodecRequest, Drop, KeepOpen
 from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.codec.step_limits import FRAMES_OF_A_STREAM
 from engine_lib.codec.step_pace import StepPace
 from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
-from engine_lib.errors import EngineDeadError, InvalidRequestError, Qwen3TTSError
 
 __all__ = ["AudioChunk", "CodecEngine", "CodecRequest", "CodecStats"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CodecStats:
-    """A snapshot for metrics and tests.
-
-    Attributes:
-        open_streams: slots in use; streams that wait for one are not counted.
-        queued_chunks: chunks not answered yet.
-        num_steps, num_frames: cohorts and frames launched since the start.
-        num_decoded_pieces: the streams of all these cohorts together; pieces a step are the cohort size.
-        busy_seconds: of the device with all these cohorts.
-        num_failed_streams: streams that ended with an error since the start, dropped ones included.
-        num_recalled_references: references since the start with a known state.
-    """
-
-    open_streams: int
-    free_slots: int
-    queued_chunks: int
-    num_steps: int
-    num_frames: int
-    num_decoded_pieces: int
-    busy_seconds: float
-    num_failed_streams: int
-    num_recalled_references: int
-
-
-@dataclass(frozen=True)
-class Drop:
-    """See CodecEngine.drop."""
-
-    stream_key: str
-
-
-@dataclass(frozen=True)
-class KeepOpen:
-    """See CodecEngine.keep_open."""
-
-    stream_key: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +43,7 @@ class Step:
     launched_at: float
 
 
-class CodecEngine:
+class CodecEngine(BaseCodecEngine):
     """Stateful decoding of many streams on one device."""
 
     def __init__(
@@ -105,7 +62,7 @@ class CodecEngine:
         Raises:
             CheckpointError, ConfigError: the checkpoint or an option does not fit.
         """
-        self.config, self._codec = config, checkpoint.config.codec
+        super().__init__(checkpoint, config)
         device = resolve_device(config.codec_device, "codec_device") if config.codec_device else resolve_device(config.device)
         started = time.perf_counter()
         with on_device(device):
@@ -142,39 +99,17 @@ class CodecEngine:
         self._changed = threading.Condition()
         self._inbox: deque[CodecRequest | Drop | KeepOpen] = deque()
         self._stopping = False
-        self._alive = False
-        self._dead_because = "the codec engine has not been started"
         self._thread = threading.Thread(target=self._run, name="codec-engine", daemon=True)
 
     # callers
 
-    @property
-    def sample_rate(self) -> int:
-        """Samples a second of all audio."""
-        return self._codec.sample_rate
-
-    @property
-    def samples_per_frame(self) -> int:
-        """Audio samples of one frame."""
-        return self._codec.samples_per_frame
-
-    @property
-    def num_quantizers(self) -> int:
-        """Codes of one frame."""
-        return self._codec.num_quantizers
-
-    @property
-    def is_alive(self) -> bool:
-        """True from start() until shutdown() or until the codec thread fails."""
-        return self._alive
-
     def start(self) -> None:
-        """Start the codec thread."""
+        """See BaseCodecEngine."""
         self._alive = True
         self._thread.start()
 
     def submit(self, request: CodecRequest) -> None:
-        """Queue a chunk. Its answer comes on the codec thread; if that has ended, an error comes at once on this thread."""
+        """See BaseCodecEngine."""
         with self._changed:
             if self._alive:
                 self._inbox.append(request)
@@ -183,48 +118,19 @@ class CodecEngine:
         request.answer(error=self._dead_because)
 
     def drop(self, stream_key: str) -> None:
-        """Free the slot of a stream and answer its pending and later chunks with an error. An unknown key is ignored."""
+        """See BaseCodecEngine."""
         with self._changed:
             self._inbox.append(Drop(stream_key))
             self._changed.notify()
 
     def keep_open(self, stream_key: str) -> None:
-        """Begin the idle time of a stream anew, because it is known to go on. An unknown key is ignored."""
+        """See BaseCodecEngine."""
         with self._changed:
             self._inbox.append(KeepOpen(stream_key))
             self._changed.notify()
 
-    def decode(self, codes: npt.NDArray[np.integer[Any]], reference: npt.NDArray[np.integer[Any]] | None = None) -> npt.NDArray[np.float32]:
-        """Decode one whole utterance as a stream among the others, and wait for it.
-
-        Args:
-            codes: [frames, num_quantizers] of any integer type.
-            reference: codes of the utterance's past, of the same kind; they give no audio.
-
-        Returns:
-            [frames * samples_per_frame] in -1..1.
-
-        Raises:
-            InvalidRequestError: the codes have another shape or are out of range.
-            EngineDeadError, Qwen3TTSError: the engine has stopped, or stopped meanwhile.
-        """
-        for given in (codes,) if reference is None else (reference, codes):
-            if problem := problem_with(given, self._codec):
-                raise InvalidRequestError("codes", problem)
-        if not self._alive:
-            raise EngineDeadError(self._dead_because)
-        answer: Future[AudioChunk] = Future()
-        stream_key = uuid.uuid4().hex
-        if reference is not None:
-            self.submit(CodecRequest.of_reference(stream_key, reference))
-        self.submit(CodecRequest(stream_key, 0, codes, True, answer.set_result))
-        chunk = answer.result()
-        if chunk.error:
-            raise Qwen3TTSError(chunk.error)
-        return chunk.audio
-
     def shutdown(self, timeout: float = 10.0) -> None:
-        """Stop the thread; chunks not decoded yet are answered with an error."""
+        """See BaseCodecEngine."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -232,7 +138,7 @@ class CodecEngine:
             self._thread.join(timeout)
 
     def stats(self) -> CodecStats:
-        """A snapshot of the engine. Any thread may call this; the engine goes on."""
+        """See BaseCodecEngine."""
         free_slots = len(self.batcher.free_slots)
         return CodecStats(
             open_streams=self.config.codec_slots - free_slots,
@@ -254,7 +160,7 @@ class CodecEngine:
 
     def _serve(self) -> None:
         """Decode and answer until the engine is stopped or fails."""
-        reason = "the codec is shutting down"
+        reason = SHUTTING_DOWN
         try:
             busy, last = False, None  # last: the step on the device
             while self._wait(busy):

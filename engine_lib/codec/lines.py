@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.codec.engine import CodecEngine
+from engine_lib.codec.base_engine import BaseCodecEngine
 from engine_lib.codec.request import ANEW, AudioChunk, CodecRequest
 from engine_lib.process.serial import Serial
 from engine_lib.speech.script import line_key
@@ -26,7 +26,7 @@ Codes = npt.NDArray[np.integer[Any]]
 class DecodedLines:
     """The codec's side of one script. Its requests come one at a time; their listeners are called one at a time, on any thread."""
 
-    def __init__(self, engine: CodecEngine, stream_key: str) -> None:
+    def __init__(self, engine: BaseCodecEngine, stream_key: str) -> None:
         """`stream_key`: of all requests."""
         self._engine, self._stream_key = engine, stream_key
         self._orders = itertools.count()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.checkpoint_config import CodecDecoderConfig
+from engine_lib.process.wire import Message
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class CodecRequest:
         index: 0, 1, 2.. within the stream; a stream opens with 0, or with its reference.
         codes: [frames, num_quantizers] of any integer type; perhaps no frames.
         is_final: the stream ends with this chunk.
-        on_audio: called once with the answer, on the codec's thread; it must only pass that on.
+        on_audio: called once with the answer, on a thread of the engine; it must only pass that on.
         is_reference: the codes are a clone's reference: they make the stream's past and give no audio.
     """
 
@@ -69,6 +70,18 @@ class CodecRequest:
             logger.error("on_audio raised %s for chunk %d of stream %s", type(failure).__name__, self.index, self.stream_key)
             return False
         return True
+
+
+class Drop(Message, frozen=True):
+    """See BaseCodecEngine.drop."""
+
+    stream_key: str
+
+
+class KeepOpen(Message, frozen=True):
+    """See BaseCodecEngine.keep_open."""
+
+    stream_key: str
 
 
 def problem_with(codes: npt.NDArray[np.integer[Any]], config: CodecDecoderConfig) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.codec.engine import CodecEngine, CodecRequest
+from engine_lib.codec.base_engine import BaseCodecEngine
 from engine_lib.codec.lines import DecodedLines
-from engine_lib.codec.request import ANEW
+from engine_lib.codec.request import ANEW, CodecRequest
 from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.playback import Playback
 from engine_lib.serving.stream_audio import StreamAudio
@@ -60,7 +60,7 @@ class OpenStream:
             self.asked_at = now
         return is_due
 
-    def speak_anew(self, engine: CodecEngine, no_codes: npt.NDArray[np.int16]) -> None:
+    def speak_anew(self, engine: BaseCodecEngine, no_codes: npt.NDArray[np.int16]) -> None:
         """End what the engine knows of it, because its frames come anew behind the good ones, which are the next message."""
         engine.submit(CodecRequest(self.engine_key, 0, no_codes, is_final=True, on_audio=lambda _answer: None))
         self.engine_key += ANEW

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.base_engine import BaseCodecEngine
+from engine_lib.codec.request import AudioChunk, CodecRequest
 from engine_lib.delivery import Delivery
 from engine_lib.errors import Qwen3TTSError
 from engine_lib.prompt import Prompt, PromptBuilder
@@ -48,7 +49,7 @@ def warm_up_talker(engine: BaseTalkerEngine[Any], prompts: PromptBuilder, sender
     answers.wait_for_the_end()
 
 
-def warm_up_codec(engine: CodecEngine, sender: OrderedSender) -> None:
+def warm_up_codec(engine: BaseCodecEngine, sender: OrderedSender) -> None:
     """Decode a few chunks, each in a step of its own.
 
     Raises:
