@@ -178,6 +178,11 @@ class EngineConfig:
         minimum=1,
         maximum=256,
     )
+    codec_isolation: str = option(
+        "thread",
+        "Where the engine of a served codec runs: process, without other Python threads that delay it, or thread, in the model's process.",
+        choices=("thread", "process"),
+    )
     codec_stream_priority: int = option(
         -1, "CUDA priority of the codec's kernels; high, because a listener waits for each first chunk.", minimum=-5, maximum=0
     )

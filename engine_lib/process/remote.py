@@ -1,4 +1,4 @@
-"""RemoteProcess: a child process with an engine, as its parent sees it: its messages, its log and its end."""
+"""RemoteProcess: an engine in a child process, seen by its parent: messages, log, end."""
 
 from __future__ import annotations
 

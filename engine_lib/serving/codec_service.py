@@ -20,9 +20,11 @@ from math import ceil
 from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.base_engine import BaseCodecEngine
+from engine_lib.codec.engine import CodecEngine
+from engine_lib.codec.isolation.remote_engine import RemoteCodecEngine
 from engine_lib.codec.lines import DecodedLines
-from engine_lib.codec.request import ANEW, NO_AUDIO
+from engine_lib.codec.request import ANEW, NO_AUDIO, AudioChunk, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import OnRunaway, Timestamps
 from engine_lib.devices import limit_gpu_share
@@ -59,7 +61,7 @@ SENDER_THREADS = 4  # a send waits for the server most of its time, and every ch
 class CodecService(EngineService):
     """The codec decoder of one server."""
 
-    _engine: CodecEngine
+    _engine: BaseCodecEngine
 
     def __init__(self, backend: TritonBackend, config: EngineConfig) -> None:
         """Load the codec of the checkpoint and start the engine.
@@ -71,7 +73,8 @@ class CodecService(EngineService):
         # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
-        self._engine = CodecEngine(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
+        engine_class = {"thread": CodecEngine, "process": RemoteCodecEngine}[config.codec_isolation]
+        self._engine = engine_class(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
         self._first_audio_times = LatencyWindow()
@@ -135,7 +138,7 @@ class CodecService(EngineService):
         self._controller.close(SHUTDOWN_SECONDS)
 
     def _answer_later(self, message: CodesMessage, reply: Reply, arrived_at: float, take: Take, chunk: AudioChunk) -> None:
-        """On the codec thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
+        """On the engine's thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
         decoded_at = time.monotonic()
         if message.chunk.index == 0 and len(chunk.audio):
             self._first_audio_times.add(decoded_at - arrived_at)
@@ -261,7 +264,7 @@ class CodecService(EngineService):
             self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
 
     def _slow_talkers(self, seconds: float) -> None:
-        """On the codec thread: let the talkers of open streams begin none for `seconds`; 0 lifts that."""
+        """On the engine's thread: let the talkers of open streams begin none for `seconds`; 0 lifts that."""
         self._slowed_talkers |= {talker_of(stream_key) for stream_key in list(self._streams)}
         for talker in self._slowed_talkers:
             self._controller.put(talker, partial(self._backend.apply_backpressure, talker, seconds))
@@ -269,7 +272,7 @@ class CodecService(EngineService):
             self._slowed_talkers.clear()
 
     def _forget(self, stream_key: str) -> None:
-        """On the codec thread: a stream without a message for `codec_idle_timeout` has ended, although its final one never came.
+        """On the engine's thread: a stream without a message for `codec_idle_timeout` has ended, although its final one never came.
 
         If it is a script that waits for its next line, that line opens it anew.
         """

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
+from engine_lib.codec.base_engine import BaseCodecEngine
+from engine_lib.codec.engine import CodecEngine
+from engine_lib.codec.request import AudioChunk, CodecRequest
 from engine_lib.codec.runner import StepAudio
 from patience import PATIENCE
 
@@ -28,7 +30,7 @@ AssertOfficial = Callable[[Audio, Codes], None]
 class Listener:
     """One stream: sends its chunks and keeps the answers in order of arrival."""
 
-    def __init__(self, engine: CodecEngine) -> None:
+    def __init__(self, engine: BaseCodecEngine) -> None:
         self.engine, self.stream_key, self.num_sent = engine, uuid.uuid4().hex, 0
         self._answers: queue.SimpleQueue[AudioChunk] = queue.SimpleQueue()
 

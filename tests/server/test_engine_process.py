@@ -1,4 +1,4 @@
-"""A server with its engine in a process of its own: same audio, hangs noticed, no process left."""
+"""A server with engines in processes of their own: same audio, hangs noticed, no process left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engine_lib.codec.isolation.remote_engine import CHILD_MODULE as CODEC_MODULE
 from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
-from engine_lib.talker.isolation.remote_engine import CHILD_MODULE
+from engine_lib.talker.isolation.remote_engine import CHILD_MODULE as TALKER_MODULE
 from patience import PATIENCE, eventually
 from server.conftest import new_server
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
@@ -21,10 +22,10 @@ HEALTHCHECK = MODEL_REPOSITORY.parent / "docker" / "healthcheck.py"
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 
 
-def engine_process(server: TritonServer) -> int:
-    """The process that the talker's model has started."""
-    talker = model_process(server, MODELS[0]).pid
-    command = ["pgrep", "-P", str(talker), "-f", CHILD_MODULE]
+def engine_process(server: TritonServer, model: str = "talker") -> int:
+    """The process that a model has started for its engine."""
+    module = {"talker": TALKER_MODULE, "codec_decoder": CODEC_MODULE}[model]
+    command = ["pgrep", "-P", str(model_process(server, model).pid), "-f", module]
     [pid] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return int(pid)
 
@@ -49,21 +50,41 @@ def test_a_talker_whose_engine_has_its_own_process_serves_and_ends_with_it(endle
     assert "KV cache" in log, "what the engine's process logs is in the server's log"
 
 
-def test_a_server_whose_engine_has_its_own_process_stops_with_streams_in_flight(endless_voice: Path, tmp_path: Path) -> None:
-    with new_server(endless_voice, tmp_path / "log", talker_isolation="process") as server:
-        processes, engine = processes_of(server), engine_process(server)
+def test_a_codec_whose_engine_has_its_own_process_serves_and_ends_with_it(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log", codec_isolation="process") as server:
+        processes, engine = processes_of(server), engine_process(server, "codec_decoder")
+        with Stream(server, inputs(sampling=GREEDY | {"chunk_frames": [1, 4]})) as stream:
+            audio = audio_of(stream.all())
+        expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (1, 4)))
+        np.testing.assert_allclose(audio, expected, atol=1e-5)
+        eventually(lambda: metric(server, "codec_steps_total") > 0 and metric(server, "codec_busy_seconds_total") > 0, "steps are counted")
+        with streams_in_flight(server) as streams:
+            os.kill(engine, signal.SIGKILL)
+            for one in streams:
+                end = last_chunk(one)
+                assert (end.is_final, end.finish_reason) == (True, "error")
+                assert end.error == f"the codec failed: the codec's process {engine} ended with signal 9"
+            server.wait(PATIENCE)
+    nothing_is_left_of(processes)
+    assert "codec on cpu" in (tmp_path / "log").read_text(), "what the engine's process logs is in the server's log"
+
+
+def test_a_server_whose_engines_have_their_own_processes_stops_with_streams_in_flight(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log", talker_isolation="process", codec_isolation="process") as server:
+        processes, engines = processes_of(server), [engine_process(server, model) for model in MODELS]
         with streams_in_flight(server) as streams:
             server.terminate()
             ends = [last_chunk(stream) for stream in streams]
             assert server.wait(PATIENCE) == 0
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
     nothing_is_left_of(processes)
-    assert not Path(f"/proc/{engine}").exists()
+    assert not any(Path(f"/proc/{engine}").exists() for engine in engines)
 
 
 def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with_its_model(endless_voice: Path, tmp_path: Path) -> None:
-    with new_server(endless_voice, tmp_path / "log", talker_isolation="process", stall_seconds="5") as server:
-        engine = engine_process(server)
+    server = new_server(endless_voice, tmp_path / "log", talker_isolation="process", codec_isolation="process", stall_seconds="5")
+    with server:
+        engine, codec = engine_process(server), engine_process(server, "codec_decoder")
         with Stream(server, inputs(sampling=ENDLESS)) as stream:
             stream.next()
             assert health(server) == "ready\n"
@@ -81,8 +102,9 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
             assert metric(server, "underrun_seconds_total") > 0
             assert metric(server, "audio_chunks_total") > 1
         with streams_in_flight(server):
-            os.kill(model_process(server, MODELS[0]).pid, signal.SIGKILL)
-            eventually(lambda: not Path(f"/proc/{engine}").exists(), "the engine's process ends")
+            for process in processes_of(server):
+                os.kill(process.pid, signal.SIGKILL)
+            eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (engine, codec)), "the engines' processes end")
             server.wait(PATIENCE)
 
 

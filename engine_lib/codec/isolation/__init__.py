@@ -1,0 +1,1 @@
+"""The codec's engine in a process of its own."""
