@@ -2,18 +2,19 @@
 
     python scripts/bench_host.py --streams 64 --step-ms 8
     python scripts/bench_host.py --streams 64 --step-ms 8 --codec echo       # the floor of the codec's process
-    python scripts/bench_host.py --streams 64 128 --step-ms 6
+    python scripts/bench_host.py --streams 64 128 --step-ms 6 --option codec_isolation=process
 
 tritonserver, the stubs of its Python backend, both services, the engine's process, pipes and gRPC are real; a step of the talker takes
---step-ms, and one of the codec what an H100 takes (scripts/benching/fake_server.py). CUDA's launches are not included. No GPU is needed.
+--step-ms, and one of the codec what an H100 takes (scripts/benching/fake_codec.py). CUDA's launches are not included. No GPU is needed.
 The load is that of bench_server.py, in closed loops.
 
 chunks/s: answers with audio. busy: share of the time in which the codec's device computes. launch: from the end of a codec's step until
 the next one is launched, if work has waited for it. send, wait: as in bench_server.py, of the codec. µs: processor time a chunk, by
-process (codec and talker: the stubs; frames: the talker's engine) and in it by thread: execute is the one on which Triton calls the
-model, engine the codec's, send the senders, read the one that reads the engine's pipe. switches: how often threads of the codec's
-process got a processor, a chunk. This hardly depends on the machine; the times do. stolen: time in which these threads had no processor
-although they could run, in percent of the time they ran: far above 10 the machine is too busy for waits to mean anything.
+process (codec and talker: the stubs; decoder and frames: engines with processes of their own) and in it by thread: execute is the one
+on which Triton calls the model, engine the codec's, send the senders, read the one that reads the engine's pipe. switches: how often
+threads of the codec's process got a processor, a chunk. This hardly depends on the machine; the times do. stolen: time in which these
+threads had no processor although they could run, in percent of the time they ran: far above 10 the machine is too busy for waits to
+mean anything.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
-from benching import fake_server
+import numpy as np
+
+from benching import fake_codec, fake_device, fake_server
 from benching.arguments import add_checkpoints, add_engine_options
 from benching.measuring import command, machine, random_checkpoint, write_results
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
@@ -74,7 +77,14 @@ SERVICES = {
     "codec": "fake_server.codec(backend, engine_config(args))",
     "echo": "fake_server.echo(backend)",
 }
-PARTS = {"codec-engine": "engine", "codec_decoder-send": "send", "talker-send": "send", "talker-process": "read", "MainThread": "execute"}
+PARTS = {
+    "codec-engine": "engine",
+    "codec-process": "read",
+    "codec_decoder-send": "send",
+    "talker-send": "send",
+    "talker-process": "read",
+    "MainThread": "execute",
+}
 # Heading, figure, decimals.
 COLUMNS = (
     ("streams", "streams", 0),
@@ -91,8 +101,10 @@ COLUMNS = (
     ("execute", "codec_execute_us", 0),
     ("engine", "codec_engine_us", 0),
     ("send", "codec_send_us", 0),
+    ("read", "codec_read_us", 0),
     ("others", "codec_others_us", 0),
     ("switches", "codec_switches", 1),
+    ("decoder µs", "decoder_us", 0),
     ("talker µs", "talker_us", 0),
     ("execute", "talker_execute_us", 0),
     ("send", "talker_send_us", 0),
@@ -176,9 +188,9 @@ def _server(folder: Path, checkpoint: Path, arguments: argparse.Namespace) -> Tr
         ports=FREE_PORTS,
         log_file=arguments.log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1]),
         environment={
-            fake_server.FOLDER: str(folder),
+            fake_codec.FOLDER: str(folder),
             fake_server.STEP_MS: str(arguments.step_ms),
-            fake_server.CODEC_SPEED: str(arguments.codec_speed),
+            fake_codec.CODEC_SPEED: str(arguments.codec_speed),
         },
     )
 
@@ -216,7 +228,10 @@ def _measure(server: TritonServer, folder: Path, clients: Clients, streams: int,
         "steps_per_second": grown("codec_decoder", "codec_steps_total") / seconds,
         "busy": grown("codec_decoder", "codec_busy_seconds_total") / seconds,
     }
-    for name, series in (("launch", "fake_launch_wait_seconds"), ("send", "send_seconds"), ("send_wait", "send_wait_seconds")):
+    launch_waits = json.loads((folder / fake_codec.LAUNCH_WAITS).read_text()) if arguments.codec == "codec" else []
+    for percent in (50, 99) if launch_waits else ():
+        point[f"launch_p{percent}_ms"] = float(np.percentile(launch_waits, percent)) * 1e3
+    for name, series in (("send", "send_seconds"), ("send_wait", "send_wait_seconds")):
         for quantile, percentile in (("0.5", "p50"), ("0.99", "p99")):
             point[f"{name}_{percentile}_ms"] = last.metrics.get(("codec_decoder", series, quantile), 0.0) * 1e3
     for process, threads in last.threads.items():
@@ -238,17 +253,17 @@ def _reading(server: TritonServer, folder: Path) -> Reading:
     for file in folder.glob("*.json"):
         process = json.loads(file.read_text())
         threads[file.stem] = _threads(process["pid"], process["threads"])
-    return Reading(time.monotonic(), metrics, threads | {"frames": _threads(_engine_pid(folder), {})})
+    for name, model, module in (("frames", "talker", fake_device), ("decoder", "codec", fake_codec)):
+        for pid in _engine_pids(folder, model, module.__name__):
+            threads[name] = _threads(pid, {})
+    return Reading(time.monotonic(), metrics, threads)
 
 
-def _engine_pid(folder: Path) -> int:
-    """The process of the talker's engine, a child of the talker's."""
-    talker = json.loads((folder / "talker.json").read_text())["pid"]
-    for children in Path(f"/proc/{talker}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if b"benching.fake_device" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
-    raise RuntimeError("the talker has no engine process")
+def _engine_pids(folder: Path, model: str, module: str) -> list[int]:
+    """The process of a model's engine, if it has one of its own."""
+    model_pid = json.loads((folder / f"{model}.json").read_text())["pid"]
+    pids = [int(pid) for file in Path(f"/proc/{model_pid}/task").glob("*/children") for pid in file.read_text().split()]
+    return [pid for pid in pids if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _threads(pid: int, names: dict[str, str]) -> dict[str, Used]:

@@ -10,24 +10,21 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 
-from benching import fake_device
+from benching import fake_codec, fake_device
+from benching.fake_codec import FOLDER, FakeCodecEngine
 from benching.fake_device import FakeConfig
 from engine_lib.checkpoint import Checkpoint
-from engine_lib.codec import engine as codec_engine
-from engine_lib.codec.engine import CodecEngine, Step
-from engine_lib.codec.runner import CodecRunner, Codes, StepAudio
-from engine_lib.codec.step_limits import ON_GPU
+from engine_lib.codec.isolation.remote_engine import RemoteCodecEngine
 from engine_lib.config import EngineConfig
-from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving import codec_service, talker_service
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.codec_service import CodecService
@@ -36,80 +33,7 @@ from engine_lib.serving.metrics import Metrics, instance_labels
 from engine_lib.serving.talker_service import TalkerService
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 
-# What the codec's steps take on an H100, in seconds: for a step, and for each of its frames.
-STEP_SECONDS, FRAME_SECONDS = 0.00055, 0.0000187
-FOLDER, STEP_MS, CODEC_SPEED = "BENCH_HOST_FOLDER", "BENCH_HOST_STEP_MS", "BENCH_HOST_CODEC_SPEED"  # environment
-
-
-class TimedEvent:
-    """An event of a device that happens at `at`, in seconds of time.perf_counter()."""
-
-    def __init__(self, at: float) -> None:
-        self.at, self.was_read = at, False
-
-    def synchronize(self) -> None:
-        """See torch.cuda.Event."""
-        time.sleep(max(self.at - time.perf_counter(), 0))
-
-    def elapsed_time(self, end: TimedEvent) -> float:
-        """See torch.cuda.Event."""
-        return (end.at - self.at) * 1e3
-
-
-class FakeCodecDevice(CodecRunner):
-    """A runner with a timer as device: silence is ready after the time of the step.
-
-    Attributes:
-        launch_waits: seconds from the end of a step until the next is launched, if work has waited for it.
-    """
-
-    limits = ON_GPU
-
-    def prepare(self, speed: float) -> None:
-        """`speed`: of the device, in H100s."""
-        self.launch_waits, self._speed = LatencyWindow(), speed
-        self._last: TimedEvent | None = None
-
-    def step(self, slots: Sequence[int], pieces: Sequence[Codes]) -> StepAudio:
-        """See CodecRunner."""
-        audio, now, last = super().step(slots, pieces), time.perf_counter(), self._last
-        if last is not None and not last.was_read:
-            self.launch_waits.add(max(now - last.at, 0.0))
-        began = now if last is None else max(now, last.at)
-        seconds = (STEP_SECONDS + FRAME_SECONDS * sum(map(len, pieces))) / self._speed
-        self._last = TimedEvent(began + seconds)
-        return replace(audio, began=TimedEvent(began), copied=self._last)  # type: ignore[arg-type]
-
-    def decode_plan(self, inputs: torch.Tensor, shape: Any) -> torch.Tensor:
-        """See CodecRunner."""
-        return torch.zeros(shape[1] * self.samples_per_frame)
-
-
-class FakeCodecEngine(CodecEngine):
-    """A codec's engine on a fake device."""
-
-    runner: FakeCodecDevice
-
-    def __init__(self, *arguments: Any) -> None:
-        with mock.patch.object(codec_engine, "CodecRunner", FakeCodecDevice):
-            super().__init__(*arguments)
-        self.runner.prepare(float(os.environ[CODEC_SPEED]))
-        self._pipelined = True  # as on a GPU
-
-    def _read(self, step: Step) -> None:
-        step.audio.copied.was_read = True  # type: ignore[union-attr]
-        super()._read(step)
-
-
-class FakeCodecService(CodecService):
-    """The codec of a server, with figures of its fake device among its metrics."""
-
-    _engine: FakeCodecEngine
-
-    def _add_metrics(self) -> None:
-        super()._add_metrics()
-        runner = self._engine.runner
-        self._metrics.quantiles("fake_launch_wait_seconds", "From the end of a step until the next is launched", runner.launch_waits)
+STEP_MS = "BENCH_HOST_STEP_MS"  # environment
 
 
 class EchoService:
@@ -164,8 +88,9 @@ def talker(backend: TritonBackend, config: EngineConfig, args: Mapping[str, str]
 
 def codec(backend: TritonBackend, config: EngineConfig) -> CodecService:
     """The codec's service, on a fake device."""
-    with mock.patch.object(codec_service, "CodecEngine", FakeCodecEngine):
-        return _named(FakeCodecService(backend, config), backend)
+    remote = partial(RemoteCodecEngine, child_module=fake_codec.__name__)
+    with mock.patch.multiple(codec_service, CodecEngine=FakeCodecEngine, RemoteCodecEngine=remote):
+        return _named(CodecService(backend, config), backend)
 
 
 def echo(backend: TritonBackend) -> EchoService:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from bench_host import COLUMNS, WIDTHS, Used
 
-from benching import fake_server
-from benching.fake_server import FakeCodecEngine
+from benching import fake_codec
+from benching.fake_codec import FakeCodecEngine
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.request import AudioChunk, CodecRequest
 from engine_lib.config import EngineConfig
@@ -38,7 +38,7 @@ def test_a_row_fits_its_headings() -> None:
 
 
 def test_a_step_of_the_fake_codec_takes_its_time(tiny_custom_voice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(fake_server.CODEC_SPEED, "0.5")
+    monkeypatch.setenv(fake_codec.CODEC_SPEED, "0.5")
     engine = FakeCodecEngine(Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=2, codec_slots=2))
     answered, answers = threading.Event(), cast("list[AudioChunk]", [])
 
@@ -51,6 +51,6 @@ def test_a_step_of_the_fake_codec_takes_its_time(tiny_custom_voice: Any, monkeyp
         engine.submit(CodecRequest("a", 0, np.zeros((8, engine.num_quantizers), np.int16), False, answer))
         assert answered.wait(PATIENCE)
         assert len(answers[0].audio) == 8 * engine.samples_per_frame
-        assert engine.stats().busy_seconds == pytest.approx(2 * (fake_server.STEP_SECONDS + 8 * fake_server.FRAME_SECONDS))
+        assert engine.stats().busy_seconds == pytest.approx(2 * (fake_codec.STEP_SECONDS + 8 * fake_codec.FRAME_SECONDS))
     finally:
         engine.shutdown()
