@@ -191,7 +191,11 @@ class CodecEngine(BaseCodecEngine):
         if due is None or last.audio.copied is None:
             last.audio.wait()
         else:
-            time.sleep(max(due - time.monotonic(), 0.0))
+            self._sleep_until(due)
+
+    def _sleep_until(self, due: float) -> None:
+        """Wait until time.monotonic() is `due`."""
+        time.sleep(max(due - time.monotonic(), 0.0))
 
     def _wait(self, busy: bool) -> bool:
         """Wait for work, unless `busy`. Return False when the engine must stop."""

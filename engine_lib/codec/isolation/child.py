@@ -72,6 +72,12 @@ class PipedCodecEngine(CodecEngine):
         # Not Connection.poll, which makes a selector each time.
         return bool(select.select([self._pipe], [], [], seconds)[0])
 
+    def _sleep_until(self, due: float) -> None:
+        """See CodecEngine; messages are read meanwhile, so that few are left to be read between this and the launch."""
+        while (seconds := due - time.monotonic()) > 0 and not self._stopping:
+            if self._has_message(seconds):
+                self._obey_next()
+
     def _take_inbox(self) -> None:
         while not self._stopping and self._has_message(0.0):
             self._obey_next()
