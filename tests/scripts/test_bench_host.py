@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, cast
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
 
 import bench_host
 import numpy as np
@@ -14,6 +17,8 @@ from bench_host import COLUMNS, WIDTHS, Used
 from benching import fake_codec
 from benching.fake_codec import FakeCodecEngine
 from engine_lib.checkpoint import Checkpoint
+from engine_lib.codec.base_engine import BaseCodecEngine
+from engine_lib.codec.isolation.remote_engine import RemoteCodecEngine
 from engine_lib.codec.request import AudioChunk, CodecRequest
 from engine_lib.config import EngineConfig
 from patience import PATIENCE
@@ -37,20 +42,24 @@ def test_a_row_fits_its_headings() -> None:
     assert len(bench_host._row({})) == sum(WIDTHS) + len(WIDTHS) - 1
 
 
-def test_a_step_of_the_fake_codec_takes_its_time(tiny_custom_voice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "new_engine", [FakeCodecEngine, partial(RemoteCodecEngine, child_module=fake_codec.__name__)], ids=["thread", "process"]
+)
+def test_a_step_of_the_fake_codec_takes_its_time(
+    tiny_custom_voice: Path, monkeypatch: pytest.MonkeyPatch, new_engine: Callable[..., BaseCodecEngine]
+) -> None:
     monkeypatch.setenv(fake_codec.CODEC_SPEED, "0.5")
-    engine = FakeCodecEngine(Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=2, codec_slots=2))
-    answered, answers = threading.Event(), cast("list[AudioChunk]", [])
-
-    def answer(chunk: AudioChunk) -> None:
-        answers.append(chunk)
-        answered.set()
-
+    engine = new_engine(Checkpoint(tiny_custom_voice), EngineConfig(device="cpu", max_num_seqs=2, codec_slots=2))
+    answers: SimpleQueue[AudioChunk] = SimpleQueue()
     engine.start()
     try:
-        engine.submit(CodecRequest("a", 0, np.zeros((8, engine.num_quantizers), np.int16), False, answer))
-        assert answered.wait(PATIENCE)
-        assert len(answers[0].audio) == 8 * engine.samples_per_frame
-        assert engine.stats().busy_seconds == pytest.approx(2 * (fake_codec.STEP_SECONDS + 8 * fake_codec.FRAME_SECONDS))
+        for index in range(3):
+            engine.submit(CodecRequest("a", index, np.zeros((8, engine.num_quantizers), np.int16), False, answers.put))
+            assert len(answers.get(timeout=PATIENCE).audio) == 8 * engine.samples_per_frame
+            seconds = 2 * (fake_codec.STEP_SECONDS + 8 * fake_codec.FRAME_SECONDS)
+            assert engine.stats().busy_seconds == pytest.approx((index + 1) * seconds)
+        for key in ("b", "a"):  # in steps that follow each other
+            engine.submit(CodecRequest(key, 3 if key == "a" else 0, np.zeros((40, engine.num_quantizers), np.int16), True, answers.put))
+        assert [answers.get(timeout=PATIENCE).error for _ in range(2)] == ["", ""]
     finally:
         engine.shutdown()
