@@ -179,9 +179,10 @@ class EngineConfig:
         maximum=256,
     )
     codec_isolation: str = option(
-        "thread",
-        "Where the engine of a served codec runs: process, without other Python threads that delay it, or thread, in the model's process.",
-        choices=("thread", "process"),
+        "auto",
+        "Where the engine of a served codec runs: process, without other Python threads that delay it, or thread, in the model's process; "
+        "auto: process on GPU, thread on CPU.",
+        choices=("auto", "process", "thread"),
     )
     codec_stream_priority: int = option(
         -1, "CUDA priority of the codec's kernels; high, because a listener waits for each first chunk.", minimum=-5, maximum=0

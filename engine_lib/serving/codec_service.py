@@ -27,7 +27,7 @@ from engine_lib.codec.lines import DecodedLines
 from engine_lib.codec.request import ANEW, NO_AUDIO, AudioChunk, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import OnRunaway, Timestamps
-from engine_lib.devices import limit_gpu_share
+from engine_lib.devices import limit_gpu_share, resolve_device
 from engine_lib.errors import InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, TritonBackend, request_name
@@ -73,7 +73,9 @@ class CodecService(EngineService):
         # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
-        engine_class = {"thread": CodecEngine, "process": RemoteCodecEngine}[config.codec_isolation]
+        on_gpu = resolve_device(config.codec_device or config.device).type == "cuda"
+        own_process = {"process": True, "thread": False, "auto": on_gpu}[config.codec_isolation]
+        engine_class = RemoteCodecEngine if own_process else CodecEngine
         self._engine = engine_class(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
