@@ -79,6 +79,14 @@ def test_the_talker_without_its_subfolders_stays_a_small_engine() -> None:
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ENGINE / "talker").glob("*.py")) <= 1700
 
 
+def test_a_clock_that_is_set_changes_no_decision() -> None:
+    """Only spans and the date of a stored voice show the time of day; all that waits or expires counts monotonic seconds."""
+    files = [*ENGINE.rglob("*.py"), *(ROOT / "client").rglob("*.py"), *(ROOT / "model_repository").rglob("*.py")]
+    wall_clock = re.compile(r"time\.time\(|time_ns\(|datetime\.now\(|utcnow\(|date\.today\(")
+    found = {str(file.relative_to(ROOT)) for file in files if wall_clock.search(file.read_text(encoding="utf-8"))}
+    assert found == {"engine_lib/serving/tracing.py", "engine_lib/voices/store.py"}
+
+
 def test_contributing_says_where_every_test_that_needs_a_gpu_is() -> None:
     page, mark = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "pytest.mark." + "gpu"
     homes = tuple(re.findall(r"tests/[\w/.]+", page.partition("- **On a GPU**")[2].partition("\n- ")[0]))
