@@ -27,7 +27,7 @@ from engine_lib.codec.lines import DecodedLines
 from engine_lib.codec.request import ANEW, NO_AUDIO, AudioChunk, CodecRequest
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import OnRunaway, Timestamps
-from engine_lib.devices import limit_gpu_share, resolve_device
+from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, TritonBackend, request_name
@@ -37,7 +37,7 @@ from engine_lib.serving.open_stream import OpenStream, Source
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.playback import Playback, PlaybackMetrics
 from engine_lib.serving.progress import Progress
-from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService, has_own_process
 from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
@@ -73,8 +73,7 @@ class CodecService(EngineService):
         # In float32 the codec computes with torch's products, which a share may break (devices.check_products).
         if config.codec_device in ("", config.device) and config.codec_dtype != "float32":
             limit_gpu_share(config.codec_gpu_share)
-        on_gpu = resolve_device(config.codec_device or config.device).type == "cuda"
-        own_process = {"process": True, "thread": False, "auto": on_gpu}[config.codec_isolation]
+        own_process = has_own_process(config.codec_isolation, config.codec_device or config.device)
         engine_class = RemoteCodecEngine if own_process else CodecEngine
         self._engine = engine_class(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
         # The most that any server can have made, because a stored voice may be older than this server's options.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from engine_lib.config import EngineConfig
+from engine_lib.devices import resolve_device
 from engine_lib.process.garbage import freeze_loaded
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.lifecycle import Engine, Lifecycle
@@ -22,6 +23,11 @@ SHUTDOWN_SECONDS = 4.0
 # A thread that wants the GIL takes it from another one after this time. After every wait for the device the engine thread is one
 # of several that want it, and Python's default of 5 ms is a whole step.
 SWITCH_SECONDS = 0.0002
+
+
+def has_own_process(isolation: str, device: str) -> bool:
+    """Whether an engine on `device` runs outside of its model's process, by its option `talker_isolation` or `codec_isolation`."""
+    return isolation == "process" or (isolation == "auto" and resolve_device(device).type == "cuda")
 
 
 class EngineService:

@@ -15,7 +15,6 @@ from typing import Any
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import Delivery, OnRunaway
-from engine_lib.devices import resolve_device
 from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
@@ -28,7 +27,7 @@ from engine_lib.serving.request_values import deadline_of
 from engine_lib.serving.request_voices import RequestVoices
 from engine_lib.serving.script_stream import ScriptStream
 from engine_lib.serving.served import OFFLINE_SUFFIX, VOICES, served_checkpoints
-from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService
+from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService, has_own_process
 from engine_lib.serving.session_requests import SessionRequests
 from engine_lib.serving.talker_metrics import TalkerMetrics
 from engine_lib.serving.talker_stream import TalkerParts, TalkerStream
@@ -120,5 +119,5 @@ class TalkerService(EngineService):
 
 def _talker_engine(checkpoint: Checkpoint, config: EngineConfig) -> BaseTalkerEngine[Any]:
     """Load the engine in the place that `talker_isolation` names."""
-    own_process = {"process": True, "thread": False, "auto": resolve_device(config.device).type == "cuda"}[config.talker_isolation]
+    own_process = has_own_process(config.talker_isolation, config.device)
     return RemoteTalkerEngine(checkpoint, config) if own_process else TalkerEngine(checkpoint, config)

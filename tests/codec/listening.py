@@ -66,6 +66,16 @@ class Listener:
         assert self._answers.empty(), "a chunk was answered twice"
 
 
+def send_from_many_threads(streams: Sequence[tuple[Codes, Listener]], rng: np.random.Generator) -> None:
+    """Send each stream in random chunks on a thread of its own; returns when all are sent."""
+    cuts = [random_cut(rng, len(codes)) for codes, _ in streams]
+    threads = [threading.Thread(target=listener.send_all, args=(codes, cut)) for (codes, listener), cut in zip(streams, cuts, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 class Gate:
     """Stops the codec thread before its steps, so that a test decides which chunks wait."""
 

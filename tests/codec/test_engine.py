@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from codec.listening import SAMPLES_PER_FRAME, TOLERANCE, AssertOfficial, Gate, Listener, MakeEngine, random_codes, random_cut
+from codec.listening import (
+    SAMPLES_PER_FRAME,
+    TOLERANCE,
+    AssertOfficial,
+    Gate,
+    Listener,
+    MakeEngine,
+    random_codes,
+    random_cut,
+    send_from_many_threads,
+)
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import EngineConfig
@@ -23,12 +32,7 @@ def test_streams_in_random_chunks_from_many_threads_give_the_official_audio(
 ) -> None:
     engine = make_engine(slots=4, codec_max_batch_size=3)
     streams = [(random_codes(rng, int(frames)), Listener(engine)) for frames in (350, *rng.integers(1, 100, 8))]
-    cuts = [random_cut(rng, len(codes)) for codes, _ in streams]
-    threads = [threading.Thread(target=listener.send_all, args=(codes, cut)) for (codes, listener), cut in zip(streams, cuts, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    send_from_many_threads(streams, rng)
     for codes, listener in streams:
         assert_official(listener.audio(), codes)
     assert (engine.stats().open_streams, engine.stats().free_slots, engine.stats().queued_chunks) == (0, 4, 0)

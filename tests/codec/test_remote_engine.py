@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codec.listening import CODEBOOK_SIZE, SAMPLES_PER_FRAME, AssertOfficial, Listener, random_codes, random_cut
+from codec.listening import CODEBOOK_SIZE, SAMPLES_PER_FRAME, AssertOfficial, Listener, random_codes, send_from_many_threads
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.isolation.audio_ring import AudioRing
 from engine_lib.codec.isolation.remote_engine import RemoteCodecEngine
@@ -60,12 +60,7 @@ def test_streams_in_random_chunks_from_many_threads_give_the_official_audio(
     engine: WatchedEngine, rng: np.random.Generator, assert_official: AssertOfficial
 ) -> None:
     streams = [(random_codes(rng, int(frames)), Listener(engine)) for frames in (90, *rng.integers(1, 40, 8))]
-    cuts = [random_cut(rng, len(codes)) for codes, _ in streams]
-    threads = [threading.Thread(target=listener.send_all, args=(codes, cut)) for (codes, listener), cut in zip(streams, cuts, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    send_from_many_threads(streams, rng)
     for codes, listener in streams:
         assert_official(listener.audio(), codes)
     stats = engine.stats()

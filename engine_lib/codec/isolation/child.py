@@ -5,12 +5,9 @@ remote_engine.py starts it. It ends when its pipe closes, when its engine has en
 
 from __future__ import annotations
 
-import select
 import time
 from functools import partial
 from multiprocessing.connection import Connection
-
-import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine, Step
@@ -29,11 +26,9 @@ from engine_lib.codec.isolation.messages import (
 )
 from engine_lib.codec.request import AudioChunk, CodecRequest, Drop, KeepOpen
 from engine_lib.config import EngineConfig
-from engine_lib.errors import EngineDeadError
 from engine_lib.process.child import run_child
+from engine_lib.process.engine_child import Inbox, run_engine
 from engine_lib.process.engine_messages import LoadEngine, StopEngine
-from engine_lib.process.garbage import freeze_loaded
-from engine_lib.process.loading import LoadFailed
 from engine_lib.process.outbox import Outbox
 
 REPORT_SECONDS = 0.1
@@ -42,9 +37,9 @@ REPORT_SECONDS = 0.1
 class PipedCodecEngine(CodecEngine):
     """An engine with its callers at the other end of a pipe. One thread reads that pipe and decodes, so it waits for no other."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, pipe: Connection, outbox: Outbox, ring: AudioRing) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, inbox: Inbox, outbox: Outbox, ring: AudioRing) -> None:
         super().__init__(checkpoint, config, self._report_backpressure, self._report_idle)
-        self._pipe, self._outbox, self._ring = pipe, outbox, ring
+        self._messages, self._outbox, self._ring = inbox, outbox, ring
         self._answers: list[Answer] = []  # not sent yet
         self._are_first = False  # these answers are first audio
         self._reported, self._reported_at = self.stats(), 0.0
@@ -65,30 +60,22 @@ class PipedCodecEngine(CodecEngine):
         if not busy or time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._report()
         if not (busy or self._stopping):
-            self._has_message(self._seconds_until_due())
+            self._messages.has_message(self._seconds_until_due())
         return not self._stopping
-
-    def _has_message(self, seconds: float | None) -> bool:
-        # Not Connection.poll, which makes a selector each time.
-        return bool(select.select([self._pipe], [], [], seconds)[0])
 
     def _sleep_until(self, due: float) -> None:
         """See CodecEngine; messages are read meanwhile, so that few are left to be read between this and the launch."""
         while (seconds := due - time.monotonic()) > 0 and not self._stopping:
-            if self._has_message(seconds):
+            if self._messages.has_message(seconds):
                 self._obey_next()
 
     def _take_inbox(self) -> None:
-        while not self._stopping and self._has_message(0.0):
+        while not self._stopping and self._messages.has_message(0.0):
             self._obey_next()
         super()._take_inbox()
 
     def _obey_next(self) -> None:
-        try:
-            message = TO_ENGINE.unpack(self._pipe.recv_bytes())
-        except (EOFError, ConnectionError):
-            message = StopEngine()
-        match message:
+        match message := self._messages.next():
             case DecodeChunk():
                 self._ring.taken = message.taken
                 is_first = message.index == 0 and len(message.codes) > 0 and not message.is_reference
@@ -148,24 +135,15 @@ def serve(pipe: Connection, engine_class: type[PipedCodecEngine] = PipedCodecEng
     Raises:
         EngineDeadError: it has failed.
     """
-    outbox = Outbox(pipe, FROM_ENGINE)
-    shared, setup = TO_ENGINE.unpack(pipe.recv_bytes()), TO_ENGINE.unpack(pipe.recv_bytes())
+    inbox, outbox = Inbox(pipe, TO_ENGINE), Outbox(pipe, FROM_ENGINE)
+    shared, setup = inbox.next(), inbox.next()
     assert isinstance(shared, ShareAudio)
     assert isinstance(setup, LoadEngine)
-    outbox.send_log(setup.log_level)
-    config = EngineConfig(**setup.config)
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    try:
-        engine = engine_class(Checkpoint(config.model_path), config, pipe, outbox, AudioRing(shared.file, shared.num_samples))
-    except Exception as error:
-        outbox.send(LoadFailed.of(error))
-        raise
-    freeze_loaded()
-    outbox.send(CodecLoaded(engine.stats()))
-    engine.serve()
-    if engine.failed:
-        raise EngineDeadError("the codec engine has failed; its log says why")
+
+    def load(config: EngineConfig) -> PipedCodecEngine:
+        return engine_class(Checkpoint(config.model_path), config, inbox, outbox, AudioRing(shared.file, shared.num_samples))
+
+    run_engine("codec", setup, outbox, load, lambda engine: CodecLoaded(engine.stats()))
 
 
 if __name__ == "__main__":

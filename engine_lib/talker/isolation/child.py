@@ -5,20 +5,16 @@ remote_engine.py starts it. It ends when its pipe closes, when its engine has en
 
 from __future__ import annotations
 
-import select
 import time
 from multiprocessing.connection import Connection
 
 import numpy as np
-import torch
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.errors import EngineDeadError
 from engine_lib.process.child import run_child
+from engine_lib.process.engine_child import Inbox, run_engine
 from engine_lib.process.engine_messages import LoadEngine, StopEngine
-from engine_lib.process.garbage import freeze_loaded
-from engine_lib.process.loading import LoadFailed
 from engine_lib.process.outbox import Outbox
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.isolation.messages import (
@@ -61,9 +57,9 @@ class PipedListener(RequestListener):
 class PipedTalkerEngine(TalkerEngine):
     """An engine with its callers at the other end of a pipe. One thread reads that pipe and steps, so it waits for no other."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, pipe: Connection, outbox: Outbox) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, inbox: Inbox, outbox: Outbox) -> None:
         super().__init__(checkpoint, config)
-        self._pipe, self._outbox = pipe, outbox
+        self._messages, self._outbox = inbox, outbox
         self._chunks: list[CodesChunk] = []  # of this step
         self._num_reported = [0, 0]  # intervals and host times
         self._reported_at = 0.0
@@ -91,15 +87,10 @@ class PipedTalkerEngine(TalkerEngine):
                 self._obey_next()
 
     def _has_message(self, seconds: float) -> bool:
-        # Not Connection.poll, which makes a selector each time.
-        return not self._stopping and bool(select.select([self._pipe], [], [], seconds)[0])
+        return not self._stopping and self._messages.has_message(seconds)
 
     def _obey_next(self) -> None:
-        try:
-            message = TO_ENGINE.unpack(self._pipe.recv_bytes())
-        except (EOFError, ConnectionError):
-            message = StopEngine()
-        match message:
+        match message := self._messages.next():
             case StartEngine():
                 self._alive = True
             case Request():  # the other end has checked it
@@ -142,23 +133,14 @@ def serve(
     Raises:
         EngineDeadError: it has failed.
     """
-    outbox = Outbox(pipe, FROM_ENGINE)
-    setup = TO_ENGINE.unpack(pipe.recv_bytes())
+    inbox, outbox = Inbox(pipe, TO_ENGINE), Outbox(pipe, FROM_ENGINE)
+    setup = inbox.next()
     assert isinstance(setup, LoadEngine)
-    outbox.send_log(setup.log_level)
-    config = config_class(**setup.config)
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    try:
-        engine = engine_class(Checkpoint(config.model_path), config, pipe, outbox)
-    except Exception as error:
-        outbox.send(LoadFailed.of(error))
-        raise
-    freeze_loaded()
-    outbox.send(EngineLoaded(engine.stats()))
-    engine.serve()
-    if engine.failed:
-        raise EngineDeadError("the talker engine has failed; its log says why")
+
+    def load(config: EngineConfig) -> PipedTalkerEngine:
+        return engine_class(Checkpoint(config.model_path), config, inbox, outbox)
+
+    run_engine("talker", setup, outbox, load, lambda engine: EngineLoaded(engine.stats()), config_class)
 
 
 if __name__ == "__main__":
