@@ -23,13 +23,15 @@ LEVELS = {
     ("codec_decoder", "codec_queued_chunks"): "codec_queue",
 }
 TOTALS = {("codec_decoder", "codec_steps_total"): "cohorts_per_second", ("codec_decoder", "codec_busy_seconds_total"): "codec_busy"}
+TRITON_QUEUES = {"talker": "talker_intake", "codec_decoder": "codec_intake"}  # requests that wait in Triton until the model takes them
 
 
 def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
     """Figures by name from readings of /metrics under load: (time in seconds, text), oldest first.
 
     Percentiles are in milliseconds (step_p99_ms), over the latest thousand values in the last reading. Levels are means of all
-    readings (mean_running). Totals become rates between the first and the last reading.
+    readings (mean_running). Totals become rates between the first and the last reading. Of Triton's own metrics: for each model the
+    mean time that a request waits until the model takes it (codec_intake_ms), and requests a second.
     """
     samples = [(seconds, _samples(text)) for seconds, text in readings]
     if not samples:
@@ -47,7 +49,20 @@ def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
         key = (model, series, "")
         if key in first and key in last and last_time > first_time:
             figures[name] = (last[key] - first[key]) / (last_time - first_time)
+    (_, first_text), (_, last_text) = readings[0], readings[-1]
+    for model, name in TRITON_QUEUES.items():
+        requests = _triton(last_text, "request_success", model) - _triton(first_text, "request_success", model)
+        if requests > 0:
+            waited = _triton(last_text, "queue_duration_us", model) - _triton(first_text, "queue_duration_us", model)
+            figures[f"{name}_ms"] = waited / requests / 1e3
+            figures[f"{name}_per_second"] = requests / (last_time - first_time)
     return figures
+
+
+def _triton(metrics: str, series: str, model: str) -> float:
+    """One of Triton's own counters of a model, over all its versions."""
+    lines = re.findall(rf'^nv_inference_{series}\{{(?=[^}}]*model="{model}")[^}}]*\}} (\S+)$', metrics, re.MULTILINE)
+    return sum(map(float, lines))
 
 
 def _samples(metrics: str) -> dict[tuple[str, str, str], float]:
@@ -68,4 +83,9 @@ def metrics_line(point: dict[str, object]) -> str:
     ]
     levels = [f"{name.replace('_', ' ')} {point[f'mean_{name}']:.1f}" for name in LEVELS.values() if f"mean_{name}" in point]
     levels += [f"{name.replace('_', ' ')} {point[name]:.3g}" for name in TOTALS.values() if name in point]
+    levels += [
+        f"{name.replace('_', ' ')} {point[f'{name}_ms']:.2f} ms at {point[f'{name}_per_second']:.0f}/s"
+        for name in TRITON_QUEUES.values()
+        if f"{name}_ms" in point
+    ]
     return f"inside, ms p50 / p99: {', '.join(parts)}; means: {', '.join(levels)}" if parts else ""
