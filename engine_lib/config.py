@@ -184,6 +184,12 @@ class EngineConfig:
         "auto: process on GPU, thread on CPU.",
         choices=("auto", "process", "thread"),
     )
+    codes_channel: str = option(
+        "auto",
+        "When codes go from talker to codec past Triton, through a socket between their processes, which spares both much of their work; "
+        "auto: with eight or more streams.",
+        choices=("auto", "always", "never"),
+    )
     codec_stream_priority: int = option(
         -1, "CUDA priority of the codec's kernels; high, because a listener waits for each first chunk.", minimum=-5, maximum=0
     )

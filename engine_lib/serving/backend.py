@@ -161,6 +161,8 @@ def request_name(request_id: str) -> str:
 class Reply:
     """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error.
 
+    A reply that is held takes the answers of further messages, too: FINAL then goes out with `release` alone.
+
     Attributes:
         request_id: the client's own name of the request, for the log; "" if it gave none.
         is_traced: whether `trace` sends spans.
@@ -172,6 +174,17 @@ class Reply:
         self._sender = request.get_response_sender()
         self._trace_context = backend.trace_context(request) if backend.tracing is not None else {}
         self.is_traced = bool(self._trace_context)
+        self._is_held = self._is_released = False
+
+    def hold(self) -> None:
+        """From now on nothing ends it but `release`."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Send FINAL; what is sent afterwards is lost."""
+        if self._is_held:
+            self._is_held, self._is_released = False, True
+            self._sender.send(flags=self._final_flag(True))
 
     def trace(self, *spans: Span) -> None:
         """Add spans to the request's trace, if Triton makes one."""
@@ -180,14 +193,17 @@ class Reply:
 
     def send(self, tensors: Mapping[str, npt.NDArray[Any]], *, is_final: bool) -> None:
         """Send one answer. Blocks on the server."""
+        if self._is_released:
+            return
         begin = time.perf_counter()
         outputs = [self._pb_utils.Tensor(name, array) for name, array in tensors.items()]
-        self._sender.send(self._pb_utils.InferenceResponse(outputs), flags=self._final_flag(is_final))
+        self._sender.send(self._pb_utils.InferenceResponse(outputs), flags=self._final_flag(is_final and not self._is_held))
         self._backend.send_times.add(time.perf_counter() - begin)
 
     def finish(self) -> None:
         """Send FINAL alone."""
-        self._sender.send(flags=self._final_flag(True))
+        if not (self._is_held or self._is_released):
+            self._sender.send(flags=self._final_flag(True))
 
     def refuse(self, error: Exception) -> None:
         """Send `error` as the only answer, with its status code; an INTERNAL error of this model is logged."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from engine_lib.checkpoint import Checkpoint
@@ -30,7 +31,8 @@ from engine_lib.delivery import OnRunaway, Timestamps
 from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
 from engine_lib.process.latency import LatencyWindow
-from engine_lib.serving.backend import Reply, TritonBackend, request_name
+from engine_lib.serving.backend import Reply, Tensors, TritonBackend, request_name
+from engine_lib.serving.codes_channel import CodesInlet
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.open_stream import OpenStream, Source
@@ -55,6 +57,8 @@ MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
 WELL_ENDED = (FinishReason.STOP.value, FinishReason.LENGTH.value)
+# With fewer open streams Triton's way costs nobody time, and each of its messages tells whether the client is there.
+CLAIMED_FROM_STREAMS = {"auto": 8, "always": 1}
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 
@@ -83,6 +87,9 @@ class CodecService(EngineService):
         self._streams: dict[str, OpenStream] = {}
         self._controller = OrderedSender("codec-control", 1, backend.log_failure)
         self._slowed_talkers: set[str] = set()
+        self._claimed_from_streams = CLAIMED_FROM_STREAMS.get(config.codes_channel, inf)
+        self._intake = threading.Lock()  # messages come from Triton and from talkers
+        self._inlet = CodesInlet(backend.secret, self._take_direct, self._lose)
         with self._started():
             warm_up_codec(self._engine, self._sender)
         self._add_metrics()
@@ -99,10 +106,15 @@ class CodecService(EngineService):
             self._backend.forgeries.add(1)
             reply.refuse(InvalidRequestError("header", f"is not a message of the talker ({error})"))
             return
+        with self._intake:
+            self._take(message, reply, arrived_at)
+
+    def _take(self, message: CodesMessage, reply: Reply, arrived_at: float) -> None:
+        """Queue a message that has come through Triton."""
         chunk = message.chunk
+        stream = self._streams.get(chunk.stream_key)
         if message.is_question:
             if arrived_at - message.sent_at <= MAX_AGE_SECONDS:
-                stream = self._streams.get(chunk.stream_key)
                 self._engine.keep_open(stream.present_key if stream else chunk.stream_key)
             self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
             return
@@ -110,13 +122,55 @@ class CodecService(EngineService):
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, None, too_old))
             return
-        stream, part = self._streams.get(chunk.stream_key) or self._open(message), message.part
+        stream = stream or self._open(message)
+        in_order = stream.in_order(message, reply)
+        if self._may_claim(stream, message) and self._inlet.claim(message.channel, chunk.stream_key):
+            stream.claim(message, reply)
+        for due, its_reply in in_order:
+            self._decode(stream, due, its_reply, arrived_at)
+
+    def _may_claim(self, stream: OpenStream, message: CodesMessage) -> bool:
+        chunk = message.chunk
+        if not message.channel or stream.claimed_from or stream.error or chunk.is_reference or chunk.is_final or not len(chunk.codes):
+            return False
+        return len(self._streams) >= self._claimed_from_streams
+
+    def _take_direct(self, tensors: Tensors) -> None:
+        """On a talker's thread: queue a message that has come past Triton."""
+        arrived_at = time.monotonic()
+        try:
+            message = CodesMessage.unpack(tensors, self._backend.secret)
+        except ValueError:
+            self._backend.forgeries.add(1)
+            return
+        with self._intake:
+            stream = self._streams.get(message.chunk.stream_key)
+            if stream is None or stream.held is None:
+                return
+            self._direct_messages.add(1)
+            for due, its_reply in stream.in_order(message, stream.held):
+                self._decode(stream, due, its_reply, arrived_at)
+
+    def _lose(self, address: str) -> None:
+        """On its thread: a talker sends nothing past Triton any more, so the streams claimed from it cannot go on."""
+        with self._intake:
+            lost = [(key, stream) for key, stream in list(self._streams.items()) if stream.claimed_from == address]
+            for stream_key, stream in lost:
+                stream.claimed_from, stream.error = "", "the talker's process no longer sends its codes"
+                self._cancel(stream_key, self._failures)
+                self._sender.put(stream_key, stream.release)
+                for message, reply in stream.order.rest():
+                    self._decode(stream, message, reply, time.monotonic())
+
+    def _decode(self, stream: OpenStream, message: CodesMessage, reply: Reply, arrived_at: float) -> None:
+        chunk, part = message.chunk, message.part
         starts_over = chunk.is_reference and (chunk if part is None else part).index > 0
         if starts_over and part is None:
             stream.speak_anew(self._engine, chunk.codes[:0])
         take = stream.heard.take(0 if part is None else part.line, is_anew=starts_over)
         # A stream's first audio must not wait behind a question.
-        if not chunk.is_final and not _is_first_frame(chunk) and stream.is_question_due(arrived_at, len(self._streams)):
+        is_asked = reply is not stream.held and not chunk.is_final and not _is_first_frame(chunk)
+        if is_asked and stream.is_question_due(arrived_at, len(self._streams)):
             # The question blocks on the server while the engine decodes; on one worker it cannot come after the answer.
             self._sender.put(chunk.stream_key, partial(self._cancel_if_client_gone, chunk, reply))
         answer = partial(self._answer_later, message, reply, arrived_at, take)
@@ -135,6 +189,7 @@ class CodecService(EngineService):
 
     def shutdown(self) -> None:
         """Answer the queued messages, then end the engine and all threads, within a few seconds."""
+        self._inlet.close(SHUTDOWN_SECONDS)
         super().shutdown()
         self._controller.close(SHUTDOWN_SECONDS)
 
@@ -159,19 +214,22 @@ class CodecService(EngineService):
             reply.finish()
             return
         # The talker's final message ends the stream, and says why; an error of the codec waits for it.
-        failed = bool(chunk.error) and codes.is_final
-        if failed:
-            logger.error("%s, stream %s: its audio failed: %s", request_name(reply.request_id), codes.stream_key, chunk.error)
         stream = self._streams.get(codes.stream_key)
+        problem = chunk.error or (stream.error if stream is not None else "")
+        failed = bool(problem) and codes.is_final
+        if failed:
+            logger.error("%s, stream %s: its audio failed: %s", request_name(reply.request_id), codes.stream_key, problem)
         if codes.is_final:
             self._streams.pop(codes.stream_key, None)
+            if stream is not None:
+                stream.release()
         elif chunk.error:
             self._cancel(codes.stream_key, self._failures)
         self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
         told, words = _told(codes)
         heard: list[tuple[CodesMessage, AudioAnswer]] = []
         if stream is None or take is None or codes.is_final:
-            reason, error = (FinishReason.ERROR.value, chunk.error) if failed else (codes.finish_reason, codes.error)
+            reason, error = (FinishReason.ERROR.value, problem) if failed else (codes.finish_reason, codes.error)
             end = self._audio_answer(message, metadata=codes.metadata)
             end = replace(end, is_final=codes.is_final, finish_reason=reason, error=error)
             if stream is None or take is None:
@@ -277,7 +335,9 @@ class CodecService(EngineService):
 
         If it is a script that waits for its next line, that line opens it anew.
         """
-        self._streams.pop(stream_of(stream_key).rstrip(ANEW), None)
+        key = stream_of(stream_key).rstrip(ANEW)
+        if (stream := self._streams.pop(key, None)) is not None:
+            self._sender.put(key, stream.release)
 
     def _add_metrics(self) -> None:
         metrics, stats = self._metrics, self._engine.stats
@@ -296,6 +356,8 @@ class CodecService(EngineService):
         cut_off = "Samples beyond full scale that were cut off, of streams with an audio chain"
         self._clipped = metrics.counter("clipped_samples_total", cut_off)
         self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
+        direct = "Messages of talkers that came past Triton (codes_channel)"
+        self._direct_messages = metrics.counter("direct_messages_total", direct)
         self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
 
 

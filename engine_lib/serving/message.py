@@ -48,6 +48,8 @@ class CodesMessage(Message, frozen=True):
         is_question: no chunk: the codec looks whether the client is still there, and keeps the stream open. Up to Triton 26.04 only a
             model further down the ensemble can see that.
         part: of a script; None for any other stream.
+        place: 0, 1, 2.. among the messages of the stream that are no questions. Those that go past Triton may overtake others.
+        channel: address of the talker's CodesOutlet; "": it has none.
     """
 
     chunk: CodesChunk
@@ -55,6 +57,8 @@ class CodesMessage(Message, frozen=True):
     sent_at: float = 0.0
     is_question: bool = False
     part: LinePart | None = None
+    place: int = 0
+    channel: str = ""
 
     def pack(self, secret: ServerSecret, sent_at: float | None = None) -> Tensors:
         """Return the message as tensors: the talker's outputs, the codec's inputs. The header begins with their signature.

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from engine_lib.codec.base_engine import BaseCodecEngine
 from engine_lib.codec.lines import DecodedLines
 from engine_lib.codec.request import ANEW, CodecRequest
+from engine_lib.serving.backend import Reply
 from engine_lib.serving.message import AudioAnswer, CodesMessage
+from engine_lib.serving.message_order import MessageOrder
 from engine_lib.serving.playback import Playback
 from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.speech.heard import HeardStream
@@ -37,6 +39,10 @@ class OpenStream:
         num_answers: those that its client got.
         audio: what its samples go through; None: nothing, or none have come.
         lines: of a script.
+        order: of its messages.
+        claimed_from: address of the talker that sends its messages past Triton; "": none does.
+        held: answers those.
+        error: why it cannot end well; "": it can.
     """
 
     engine_key: str
@@ -47,6 +53,27 @@ class OpenStream:
     playback: Playback = field(default_factory=Playback)
     audio: StreamAudio | None = None
     lines: DecodedLines | None = None
+    order: MessageOrder[tuple[CodesMessage, Reply]] = field(default_factory=MessageOrder)
+    claimed_from: str = ""
+    held: Reply | None = None
+    error: str = ""
+
+    def in_order(self, message: CodesMessage, reply: Reply) -> list[tuple[CodesMessage, Reply]]:
+        """The messages that come next, now that this one has come. Only those of a claimed stream wait for others."""
+        if not self.claimed_from:
+            return [(message, reply)]
+        return self.order.due(message.place, (message, reply))
+
+    def claim(self, message: CodesMessage, reply: Reply) -> None:
+        """From now on messages come past Triton, too; `reply` to this one is held to answer them."""
+        reply.hold()
+        self.claimed_from, self.held = message.channel, reply
+        self.order = MessageOrder(message.place + 1)
+
+    def release(self) -> None:
+        """Let the held reply end. Blocks on the server."""
+        if self.held is not None:
+            self.held.release()
 
     @property
     def present_key(self) -> str:

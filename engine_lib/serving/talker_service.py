@@ -19,6 +19,7 @@ from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
+from engine_lib.serving.codes_channel import CodesOutlet
 from engine_lib.serving.control_requests import ControlRequests
 from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
@@ -73,7 +74,10 @@ class TalkerService(EngineService):
         self._voices.add_metrics(self._metrics)
         metrics = TalkerMetrics(self._metrics, self._engine, streams, backend.refusals)
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
-        self._parts = TalkerParts(backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams, {})
+        self._outlet = CodesOutlet(backend.secret, streams) if config.codes_channel != "never" else None
+        self._parts = TalkerParts(
+            backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams, {}, self._outlet
+        )
         self._control_requests = ControlRequests(backend, self._parts, self._parser)
         self._session_requests = SessionRequests(self._parts.sessions, config.max_text_length)
         self._client_watch = ClientWatch(self._sender, streams, self._parts.orders)
@@ -115,6 +119,8 @@ class TalkerService(EngineService):
         self._client_watch.stop(SHUTDOWN_SECONDS)
         self._voices.shutdown(SHUTDOWN_SECONDS)
         super().shutdown()
+        if self._outlet is not None:
+            self._outlet.close(SHUTDOWN_SECONDS)
 
 
 def _talker_engine(checkpoint: Checkpoint, config: EngineConfig) -> BaseTalkerEngine[Any]:

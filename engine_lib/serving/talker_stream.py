@@ -23,6 +23,7 @@ from engine_lib.errors import DEADLINE_ERROR, InvalidRequestError, OverloadedErr
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.client_watch import Watched
+from engine_lib.serving.codes_channel import CodesOutlet
 from engine_lib.serving.errors import status
 from engine_lib.serving.message import CodesMessage, new_stream_key
 from engine_lib.serving.ordered_sender import OrderedSender
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 # The codec is asked about the client of a stream that sends no chunk for so long: it waits to begin, for text, or after a preemption.
 # It also learns so that the stream goes on.
 QUIET_SECONDS = 1.0
+# A message through Triton shows whether the client is still there. With more messages past it, less is spoken to clients that have gone.
+MOST_SECONDS_PAST_TRITON = 0.4
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TalkerParts:
         secret: of the server.
         streams: the open ones, by stream key.
         orders: those to store a voice that are not answered yet, by stream key.
+        outlet: sends messages past Triton; None: all go through it.
         sessions: open streams that further requests may name, by `session_key`.
     """
 
@@ -69,6 +73,7 @@ class TalkerParts:
     metrics: TalkerMetrics
     streams: dict[str, TalkerStream]
     orders: dict[str, Watched]
+    outlet: CodesOutlet | None = None
     sessions: dict[str, TalkerStream] = field(default_factory=dict)
 
     def cancel(self, stream_key: str) -> None:
@@ -108,6 +113,8 @@ class TalkerStream(RequestListener):
         self._encoded_at = 0.0  # time.monotonic(); 0.0: no recording has been encoded
         self._times: StreamTimes | None = None
         self._heard_at = 0.0  # time.monotonic() of its last chunk; 0.0: none has come
+        self._num_sent = 0  # messages, without questions
+        self._through_triton_at = 0.0  # time.monotonic() of the last message that went there
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         self._words: SpokenWords | None = None  # with timestamps
@@ -319,6 +326,8 @@ class TalkerStream(RequestListener):
 
     def _forget(self) -> None:
         del self._talker.streams[self.stream_key]
+        if self._talker.outlet is not None:
+            self._talker.outlet.release(self.stream_key)
         if self._speech.session is not None:
             del self._talker.sessions[self._speech.session]
 
@@ -328,7 +337,14 @@ class TalkerStream(RequestListener):
         elif self._words is not None and not chunk.is_reference:
             metadata = words_json(self._words.of_chunk(chunk.scores, chunk.finish_reason))
             chunk = structs.replace(chunk, metadata=metadata, scores=None)
-        self._reply.send(self._message(chunk).pack(self._talker.secret), is_final=chunk.is_final)
+        outlet, now = self._talker.outlet, time.monotonic()
+        channel = "" if outlet is None else outlet.address
+        message = structs.replace(self._message(chunk), place=self._num_sent, channel=channel).pack(self._talker.secret, now)
+        self._num_sent += 1
+        is_in_between = not (chunk.is_final or chunk.is_reference) and now < self._through_triton_at + MOST_SECONDS_PAST_TRITON
+        if outlet is None or not is_in_between or not outlet.send(self.stream_key, message):
+            self._through_triton_at = now
+            self._reply.send(message, is_final=chunk.is_final)
 
     def _message(self, chunk: CodesChunk) -> CodesMessage:
         return CodesMessage(chunk, self._speech.delivery)

@@ -152,9 +152,10 @@ def test_a_server_that_does_not_end_is_killed_when_its_time_is_over(endless_voic
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_killed_model_takes_the_server_down_and_clients_get_an_error(endless_voice: Path, tmp_path: Path, model: str) -> None:
-    with new_server(endless_voice, tmp_path / "log") as server:
+    with new_server(endless_voice, tmp_path / "log", codes_channel="always") as server:  # what a busy server does
         processes = processes_of(server)
         with streams_in_flight(server) as streams:
+            eventually(lambda: metric(server, "direct_messages_total") > 0, "codes go past Triton")
             os.kill(model_process(server, model).pid, signal.SIGKILL)
             for stream in streams:
                 with pytest.raises(InferenceServerException):

@@ -1,0 +1,215 @@
+"""The codes channel: messages from a busy talker to the codec, past Triton.
+
+Each message through an ensemble is a request of its own to the codec. Triton's stub keeps Python's lock for a round trip to the server
+with each of them, and the talker's send is one more. So the codec of a busy server *claims* a stream: it keeps the request of
+one message open, and the talker sends the messages that follow on a Unix socket to the codec's process, which answers them as
+further responses of that request. A stream's last message always goes through Triton, and one now and then, because only a request
+that is new to the ensemble shows that its client has gone.
+
+The talker listens (`CodesOutlet`); its address, which nobody can guess, stands in its messages. The codec connects to it (`CodesInlet`) and
+names the streams that it claims. Both directions are signed with the server's secret, as what goes through Triton is. If a message
+cannot be sent at once it goes through Triton, so the channel never makes anybody wait; `place` in it tells the codec the order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import selectors
+import socket
+import struct
+import threading
+from collections.abc import Callable, Container
+from contextlib import suppress
+
+import numpy as np
+
+from engine_lib.errors import place_of
+from engine_lib.serving.backend import Tensors
+from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 16  # of a message; a larger one goes through Triton
+MAX_CONNECTIONS = 16  # one for each codec; a reload makes another
+_SHAPE = struct.Struct("<HH")
+_PEER = struct.Struct("3i")  # pid, uid, gid
+_CLAIM = b"claim "
+
+
+class CodesOutlet:
+    """The talker's end: knows which streams are claimed, and sends their messages.
+
+    Attributes:
+        address: of its socket, in Linux's abstract namespace, so that nothing is left of it.
+    """
+
+    def __init__(self, secret: ServerSecret, streams: Container[str]) -> None:
+        """Listen.
+
+        Args:
+            streams: keys of the open ones; a stream leaves them before it is released.
+        """
+        self._secret, self._streams = secret, streams
+        self.address = f"qwen3_tts_codes_{secrets.token_hex(16)}"
+        self._claims: dict[str, socket.socket] = {}
+        self._is_closed = False
+        self._listener = _new_socket()
+        self._listener.bind(_abstract(self.address))
+        self._listener.listen(MAX_CONNECTIONS)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="codes-claims", daemon=True)
+        self._thread.start()
+
+    def send(self, stream_key: str, message: Tensors) -> bool:
+        """Send a message of a claimed stream at once; False if it must go through Triton."""
+        codec = self._claims.get(stream_key)
+        if codec is None or message["codes"].nbytes + message["header"].nbytes + _SHAPE.size > MAX_BYTES:
+            return False
+        try:
+            codec.send(_packed(message))
+        except BlockingIOError:  # the codec's process is slow
+            return False
+        except OSError:  # it has gone
+            self.release(stream_key)
+            return False
+        return True
+
+    def release(self, stream_key: str) -> None:
+        """Forget a stream."""
+        self._claims.pop(stream_key, None)
+
+    def close(self, timeout: float) -> None:
+        """Close all connections and end the thread. The codec then ends the streams that it has claimed."""
+        self._is_closed = True
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        """Accept codecs and hear their claims, until the listener is closed."""
+        with self._selector, self._listener:
+            while not self._is_closed:
+                for ready, _ in self._selector.select():
+                    if isinstance(codec := ready.data, socket.socket):
+                        self._hear(codec)
+                    else:
+                        self._accept()
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.data, socket.socket):
+                    self._drop(key.data)
+
+    def _accept(self) -> None:
+        """Take a codec's connection, if there is one."""
+        try:
+            codec, _ = self._listener.accept()
+        except OSError:  # it has gone, or this end is being closed
+            return
+        codec.setblocking(False)
+        _, user, _ = _PEER.unpack(codec.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if user == os.geteuid() and len(self._selector.get_map()) <= MAX_CONNECTIONS:
+            self._selector.register(codec, selectors.EVENT_READ, codec)
+
+    def _hear(self, codec: socket.socket) -> None:
+        try:
+            claim = codec.recv(MAX_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            claim = b""
+        if not claim:
+            self._drop(codec)
+            return
+        signature, name = claim[:SIGNATURE_BYTES], claim[SIGNATURE_BYTES:]
+        if not self._secret.has_signed(_CLAIM + name, signature):
+            self._drop(codec)
+            return
+        stream_key = name.decode()
+        self._claims[stream_key] = codec
+        if stream_key not in self._streams:  # looked at only now, because it may end meanwhile
+            self.release(stream_key)
+
+    def _drop(self, codec: socket.socket) -> None:
+        """End a connection. A sender may be using the socket, so the last one who does closes it."""
+        self._selector.unregister(codec)
+        for stream_key in [key for key, claimant in list(self._claims.items()) if claimant is codec]:
+            self.release(stream_key)
+        with suppress(OSError):
+            codec.shutdown(socket.SHUT_RDWR)
+
+
+class CodesInlet:
+    """The codec's end: claims streams, and hears the messages that come for them."""
+
+    def __init__(self, secret: ServerSecret, on_message: Callable[[Tensors], None], on_lost: Callable[[str], None]) -> None:
+        """
+        Args:
+            on_message: called with each message, on a thread of its talker's.
+            on_lost: called with the address of a talker that sends nothing any more, on the same thread, behind its last message.
+        """
+        self._secret, self._on_message, self._on_lost = secret, on_message, on_lost
+        self._talkers: dict[str, socket.socket] = {}
+        self._threads: list[threading.Thread] = []
+
+    def claim(self, address: str, stream_key: str) -> bool:
+        """Ask the talker at `address` for a stream's further messages; False if it cannot be reached. Not for two threads at a time."""
+        try:
+            talker = self._talkers.get(address) or self._connect(address)
+            talker.send(self._secret.sign(_CLAIM + stream_key.encode()) + stream_key.encode())
+        except OSError:
+            return False
+        return True
+
+    def close(self, timeout: float) -> None:
+        """Close all connections and end their threads; `on_lost` is called for each."""
+        for talker in list(self._talkers.values()):
+            with suppress(OSError):
+                talker.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _connect(self, address: str) -> socket.socket:
+        talker = _new_socket()
+        talker.connect(_abstract(address))
+        talker.setblocking(True)
+        self._talkers[address] = talker
+        thread = threading.Thread(target=self._hear, args=(address, talker), name=f"codes-{len(self._threads)}", daemon=True)
+        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+        thread.start()
+        return talker
+
+    def _hear(self, address: str, talker: socket.socket) -> None:
+        with talker, suppress(ConnectionError):
+            while message := talker.recv(MAX_BYTES):
+                try:
+                    self._on_message(_unpacked(message))
+                except Exception as error:
+                    logger.error("a message of the talker: %s", place_of(error))
+        del self._talkers[address]
+        self._on_lost(address)
+
+
+def _new_socket() -> socket.socket:
+    """It keeps the borders of messages, and does not block."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made.setblocking(False)
+    return made
+
+
+def _abstract(address: str) -> str:
+    return f"\0{address}"
+
+
+def _packed(message: Tensors) -> bytes:
+    codes, header = message["codes"], message["header"]
+    return _SHAPE.pack(*codes.shape) + codes.tobytes() + header.tobytes()
+
+
+def _unpacked(message: bytes) -> Tensors:
+    """The tensors in a message. Raises ValueError if it is too short."""
+    if len(message) < _SHAPE.size:
+        raise ValueError(f"has {len(message)} bytes")
+    frames, books = _SHAPE.unpack_from(message)
+    codes = np.frombuffer(message, np.int16, frames * books, _SHAPE.size).reshape(frames, books)
+    return {"codes": codes, "header": np.frombuffer(message, np.uint8, offset=_SHAPE.size + codes.nbytes)}

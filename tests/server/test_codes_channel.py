@@ -1,0 +1,52 @@
+"""A real server with codes that go past Triton: same audio, cancels that are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_lib.server.process import TritonServer
+from patience import eventually
+from server.conftest import new_server
+from server.ends import ENDLESS
+from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually_free, in_process_audio, inputs, metric
+
+GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 40}
+
+
+@pytest.fixture(scope="module")
+def channel_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server whose every stream is claimed."""
+    with new_server(endless_voice, tmp_path_factory.mktemp("channel") / "log", codes_channel="always", max_num_seqs="4") as running:
+        yield running
+
+
+def direct_messages(server: TritonServer) -> float:
+    return metric(server, "direct_messages_total")
+
+
+def test_streams_past_triton_are_those_of_the_engine(channel_server: TritonServer, endless_voice: Path) -> None:
+    expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (1, 2)))
+    assert len(expected) == 40 * SAMPLES_PER_FRAME
+    before = direct_messages(channel_server)
+    streams = [Stream(channel_server, inputs(sampling=GREEDY | {"chunk_frames": [1, 2]})) for _ in range(4)]
+    for stream in streams:
+        with stream:
+            chunks = stream.all()
+            assert chunks[-1].finish_reason == "length"
+            np.testing.assert_allclose(audio_of(chunks), expected, rtol=0, atol=1e-4)
+    eventually_free(channel_server)
+    eventually(lambda: direct_messages(channel_server) >= before + 40, "most of the 84 messages have gone past Triton")
+
+
+def test_a_client_that_goes_is_seen_by_a_message_through_triton(channel_server: TritonServer) -> None:
+    cancelled = metric(channel_server, "finished_requests_total", reason="cancelled")
+    before = direct_messages(channel_server)
+    with Stream(channel_server, inputs(sampling=ENDLESS)) as stream:
+        eventually(lambda: direct_messages(channel_server) > before, "its messages go past Triton")
+        stream.next()
+    eventually(lambda: metric(channel_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "the stream is cancelled")
+    eventually_free(channel_server)

@@ -1,0 +1,155 @@
+"""The codes channel between two ends: claims, messages, and every way in which an end may go or lie."""
+
+from __future__ import annotations
+
+import queue
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from engine_lib.serving import codes_channel
+from engine_lib.serving.backend import Tensors
+from engine_lib.serving.codes_channel import CodesInlet, CodesOutlet
+from engine_lib.serving.secret import ServerSecret
+from patience import PATIENCE, eventually
+
+SECRET = ServerSecret(b"of this server")
+
+
+def message(frames: int = 2, header: bytes = b"header") -> Tensors:
+    codes = np.random.default_rng().integers(0, 2048, (frames, 16)).astype(np.int16)
+    return {"codes": codes, "header": np.frombuffer(header, np.uint8)}
+
+
+class Codec:
+    """A codec's end; what it hears and loses."""
+
+    def __init__(self) -> None:
+        self.heard: queue.SimpleQueue[Tensors] = queue.SimpleQueue()
+        self.lost: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.inlet = CodesInlet(SECRET, self.heard.put, self.lost.put)
+
+    def claims(self, outlet: CodesOutlet, key: str) -> None:
+        """Claim a stream, and wait until the talker knows."""
+        assert self.inlet.claim(outlet.address, key)
+        eventually(lambda: key in outlet._claims, "the claim is heard")
+
+
+@pytest.fixture
+def streams() -> set[str]:
+    return {"a", "b"}
+
+
+@pytest.fixture
+def outlet(streams: set[str]) -> Iterator[CodesOutlet]:
+    outlet = CodesOutlet(SECRET, streams)
+    yield outlet
+    outlet.close(PATIENCE)
+    assert not outlet._thread.is_alive()
+
+
+@pytest.fixture
+def codec() -> Iterator[Codec]:
+    codec = Codec()
+    yield codec
+    codec.inlet.close(PATIENCE)
+    assert not any(thread.is_alive() for thread in codec.inlet._threads)
+
+
+def test_messages_of_a_claimed_stream_arrive_whole_and_in_order(outlet: CodesOutlet, codec: Codec) -> None:
+    assert not outlet.send("a", message())
+    codec.claims(outlet, "a")
+    sent = [message(frames, bytes(frames)) for frames in (1, 0, 64, 7)]
+    assert all(outlet.send("a", one) for one in sent)
+    assert not outlet.send("b", message())
+    for one in sent:
+        heard = codec.heard.get(timeout=PATIENCE)
+        np.testing.assert_array_equal(heard["codes"], one["codes"])
+        assert heard["header"].tobytes() == one["header"].tobytes()
+
+
+def test_a_stream_that_has_ended_is_not_claimed(outlet: CodesOutlet, codec: Codec, streams: set[str]) -> None:
+    codec.claims(outlet, "a")
+    streams.remove("a")
+    outlet.release("a")
+    assert codec.inlet.claim(outlet.address, "a")
+    codec.claims(outlet, "b")  # on the same connection, so the claim before it has been heard
+    assert list(outlet._claims) == ["b"]
+
+
+def test_a_codec_that_goes_leaves_its_streams_to_triton(outlet: CodesOutlet, codec: Codec) -> None:
+    codec.claims(outlet, "a")
+    other = Codec()
+    other.claims(outlet, "b")
+    codec.inlet.close(PATIENCE)
+    assert codec.lost.get(timeout=PATIENCE) == outlet.address
+    eventually(lambda: not outlet.send("a", message()), "the talker sees that the codec has gone")
+    assert outlet.send("b", message())
+    other.inlet.close(PATIENCE)
+
+
+def test_a_talker_that_goes_is_lost_behind_its_last_message_and_can_be_claimed_from_no_more(codec: Codec, streams: set[str]) -> None:
+    outlet = CodesOutlet(SECRET, streams)
+    codec.claims(outlet, "a")
+    assert outlet.send("a", message())
+    outlet.close(PATIENCE)
+    assert codec.lost.get(timeout=PATIENCE) == outlet.address
+    assert codec.heard.qsize() == 1
+    assert not codec.inlet.claim(outlet.address, "a")
+
+
+def test_a_slow_codec_makes_nobody_wait(outlet: CodesOutlet) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as slow:
+        slow.connect(f"\0{outlet.address}")
+        slow.send(SECRET.sign(b"claim a") + b"a")
+        eventually(lambda: "a" in outlet._claims, "the claim is heard")
+        large = message(64)
+        count = 0
+        while outlet.send("a", large):
+            count += 1
+        assert count > 10
+        slow.recv(codes_channel.MAX_BYTES)
+        eventually(lambda: outlet.send("a", message(1)), "it has room again")
+
+
+def test_a_message_that_is_too_large_goes_through_triton(outlet: CodesOutlet, codec: Codec) -> None:
+    codec.claims(outlet, "a")
+    assert not outlet.send("a", message(1, bytes(codes_channel.MAX_BYTES)))
+    assert outlet.send("a", message(1))
+
+
+@pytest.mark.parametrize(
+    "lie", [b"a", b"x" * 32 + b"a", ServerSecret(b"of another server").sign(b"claim a") + b"a", SECRET.sign(b"a") + b"a"]
+)
+def test_only_this_servers_codec_can_claim(outlet: CodesOutlet, lie: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as liar:
+        liar.settimeout(PATIENCE)
+        liar.connect(f"\0{outlet.address}")
+        liar.send(lie)
+        assert liar.recv(1) == b""  # it is shown the door
+    assert not outlet.send("a", message())
+
+
+def test_connections_are_limited(outlet: CodesOutlet, codec: Codec) -> None:
+    with ExitStack() as stack:
+        for number in range(codes_channel.MAX_CONNECTIONS):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            one.connect(f"\0{outlet.address}")
+            eventually(lambda number=number: len(outlet._selector.get_map()) == number + 2, "it is accepted")
+        refused = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        refused.settimeout(PATIENCE)
+        refused.connect(f"\0{outlet.address}")
+        assert refused.recv(1) == b""
+    eventually(lambda: len(outlet._selector.get_map()) == 1, "they are gone")
+    codec.claims(outlet, "a")
+
+
+def test_a_broken_message_ends_nothing(outlet: CodesOutlet, codec: Codec) -> None:
+    codec.claims(outlet, "a")
+    outlet._claims["a"].send(b"x")
+    outlet._claims["a"].send(b"\xff\xff\xff\xff too short for so many codes")
+    assert outlet.send("a", message(3))
+    assert len(codec.heard.get(timeout=PATIENCE)["codes"]) == 3

@@ -1,0 +1,34 @@
+"""Messages that come on two ways leave in the order in which they were sent."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_lib.serving.message_order import MessageOrder
+
+
+@given(first=st.integers(0, 5), count=st.integers(0, 30), seed=st.integers(0, 2**32))
+def test_any_order_of_arrival_becomes_the_order_of_sending(first: int, count: int, seed: int) -> None:
+    sent = list(range(first, first + count))
+    arrivals = random.Random(seed).sample(sent, count)
+    order: MessageOrder[int] = MessageOrder(first)
+    assert [due for place in arrivals for due in order.due(place, place)] == sent
+    assert order.rest() == []
+
+
+def test_a_message_that_comes_twice_waits_for_none() -> None:
+    order: MessageOrder[str] = MessageOrder(1)
+    assert order.due(2, "second") == []
+    assert order.due(0, "again") == ["again"]
+    assert order.due(1, "first") == ["first", "second"]
+    assert order.due(1, "again") == ["again"]
+
+
+def test_what_waits_for_a_lost_message_comes_in_the_end() -> None:
+    order: MessageOrder[int] = MessageOrder()
+    assert order.due(3, 3) == order.due(1, 1) == []
+    assert order.rest() == [1, 3]
+    assert order.rest() == []
