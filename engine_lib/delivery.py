@@ -1,7 +1,7 @@
 """Delivery: how a client wants a stream delivered, carried whole from the request to the codec.
 
-A new field needs a default, its check in `_CHECKS` (in `_AUDIO_CHECKS` if it is one of AudioSettings), and the code that uses it. No file
-on the way names the fields.
+A new field needs a default, its check in `_CHECKS` (in `_AUDIO_CHECKS` if it is one of AudioSettings), its name in DELIVERY_PARAMETERS if
+it is a request parameter, and the code that uses it. No file on the way names the fields.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Delivery:
         audio: what is done to the samples before.
         timestamps: WORD gives the times of words with the audio; only for a checkpoint with an alignment.json.
         on_runaway: OFF looks for none.
+        sparse_answers: an answer has only the tensors that tell the client something new (AudioAnswer.pack).
     """
 
     chunk_frames: tuple[int, ...]
@@ -73,6 +74,7 @@ class Delivery:
     audio: AudioSettings = NEUTRAL
     timestamps: Timestamps = Timestamps.NONE
     on_runaway: OnRunaway = OnRunaway.OFF
+    sparse_answers: bool = False
 
     @classmethod
     def default(cls, config: EngineConfig, auto_runaway: OnRunaway = OnRunaway.OFF) -> Delivery:
@@ -137,6 +139,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "audio_format": partial(choice, "audio_format", AudioFormat),
     "timestamps": partial(choice, "timestamps", Timestamps),
     "on_runaway": partial(choice, "on_runaway", OnRunaway),
+    "sparse_answers": partial(true_or_false, "sparse_answers"),
 }
 _AUDIO_CHECKS: dict[str, Callable[[Any], Any]] = {
     "sample_rate": partial(_whole_number, "sample_rate", settings.MIN_RATE, settings.MAX_RATE),
@@ -147,4 +150,6 @@ _AUDIO_CHECKS: dict[str, Callable[[Any], Any]] = {
     "fade_ms": partial(_whole_number, "fade_ms", 0, settings.MAX_FADE),
 }
 AUDIO_NAMES = tuple(_AUDIO_CHECKS)
-DELIVERY_NAMES = (*_CHECKS, *AUDIO_NAMES)
+# Request parameters, because clients ask every server for them: an older one ignores an unknown parameter and refuses an unknown key.
+DELIVERY_PARAMETERS = ("sparse_answers",)
+DELIVERY_NAMES = (*(name for name in _CHECKS if name not in DELIVERY_PARAMETERS), *AUDIO_NAMES)  # keys of sampling_parameters

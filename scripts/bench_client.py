@@ -88,18 +88,20 @@ def _serve(parent: Connection, speed: float, streams: int) -> None:
 
 
 def _response(index: int, frames: int) -> bytes:
-    """One response of qwen3_tts; without frames the last."""
+    """One response of qwen3_tts, as sparse as its clients ask for; without frames the last."""
     answer = service_pb2.ModelInferResponse(model_name=DEFAULT_MODEL)
     empty = (0).to_bytes(4, "little")
-    outputs = {
-        "audio": (FP32, [frames * SAMPLES_PER_FRAME], np.zeros(frames * SAMPLES_PER_FRAME, "<f4").tobytes()),
-        "sample_rate": (INT32, [1], np.array([SAMPLE_RATE], "<i4").tobytes()),
-        "chunk_index": (INT32, [1], np.array([index], "<i4").tobytes()),
-        "is_final": (BOOL, [1], np.array([not frames]).tobytes()),
-        "finish_reason": (STRING, [1], empty if frames else (4).to_bytes(4, "little") + b"stop"),
-        "error": (STRING, [1], empty),
-        "audio_base64": (STRING, [1], empty),
-    }
+    outputs = {"audio": (FP32, [frames * SAMPLES_PER_FRAME], np.zeros(frames * SAMPLES_PER_FRAME, "<f4").tobytes())}
+    if not index or not frames:
+        outputs["sample_rate"] = (INT32, [1], np.array([SAMPLE_RATE], "<i4").tobytes())
+    if not frames:
+        outputs |= {
+            "chunk_index": (INT32, [1], np.array([index], "<i4").tobytes()),
+            "is_final": (BOOL, [1], np.array([True]).tobytes()),
+            "finish_reason": (STRING, [1], (4).to_bytes(4, "little") + b"stop"),
+            "error": (STRING, [1], empty),
+            "audio_base64": (STRING, [1], empty),
+        }
     for name, (datatype, shape, content) in outputs.items():
         answer.outputs.add(name=name, datatype=datatype, shape=shape)
         answer.raw_output_contents.append(content)

@@ -282,7 +282,7 @@ class _Reader:
 
     def __init__(self, url: str, audio_format: str) -> None:
         self._url, self._audio_format = url, audio_format
-        self._chunks_received = self._samples_received = 0
+        self._chunks_received = self._samples_received = self._sample_rate = 0
         self._end: AudioChunk | Qwen3TTSClientError | None = None
 
     @property
@@ -298,7 +298,7 @@ class _Reader:
     def read(self, response: service_pb2.ModelStreamInferResponse) -> AudioChunk | None:
         """The chunk of this response; None if it ends the stream."""
         try:
-            chunk = parse_response(response, self._chunks_received, self._audio_format)
+            chunk = parse_response(response, self._chunks_received, self._audio_format, self._sample_rate)
         except Qwen3TTSClientError as error:
             if isinstance(error, NotFound) and error.field == SESSION:
                 return None  # more text came when the stream had ended; its last chunk says how
@@ -306,6 +306,7 @@ class _Reader:
             return None
         self._chunks_received += 1
         self._samples_received += chunk.audio.size
+        self._sample_rate = chunk.sample_rate
         if self._end is not None:
             return None
         if not chunk.is_final:

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.decoding import FORMATS, decoded
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_message
-from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_string
+from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_int, read_string
 from qwen3_tts_client.words import TimedWord, words_of
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def build_request(
     for name, value in (("request_priority", options.get("request_priority")), ("client", options.get("client"))):
         if value is not None:
             add_parameter(request, name, value)
+    request.parameters["sparse_answers"].bool_param = True  # less work for everyone; an older server ignores it and sends whole answers
     if text is not None:
         add_string(request, "text", text)
     for name, value in (("voice", options.get("voice")), ("language", options.get("language")), ("instruct", options.get("instruct"))):
@@ -242,11 +243,15 @@ def format_of(options: RequestOptions) -> str:
     return next((name for name in FORMATS if name == asked), "pcm16")  # pcm16_base64 is its older name; the server refuses others
 
 
-def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_received: int, audio_format: str = "pcm16") -> AudioChunk:
-    """The chunk in one response; `chunks_received` chunks came before it.
+def parse_response(
+    response: service_pb2.ModelStreamInferResponse, chunks_received: int, audio_format: str = "pcm16", sample_rate: int = 0
+) -> AudioChunk:
+    """The chunk in one response, which may leave out what the chunks before it tell, and what is empty or false.
 
     Args:
+        chunks_received: number of chunks before it.
         audio_format: from `format_of`.
+        sample_rate: of the chunk before it; 0: there was none.
 
     Raises:
         Qwen3TTSClientError: the response is an error; one of the classes of qwen3_tts_client.errors.
@@ -256,7 +261,7 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
     result = response.infer_response
     raw = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
     try:
-        error, finish_reason = read_string(raw["error"]), read_string(raw["finish_reason"])
+        error, finish_reason = (read_string(raw.get(name, b"")) for name in ("error", "finish_reason"))
         if finish_reason == "error":
             raise error_from_message(error or "the server ended the stream with an error and no reason", chunks_received)
         encoded = base64.b64decode(read_string(raw.get("audio_base64", b"")))
@@ -264,9 +269,9 @@ def parse_response(response: service_pb2.ModelStreamInferResponse, chunks_receiv
         return AudioChunk(
             # A copy of some 60 kB, because frombuffer gives a read-only view of the message and callers may want to write.
             audio=decoded(encoded, audio_format) if encoded else np.frombuffer(raw["audio"], "<f4").astype(np.float32),
-            sample_rate=int(np.frombuffer(raw["sample_rate"], "<i4")[0]),
-            index=int(np.frombuffer(raw["chunk_index"], "<i4")[0]),
-            is_final=bool(np.frombuffer(raw["is_final"], np.bool_)[0]),
+            sample_rate=sample_rate if sample_rate and "sample_rate" not in raw else read_int(raw["sample_rate"]),
+            index=read_int(raw["chunk_index"]) if "chunk_index" in raw else chunks_received,
+            is_final=raw.get("is_final") == b"\1",
             finish_reason=finish_reason,
             encoded=encoded,
             metadata=metadata,

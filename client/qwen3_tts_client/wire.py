@@ -92,6 +92,11 @@ def read_string(raw: bytes) -> str:
     return raw[4:].decode("utf-8")
 
 
+def read_int(raw: bytes) -> int:
+    """The value of an INT32 output of shape [1]."""
+    return int.from_bytes(raw, "little", signed=True)
+
+
 def _encoded(name: str, value: str) -> bytes:
     if not isinstance(value, str):
         raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)

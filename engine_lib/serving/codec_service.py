@@ -37,7 +37,7 @@ from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.open_stream import OpenStream, Source
 from engine_lib.serving.ordered_sender import OrderedSender
-from engine_lib.serving.playback import Playback, PlaybackMetrics
+from engine_lib.serving.playback import PlaybackMetrics
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService, has_own_process
 from engine_lib.serving.stream_audio import StreamAudio
@@ -182,9 +182,10 @@ class CodecService(EngineService):
             stream.lines.submit(codec_request, part.line, part.index, part.silence_ms)
 
     def _open(self, message: CodesMessage) -> OpenStream:
-        engine, is_watched = self._engine, message.delivery.on_runaway is not OnRunaway.OFF
+        engine, key, delivery = self._engine, message.chunk.stream_key, message.delivery
+        is_watched = delivery.on_runaway is not OnRunaway.OFF
         heard = HeardStream[Source](engine.sample_rate, engine.samples_per_frame, is_watched=is_watched)
-        stream = self._streams[message.chunk.stream_key] = OpenStream(message.chunk.stream_key, heard)
+        stream = self._streams[key] = OpenStream(key, heard, is_sparse=delivery.sparse_answers)
         return stream
 
     def shutdown(self) -> None:
@@ -252,9 +253,9 @@ class CodecService(EngineService):
         ]
         answers = self._through_chain(stream, message, heard)
         for one in answers[:-1]:
-            self._send(reply, one, stream.playback, is_final=False)
+            self._send(reply, one, stream, is_final=False)
         if answers:
-            self._send(reply, answers[-1], stream.playback, is_final=True)
+            self._send(reply, answers[-1], stream, is_final=True)
         else:
             reply.finish()
 
@@ -295,9 +296,9 @@ class CodecService(EngineService):
         """`key`: the talker's own of a stream or a line."""
         self._controller.put(stream_of(key), partial(self._backend.end_silence, talker_of(key), key, num_good_frames))
 
-    def _send(self, reply: Reply, answer: AudioAnswer, playback: Playback | None, *, is_final: bool) -> None:
-        reply.send(answer.pack(), is_final=is_final)
-        self._playback.send(playback, len(answer.audio) / answer.sample_rate, time.monotonic())
+    def _send(self, reply: Reply, answer: AudioAnswer, stream: OpenStream | None, *, is_final: bool) -> None:
+        reply.send(answer.pack() if stream is None else stream.packed(answer), is_final=is_final)
+        self._playback.send(None if stream is None else stream.playback, len(answer.audio) / answer.sample_rate, time.monotonic())
 
     def _answer_question(self, stream_key: str, reply: Reply) -> None:
         """Tell the talker if the client of a stream that sends nothing has gone. FINAL alone reaches no client."""

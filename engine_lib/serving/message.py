@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import MsgspecError, structs
 
+from engine_lib.codec.request import NO_AUDIO
 from engine_lib.delivery import MAX_CHUNK_FRAMES, AudioFormat, Delivery
 from engine_lib.process.wire import Message, Wire
 from engine_lib.serving.backend import Tensors
@@ -123,18 +124,25 @@ class AudioAnswer:
     audio_format: AudioFormat
     metadata: str = ""
 
-    def pack(self) -> Tensors:
-        """Return the answer as tensors: the outputs of the codec and of the ensemble."""
+    def pack(self, known_rate: int | None = None) -> Tensors:
+        """Return the answer as tensors: the outputs of the codec and of the ensemble.
+
+        Args:
+            known_rate: None: with all tensors. Else sparse, because each tensor costs time in four processes: until the last answer without
+                those that tell the client nothing. It counts the answers, and knows this sample rate from those before; 0: none.
+        """
         encode = _ENCODERS.get(self.audio_format)
-        tensors = {
-            "audio": self.audio if encode is None else np.empty(0, np.float32),
-            "sample_rate": np.array([self.sample_rate], np.int32),
-            "chunk_index": np.array([self.index], np.int32),
-            "is_final": np.array([self.is_final], np.bool_),
-            "finish_reason": _strings(self.finish_reason),
-            "error": _strings(self.error),
-            "audio_base64": _strings("" if encode is None else base64.b64encode(encode(self.audio)).decode()),
-        }
+        encoded = "" if encode is None else base64.b64encode(encode(self.audio)).decode()
+        is_whole = known_rate is None or self.is_final
+        tensors: Tensors = {"audio": self.audio if encode is None else NO_AUDIO}
+        if is_whole or self.sample_rate != known_rate:
+            tensors["sample_rate"] = np.array([self.sample_rate], np.int32)
+        if is_whole:
+            tensors["chunk_index"] = np.array([self.index], np.int32)
+            tensors["is_final"] = np.array([self.is_final], np.bool_)
+        for name, text in (("finish_reason", self.finish_reason), ("error", self.error), ("audio_base64", encoded)):
+            if is_whole or text:
+                tensors[name] = _strings(text)
         if self.metadata:
             tensors["metadata"] = _strings(self.metadata)
         return tensors

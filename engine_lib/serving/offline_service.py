@@ -106,15 +106,15 @@ class OfflineService:
                     result = response.infer_response
                     last = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
                     audio.append(np.frombuffer(last["audio"], np.float32))
-                    encoded.append(base64.b64decode(last["audio_base64"][4:]))
+                    encoded.append(base64.b64decode(last.get("audio_base64", b"")[4:]))
                     if "metadata" in last:
                         told.append(json.loads(last["metadata"][4:]))
         except grpc.RpcError as error:
             raise RelayedError(f"{error.code().name}: the stream broke") from None
         if refusal:
             raise RelayedError(refusal)
-        if not last:
-            raise RelayedError("the stream ended without an answer")
+        if "is_final" not in last:
+            raise RelayedError("the stream ended without its last answer")
         if error_text := last["error"][4:].decode():
             raise RelayedError(error_text)
         answer: Tensors = {
@@ -187,7 +187,7 @@ def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> ser
             content = tensor.tobytes()
         message.inputs.add(name=name, datatype=DATATYPES.get(tensor.dtype, "BYTES"), shape=tensor.shape)
         message.raw_input_contents.append(content)
-    for name, value in json.loads(parameters or "{}").items():
+    for name, value in ({"sparse_answers": True} | json.loads(parameters or "{}")).items():
         if name in TRITON_NAMES:
             continue
         _check_whole(model, name, value)

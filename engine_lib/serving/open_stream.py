@@ -13,7 +13,7 @@ import numpy.typing as npt
 from engine_lib.codec.base_engine import BaseCodecEngine
 from engine_lib.codec.lines import DecodedLines
 from engine_lib.codec.request import ANEW, CodecRequest
-from engine_lib.serving.backend import Reply
+from engine_lib.serving.backend import Reply, Tensors
 from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.message_order import MessageOrder
 from engine_lib.serving.playback import Playback
@@ -37,6 +37,8 @@ class OpenStream:
         engine_key: its key in the engine; another one each time that it is spoken anew.
         heard: what of its audio is heard.
         num_answers: those that its client got.
+        is_sparse: as `sparse_answers` in Delivery.
+        sample_rate: of the latest answer, in Hz; 0: there was none.
         audio: what its samples go through; None: nothing, or none have come.
         lines: of a script.
         order: of its messages.
@@ -50,6 +52,8 @@ class OpenStream:
     is_cancelled: bool = False
     asked_at: float = -math.inf
     num_answers: int = 0
+    is_sparse: bool = False
+    sample_rate: int = 0
     playback: Playback = field(default_factory=Playback)
     audio: StreamAudio | None = None
     lines: DecodedLines | None = None
@@ -96,3 +100,8 @@ class OpenStream:
         """`answers` with their places in the stream."""
         first, self.num_answers = self.num_answers, self.num_answers + len(answers)
         return [answer if answer.index == index else replace(answer, index=index) for index, answer in enumerate(answers, first)]
+
+    def packed(self, answer: AudioAnswer) -> Tensors:
+        """The next answer as tensors."""
+        known_rate, self.sample_rate = self.sample_rate, answer.sample_rate
+        return answer.pack(known_rate if self.is_sparse else None)

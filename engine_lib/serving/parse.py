@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
-from engine_lib.delivery import DELIVERY_NAMES, Delivery
+from engine_lib.delivery import DELIVERY_NAMES, DELIVERY_PARAMETERS, Delivery
 from engine_lib.errors import InvalidRequestError
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.request_values import RequestValues, session_key, turn_of
@@ -26,7 +26,8 @@ from engine_lib.voices.reference_audio import MAX_SAMPLE_RATE
 
 REFERENCE_FIELDS = ("reference_audio", "reference_text", "reference_sample_rate", "x_vector_only")
 SESSION_FIELDS = ("session", "session_action", "text_end")
-FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters", *SESSION_FIELDS, *TURN_NAMES)
+PARAMETERS = (*TURN_NAMES, *DELIVERY_PARAMETERS)  # that are request parameters and nothing else
+FIELDS = ("text", "voice", "language", "instruct", *REFERENCE_FIELDS, "sampling_parameters", *SESSION_FIELDS, *PARAMETERS)
 SAMPLING_NAMES = tuple(spec.name for spec in fields(SamplingParams))
 # Keys of sampling_parameters that do not control how codes are sampled.
 SERVING_NAMES = (*DELIVERY_NAMES, *TEXT_NAMES, "non_streaming_mode")
@@ -122,7 +123,7 @@ class RequestParser:
         options = values.json_object("sampling_parameters")
         serving = {name: options.pop(name) for name in SERVING_NAMES if name in options}
         for name in options:
-            if name in TURN_NAMES:
+            if name in PARAMETERS:
                 raise InvalidRequestError(name, "is a request parameter; take it out of sampling_parameters")
             if name not in SAMPLING_NAMES:
                 allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES)
@@ -154,7 +155,7 @@ class RequestParser:
             instruct=values.string("instruct", self.max_text_length),
             non_streaming_mode=non_streaming_mode,
             sampling=self.sampling.updated(options),
-            delivery=self.delivery.updated(serving),
+            delivery=self.delivery.updated(serving | {name: values.parameters.get(name) for name in DELIVERY_PARAMETERS}),
             reference=reference,
             turn=turn_of(values),
             session=session,

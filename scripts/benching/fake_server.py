@@ -25,15 +25,17 @@ from benching.fake_device import FakeConfig
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.isolation.remote_engine import RemoteCodecEngine
 from engine_lib.config import EngineConfig
+from engine_lib.delivery import AudioFormat
 from engine_lib.serving import codec_service, talker_service
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.codec_service import CodecService
-from engine_lib.serving.message import CodesMessage
+from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.metrics import Metrics, instance_labels
 from engine_lib.serving.talker_service import TalkerService
 from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 
 STEP_MS = "BENCH_HOST_STEP_MS"  # environment
+SAMPLE_RATE = 24_000
 
 
 class EchoService:
@@ -57,17 +59,10 @@ class EchoService:
         reply = self._backend.reply(request)
         message = CodesMessage.unpack(self._backend.tensors(request), self._backend.secret)
         chunk = message.chunk
-        text = np.array([chunk.finish_reason.encode()], np.object_)
-        tensors = {
-            "audio": np.zeros(len(chunk.codes) * 1920, np.float32),
-            "sample_rate": np.array([24000], np.int32),
-            "chunk_index": np.array([chunk.index], np.int32),
-            "is_final": np.array([chunk.is_final], np.bool_),
-            "finish_reason": text,
-            "error": np.array([b""], np.object_),
-            "audio_base64": np.array([b""], np.object_),
-        }
-        reply.send(tensors, is_final=True)
+        audio = np.zeros(len(chunk.codes) * 1920, np.float32)
+        answer = AudioAnswer(audio, SAMPLE_RATE, chunk.index, chunk.is_final, chunk.finish_reason, "", AudioFormat.FLOAT32)
+        known_rate = SAMPLE_RATE if chunk.index else 0
+        reply.send(answer.pack(known_rate if message.delivery.sparse_answers else None), is_final=True)
         if len(chunk.codes):
             self._chunks.add(1)
 

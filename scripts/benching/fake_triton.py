@@ -110,14 +110,12 @@ def _response(audio: npt.NDArray[np.float32], index: int, reason: str) -> servic
     response = service_pb2.ModelStreamInferResponse()
     result = response.infer_response
     result.model_name = "qwen3_tts"
-    outputs = {
-        "audio": audio.astype("<f4").tobytes(),
-        "sample_rate": np.array([24000], "<i4").tobytes(),
-        "chunk_index": np.array([index], "<i4").tobytes(),
-        "is_final": np.array([bool(reason)]).tobytes(),
-        "finish_reason": _text(reason),
-        "error": _text(""),
-    }
+    outputs = {"audio": audio.astype("<f4").tobytes()}
+    if not index or reason:  # the others are sparse
+        outputs["sample_rate"] = np.array([24000], "<i4").tobytes()
+    if reason:
+        outputs |= {"chunk_index": np.array([index], "<i4").tobytes(), "is_final": np.array([True]).tobytes()}
+        outputs |= {"finish_reason": _text(reason), "error": _text("")}
     for name, content in outputs.items():
         result.outputs.add(name=name)
         result.raw_output_contents.append(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
         request_priority="batch",
         client="alice",
     )
-    assert {name: value.string_param for name, value in request.parameters.items()} == {"request_priority": "batch", "client": "alice"}
+    parameters = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()}
+    assert parameters == {"request_priority": "batch", "client": "alice", "sparse_answers": True}
     inputs = inputs_of(request)
     sampling = json.loads(inputs.pop("sampling_parameters")[0])
     assert request.id == "mine"
@@ -168,6 +170,18 @@ def test_a_chunk_is_read_by_the_names_of_its_outputs() -> None:
     assert chunk.seconds == 3 / 24000
 
 
+def test_what_a_sparse_answer_leaves_out_is_known_from_those_before() -> None:
+    whole = response(chunk_index=np.int32(1).tobytes(), sample_rate=np.int32(16000).tobytes())
+    sparse = service_pb2.ModelStreamInferResponse()
+    sparse.infer_response.outputs.add(name="audio")
+    sparse.infer_response.raw_output_contents.append(np.array([0.5, -0.5, 1.0], np.float32).tobytes())
+    expected, read = (replace(parse_response(one, 1, sample_rate=16000), audio=np.zeros(0, np.float32)) for one in (whole, sparse))
+    assert str(read) == str(expected)
+    assert parse_response(response(), 1, sample_rate=16000).sample_rate == 24000  # a rate that comes counts
+    with pytest.raises(Qwen3TTSClientError, match="gave no output 'sample_rate'"):
+        parse_response(sparse, 0)
+
+
 @pytest.mark.parametrize("audio_format", ["pcm16", "mulaw", "alaw"])
 def test_audio_that_comes_as_bytes_is_there_as_samples_too(audio_format: str) -> None:
     data = bytes(range(256))
@@ -203,7 +217,7 @@ def test_an_error_in_the_last_chunk_is_raised_with_what_had_arrived() -> None:
 def test_a_model_that_is_not_this_ensemble_is_named() -> None:
     message = service_pb2.ModelStreamInferResponse()
     message.infer_response.model_name = "talker"
-    with pytest.raises(Qwen3TTSClientError, match="'talker' gave no output 'error'"):
+    with pytest.raises(Qwen3TTSClientError, match="'talker' gave no output 'audio'"):
         parse_response(message, 0)
 
 

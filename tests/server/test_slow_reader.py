@@ -24,7 +24,7 @@ def test_a_client_that_does_not_read_delays_nobody_and_gets_all_its_chunks_later
         for _ in range(3):
             np.testing.assert_allclose(client.synthesize("Hello.", sampling=SAMPLING).audio, alone, atol=1e-5)
         eventually_free(small_server)  # its work is done, and it holds no slot of talker or codec
-        chunks = [parse_response(response, number) for number, response in enumerate(unread)]
+        chunks = [parse_response(response, number, sample_rate=24000) for number, response in enumerate(unread)]
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     assert chunks[-1].finish_reason == "length"
     assert sum(chunk.audio.size for chunk in chunks) == LONG * SAMPLES_PER_FRAME

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ AUDIO = AudioSettings(16000, 1.5, -3.0, True, -16.0, 5, "talker/ada")
 def message(audio_format: AudioFormat = AudioFormat.FLOAT32, part: LinePart | None = None, **changes: object) -> CodesMessage:
     codes = np.arange(32, dtype=np.int16).reshape(2, 16)
     fields: dict[str, object] = {"codes": codes, "stream_key": "k", "index": 3} | changes
-    delivery = Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format, AUDIO)
+    delivery = Delivery((1, 2), ChunkPolicy.ADAPTIVE, audio_format, AUDIO, sparse_answers=True)
     return CodesMessage(CodesChunk(**fields), delivery, part=part)  # type: ignore[arg-type]
 
 
@@ -156,6 +157,22 @@ def test_the_ensemble_takes_what_the_talker_takes_but_control_requests() -> None
 def test_an_answer_without_metadata_has_no_tensor_for_it() -> None:
     assert "metadata" not in answer(AudioFormat.FLOAT32).pack()
     assert answer(AudioFormat.FLOAT32, '{"line": 1}').pack()["metadata"].tolist() == [b'{"line": 1}']
+
+
+def test_a_sparse_answer_has_only_what_tells_its_client_something_new() -> None:
+    floats, text = answer(AudioFormat.FLOAT32), answer(AudioFormat.PCM16, '{"line": 1}')
+    assert list(floats.pack(known_rate=24000)) == ["audio"]
+    assert list(floats.pack(known_rate=0)) == list(floats.pack(known_rate=8000)) == ["audio", "sample_rate"]
+    assert list(text.pack(known_rate=24000)) == ["audio", "audio_base64", "metadata"]
+    assert list(replace(floats, finish_reason="stop", error="e").pack(known_rate=24000)) == ["audio", "finish_reason", "error"]
+    for whole in (floats, text):
+        assert {name: whole.pack()[name].tolist() for name in whole.pack(24000)} == as_lists(whole.pack(24000))
+    last = replace(floats, is_final=True)
+    assert as_lists(last.pack(known_rate=24000)) == as_lists(last.pack())
+
+
+def as_lists(tensors: Tensors) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
 
 
 def test_what_is_told_of_a_chunk_travels_and_the_scores_behind_it_do_not() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from engine_lib.delivery import AudioFormat
@@ -46,3 +48,12 @@ def test_answers_are_numbered_from_the_last_one_on() -> None:
     answer = AudioAnswer(np.zeros(1, np.float32), 24000, 1, False, "", "", AudioFormat.FLOAT32)
     assert [one.index for one in stream.numbered([answer, answer])] == [0, 1]
     assert [one.index for one in stream.numbered([answer])] == [2]
+
+
+def test_only_a_sparse_stream_leaves_out_the_sample_rate_that_its_client_knows() -> None:
+    def has_rate(stream: OpenStream, *rates: int) -> list[bool]:
+        answers = [AudioAnswer(np.zeros(1, np.float32), rate, 1, False, "", "", AudioFormat.FLOAT32) for rate in rates]
+        return ["sample_rate" in stream.packed(answer) for answer in answers]
+
+    assert has_rate(replace(new_stream(), is_sparse=True), 24000, 24000, 8000, 8000, 24000) == [True, False, True, False, True]
+    assert has_rate(new_stream(), 24000, 24000) == [True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,15 @@ def test_how_a_request_waits_comes_in_parameters() -> None:
     refused("request_priority", "interactive or batch", {"request_priority": 2}, text="a")
     refused("client", "1 to 64", {"client": ""}, text="a")
     refused("client", "take it out of sampling_parameters", text="a", sampling_parameters='{"client": "alice"}')
+
+
+def test_how_answers_look_comes_in_a_parameter_that_older_servers_ignore(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse({"sparse_answers": None}, text="a").delivery is DELIVERY
+    for value in (True, False):
+        assert parse({"sparse_answers": value}, text="a").delivery == replace(DELIVERY, sparse_answers=value)
+    refused("sparse_answers", "'yes' is not allowed; give true or false", {"sparse_answers": "yes"}, text="a")
+    refused("sparse_answers", "take it out of sampling_parameters", text="a", sampling_parameters='{"sparse_answers": true}')
+    assert caplog.messages == []
 
 
 def test_the_priority_of_triton_which_only_generate_hands_on_is_said_to_have_no_effect(
