@@ -6,6 +6,7 @@ import queue
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ SECRET = ServerSecret(b"of this server")
 def message(frames: int = 2, header: bytes = b"header") -> Tensors:
     codes = np.random.default_rng().integers(0, 2048, (frames, 16)).astype(np.int16)
     return {"codes": codes, "header": np.frombuffer(header, np.uint8)}
+
+
+def has_connections(outlet: CodesOutlet, count: int) -> bool:
+    return len(outlet._selector.get_map()) == count + 1
 
 
 class Codec:
@@ -135,15 +140,15 @@ def test_only_this_servers_codec_can_claim(outlet: CodesOutlet, lie: bytes) -> N
 
 def test_connections_are_limited(outlet: CodesOutlet, codec: Codec) -> None:
     with ExitStack() as stack:
-        for number in range(codes_channel.MAX_CONNECTIONS):
+        for accepted in range(1, codes_channel.MAX_CONNECTIONS + 1):
             one = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             one.connect(f"\0{outlet.address}")
-            eventually(lambda number=number: len(outlet._selector.get_map()) == number + 2, "it is accepted")
+            eventually(partial(has_connections, outlet, accepted), "it is accepted")
         refused = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         refused.settimeout(PATIENCE)
         refused.connect(f"\0{outlet.address}")
         assert refused.recv(1) == b""
-    eventually(lambda: len(outlet._selector.get_map()) == 1, "they are gone")
+    eventually(partial(has_connections, outlet, 0), "they are gone")
     codec.claims(outlet, "a")
 
 
