@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,11 @@ from benching.engine_peers import comparisons, measure_peers
 from benching.measuring import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
-from engine_lib.delivery import Delivery
+from engine_lib.delivery import Delivery, Timestamps
 from engine_lib.devices import resolve_device
 from engine_lib.prompt import Prompt
 from engine_lib.sampling import SamplingParams
+from engine_lib.speech.alignment_file import ALIGNMENT_FILE
 from engine_lib.talker.device.graphs import CapturedFunction
 from engine_lib.talker.device.prefill_layout import PrefillLayout
 from engine_lib.talker.engine import TalkerEngine
@@ -57,6 +60,11 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as in serve.py")
+    parser.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="also time frames with the scores for times of words (of two heads, unless alignment.json names some)",
+    )
     parser.add_argument("--peers", action="store_true", help="also time faster-qwen3-tts and qwen-tts if they are installed")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
@@ -70,8 +78,10 @@ def main() -> None:
     print("command:", command())
     results: list[dict[str, object]] = []
     for folder in [Path(arguments.model)] if arguments.model else [random_checkpoint(arguments.checkpoints, s) for s in arguments.sizes]:
-        for eager in (False, True) if arguments.eager else (False,):
-            results += measure(folder, eager, arguments)
+        with tempfile.TemporaryDirectory() as linked:
+            measured = _with_heads(folder, Path(linked, folder.name)) if arguments.timestamps else folder
+            for eager in (False, True) if arguments.eager else (False,):
+                results += measure(measured, eager, arguments)
         if arguments.peers:
             device = str(resolve_device(arguments.device))
             results += measure_peers(folder, arguments.batches, arguments.frames, device=device, python=arguments.peers_python)
@@ -115,6 +125,10 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
             results.append(
                 {"checkpoint": folder.name, "mode": mode, "batch": batch, "ms": milliseconds, "floor_ms": floor, "host_us": host}
             )
+            if arguments.timestamps:
+                timed_words, _ = _time_decode(engine, batch, arguments.frames, Timestamps.WORD)
+                print(f"{'words':>6} {timed_words:>9.3f} {'':>9} {timed_words / milliseconds:>6.3f} x without", flush=True)
+                results[-1]["words_ms"] = timed_words
         print(f"{'prompt rows':>12} {'prefill ms':>11} {'to first codes ms':>18}")
         for rows in arguments.prompts:
             prefill, first_codes = _time_prefill(engine, rows), _time_first_codes(engine, rows)
@@ -130,14 +144,28 @@ def _prompt(engine: TalkerEngine, rows: int) -> Prompt:
     return random_prompt(engine.checkpoint, rows, np.random.default_rng(0))
 
 
-def _sequence(engine: TalkerEngine, number: int, rows: int) -> Sequence:
-    request = Request(str(number), _prompt(engine, rows), SamplingParams(seed=number, max_frames=1500), Delivery((8,)))
+def _with_heads(folder: Path, linked: Path) -> Path:
+    """A checkpoint whose words can be timed: `folder` itself if it names heads for that, or else a folder of links to its files."""
+    if (folder / ALIGNMENT_FILE).exists():
+        return folder
+    linked.mkdir()
+    for file in folder.iterdir():
+        (linked / file.name).symlink_to(file.resolve())
+    layer = Checkpoint(folder).config.talker.shape.num_hidden_layers // 2
+    heads = {"heads": [[layer, 0], [layer, 1]], "offset": 0.0, "lead": 0.0, "within_100_ms": 0.0}
+    (linked / ALIGNMENT_FILE).write_text(json.dumps(heads))
+    return linked
+
+
+def _sequence(engine: TalkerEngine, number: int, rows: int, timestamps: Timestamps = Timestamps.NONE) -> Sequence:
+    delivery = Delivery((8,), timestamps=timestamps)
+    request = Request(str(number), _prompt(engine, rows), SamplingParams(seed=number, max_frames=1500), delivery)
     return Sequence(request, RequestListener(), 1500)
 
 
-def _admit(engine: TalkerEngine, batch: int, rows: int) -> list[Sequence]:
+def _admit(engine: TalkerEngine, batch: int, rows: int, timestamps: Timestamps = Timestamps.NONE) -> list[Sequence]:
     """Sequences with their prompts prefilled and their first frame launched."""
-    sequences = [_sequence(engine, number, rows) for number in range(batch)]
+    sequences = [_sequence(engine, number, rows, timestamps) for number in range(batch)]
     for sequence in sequences:
         engine.scheduler.add(sequence)
     while engine.scheduler.waiting or any(sequence.num_launched_frames == 0 for sequence in sequences):
@@ -157,9 +185,9 @@ def _release(engine: TalkerEngine, sequences: list[Sequence]) -> None:
         engine.scheduler.release(sequence)
 
 
-def _time_decode(engine: TalkerEngine, batch: int, frames: int) -> tuple[float, float]:
+def _time_decode(engine: TalkerEngine, batch: int, frames: int, timestamps: Timestamps = Timestamps.NONE) -> tuple[float, float]:
     """Medians: milliseconds of GPU time per frame, and microseconds of host time to launch one."""
-    sequences = _admit(engine, batch, CONTEXT_ROWS)
+    sequences = _admit(engine, batch, CONTEXT_ROWS, timestamps)
     for _ in range(5):
         launch(engine)
     times = [timed(lambda: launch(engine)) for _ in range(frames)]

@@ -20,14 +20,14 @@ def test_every_figure_is_written_with_its_floor(
     tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "figures.json"
-    options = ["--device", "cpu", "--batches", "1", "3", "--frames", "2", "--prompts", "20", "--option", "kv_block_size=8"]
+    options = ["--device", "cpu", "--batches", "1", "3", "--frames", "2", "--prompts", "20", "--option", "kv_block_size=8", "--timestamps"]
     monkeypatch.setattr(sys, "argv", ["bench_engine.py", "--model", str(tiny_custom_voice), *options, "--output", str(output)])
     bench_engine.main()
     written = json.loads(output.read_text())
     assert written["machine"] in capsys.readouterr().out
     *frames, prompt = written["results"]
     assert [point["batch"] for point in frames] == [1, 3]
-    assert all(point["ms"] > point["floor_ms"] > 0 and point["host_us"] > 0 for point in frames)
+    assert all(point["ms"] > point["floor_ms"] > 0 and point["host_us"] > 0 and point["words_ms"] > 0 for point in frames)
     assert prompt["prompt_rows"] == 20
     assert 0 < prompt["prefill_ms"] < prompt["first_codes_ms"]
 
