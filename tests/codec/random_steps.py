@@ -37,7 +37,7 @@ class _Stream:
 def decode_in_random_steps(
     rng: np.random.Generator, runner: CodecRunner, waiting: list[Codes], num_slots: int, abandon: float = 0.0, in_flight: int = 1
 ) -> list[tuple[Codes, Audio]]:
-    """Decode streams in random pieces and company; slots are used again, also those of streams that leave before their end.
+    """Decode streams in random pieces and company, on slots of any state, also on those of streams that left before their end.
 
     Args:
         abandon: chance of a stream to leave after a step.
@@ -51,6 +51,7 @@ def decode_in_random_steps(
     while waiting or running or unread:
         while waiting and free:
             running.append(_Stream(waiting.pop(), free.pop(int(rng.integers(len(free))))))
+            runner.reset(running[-1].slot)
         members, sizes, room = list[_Stream](), list[int](), int(rng.integers(1, limits.full + 1))
         for stream in rng.permutation(np.array(running, object)):
             if room and rng.random() < 0.7:
@@ -67,7 +68,6 @@ def decode_in_random_steps(
             if is_finished or rng.random() < abandon:
                 running.remove(stream)
                 finished += [stream] if is_finished else []
-                runner.reset(stream.slot)
                 free.append(stream.slot)
         if unread and (len(unread) >= in_flight or not running):
             streams, audio = unread.pop(0)

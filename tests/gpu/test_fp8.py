@@ -46,4 +46,6 @@ def test_bfloat16_logits_are_those_of_rounded_weights_by_torch(tiny_custom_voice
     plain = run_forced(make_engine(tiny_custom_voice_1b7, attention_backend="torch", **options), prompts, 8)
     fused = run_forced(make_engine(tiny_custom_voice_1b7, **options), prompts, 8, plain.all_codes())
     for book in range(16):
-        assert np.median(relative_errors(fused.logits_of(book), plain.logits_of(book))) < 0.05
+        expected = plain.logits_of(book)
+        logits = np.where(np.isfinite(expected), fused.logits_of(book), expected)  # our sampling kernel hides ids by itself
+        assert np.median(relative_errors(logits, expected)) < 0.05
