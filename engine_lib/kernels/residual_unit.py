@@ -49,15 +49,28 @@ class UnitTile:
     num_stages: int
 
 
-FUSED_WIDTHS: tuple[int, ...] = (96,)  # measured with scripts/bench_conv.py --units on an H100; 192 has not been
-FEWEST_ROWS = 15_360  # 8 frames; with 1,920 rows two launches are faster, because their many small programs use more of the GPU
+@dataclass(frozen=True)
+class FusedWidth:
+    """Where one kernel is faster than two launches, which have many small programs and so use more of the GPU for few rows.
+
+    Attributes:
+        fewest_rows: 8 frames of 96 channels (1,920 rows each), 16 of 192 (640 each); less is slower or not faster.
+    """
+
+    fewest_rows: int
+    tile: UnitTile
+
+
+# Measured with scripts/bench_conv.py --units on an H100 (96) and an H200 (both). 384 channels gain nothing below 256 frames.
+FUSED_WIDTHS = {96: FusedWidth(15_360, UnitTile(128, 32, 4, 3)), 192: FusedWidth(10_240, UnitTile(64, 64, 4, 3))}
 
 
 def unit_tile_for(rows: int, channels: int, dtype: torch.dtype) -> UnitTile | None:
     """The tile for `rows` rows of `channels` channels; None if two launches of `causal_conv` are faster."""
-    if channels not in FUSED_WIDTHS or dtype != torch.bfloat16 or rows < FEWEST_ROWS:
+    width = FUSED_WIDTHS.get(channels)
+    if width is None or dtype != torch.bfloat16 or rows < width.fewest_rows:
         return None
-    return UnitTile(128, 32, 4, 3) if channels == 96 else UnitTile(128, 64, 8, 3)
+    return width.tile
 
 
 def residual_unit(

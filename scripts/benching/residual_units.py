@@ -21,10 +21,9 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec import fused_decoder
 from engine_lib.codec.plan import Plan
 from engine_lib.codec.runner import CodecRunner
-from engine_lib.kernels import residual_unit as kernel
 from engine_lib.kernels.causal_conv import Snake, causal_conv
 from engine_lib.kernels.packed import Frames, Packed
-from engine_lib.kernels.residual_unit import Product, UnitTile, residual_unit, residual_unit_torch
+from engine_lib.kernels.residual_unit import Product, UnitTile, residual_unit, residual_unit_torch, unit_tile_for
 from make_checkpoint import make_checkpoint
 from random_checkpoint.configs import build_configs
 from random_checkpoint.tokenizer import BPE_VOCAB
@@ -121,10 +120,11 @@ def compile_tile(job: tuple[int, UnitTile | None]) -> str:
 
 def compile_steps(folder: Path) -> None:
     """Fill the compiler's cache with the other kernels of a step."""
-    runner, rule = _runner(folder), kernel.FUSED_WIDTHS
-    for kernel.FUSED_WIDTHS in ((96, 192), rule):
-        for shape in STEPS:
-            _step(runner, *shape)()
+    runner = _runner(folder)
+    for choose in (unit_tile_for, _two_launches):
+        with patch.object(fused_decoder, "unit_tile_for", choose):
+            for shape in STEPS:
+                _step(runner, *shape)()
     torch.cuda.synchronize()
 
 
@@ -186,7 +186,7 @@ def _is_right(channels: int, tile: UnitTile) -> bool:
 
 def compare_steps(folder: Path, fastest: dict[tuple[int, int], UnitTile | None]) -> None:
     """Whole steps at the published size with two launches, by the rule for the tile, and with the fastest tiles."""
-    runner, rule = _runner(folder), kernel.unit_tile_for
+    runner = _runner(folder)
 
     def measured(rows: int, channels: int, dtype: torch.dtype) -> UnitTile | None:
         frames = rows // RATES.get(channels, rows)
@@ -194,14 +194,17 @@ def compare_steps(folder: Path, fastest: dict[tuple[int, int], UnitTile | None])
 
     for shape in STEPS:
         step, audios, line = _step(runner, *shape), [], f"{shape[0]} frames of {shape[1]} streams:"
-        for name, widths, choose in (("two", (), rule), ("rule", (96, 192), rule), ("fastest", (), measured), ("two", (), rule)):
-            kernel.FUSED_WIDTHS = widths
+        for name, choose in (("two", _two_launches), ("rule", unit_tile_for), ("fastest", measured), ("two", _two_launches)):
             with patch.object(fused_decoder, "unit_tile_for", choose):
                 runner.arena.rows.zero_()
                 audios.append(step().clone())
                 torch.cuda.synchronize()
                 line += f"  {name} {1e3 * seconds_per_launch([step] * 4, repeats=15):.4f} ms"
         print(f"{line}; bits equal: {[torch.equal(audio, audios[0]) for audio in audios]}", flush=True)
+
+
+def _two_launches(_rows: int, _channels: int, _dtype: torch.dtype) -> None:
+    """Stands in for `unit_tile_for`."""
 
 
 def _runner(folder: Path) -> CodecRunner:
