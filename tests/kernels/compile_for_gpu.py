@@ -29,7 +29,6 @@ from engine_lib.codec import graphs as codec_graphs
 from engine_lib.codec.arena import StateArena
 from engine_lib.codec.decoder import CodecDecoder
 from engine_lib.codec.plan import Plan
-from engine_lib.kernels import residual_unit
 from engine_lib.kernels.causal_conv import Snake, causal_conv
 from engine_lib.kernels.linear_fp8 import linear_fp8
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
@@ -46,6 +45,7 @@ from engine_lib.talker.device.fused_forward import FusedForward
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillLayout
 from engine_lib.talker.device.state import SlotTable
+from engine_lib.talker.device.text_scores import TextScores
 from kernels.gpu_compiler import ADA, AMPERE, HOPPER, Compiled, GpuCompiler
 from make_checkpoint import write_configs
 from random_checkpoint.configs import build_configs
@@ -127,9 +127,10 @@ def talker(model: Checkpoint, dtype: torch.dtype, *, fp8: bool = False) -> None:
     kv_shape = (shape.num_hidden_layers, 2, 100, BLOCK_SIZE, shape.num_key_value_heads, shape.head_dim)
     kv_cache = empty(*kv_shape, dtype=dtype)
     forward = FusedForward(weights, kv_cache, table.state, FirstCodebookRules.of(config, META))
+    scores = TextScores(((0, 0), (0, 1)), shape.num_attention_heads, table.state, kv_cache)
     for batch in talker_graphs.BATCH_BUCKETS:
         slots = integers(batch)
-        forward.sample(slots, forward.decode(slots, width))
+        forward.sample(slots, forward.decode(slots, width, scores.of_step(slots, scores.out.shape[2])))
     for rows in talker_graphs.PREFILL_ROW_BUCKETS:
         for sequences in (*talker_graphs.PREFILL_SEQUENCE_BUCKETS, MAX_PREFILL_SEQUENCES):
             layout = PrefillLayout(rows, sequences + 1, sequences, width, groups)
@@ -143,13 +144,6 @@ def codec(model: Checkpoint, dtype: torch.dtype, *, sizes: Sequence[int] = codec
     for frames in sizes:
         shape = min(frames, SLOTS) + 1, frames
         decode(Plan.of(integers(Plan.size(shape, model.config.codec.num_quantizers)), shape))
-
-
-def codec_with_residual_units(model: Checkpoint) -> None:
-    """`codec` with those units in one kernel, too, that are off until they are measured."""
-    on, residual_unit.FUSED_WIDTHS = residual_unit.FUSED_WIDTHS, (96, 192)
-    codec(model, torch.bfloat16)
-    residual_unit.FUSED_WIDTHS = on
 
 
 def everything_at_once(dtype: torch.dtype) -> None:
@@ -219,7 +213,6 @@ def forms(to_machine_code: bool) -> dict[str, Form]:
         "the 1.7B talker in FP8": partial(talker, large, bfloat16, fp8=True),
         "the 0.6B talker": partial(talker, small, bfloat16),
         "the codec": partial(codec, large, bfloat16),
-        "the codec with residual units": partial(codec_with_residual_units, large),
         "everything at once": partial(everything_at_once, bfloat16),
         "everything at once in float32": partial(everything_at_once, float32),
     }

@@ -12,17 +12,16 @@ from engine_lib.kernels.embed import embed_frames
 from engine_lib.kernels.paged_cache import HeadRotation, PagedCache
 from engine_lib.kernels.prefill_attention import prefill_attention
 from engine_lib.kernels.qkv_rope_cache import rotate_and_store
+from engine_lib.kernels.text_scores import score_text
 from engine_lib.layers.attention import AttentionBackend
 from engine_lib.layers.fused import AttendPacked, forward_fused
-from engine_lib.ops.norm import rms_norm
-from engine_lib.ops.rope import apply_rope
 from engine_lib.talker.device.forward import decode_rows
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_frame import sample_frame_fused
 from engine_lib.talker.device.model import TalkerModel
 from engine_lib.talker.device.prefill_layout import PrefillInputs
 from engine_lib.talker.device.state import SlotState
-from engine_lib.talker.device.text_scores import StepScores
+from engine_lib.talker.device.text_scores import LARGEST, StepScores
 
 
 class FusedForward:
@@ -70,14 +69,13 @@ class FusedForward:
 
     def _attend_scored(self, attend: AttendPacked, slots: torch.Tensor, scores: StepScores) -> AttendPacked:
         """`attend`, then the scores of its layer, which need its queries once more: the kernel keeps them in registers."""
-        shape, positions = self._model.transformer.shape, self._state.positions[slots]
-        cos, sin = self._model.cos[positions], self._model.sin[positions]
 
         def attend_scored(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             out = attend(layer, qkv)
             if scores.has(layer):
-                q = qkv.view(len(slots), -1, shape.head_dim)[:, : shape.num_attention_heads]
-                scores.add(layer, apply_rope(rms_norm(q, self._rotations[layer].q_norm, shape.rms_norm_eps), cos, sin))
+                k_cache, v_cache = self._kv_cache[layer]
+                cache = PagedCache(k_cache, v_cache, self._state.block_tables)
+                score_text(qkv, self._rotations[layer], cache, self._state, slots, scores.heads(layer), scores.out(layer), LARGEST)
             return out
 
         return attend_scored

@@ -7,6 +7,7 @@ have computed and change nothing of it: the codes are those of a step without th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -49,7 +50,11 @@ class TextScores:
 
 
 class StepScores:
-    """The scores of one step; made by TextScores."""
+    """The scores of one step; made by TextScores.
+
+    Attributes:
+        slots: [batch] int64.
+    """
 
     def __init__(
         self,
@@ -60,24 +65,46 @@ class StepScores:
         slots: torch.Tensor,
         num_rows: int,
     ) -> None:
-        self._layers, self._out, self._kv_cache = layers, out[: len(slots), :, :num_rows], kv_cache
-        block_size = kv_cache.shape[3]
-        positions = state.positions[slots][:, None]
-        rows = state.text_starts[slots][:, None] + torch.arange(num_rows, device=slots.device)
-        self._is_hidden = (rows > positions)[:, None]
-        rows = torch.minimum(rows, positions)
-        blocks = state.block_tables[slots].gather(1, rows // block_size).long()
-        self._cache_rows = (blocks * block_size + rows % block_size)[:, :, None]  # [batch, rows, 1]
+        self._layers, self._out, self._state, self._kv_cache = layers, out[: len(slots), :, :num_rows], state, kv_cache
+        self.slots = slots
 
     def has(self, layer: int) -> bool:
         """Whether heads of `layer` are chosen."""
         return layer in self._layers
 
+    def heads(self, layer: int) -> torch.Tensor:
+        """[n] int64, the chosen heads of a layer that has some."""
+        return self._layers[layer][1]
+
+    def out(self, layer: int) -> torch.Tensor:
+        """[batch, n, text rows] float16, where the scores of these heads belong."""
+        return self._out[:, self._layers[layer][0]]
+
     def add(self, layer: int, q: torch.Tensor) -> None:
-        """Take in a layer whose keys are in the cache; `q`: [batch, heads, head_dim], normed and rotated. Nothing for other layers."""
+        """Take in a layer whose keys are in the cache; `q`: [batch, heads, head_dim], normed and rotated. Nothing for other layers.
+
+        Its twin on a GPU is `score_text` (engine_lib/kernels/text_scores.py).
+        """
         if layer not in self._layers:
             return
-        columns, heads, kv_heads = self._layers[layer]
+        _, heads, kv_heads = self._layers[layer]
         k = self._kv_cache[layer, 0].flatten(0, 1)[self._cache_rows, kv_heads]  # [batch, rows, chosen heads, head_dim]
         scores = torch.einsum("bhd,brhd->bhr", q[:, heads].float(), k.float()) * q.shape[-1] ** -0.5
-        self._out[:, columns] = scores.clamp(-LARGEST, LARGEST).masked_fill(self._is_hidden, float("-inf")).to(self._out.dtype)
+        self.out(layer).copy_(scores.clamp(-LARGEST, LARGEST).masked_fill(self._is_hidden, float("-inf")))
+
+    @cached_property
+    def _rows(self) -> torch.Tensor:
+        """[batch, text rows] int64, rows of the sequence."""
+        return self._state.text_starts[self.slots][:, None] + torch.arange(self._out.shape[2], device=self.slots.device)
+
+    @cached_property
+    def _is_hidden(self) -> torch.Tensor:
+        """[batch, 1, text rows]."""
+        return (self._rows > self._state.positions[self.slots][:, None])[:, None]
+
+    @cached_property
+    def _cache_rows(self) -> torch.Tensor:
+        """[batch, text rows, 1], in the cache."""
+        rows, block_size = torch.minimum(self._rows, self._state.positions[self.slots][:, None]), self._kv_cache.shape[3]
+        blocks = self._state.block_tables[self.slots].gather(1, rows // block_size).long()
+        return (blocks * block_size + rows % block_size)[:, :, None]
