@@ -75,7 +75,9 @@ class OpenStream:
         self.order = MessageOrder(message.place + 1)
 
     def release(self) -> None:
-        """Let the held reply end. Blocks on the server."""
+        """Let the held reply end, and those to messages that wait for one that never came. Blocks on the server."""
+        for _, reply in self.order.rest():
+            reply.finish()
         if self.held is not None:
             self.held.release()
 

@@ -1,15 +1,18 @@
-"""How often the codec asks the server whether the client of a stream has gone."""
+"""A stream of the codec: questions about its client, numbers of its answers, messages on two ways."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
-from engine_lib.delivery import AudioFormat
-from engine_lib.serving.message import AudioAnswer
+from engine_lib.delivery import AudioFormat, Delivery
+from engine_lib.serving.backend import Reply
+from engine_lib.serving.message import AudioAnswer, CodesMessage
 from engine_lib.serving.open_stream import MOST_SECONDS_UNASKED, QUESTIONS_A_SECOND, OpenStream
 from engine_lib.speech.heard import HeardStream
+from engine_lib.talker.request import CodesChunk
 
 CHUNKS_A_SECOND = 25  # of each stream
 
@@ -57,3 +60,52 @@ def test_only_a_sparse_stream_leaves_out_the_sample_rate_that_its_client_knows()
 
     assert has_rate(replace(new_stream(), is_sparse=True), 24000, 24000, 8000, 8000, 24000) == [True, False, True, False, True]
     assert has_rate(new_stream(), 24000, 24000) == [True, True]
+
+
+class Replied:
+    """Stands in for a Reply; `told` is what happened to it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def hold(self) -> None:
+        self.told.append("hold")
+
+    def release(self) -> None:
+        self.told.append("release")
+
+    def finish(self) -> None:
+        self.told.append("finish")
+
+
+def sent(place: int) -> tuple[CodesMessage, Replied]:
+    chunk = CodesChunk("talker/0", place, np.zeros((1, 16), np.int16))
+    return CodesMessage(chunk, Delivery((1,)), place=place, channel="an address"), Replied()
+
+
+def take(stream: OpenStream, one: tuple[CodesMessage, Replied]) -> list[int]:
+    """The places of the messages that come next."""
+    return [message.place for message, _ in stream.in_order(one[0], cast(Reply, one[1]))]
+
+
+def test_only_messages_of_a_claimed_stream_wait_for_those_before_them() -> None:
+    stream = new_stream()
+    assert take(stream, sent(7)) == [7]
+    message, reply = sent(2)
+    stream.claim(message, cast(Any, reply))
+    assert (stream.claimed_from, reply.told) == ("an address", ["hold"])
+    assert take(stream, sent(4)) == []
+    assert take(stream, sent(3)) == [3, 4]
+
+
+def test_a_released_stream_leaves_no_reply_open() -> None:
+    stream = new_stream()
+    stream.release()
+    message, held = sent(0)
+    stream.claim(message, cast(Any, held))
+    waiting = [sent(place) for place in (2, 5)]
+    for one in waiting:
+        assert take(stream, one) == []
+    stream.release()
+    assert held.told == ["hold", "release"]
+    assert [reply.told for _, reply in waiting] == [["finish"], ["finish"]]

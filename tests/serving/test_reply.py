@@ -1,4 +1,4 @@
-"""A refusal has its code, is counted, and is logged if this model is at fault."""
+"""Replies: a refusal has its code and is counted; a held reply ends with its release alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Server:
             Logger=SimpleNamespace(log_error=self.logged.append),
             MetricFamily=None,
             TritonError=TritonError,
-            InferenceResponse=lambda error: error,
+            InferenceResponse=lambda tensors=None, error=None: error,
             TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
         )
         self.backend = TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"}, cast(Any, None))
@@ -42,7 +42,7 @@ class Server:
     def get_response_sender(self) -> Server:
         return self
 
-    def send(self, response: Any, flags: int) -> None:
+    def send(self, response: Any = None, *, flags: int) -> None:
         self.sent.append((response, flags))
 
 
@@ -77,3 +77,17 @@ def test_triton_gets_the_same_bytes_of_strings(values: list[Any]) -> None:
     expected = bytes(pb_utils.serialize_byte_tensor(array))
     TritonBackend(pb_utils, {"model_name": "talker", "model_version": "1"}, cast(Any, None))
     assert bytes(pb_utils.serialize_byte_tensor(array)) == expected
+
+
+def test_a_reply_that_is_held_ends_with_its_release_alone() -> None:
+    server = Server()
+    reply = server.backend.reply(server)
+    reply.hold()
+    reply.send({}, is_final=True)
+    reply.finish()
+    assert [flags for _, flags in server.sent] == [0]
+    reply.release()
+    reply.release()
+    reply.send({}, is_final=True)
+    reply.finish()
+    assert [flags for _, flags in server.sent] == [0, 1]
