@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Pipe
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from engine_lib.errors import Qwen3TTSError
 from engine_lib.process.child import end_of, start_child
 from engine_lib.process.engine_messages import LogRecord
 from engine_lib.process.loading import LoadFailed
+from engine_lib.process.pipe_sender import PipeSender
 from engine_lib.process.wire import Message, Wire
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class RemoteProcess:
         """
         self._name, self._to_child, self._from_child = name, to_child, from_child
         self._pipe, theirs = Pipe()
+        self._sender = PipeSender(self._pipe)
         with theirs:
             self._process = start_child(module, theirs, files)
 
@@ -71,9 +72,8 @@ class RemoteProcess:
             raise
 
     def send(self, message: Message) -> None:
-        """One thread at a time. Does nothing if the process has gone: `read` notices that."""
-        with suppress(OSError):
-            self._pipe.send_bytes(self._to_child.pack(message))
+        """Send without waiting for the process, which may hang. Does nothing if it has gone: `read` notices that."""
+        self._sender.send(self._to_child.pack(message))
 
     def read(self, receive: Callable[[Any], None]) -> str:
         """Call `receive` with each message until the process has closed its pipe; return the reason in words."""
@@ -88,15 +88,14 @@ class RemoteProcess:
             return self._end()
         except Exception as error:
             logger.exception("%s said something that is none of its messages", self._name)
-            self.kill()
+            self._process.kill()
             return type(error).__name__
 
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
-
     def close(self, patience: float = 0.0) -> None:
-        """Close the pipe, which ends the process; it is killed if it does not end."""
+        """Close the pipe, which ends the process. It is killed if it does not end, and at once if it hangs and its pipe is full."""
+        if self._sender.is_behind:
+            self._process.kill()
+            self._sender.join()
         self._pipe.close()
         self._exit_code(patience + END_SECONDS)
 

@@ -219,6 +219,25 @@ def test_a_shutdown_ends_streams_under_way_and_the_process_whose_log_is_its_pare
     assert any("KV cache" in record.getMessage() for record in caplog.records)
 
 
+def test_no_caller_waits_for_a_process_that_is_stopped_which_goes_on_or_is_killed_by_a_shutdown(endless: Path):
+    with running_process(endless) as engine:
+        for goes_on in (True, False):
+            os.kill(engine.pid, signal.SIGSTOP)
+            while not engine._process._sender.is_behind:  # until its pipe is full
+                engine.apply_backpressure(0.0)
+            spoken, cancelled = (start(engine, GREETING, max_frames=2) for _ in range(2))
+            engine.cancel(cancelled.request.stream_key)
+            assert engine.has_work
+            assert engine.stats().waiting == 2
+            if goes_on:
+                os.kill(engine.pid, signal.SIGCONT)
+                assert spoken.end().finish_reason == "length"
+                assert cancelled.end().finish_reason == "cancelled"
+                until_nothing_is_held(engine)
+        engine.shutdown(timeout=0.5)
+        assert {stream.end().error for stream in (spoken, cancelled)} == {"the server is shutting down"}
+
+
 # Without speaking.py, because its oracle takes seconds to import.
 PARENT = """
 import sys, time

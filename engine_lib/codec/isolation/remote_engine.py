@@ -34,7 +34,6 @@ from engine_lib.codec.request import CodecRequest, Drop, KeepOpen
 from engine_lib.config import EngineConfig
 from engine_lib.process.engine_messages import LoadEngine, StopEngine
 from engine_lib.process.remote import RemoteProcess
-from engine_lib.process.wire import Message
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class RemoteCodecEngine(BaseCodecEngine):
         self._numbers = itertools.count()
         self._open: dict[int, CodecRequest] = {}  # by number; not answered yet
         self._refused: set[str] = set()  # streams with a listener that has failed; the process does not know yet
-        self._sending = threading.Lock()  # The reader takes it only when the process has ended: a process with a full pipe waits for it.
+        self._sending = threading.Lock()  # between the decision to send and the message
         self._stopping = False
         self._reason = ""  # of its end, as the engine says
         self._ring = AudioRing.new(ring_samples)
@@ -110,20 +109,16 @@ class RemoteCodecEngine(BaseCodecEngine):
 
     def drop(self, stream_key: str) -> None:
         """See BaseCodecEngine."""
-        self._send(Drop(stream_key))
+        self._process.send(Drop(stream_key))
 
     def keep_open(self, stream_key: str) -> None:
         """See BaseCodecEngine."""
-        self._send(KeepOpen(stream_key))
+        self._process.send(KeepOpen(stream_key))
 
     def shutdown(self, timeout: float = 10.0) -> None:
         """See BaseCodecEngine; the process ends."""
         self._stopping, deadline = True, time.monotonic() + timeout
-        if self._sending.acquire(timeout=timeout):
-            self._process.send(StopEngine())
-            self._sending.release()
-        else:
-            self._process.kill()  # it hangs: its pipe is full
+        self._process.send(StopEngine())
         if self._reader.is_alive():
             self._reader.join(max(deadline - time.monotonic(), 0.0))
         self._process.close(max(deadline - time.monotonic(), 0.0))
@@ -131,10 +126,6 @@ class RemoteCodecEngine(BaseCodecEngine):
     def stats(self) -> CodecStats:
         """The engine's latest report, a fraction of a second old; only `queued_chunks` is of this moment."""
         return replace(self._stats, queued_chunks=len(self._open))
-
-    def _send(self, message: Message) -> None:
-        with self._sending:
-            self._process.send(message)
 
     # reader thread
 

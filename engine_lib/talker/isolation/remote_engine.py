@@ -76,8 +76,7 @@ class RemoteTalkerEngine(BaseTalkerEngine[Emitter]):
     def shutdown(self, timeout: float = 10.0) -> None:
         """Stop the engine; every open request ends with an error, and the process ends."""
         self._stopping = True
-        with self._changed:
-            self._process.send(StopEngine())
+        self._process.send(StopEngine())
         deadline = time.monotonic() + timeout
         if self._reader.is_alive():
             self._reader.join(timeout)
