@@ -144,6 +144,7 @@ def test_a_stored_voice_speaks_as_its_reference_and_survives_a_restart(
         listed = {name: voice["models"] for name, voice in found.items()}
         assert (listed["anna.2"], listed["timbre"], listed["vivian"]) == (["qwen3_tts"], ["qwen3_tts"], ["qwen3_tts_custom"])
         voices(restarted, [], action="remove", name="anna.2")
+        assert_one_store(three, restarted)
         with Stream(restarted, inputs(sampling={"max_frames": 1500}, voice="timbre")) as stream:
             stream.next()
             restarted.terminate()
@@ -155,6 +156,36 @@ def test_a_stored_voice_speaks_as_its_reference_and_survives_a_restart(
     log = three.log_file.read_text(errors="replace")
     assert WORDS not in log
     assert CONSENT not in log
+
+
+def assert_one_store(first: TritonServer, second: TritonServer) -> None:
+    """A name that is added on both servers at once is taken once; as it is changed or removed on one, so it is on the other."""
+
+    def outcome(server: TritonServer, seed: int) -> str:
+        try:
+            add(server, "both", recording(seed))
+        except InferenceServerException as error:
+            return str(error.message())
+        return "added"
+
+    def spoken() -> npt.NDArray[np.float32]:
+        wanted = inputs(sampling=GREEDY, voice="both")
+        audio = speak(first, "qwen3_tts_base", wanted)
+        np.testing.assert_allclose(speak(second, "qwen3_tts", wanted), audio, atol=1e-5)
+        return audio
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(outcome, (first, second), (1, 2)))
+    assert sorted(outcomes) == ["INVALID_ARG: name: 'both' is taken; remove that voice first, or choose another name", "added"]
+    once = spoken()
+    for server, other in ((first, second), (second, first)):
+        voices(server, [], action="remove", name="both")
+        assert control_refusal(other, [], action="show", name="both").startswith("name: 'both' is not a stored voice")
+        model = "qwen3_tts" if other is second else "qwen3_tts_base"
+        assert refusal(other, model, inputs(voice="both")).startswith("NOT_FOUND: voice: 'both' is not a stored voice")
+        add(other, "both", recording(3))
+        assert not np.allclose(spoken(), once, atol=1e-3)
+    voices(first, [], action="remove", name="both")
 
 
 def test_built_in_speakers_are_listed_like_stored_voices(three: TritonServer, voice_folder: Path) -> None:
