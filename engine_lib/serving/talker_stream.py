@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 QUIET_SECONDS = 1.0
 # A message through Triton shows whether the client is still there. With more messages past it, less is spoken to clients that have gone.
 MOST_SECONDS_PAST_TRITON = 0.4
+PARTS = ("waiting", "prefill", "first frame", "speaking")  # of a stream, as spans
 
 
 @dataclass(frozen=True)
@@ -366,16 +367,12 @@ class TalkerStream(RequestListener):
         """The spans of the stream, which `chunk` has ended."""
         end: dict[str, int | str] = {"finish_reason": chunk.finish_reason, "chunks": chunk.index}
         has_failed = chunk.finish_reason == FinishReason.ERROR.value
-        spans, waits_since, times = [], self._arrived_at, self._times
+        spans, since = [], self._arrived_at
         if self._encoded_at:
-            spans.append(Span("encoding", waits_since, self._encoded_at))
-            waits_since = self._encoded_at
-        if times is None:
-            return [*spans, Span("waiting", waits_since, ended_at, end, has_failed)]
-        return [
-            *spans,
-            Span("waiting", waits_since, times.begun_at),
-            Span("prefill", times.begun_at, times.prefilled_at),
-            Span("first frame", times.prefilled_at, times.first_frames_at),
-            Span("speaking", times.first_frames_at, ended_at, end, has_failed),
-        ]
+            spans.append(Span("encoding", since, self._encoded_at))
+            since = self._encoded_at
+        times = self._times
+        ends = [until for until in (times.begun_at, times.prefilled_at, times.first_frames_at) if until] if times else []
+        begins = [since, *ends]
+        spans += [Span(name, begin, until) for name, begin, until in zip(PARTS, begins, ends, strict=False)]
+        return [*spans, Span(PARTS[len(ends)], begins[-1], ended_at, end, has_failed)]

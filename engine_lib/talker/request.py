@@ -68,6 +68,8 @@ class StreamTimes(Message, frozen=True):
         begun_at: its first step was about to be launched.
         prefilled_at: its prompt had been launched; on a CPU: computed. `begun_at` if all of it was in the prefix cache.
         first_frames_at: the frames of its first chunk had been read.
+
+    These two are 0.0 if the stream ended before.
     """
 
     stream_key: str
@@ -125,7 +127,7 @@ class RequestListener:
         """Called once, when the first step of the request is about to be launched, if the request says `announce_start`."""
 
     def on_times(self, times: StreamTimes) -> None:
-        """Called once, just before the first chunk with frames, if the request says `announce_times`."""
+        """Called once if the request says `announce_times`, before its first chunk with frames, or its last one if it has begun."""
 
     def on_chunk(self, chunk: CodesChunk) -> None:
         """Called for each chunk."""

@@ -80,6 +80,7 @@ class Sequence:
         self.num_preemptions = 0
         self.frames: list[npt.NDArray[np.int16]] = []
         self.prefilled_at = self._begun_at = 0.0
+        self._must_report = request.announce_times
         self._num_sent_frames = 0
         self._scores: list[Scores | None] = []  # of frames that are not sent yet, if it wants scores
         self._cutter = ChunkCutter(request.delivery.chunk_frames, growth)
@@ -192,17 +193,24 @@ class Sequence:
         self.status = SequenceStatus.FINISHED
         if reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.RUNAWAY):
             self._send_frames(len(self.frames))
+        if self._must_report and self._begun_at:
+            self._report(0.0)
         self.emitter.end(reason, error)
 
     def _send_frames(self, stop: int) -> None:
         """Send the frames up to `stop`, in one chunk unless many have waited."""
-        if self.request.announce_times and not self._num_sent_frames and stop:
-            begun_at = self._begun_at
-            self.emitter.report(StreamTimes(self.request.stream_key, begun_at, self.prefilled_at or begun_at, time.monotonic()))
+        if self._must_report and stop:
+            self._report(time.monotonic())
         while (start := self._num_sent_frames) < stop:
             self._num_sent_frames = min(stop, start + MAX_CHUNK_FRAMES)
             frames = np.array(self.frames[start : self._num_sent_frames])  # a third of the time of np.stack
             self.emitter.emit_frames(frames, self._take_scores(len(frames)) if self.wants_scores else None)
+
+    def _report(self, first_frames_at: float) -> None:
+        """Tell the listener the times of its stream, once."""
+        self._must_report = False
+        prefilled_at = (self.prefilled_at or self._begun_at) if self.num_launched_frames or self.frames else 0.0
+        self.emitter.report(StreamTimes(self.request.stream_key, self._begun_at, prefilled_at, first_frames_at))
 
     def _take_scores(self, num_frames: int) -> Scores:
         """[num_frames, heads, text rows] of the frames to be sent, -inf if a frame has none."""

@@ -195,15 +195,20 @@ def test_a_refused_stream_is_answered_once_and_is_not_open(
     assert [type(error) for error in reply.refused] == [kind]
 
 
-def test_a_traced_stream_ends_with_a_span_for_each_of_its_parts(tiny_custom_voice: Path) -> None:
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4])
+def test_a_traced_stream_ends_with_a_span_for_each_of_its_parts(tiny_custom_voice: Path, num_parts: int) -> None:
     talker = Talker(tiny_custom_voice)
     stream, reply = talker.stream(is_traced=True)
-    stream.on_times(StreamTimes(stream.stream_key, begun_at=1.0, prefilled_at=2.0, first_frames_at=3.0))
+    if num_parts > 1:  # it has begun
+        times = [float(part) if part < num_parts else 0.0 for part in (1, 2, 3)]
+        stream.on_times(StreamTimes(stream.stream_key, *times))
     for chunk in (FIRST, LAST):
         stream.on_chunk(chunk)
     talker.sender.run()
-    assert [span[:2] for span in reply.spans] == [("waiting", 0.0), ("prefill", 1.0), ("first frame", 2.0), ("speaking", 3.0)]
-    assert reply.spans[-1].numbers == {"finish_reason": "stop", "chunks": 2}
+    parts = [("waiting", 0.0), ("prefill", 1.0), ("first frame", 2.0), ("speaking", 3.0)][:num_parts]
+    assert [span[:2] for span in reply.spans] == parts
+    assert [span.end for span in reply.spans[:-1]] == [begin for _, begin in parts[1:]]
+    assert [span.numbers for span in reply.spans] == [{}] * (num_parts - 1) + [{"finish_reason": "stop", "chunks": 2}]
 
 
 def test_a_stream_that_is_not_traced_has_no_spans(tiny_custom_voice: Path) -> None:

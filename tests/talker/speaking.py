@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from patience import PATIENCE
 
 Codes = npt.NDArray[np.int16]
+StreamT = TypeVar("StreamT", bound="Stream")
 Actions = Mapping[int, Callable[["Stream"], object]]
 
 ONE_FRAME = Delivery((1,))
@@ -157,7 +158,7 @@ def running_process(path: Path, **options: Any) -> Iterator[RemoteTalkerEngine]:
         assert not Path(f"/proc/{engine.pid}").exists()
 
 
-def submit(engine: BaseTalkerEngine[Any], request: Request, stream: Stream) -> Stream:
+def submit(engine: BaseTalkerEngine[Any], request: Request, stream: StreamT) -> StreamT:
     """Submit `request` with `stream` as its listener, which then knows its sequence too."""
     with engine._changed:  # until this is released the sequence stays open
         engine.submit(request, stream)

@@ -11,9 +11,23 @@ import pytest
 
 from engine_lib.delivery import Delivery
 from engine_lib.talker.engine import TalkerEngine
-from engine_lib.talker.request import CodesChunk, Request, RequestListener
+from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 from engine_lib.talker.sequence import SequenceStatus
-from talker.speaking import GREEDY, GREETING, ONE_FRAME, Codes, Stream, Utterance, assert_nothing_is_held, running_engine, speak, start
+from talker.speaking import (
+    GREEDY,
+    GREETING,
+    ONE_FRAME,
+    Codes,
+    Stream,
+    Utterance,
+    assert_nothing_is_held,
+    running_engine,
+    speak,
+    start,
+    submit,
+)
+
+THANKS = Utterance("Thank you very much, and see you tomorrow.", "serena", None)
 
 
 def test_cancelling_a_running_request_ends_it_before_its_next_frame(engine: TalkerEngine, codes: Codes):
@@ -51,7 +65,7 @@ def test_cancelling_a_request_in_the_middle_of_its_prefill_frees_its_blocks(endl
     victims: list[Stream] = []
 
     def join(_: Stream) -> None:
-        victims.append(start(engine, Utterance("Thank you very much, and see you tomorrow.", "serena", None), max_frames=9))
+        victims.append(start(engine, THANKS, max_frames=9))
 
     def cancel(_: Stream) -> None:
         assert victims[0].sequence.status is SequenceStatus.PREFILLING
@@ -64,6 +78,41 @@ def test_cancelling_a_request_in_the_middle_of_its_prefill_frees_its_blocks(endl
         assert victims[0].end().finish_reason == "cancelled"
         np.testing.assert_array_equal(running.codes, codes[:10])
         assert_nothing_is_held(engine)
+
+
+def test_a_stream_that_ends_before_its_first_chunk_tells_how_far_it_came(endless_voice: Path):
+    class TimedStream(Stream):
+        times: StreamTimes | None = None
+
+        def on_times(self, times: StreamTimes) -> None:
+            assert self.times is None
+            self.times = times
+
+    utterances = (GREETING, THANKS, THANKS)  # the second one finds few rows of the first in the prefix cache
+    victims: list[TimedStream] = []
+
+    def join(_: Stream) -> None:
+        number, sampling = len(victims), replace(GREEDY, max_frames=70)
+        prompt = utterances[number].prompt(endless_voice)
+        victims.append(submit(engine, Request(f"{number}", prompt, sampling, Delivery((64,)), announce_times=True), TimedStream()))
+
+    def cancel(_: Stream) -> None:
+        statuses = [SequenceStatus.RUNNING, SequenceStatus.PREFILLING, SequenceStatus.WAITING]
+        assert [victim.sequence.status for victim in victims] == statuses
+        for victim in victims:
+            engine.cancel(victim.request.stream_key)
+
+    with running_engine(endless_voice, max_num_batched_tokens=2, max_num_seqs=3) as engine:
+        start(engine, GREETING, max_frames=24, at={1: join, 20: join, 21: join, 22: cancel}).end()
+        assert [victim.end().finish_reason for victim in victims] == ["cancelled"] * 3
+    running, prefilling, waiting = (victim.times for victim in victims)
+    assert running is not None
+    assert 0.0 < running.begun_at <= running.prefilled_at
+    assert running.first_frames_at == 0.0
+    assert prefilling is not None
+    assert prefilling.begun_at > running.prefilled_at
+    assert (prefilling.prefilled_at, prefilling.first_frames_at) == (0.0, 0.0)
+    assert waiting is None
 
 
 def test_cancelling_what_is_unknown_or_over_or_cancelled_already_does_nothing(engine: TalkerEngine, codes: Codes):
