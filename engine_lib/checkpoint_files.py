@@ -31,6 +31,9 @@ def checkpoint_folder(path: str | Path) -> Path:
     """
     folder = Path(os.path.expanduser(path))
     if os.path.isdir(folder):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            problem = f"may not be read by user {os.getuid()}"
+            raise CheckpointError(f"model_path: {str(path)!r:.300} {problem}; let that user read all files and folders in it")
         if not os.path.lexists(folder / "config.json"):
             return _snapshot(folder) or _no_checkpoint(folder, path)
         return folder
@@ -116,7 +119,11 @@ def is_lfs_pointer(file: Path) -> bool:
 
 
 def why_unreadable(file: Path, error: object, reason: str = "cannot be read") -> str:
-    """A message about a file that cannot be parsed."""
+    """A message about a file that cannot be opened or parsed."""
+    try:
+        file.open("rb").close()
+    except OSError as problem:  # libraries have words of their own for it
+        return f"{file} cannot be read: {problem.strerror}"
     if is_lfs_pointer(file):
         return f"{file} is a pointer of Git LFS, not the file itself; run git lfs pull in its folder, or download the checkpoint again"
     return f"{file} {reason}: {error}"

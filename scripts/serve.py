@@ -22,7 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -46,6 +46,8 @@ from engine_lib.serving.tracing import SERVICE_NAME, SERVICE_NAME_VARIABLE
 
 KILLED = "--exit-timeout is too short for its streams or for this machine"
 DRAIN_SECONDS = EngineConfig().drain_seconds
+FOLDER_PREFIX = "qwen3-tts-models-"
+OUTPUT, ERRORS = 1, 2  # descriptors
 CHECK_SECONDS = 0.5  # between two looks at the gateway
 LINGERED = "a client has left its gRPC stream open, or Triton has leaked a cancelled request"
 
@@ -64,9 +66,9 @@ def main() -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
     for problem in unknown_variables(os.environ):
-        print(f"serve.py: {problem}", file=sys.stderr)
+        _say(f"serve.py: {problem}", ERRORS)
     try:
-        own_folder = TemporaryDirectory(prefix="qwen3-tts-models-", dir=temporary_folder())
+        own_folder = TemporaryDirectory(prefix=FOLDER_PREFIX, dir=temporary_folder())
         with own_folder as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
             options = _options(arguments)
@@ -80,6 +82,8 @@ def main() -> int:
             return _serve(server, gateway, served)
     except Qwen3TTSError as error:
         return _failed(error)
+    except OSError as error:
+        return _failed(ServerError(_words_of(error)))
     except _StopRequested:
         return 0  # the signal came before the server was started
 
@@ -92,18 +96,18 @@ def _serve(server: TritonServer, gateway: GatewayProcess | None, served: list[Se
 
 def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: list[ServedCheckpoint]) -> int:
     def report(text: str) -> None:
-        print(f"serve.py: {text}", file=sys.stderr, flush=True)
+        _say(f"serve.py: {text}", ERRORS)
         if gateway:
             gateway.check()
 
     try:
         log = "follows" if server.log_file == STDOUT else f"is {server.log_file}"
-        print(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}", flush=True)
+        _say(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}")
         server.start()
         server.wait_ready(report=report)
         report(f"{notice_of(server.version)}; docs/compatibility.md")
-        print(f"ready: {', '.join(server.models)}")
-        print(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}", flush=True)
+        _say(f"ready: {', '.join(server.models)}")
+        _say(f"http {server.http_port}, grpc {server.grpc_port}, metrics {server.metrics_port}")
         code = _wait(server, gateway)
         return _failed(ServerError(f"tritonserver ended by itself with code {code}\n{server.last_log_lines()}"))
     except _StopRequested:
@@ -114,9 +118,9 @@ def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: 
             return 0  # it was still loading; Triton heeds the signal in another way only afterwards
         if code == -signal.SIGKILL:
             if server.models_have_ended:
-                print(f"serve.py: every stream has ended; tritonserver itself did not end and was killed; {LINGERED}", file=sys.stderr)
+                _say(f"serve.py: every stream has ended; tritonserver itself did not end and was killed; {LINGERED}", ERRORS)
                 return 0
-            print(f"serve.py: the server was killed; {KILLED}", file=sys.stderr)
+            _say(f"serve.py: the server was killed; {KILLED}", ERRORS)
         return 128 - code if code < 0 else code
     finally:
         server.stop()
@@ -237,8 +241,20 @@ def _address(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address; give one of this machine, or {EVERY_ADDRESS} for all") from None
 
 
+def _say(text: str, output: int = OUTPUT) -> None:
+    """Print a line. A full disk, or a reader that has gone, costs the line and not the server."""
+    with suppress(OSError):
+        os.write(output, f"{text}\n".encode(errors="surrogateescape"))
+
+
+def _words_of(error: OSError) -> str:
+    """The first reason, because copytree gathers one for each file."""
+    text = str(error.args[0][0][2]) if isinstance(error, shutil.Error) else str(error)
+    return f"{text}; TMPDIR chooses the folder of temporary files" if FOLDER_PREFIX in text else text
+
+
 def _failed(error: Qwen3TTSError) -> int:
-    print(f"serve.py: {error}", file=sys.stderr)
+    _say(f"serve.py: {error}", ERRORS)
     return 1
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import torch
 
 from engine_lib.checkpoint import Checkpoint, Weights
 from engine_lib.errors import CheckpointError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -51,6 +56,33 @@ def test_a_json_file_that_cannot_be_read_is_named(folder: Path, file: str, damag
     damage(folder / file)
     with pytest.raises(CheckpointError, match=f"{file}.* {reason}"):
         Checkpoint(folder)
+
+
+# Without root's privilege to read every file, if root runs the tests.
+ORDINARY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+READER = """
+import sys
+from pathlib import Path
+from engine_lib.checkpoint_files import checkpoint_folder, why_unreadable
+from engine_lib.errors import CheckpointError
+folder = Path(sys.argv[1])
+print(why_unreadable(folder / "private", "whatever a library says"))
+(folder / "inside").chmod(0)
+try:
+    checkpoint_folder(folder / "inside")
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_what_may_not_be_read_is_said_so(tmp_path: Path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "private").touch(0o000)
+    command = [*ORDINARY, sys.executable, "-c", READER, str(tmp_path)]
+    weights, folder = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (tmp_path / "inside").chmod(0o700)
+    assert weights == f"{tmp_path / 'private'} cannot be read: Permission denied"
+    assert folder.startswith(f"model_path: '{tmp_path / 'inside'}' may not be read by user {os.getuid()}; ")
 
 
 def test_the_path_of_a_checkpoint_may_be_any_nonsense():

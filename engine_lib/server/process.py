@@ -41,6 +41,7 @@ METRICS_SECONDS = 5.0  # from readiness until the metrics port must be open
 ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
+ENVIRONMENTS_FOLDER = "/tmp"
 LEAST_FILES, MOST_FILES = 256, 65536  # 24.10 with five models has some 60 open, and aborts at its limit
 REPORT_SECONDS = 10.0
 DEAD_SECONDS = 15.0  # Triton waits for ever for a model's process that was killed before its first line
@@ -134,9 +135,10 @@ class TritonServer:
         """Start the process; `wait_ready` returns when it serves.
 
         Raises:
-            ServerError: no tritonserver, a port is taken, or too few files may be open.
+            ServerError: no tritonserver, a port is taken, too few files may be open, or /tmp cannot be written.
         """
         run_directory, files = Path(self._run_directory.name), _open_files()
+        _check_environments_folder()
         installation = ServerInstallation.find(run_directory)
         self._address = self._address or installation.default_address
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
@@ -350,6 +352,19 @@ def _regions(server_pid: int) -> set[Path]:
     except OSError:
         return set()
     return {Path(name) for name in re.findall(rf"/dev/shm/{REGION_PREFIX}\S*", maps)}
+
+
+def _check_environments_folder() -> None:
+    """Triton's Python backend makes a folder in /tmp, whatever TMPDIR says, and aborts without it.
+
+    Raises:
+        ServerError: it cannot.
+    """
+    try:
+        tempfile.TemporaryDirectory(dir=ENVIRONMENTS_FOLDER).cleanup()
+    except OSError as error:
+        advice = "Triton's Python backend needs it: let this user write there; if the root file system is read-only, mount a tmpfs"
+        raise ServerError(f"{ENVIRONMENTS_FOLDER}: a folder cannot be made there: {error.strerror}; {advice}") from None
 
 
 def _open_files() -> int:

@@ -61,10 +61,21 @@ def test_a_reader_that_stops_reading_costs_lines_and_not_the_server(monkeypatch:
         os.close(descriptor)
 
 
-def test_a_log_file_that_cannot_be_written_is_named(endless_voice: Path, tmp_path: Path) -> None:
+def test_a_full_disk_costs_lines_and_not_the_server() -> None:
+    log = ServerLog(Path("/dev/full"))
+    spare, server = log.open()
+    with os.fdopen(server, "wb") as output:
+        output.writelines(b"line %d\n" % number for number in range(3))
+    log.close()
+    os.close(spare)
+    assert log.lines() == ["line 0", "line 1", "line 2"]
+
+
+def test_a_log_file_that_cannot_be_written_is_named_also_if_the_output_is_on_a_full_disk(endless_voice: Path, tmp_path: Path) -> None:
     log_file = tmp_path / "missing" / "log"
     command = [*SERVE, "--model", str(endless_voice), *ANY_PORTS, "--log-file", str(log_file)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert result.returncode == 1
     assert f"log_file: {str(log_file)!r} cannot be written: No such file or directory" in result.stderr
 

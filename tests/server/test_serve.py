@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -63,6 +64,14 @@ def test_serve_refuses_to_start_where_few_files_may_be_open(endless_voice: Path)
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 1
     assert "serve.py: open files: at most 64 are allowed here (ulimit -n); a server needs 256, and one for each connection" in result.stderr
+
+
+def test_serve_says_in_a_line_that_it_cannot_write_its_files(endless_voice: Path) -> None:
+    command = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *SERVE, "--model", str(endless_voice), "--device", "cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    problem = r"serve\.py: \[Errno 27\] File too large: .*; TMPDIR chooses the folder of temporary files"
+    assert re.fullmatch(problem, result.stderr.strip())
 
 
 def test_serve_may_be_stopped_while_it_loads(endless_voice: Path, tmp_path: Path) -> None:

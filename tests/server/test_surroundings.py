@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from engine_lib.server import process
+from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
 from patience import PATIENCE, eventually
 from qwen3_tts_client import Client
@@ -55,6 +56,16 @@ def test_a_proxy_is_not_asked_for_our_own_ports_and_a_start_says_what_it_waits_f
     finally:
         server.stop()
     assert re.match(rf"waiting for tritonserver to load its models \(its HTTP port {server.http_port}: .*; the log is .*log$", reports[0])
+
+
+def test_a_folder_for_temporary_files_that_triton_cannot_write_is_named(
+    tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ENVIRONMENTS_FOLDER", str(tmp_path / "nowhere"))
+    server = new_server(tiny_custom_voice, tmp_path / "log")
+    with pytest.raises(ServerError, match="nowhere: a folder cannot be made there: No such file or directory; Triton's Python backend"):
+        server.start()
+    server.stop()
 
 
 def serve(project: Path, model: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
