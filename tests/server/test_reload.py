@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as triton
 from roll import cancels, reload, reloadable_server, reloads
 
 from engine_lib.server.process import TritonServer
@@ -55,5 +56,18 @@ def test_an_ensemble_is_unloaded_after_cancels_and_loaded_again(reloadable: Trit
     figures = cancels(reloadable, CANCELS, STREAMS)
     assert figures["is_well"], figures
     reload(reloadable, "qwen3_tts")
+    with Stream(reloadable, inputs(sampling={"max_frames": 2})) as stream:
+        assert stream.all()[-1].finish_reason == "length"
+
+
+def test_an_ensemble_that_is_unloaded_in_mid_stream_lets_the_stream_end(reloadable: TritonServer) -> None:
+    with Stream(reloadable, inputs(sampling={"max_frames": 100, "chunk_frames": [1]})) as stream:
+        stream.next()
+        with triton.InferenceServerClient(f"localhost:{reloadable.grpc_port}") as client:
+            client.unload_model("qwen3_tts")
+            end = stream.last()
+            eventually(lambda: not client.is_model_ready("qwen3_tts"), "it is unloaded")
+            client.load_model("qwen3_tts")
+    assert (end.finish_reason, end.index) == ("length", 100)
     with Stream(reloadable, inputs(sampling={"max_frames": 2})) as stream:
         assert stream.all()[-1].finish_reason == "length"

@@ -6,13 +6,16 @@ import base64
 import json
 import re
 import urllib.request
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor, shared_memory
 
 from engine_lib.server.process import TritonServer
 from engine_lib.speech.audio.encoding import pcm16
@@ -55,6 +58,46 @@ def test_sixteen_streams_with_the_same_request_id_stay_apart(server: TritonServe
         assert {chunk.request_id for chunk in chunks} == {"same"}
         assert frames == limit if chunks[-1].finish_reason == "length" else frames < limit
     eventually_free(server)
+
+
+def test_each_of_two_hundred_requests_on_one_connection_is_answered(server: TritonServer) -> None:
+    spoken, refused = inputs(sampling={"max_frames": 1}), inputs(" ")
+    ends: list[str] = []
+    refusals: list[str] = []
+    with Stream(server, spoken, request_id="0") as stream:
+        for number in range(1, 200):
+            stream.send(refused if number % 10 else spoken, request_id=str(number))
+        while len(ends) + len(refusals) < 200:
+            try:
+                chunk = stream.next()
+            except InferenceServerException as error:
+                refusals.append(error.message())
+            else:
+                ends += [chunk.request_id] if chunk.finish_reason == "length" else []
+    assert sorted(ends, key=int) == [str(number) for number in range(0, 200, 10)]
+    assert [refusal for refusal in refusals if "INVALID_ARG: text: is empty" not in refusal] == []
+
+
+def test_a_text_may_lie_in_shared_memory(server: TritonServer) -> None:
+    """Triton reads it there for the models."""
+    sampling = {"max_frames": 2, "do_sample": False, "subtalker_dosample": False}
+    content = serialize_byte_tensor(np.array([TEXT.encode()], np.object_)).item()
+    name = f"qwen3-tts-test-{uuid.uuid4().hex}"
+    region = shared_memory.create_shared_memory_region("text", f"/{name}", len(content))
+    try:
+        shared_memory.set_shared_memory_region(region, [np.frombuffer(content, np.uint8)])
+        text = triton.InferInput("text", [1], "BYTES")
+        text.set_shared_memory(name, len(content))
+        with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client:
+            client.register_system_shared_memory(name, f"/{name}", len(content))
+            found = [
+                client.infer("qwen3_tts_offline", tensors).as_numpy("audio")
+                for tensors in ([text, *inputs(None, sampling=sampling)], inputs(TEXT, sampling=sampling))
+            ]
+            client.unregister_system_shared_memory(name)
+    finally:
+        shared_memory.destroy_shared_memory_region(region)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_adaptive_chunks_of_sixteen_streams_are_ordered_and_whole(server: TritonServer) -> None:
