@@ -9,10 +9,14 @@ install_all test "$venv"
 export PATH="$PWD/$venv/bin:$PATH"
 [[ $venv == /* ]] && export PATH="$venv/bin:$PATH"
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+unset PYTHONDONTWRITEBYTECODE  # hundreds of processes import the same modules, and install.sh has compiled none of them
 
 ruff check .
 ruff format --check .
-mypy
 PYTHONPATH=.:client lint-imports --no-cache
+# mypy has one core. On the other one the tests are collected: else each of the four workers would compile what they import.
+pytest --collect-only -q "$@" >/dev/null 2>&1 &
+mypy
+wait
 # Four workers on two cores, because tests of servers wait most of their time. Files that share servers stay on one worker (tests/workers.py).
 pytest -q -m "not gpu" -n 4 --dist loadfile "$@"
