@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from docker.test_healthcheck import ask
 
 from engine_lib.codec.isolation.remote_engine import CHILD_MODULE as CODEC_MODULE
-from engine_lib.server.process import MODEL_REPOSITORY, TritonServer
+from engine_lib.server.process import TritonServer
 from engine_lib.talker.isolation.remote_engine import CHILD_MODULE as TALKER_MODULE
 from patience import PATIENCE, eventually
 from server.conftest import new_server
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 from server.streams import Stream, audio_of, in_process_audio, inputs, metric, model_process
 
-HEALTHCHECK = MODEL_REPOSITORY.parent / "docker" / "healthcheck.py"
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 12}
 
 
@@ -87,16 +86,18 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
         engine, codec = engine_process(server), engine_process(server, "codec_decoder")
         with Stream(server, inputs(sampling=ENDLESS)) as stream:
             stream.next()
-            assert health(server) == "ready\n"
+            ready = ask(server)
+            assert (ready.returncode, ready.stdout) == (0, "ready\n"), ready.stdout + ready.stderr
             os.kill(engine, signal.SIGSTOP)
             try:
-                eventually(lambda: health(server) != "ready\n", "the hang is noticed")
-                assert health(server) == "talker: it drains, or its engine hangs or has ended\n"
+                eventually(lambda: ask(server).returncode != 0, "the hang is noticed")
+                hangs = ask(server)
+                assert (hangs.returncode, hangs.stdout) == (1, "talker: it drains, or its engine hangs or has ended\n")
                 assert metric(server, "stalled_seconds", model="talker") > 5
                 assert metric(server, "model_ready", model="codec_decoder") == 1
             finally:
                 os.kill(engine, signal.SIGCONT)
-            eventually(lambda: health(server) == "ready\n", "the engine goes on")
+            eventually(lambda: ask(server).returncode == 0, "the engine goes on")
             stream.next()
             eventually(lambda: metric(server, "underruns_total") > 0, "its client had run out of audio")
             assert metric(server, "underrun_seconds_total") > 0
@@ -106,10 +107,6 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
                 os.kill(process.pid, signal.SIGKILL)
             eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (engine, codec)), "the engines' processes end")
             server.wait(PATIENCE)
-
-
-def health(server: TritonServer) -> str:
-    """What the container's check says."""
-    urls = ["--url", f"http://127.0.0.1:{server.http_port}", "--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
-    command = [sys.executable, str(HEALTHCHECK), *urls, "--timeout", str(PATIENCE)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False).stdout
+    gone = ask(server)
+    assert gone.returncode == 1
+    assert "Connection refused" in gone.stdout

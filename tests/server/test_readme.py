@@ -1,10 +1,12 @@
-"""The examples of README.md and docs/streaming_text.md run; only address and checkpoint are replaced."""
+"""The examples of README.md and two pages of docs/ run; only address and checkpoint are replaced."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import soundfile
 from random_voices import recording
 
 from engine_lib.server.process import TritonServer
+from patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "streaming_text.md")
@@ -45,3 +48,12 @@ def test_an_example_runs(
     code = examples()[which].replace("localhost:8001", f"localhost:{small_server.grpc_port}")
     code = code.replace(CUSTOM_VOICE, str(tiny_custom_voice)).replace(BASE, str(brief(tiny_base, tmp_path / "base")))
     exec(compile(code, "an example", "exec"), {})
+
+
+def test_the_first_request_of_the_page_about_deployments_is_spoken(server: TritonServer) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    path, body = re.findall(r"curl -s localhost:8000/(\S+) \\\n\s+-d '(.+?)'", page)[0]
+    request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}/{path}", data=body.encode())
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
+        samples = base64.b64decode(json.load(answer)["audio_base64"])
+    assert len(samples) >= 2 * 1920  # a frame of 16 bits a sample
