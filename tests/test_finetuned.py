@@ -47,7 +47,7 @@ def codes(folder: Path, speaker: str) -> list[list[int]]:
 
 
 def official_codes(folder: Path, speaker: str) -> list[list[int]]:
-    [expected], _ = oracle.official_codes(folder, speaker=speaker, **SPEECH)
+    [expected], _ = oracle.official_codes(folder, speaker=speaker, decode=False, **SPEECH)
     rows: list[list[int]] = expected.tolist()
     return rows
 

@@ -64,7 +64,7 @@ def test_max_new_tokens_gives_one_frame_less(endless: Path):
     with load(endless) as tts:
         for max_new_tokens in (2, 3, 18):
             arguments: dict[str, Any] = {"text": "Good morning!", "speaker": "ryan", "max_new_tokens": max_new_tokens} | GREEDY
-            [expected], _ = oracle.official_codes(endless, **arguments)
+            [expected], _ = oracle.official_codes(endless, decode=False, **arguments)
             [codes] = tts.generate_codes(**arguments)
             assert codes.tolist() == expected.tolist()
             assert len(codes) == max_new_tokens - 1
@@ -73,7 +73,7 @@ def test_max_new_tokens_gives_one_frame_less(endless: Path):
 def test_what_the_caller_leaves_out_comes_from_generation_config(tiny_custom_voice: Path, tmp_path: Path):
     path = with_generation_config(tiny_custom_voice, tmp_path, **GREEDY, repetition_penalty=1.6, max_new_tokens=12)
     arguments: dict[str, Any] = {"text": TWO_TEXTS, "speaker": "ryan"}
-    expected, _ = oracle.official_codes(path, **arguments)
+    expected, _ = oracle.official_codes(path, decode=False, **arguments)
     with load(path) as tts:
         codes = tts.generate_codes(**arguments)
     assert [c.tolist() for c in codes] == [c.tolist() for c in expected]
@@ -121,7 +121,7 @@ def test_a_seed_gives_the_same_speech_again_and_another_seed_another(tts: Qwen3T
 
 def test_two_ranks_speak_as_the_official_package_does(tiny_custom_voice: Path):
     arguments: dict[str, Any] = CALLS["lists"] | GREEDY | {"max_new_tokens": 16}
-    expected, _ = oracle.official_codes(tiny_custom_voice, **arguments)
+    expected, _ = oracle.official_codes(tiny_custom_voice, decode=False, **arguments)
     with load(tiny_custom_voice, tensor_parallel_size=2) as tts:
         for codes, official in zip(tts.generate_codes(**arguments), expected, strict=True):
             np.testing.assert_array_equal(codes, official)

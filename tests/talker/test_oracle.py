@@ -92,6 +92,7 @@ def test_with_the_same_random_numbers_sampled_codes_equal_the_official_ones(
         speaker=utterance.voice,
         non_streaming_mode=False,
         max_new_tokens=max_frames + 1,
+        decode=False,
         **arguments,
     )
     np.testing.assert_array_equal(codes, expected.numpy())

@@ -48,9 +48,8 @@ def test_the_official_talker_gives_all_three_rows_the_same_positions(voice: Path
     hook = model.model.talker.model.rotary_emb.register_forward_pre_hook(lambda _module, inputs: positions.append(inputs[1]))
     utterance = Utterance(instruct="Whisper.")
     try:
-        oracle.official_codes(
-            model, text=utterance.text, speaker=utterance.voice, instruct=utterance.instruct, non_streaming_mode=False, max_new_tokens=6
-        )
+        asked: dict[str, Any] = {"text": utterance.text, "speaker": utterance.voice, "instruct": utterance.instruct}
+        oracle.official_codes(model, decode=False, non_streaming_mode=False, max_new_tokens=6, **asked)
     finally:
         hook.remove()
     rows = torch.cat(positions, dim=-1)
