@@ -41,12 +41,13 @@ def brief(checkpoint: Path, copy: Path) -> Path:
 
 @pytest.mark.parametrize("which", range(6))
 def test_an_example_runs(
-    which: int, small_server: TritonServer, tiny_custom_voice: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: int, server: TritonServer, tiny_custom_voice: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     soundfile.write("me.wav", recording(1.5, 44_100, 2), 44_100)
-    code = examples()[which].replace("localhost:8001", f"localhost:{small_server.grpc_port}")
-    code = code.replace(CUSTOM_VOICE, str(tiny_custom_voice)).replace(BASE, str(brief(tiny_base, tmp_path / "base")))
+    code = examples()[which].replace("localhost:8001", f"localhost:{server.grpc_port}")
+    for published, checkpoint in ((CUSTOM_VOICE, tiny_custom_voice), (BASE, tiny_base)):
+        code = code.replace(published, str(brief(checkpoint, tmp_path / checkpoint.name)))
     exec(compile(code, "an example", "exec"), {})
 
 
