@@ -13,7 +13,6 @@ SLOW = (
     "test_voice_meaning.py",
     "talker/test_tensor_parallel.py",
     "docker/test_dashboard.py",
-    "gateway/test_voices.py",
     "server/test_serve.py",
     "server/test_reload.py",
     "scripts/test_voice_in_the_box.py",

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
-from server.conftest import CAN_SERVE, new_server
+from server.conftest import CAN_SERVE, new_server, serve_several
 from server.streams import eventually_free
 
 from engine_lib.server.process import TritonServer
@@ -82,6 +82,31 @@ def shared_endless(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) 
     checkpoint = make_checkpoint(checkpoints / "endless_gateway", eos_gain=0.0)
     with new_server(checkpoint, tmp_path_factory.mktemp("endless") / "log", max_num_seqs="8") as running:
         yield running
+
+
+@pytest.fixture(scope="package")
+def voice_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of three checkpoints stores voices."""
+    return tmp_path_factory.mktemp("gateway_voices") / "voices"
+
+
+@pytest.fixture(scope="package")
+def shared_three(checkpoints: Path, voice_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server of a checkpoint of each kind."""
+    if not CAN_SERVE:
+        pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
+    kinds = ("custom_voice", "base", "voice_design")
+    models = {kind: make_checkpoint(checkpoints / "gateway" / kind, kind=kind) for kind in kinds}
+    with serve_several(models, tmp_path_factory.mktemp("gateway_three"), voice_folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def three_kinds(shared_three: TritonServer, voice_folder: Path) -> Iterator[TritonServer]:
+    """That server, without the voices of other files."""
+    yield shared_three
+    for file in voice_folder.iterdir():
+        file.unlink()
 
 
 @pytest.fixture

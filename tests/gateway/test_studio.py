@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from server.conftest import CAN_SERVE, new_server
 
 from engine_lib.server.process import TritonServer
 from gateway.conftest import RunningGateway
@@ -193,15 +192,9 @@ def test_every_size_and_theme_is_usable_by_everybody(browser: Any, gateway: str,
 
 
 @pytest.fixture(scope="module")
-def cloning(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cloning(three_kinds: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a gateway whose server clones and stores voices."""
-    if not CAN_SERVE:
-        pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
-    folder = tmp_path_factory.mktemp("cloning")
-    with (
-        new_server(tiny_base, folder / "log", max_num_seqs="4", voice_store=str(folder / "voices")) as server,
-        RunningGateway([server], folder / "gateway.log") as running,
-    ):
+    with RunningGateway([three_kinds], tmp_path_factory.mktemp("cloning") / "log") as running:
         yield running.url
 
 

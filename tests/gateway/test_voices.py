@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,27 +12,13 @@ import pytest
 import soundfile
 from openai import BadRequestError, OpenAI
 from random_voices import recording
-from server.conftest import CAN_SERVE, serve_several
 
 from engine_lib.server.process import TritonServer
 from gateway.conftest import TEXT, RunningGateway
-from make_checkpoint import make_checkpoint
 from patience import PATIENCE
 
 WORDS, CONSENT = "What the reference says.", "The reader agreed."
 CUT = {"max_new_tokens": 3, "response_format": "pcm", "stream": False}
-
-
-@pytest.fixture(scope="module")
-def three_kinds(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server of a checkpoint of each kind, with a voice store."""
-    if not CAN_SERVE:
-        pytest.skip("needs tritonserver on PATH or the wheel nvidia-pytriton")
-    kinds = ("custom_voice", "base", "voice_design")
-    models = {kind: make_checkpoint(checkpoints / "gateway" / kind, kind=kind) for kind in kinds}
-    folder = tmp_path_factory.mktemp("gateway_three")
-    with serve_several(models, folder, folder / "voices") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
