@@ -141,6 +141,12 @@ def dialogue(tts: Qwen3TTS, **options: Any) -> list[SpeechChunk]:
     return chunks
 
 
+@pytest.fixture(scope="module")
+def well(tts: Qwen3TTS) -> list[SpeechChunk]:
+    """The chunks of a script in which nothing goes wrong."""
+    return dialogue(tts)
+
+
 def of_line(chunks: list[SpeechChunk], line: int) -> Audio:
     """Its audio, without pauses."""
     return np.concatenate([chunk.audio for chunk in chunks if chunk.line == line and not chunk.is_pause])
@@ -150,8 +156,8 @@ def said(chunks: list[SpeechChunk]) -> list[str]:
     return [word.word for chunk in chunks for word in chunk.words]
 
 
-def test_a_line_of_a_script_that_stays_silent_ends_alone(tts: Qwen3TTS, silent_codes: Codes) -> None:
-    before, well = counts(tts), dialogue(tts)
+def test_a_line_of_a_script_that_stays_silent_ends_alone(tts: Qwen3TTS, well: list[SpeechChunk], silent_codes: Codes) -> None:
+    before = counts(tts)
     with running_away(tts, silence(silent_codes), of=".2"):
         chunks = dialogue(tts, on_runaway="stop")
     assert (chunks[-1].finish_reason, chunks[-1].metadata["cut_lines"]) == ("runaway", [2])
@@ -169,8 +175,8 @@ def test_a_line_of_a_script_that_stays_silent_ends_alone(tts: Qwen3TTS, silent_c
     assert ends[0].start == pytest.approx(ends[1].start - seconds_less, abs=0.01)
 
 
-def test_a_line_of_a_script_is_spoken_anew_and_every_word_comes_once(tts: Qwen3TTS, silent_codes: Codes) -> None:
-    before, well = counts(tts), dialogue(tts)
+def test_a_line_of_a_script_is_spoken_anew_and_every_word_comes_once(tts: Qwen3TTS, well: list[SpeechChunk], silent_codes: Codes) -> None:
+    before = counts(tts)
     with running_away(tts, silence(silent_codes), times=1, of=".2"):
         chunks = dialogue(tts, on_runaway="retry")
     assert chunks[-1].finish_reason == "stop"

@@ -71,7 +71,7 @@ def test_the_offline_model_is_measured(server: TritonServer, inputs: Path, tmp_p
 
 @pytest.mark.usefixtures("perf_analyzer")
 def test_the_three_tools_can_be_compared_on_one_server(server: TritonServer, inputs: Path, tmp_path: Path) -> None:
-    output, seconds = tmp_path / "agreement.json", 3
+    output, seconds = tmp_path / "agreement.json", 2
     command = [sys.executable, str(ROOT / "scripts" / "bench_agreement.py"), "--url", f"localhost:{server.grpc_port}"]
     command += ["--texts", str(inputs), "--streams", "1", "--rounds", "1", "--warm-up", "0", "--output", str(output)]
     while (done := run([*command, "--seconds", str(seconds)])).returncode and seconds < LONGEST_SECONDS:
@@ -84,7 +84,7 @@ def test_the_three_tools_can_be_compared_on_one_server(server: TritonServer, inp
 
 
 def test_the_client_alone_is_measured_on_a_server_that_replays() -> None:
-    done = run([sys.executable, str(ROOT / "scripts" / "bench_client.py"), "--streams", "2", "--seconds", "2", "--speed", "50"])
+    done = run([sys.executable, str(ROOT / "scripts" / "bench_client.py"), "--streams", "2", "--seconds", "1", "--speed", "50"])
     assert done.returncode == 0, done.stdout + done.stderr
     row = done.stdout.splitlines()[-1].split()
     assert row[:2] == ["2", "streams"]

@@ -200,6 +200,6 @@ def test_one_recording_is_the_voice_of_every_line(three: TritonServer) -> None:
 
 
 def test_the_long_run_finds_each_line_at_its_place(server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert speak(server.grpc_port, server.pid, 25, max_frames=3)
+    assert speak(server.grpc_port, server.pid, 10, max_frames=3)
     assert "lines that are wrong: none" in capsys.readouterr().out
     eventually_free(server)
