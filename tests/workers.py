@@ -12,7 +12,6 @@ SLOW = (
     "server/test_end.py",
     "test_voice_meaning.py",
     "talker/test_tensor_parallel.py",
-    "docker/test_dashboard.py",
     "server/test_serve.py",
     "server/test_reload.py",
     "scripts/test_voice_in_the_box.py",

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gateway.conftest import RunningGateway
-from server.conftest import CAN_SERVE, serve_several
+from server.conftest import CAN_SERVE
 
 from engine_lib.server.ports import hold_free_port
 from engine_lib.server.process import TritonServer
-from make_checkpoint import make_checkpoint
+from gateway.conftest import RunningGateway
 from patience import PATIENCE, eventually
 from qwen3_tts_client import Client
 
@@ -75,23 +74,14 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server of a checkpoint with voices of its own and of one that clones them."""
-    models = {kind: make_checkpoint(checkpoints / "dashboard" / kind, kind=kind) for kind in ("custom_voice", "base")}
-    folder = tmp_path_factory.mktemp("dashboard")
-    with serve_several(models, folder, folder / "voices") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def gateway(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def gateway(three_kinds: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway in front of the server."""
-    with RunningGateway([server], tmp_path_factory.mktemp("gateway") / "log") as running:
+    with RunningGateway([three_kinds], tmp_path_factory.mktemp("gateway") / "log") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def load(server: TritonServer, gateway: RunningGateway) -> Iterator[Future[None]]:
+def load(three_kinds: TritonServer, gateway: RunningGateway) -> Iterator[Future[None]]:
     """One stream of each model after the other and one through the gateway, while the tests run."""
     stop = threading.Event()
     body = json.dumps({"input": TEXT, "max_new_tokens": 8, "response_format": "pcm"}).encode()
@@ -99,7 +89,7 @@ def load(server: TritonServer, gateway: RunningGateway) -> Iterator[Future[None]
     recording = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
 
     def speak() -> None:
-        url = f"127.0.0.1:{server.grpc_port}"
+        url = f"127.0.0.1:{three_kinds.grpc_port}"
         with Client(url) as plain, Client(url, "qwen3_tts_base") as clone:
             for _ in range(MOST_ROUNDS):
                 if stop.wait(PAUSE_SECONDS):
@@ -117,12 +107,12 @@ def load(server: TritonServer, gateway: RunningGateway) -> Iterator[Future[None]
 
 @pytest.fixture(scope="module")
 def prometheus(
-    server: TritonServer, gateway: RunningGateway, load: Future[None], tmp_path_factory: pytest.TempPathFactory
+    three_kinds: TritonServer, gateway: RunningGateway, load: Future[None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """Prometheus with this repository's configuration, on another address and more often."""
     folder = tmp_path_factory.mktemp("prometheus")
     text = (DOCKER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
-    changes = {"server:8002": f"127.0.0.1:{server.metrics_port}", "gateway:8880": gateway.url.removeprefix("http://")}
+    changes = {"server:8002": f"127.0.0.1:{three_kinds.metrics_port}", "gateway:8880": gateway.url.removeprefix("http://")}
     changes |= {"interval: 5s": "interval: 1s", "interval: 15s": "interval: 1s"}
     for old, new in changes.items():
         assert old in text
