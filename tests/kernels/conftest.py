@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,23 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if importlib.util.find_spec("triton") is None:  # it exists for Linux alone
     collect_ignore_glob = ["test_*_kernel.py"]
+elif INTERPRETED:
+    from triton.runtime import interpreter
+
+    # It computes whether an operation on integers overflows, which takes three times as long as the operation. The assertion about that
+    # is for debug=True alone, which it never sets.
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    with_operations: set[Any] = set()
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call in a kernel. The interpreter would look through all of triton.language each time; what it puts there once stays."""
+        if function.fn not in with_operations:
+            interpreter._patch_lang(function.fn)
+            with_operations.add(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
 
 
 @pytest.fixture
