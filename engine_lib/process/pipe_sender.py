@@ -6,23 +6,22 @@ order, when there is room again. There is no such thread otherwise, because a ch
 
 from __future__ import annotations
 
-import select
+import os
+import socket
+import struct
 import threading
 from collections import deque
 from multiprocessing.connection import Connection
 
-# A message of this size finds room in a pipe that poll calls writable: Linux says so while at most a quarter of its 200 KB is taken.
-MAX_DIRECT_BYTES = 1 << 16
+_LENGTH = struct.Struct("!i")  # ahead of each message, as `Connection.recv_bytes` expects it
 
 
 class PipeSender:
     """The writing end of a pipe. Any thread may send; messages arrive in the order of the calls."""
 
     def __init__(self, pipe: Connection) -> None:
-        """`pipe`: nothing else may write to it."""
-        self._pipe, self._lock = pipe, threading.Lock()
-        self._poll = select.poll()
-        self._poll.register(pipe.fileno(), select.POLLOUT)
+        """`pipe`: of both directions, so that it is a socket; nothing else may write to it."""
+        self._socket, self._lock = socket.socket(fileno=os.dup(pipe.fileno())), threading.Lock()
         self._waiting: deque[bytes] = deque()  # the first one is under way
         self._writer: threading.Thread | None = None
 
@@ -33,31 +32,35 @@ class PipeSender:
 
     def send(self, data: bytes) -> None:
         """Write `data`, now or later. Does nothing if the other end has closed."""
+        rest = _LENGTH.pack(len(data)) + data
         with self._lock:
-            if not self._waiting and len(data) <= MAX_DIRECT_BYTES and self._poll.poll(0):
-                self._write(data)
-                return
-            self._waiting.append(data)
+            if not self._waiting:
+                try:
+                    rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    return
+                if not rest:
+                    return
+            self._waiting.append(rest)
             if len(self._waiting) == 1:
                 self._writer = threading.Thread(target=self._write_waiting, name="pipe-writer", daemon=True)
                 self._writer.start()
 
-    def join(self) -> None:
-        """Wait until nothing is written any more. For a pipe that has closed at the other end."""
+    def close(self) -> None:
+        """Close this end. A writer must have nothing to write any more, or nobody to read it."""
         if (writer := self._writer) is not None:
             writer.join()
-
-    def _write(self, data: bytes) -> bool:
-        """Returns False if the other end has closed."""
-        try:
-            self._pipe.send_bytes(data)
-        except OSError:
-            return False
-        return True
+        self._socket.close()
 
     def _write_waiting(self) -> None:
         while True:
-            is_open = self._write(self._waiting[0])
+            try:
+                self._socket.sendall(self._waiting[0])
+                is_open = True
+            except OSError:
+                is_open = False
             with self._lock:
                 if is_open:
                     self._waiting.popleft()

@@ -95,7 +95,7 @@ class RemoteProcess:
         """Close the pipe, which ends the process. It is killed if it does not end, and at once if it hangs and its pipe is full."""
         if self._sender.is_behind:
             self._process.kill()
-            self._sender.join()
+        self._sender.close()
         self._pipe.close()
         self._exit_code(patience + END_SECONDS)
 
