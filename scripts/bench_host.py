@@ -8,8 +8,9 @@ tritonserver, the stubs of its Python backend, both services, the engine's proce
 --step-ms, and one of the codec what an H100 takes (scripts/benching/fake_codec.py). CUDA's launches are not included. No GPU is needed.
 The load is that of bench_server.py, in closed loops.
 
-chunks/s: answers with audio. busy: share of the time in which the codec's device computes. launch: from the end of a codec's step until
-the next one is launched, if work has waited for it. send, wait: as in bench_server.py, of the codec. µs: processor time a chunk, by
+chunks/s: answers with audio. direct: messages that came past Triton (codes_channel), as a share of these. busy: share of the time in
+which the codec's device computes. launch: from the end of a codec's step until the next one is launched, if work has waited for it.
+send, wait: as in bench_server.py, of the codec. µs: processor time a chunk, by
 process (codec and talker: the stubs; decoder and frames: engines with processes of their own) and in it by thread: execute is the one
 on which Triton calls the model, engine the codec's, send the senders, read the one that reads the engine's pipe. switches: how often
 threads of the codec's process got a processor, a chunk. This hardly depends on the machine; the times do. stolen: time in which these
@@ -89,6 +90,7 @@ PARTS = {
 COLUMNS = (
     ("streams", "streams", 0),
     ("chunks/s", "chunks_per_second", 0),
+    ("direct", "direct", 2),
     ("steps/s", "steps_per_second", 0),
     ("busy", "busy", 2),
     ("launch ms p50", "launch_p50_ms", 2),
@@ -225,6 +227,7 @@ def _measure(server: TritonServer, folder: Path, clients: Clients, streams: int,
     point: dict[str, float] = {
         "streams": streams,
         "chunks_per_second": chunks / seconds,
+        "direct": grown("codec_decoder", "direct_messages_total") / chunks,
         "steps_per_second": grown("codec_decoder", "codec_steps_total") / seconds,
         "busy": grown("codec_decoder", "codec_busy_seconds_total") / seconds,
     }
