@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from engine_lib.checkpoint_config import CodecDecoderConfig
 from engine_lib.process.wire import Message
@@ -19,8 +19,7 @@ ANEW = "+"  # behind the key of a stream that is spoken anew, each time once
 NO_AUDIO: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
 
-@dataclass(frozen=True)
-class AudioChunk:
+class AudioChunk(Struct, frozen=True, eq=False):
     """The answer to one CodecRequest.
 
     Attributes:
@@ -36,8 +35,7 @@ class AudioChunk:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class CodecRequest:
+class CodecRequest(Struct, frozen=True, eq=False):
     """One chunk of one stream.
 
     Attributes:

@@ -15,10 +15,12 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from math import ceil, inf
 from typing import Any
+
+from msgspec.structs import replace
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.base_engine import BaseCodecEngine

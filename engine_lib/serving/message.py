@@ -12,12 +12,11 @@ import base64
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import MsgspecError, structs
+from msgspec import MsgspecError, Struct, structs
 
 from engine_lib.codec.request import NO_AUDIO
 from engine_lib.delivery import MAX_CHUNK_FRAMES, AudioFormat, Delivery
@@ -103,8 +102,7 @@ _WIRE: Wire[CodesMessage] = Wire(CodesMessage)
 _NO_CODES = np.empty((0, 0), np.int16)
 
 
-@dataclass(frozen=True)
-class AudioAnswer:
+class AudioAnswer(Struct, frozen=True, eq=False):
     """The client's answer for one message.
 
     Attributes:

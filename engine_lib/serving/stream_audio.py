@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from engine_lib.errors import place_of
 from engine_lib.serving.message import AudioAnswer

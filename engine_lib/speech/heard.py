@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from msgspec import Struct
+
 from engine_lib.speech.runaway import Audio, SilenceGate
 from engine_lib.speech.seam import Seam
 from engine_lib.speech.words import TimedWord, is_before
@@ -35,8 +37,7 @@ class Take:
     gate: SilenceGate | None
 
 
-@dataclass(frozen=True)
-class HeardPiece(Generic[T]):
+class HeardPiece(Struct, Generic[T], frozen=True, eq=False):
     """Audio that is heard now.
 
     Attributes:
@@ -172,6 +173,8 @@ class HeardStream(Generic[T]):
 
     def _due_words(self, until: float) -> tuple[TimedWord, ...]:
         """The words that begin before `until`, on the clock of heard audio."""
+        if not self._words:
+            return ()
         due = [word for word in self._words if is_before(word.start, until)]
         self._words = [word for word in self._words if not is_before(word.start, until)]
         return tuple(word for each in due if (word := self._on_heard_clock(each)) is not None)

@@ -88,8 +88,13 @@ class SilenceGate:
         if self.has_run_away:
             return _NOTHING
         frames = audio.reshape(-1, self._samples_per_frame)
+        energies = np.einsum("fs,fs->f", frames, frames).tolist()
+        if energies and not self._kept and math.sqrt(min(energies) / self._samples_per_frame) >= MOST_SILENT_RMS:  # nearly always
+            self._loudest = max(self._loudest, math.sqrt(max(energies) / self._samples_per_frame))
+            self.num_silent, self.num_good_frames = 0, self.num_good_frames + len(energies)
+            return audio
         num_good = 0
-        for number, energy in enumerate(np.einsum("fs,fs->f", frames, frames).tolist(), 1):
+        for number, energy in enumerate(energies, 1):
             rms = math.sqrt(energy / self._samples_per_frame)
             self._loudest = max(self._loudest, rms)
             is_silent = rms < min(max(SILENT_SHARE * self._loudest, LEAST_SILENT_RMS), MOST_SILENT_RMS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from engine_lib.delivery import AudioFormat, ChunkPolicy, Delivery
 from engine_lib.serving.backend import Tensors

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from speech.audio.sounds import RATE, speech, through
 
 from engine_lib.delivery import AudioFormat

@@ -103,6 +103,18 @@ def test_a_quiet_voice_is_no_silence() -> None:
     assert not gate.has_run_away
 
 
+def test_frames_that_pass_at_once_say_how_loud_the_voice_is_and_end_a_silence() -> None:
+    gate, quiet = SilenceGate(SAMPLES), tone(3, 0.004)
+    gate.passed(quiet)
+    assert gate.num_silent == 0
+    gate.passed(tone(4, 0.5))
+    gate.passed(quiet)
+    assert (gate.num_silent, gate.num_good_frames) == (3, 10)  # quiet now, beside the loud frames
+    gate.passed(tone(2))
+    assert (gate.num_silent, gate.num_good_frames) == (0, 12)
+    assert len(gate.passed(tone(0))) == 0
+
+
 def test_a_stream_that_ends_well_gets_what_was_kept_back() -> None:
     gate = SilenceGate(SAMPLES)
     heard = gate.passed(np.concatenate([tone(2), silence(SILENCE_IN_SPEECH + 5)]))
