@@ -8,8 +8,9 @@ the gateway and once straight to the server. --fake puts a make-believe server t
 figures are the gateway's own, and every byte of pcm is checked.
 
 Each stream makes its next request when it has been answered. first audio: from sending a request until its first bytes of audio are
-there. audio-s/s: seconds of audio that arrived in a second. cpu: share of one core that the gateway needed; memory: its resident
-set, at the first quarter of the time and at the end; the file of --output has it at each twentieth of the time.
+there. audio-s/s: seconds of audio that arrived in a second. cpu: share of one core that the gateway needed, the processes that encode
+included; loop: that of its event loop alone, and at: audio-s/s at which it would be full. memory: the gateway's resident set without
+those processes, at the first quarter of the time and at the end; the file of --output has it at each twentieth of the time.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MOMENTS = 20  # at which memory is read
 GATEWAY = "from qwen3_tts_client.cli import main; main()"
 COLUMNS = (
     f"{'way':>5} {'streams':>7} {'first audio p50 ms':>18} {'p99':>8} {'audio-s/s':>9} {'done':>6} {'wrong':>5} {'cpu %':>6} "
-    f"{'memory MB':>14}"
+    f"{'loop %':>6} {'at':>6} {'memory MB':>14}"
 )
 
 
@@ -79,7 +80,7 @@ async def _measure(arguments: argparse.Namespace) -> None:
 async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str, gateway: psutil.Process, port: int) -> dict[str, object]:
     figures, begin = Figures(), time.monotonic()
     end = begin + arguments.seconds
-    busy = gateway.cpu_times()
+    busy, busy_loop = _cpu_seconds(gateway)
     async with AsyncExitStack() as stack:
         if way == "grpc":
             client = await stack.enter_async_context(AsyncClient(url))
@@ -91,12 +92,14 @@ async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str
         watch = asyncio.create_task(_memory(gateway, arguments.seconds))
         await asyncio.gather(*tasks)
         memory = await watch
-    elapsed, now = time.monotonic() - begin, gateway.cpu_times()
-    cpu = 100 * (now.user + now.system - busy.user - busy.system) / elapsed
+    elapsed = time.monotonic() - begin
+    now, now_loop = _cpu_seconds(gateway)
+    cpu, loop = 100 * (now - busy) / elapsed, 100 * (now_loop - busy_loop) / elapsed
     p50, p99 = (float(np.percentile(figures.first, share)) * 1e3 for share in (50, 99))
     rate = figures.done * FRAMES * SECONDS_PER_FRAME / elapsed
     print(
         f"{way:>5} {streams:>7} {p50:>18.2f} {p99:>8.2f} {rate:>9.1f} {figures.done:>6} {figures.wrong:>5} {cpu:>6.0f} "
+        f"{loop:>6.0f} {100 * rate / max(loop, 0.1):>6.0f} "
         f"{memory[MOMENTS // 4]:>6.0f} {memory[-1]:>7.0f}",
         flush=True,
     )
@@ -109,8 +112,16 @@ async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str
         "done": figures.done,
         "wrong": figures.wrong,
         "gateway_cpu": cpu,
+        "loop_cpu": loop,
         "gateway_mb": memory,
     }
+
+
+def _cpu_seconds(gateway: psutil.Process) -> tuple[float, float]:
+    """Of the gateway with its processes that encode; of its main thread, which runs the event loop."""
+    times = [process.cpu_times() for process in [gateway, *gateway.children(recursive=True)]]
+    loop = next(thread for thread in gateway.threads() if thread.id == gateway.pid)
+    return sum(part.user + part.system for part in times), loop.user_time + loop.system_time
 
 
 async def _memory(gateway: psutil.Process, seconds: float) -> list[float]:

@@ -122,6 +122,14 @@ def gateway(
         list[str] | None,
         typer.Option(metavar="ORIGIN", envvar=PREFIX + "CORS_ORIGIN", help="Web page that may call it, * for all; repeat it."),
     ] = None,
+    encoder_processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            envvar=PREFIX + "ENCODER_PROCESSES",
+            help="Processes that encode mp3, opus, aac and flac, at most. [default: one a core, 16 at most]",
+        ),
+    ] = None,
     studio: Annotated[
         bool, typer.Option("--studio/--no-studio", envvar=PREFIX + "STUDIO", help="Serve the studio, a page to speak with, at /.")
     ] = True,
@@ -133,7 +141,7 @@ def gateway(
     """Serve OpenAI's speech API (POST /v1/audio/speech, ..) in front of Triton servers."""
     try:
         from qwen3_tts_gateway.running import Tls, run
-        from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
+        from qwen3_tts_gateway.settings import DEFAULT_ENCODER_PROCESSES, GatewaySettings, SettingsError
     except ModuleNotFoundError as error:
         raise failed(EXIT_INVALID, f"the package {error.name!r} is missing", MISSING) from None
     try:
@@ -155,6 +163,7 @@ def gateway(
             drain_seconds=drain_seconds,
             keys_file=keys_file,
             cors_origins=tuple(cors_origin or []),
+            encoder_processes=DEFAULT_ENCODER_PROCESSES if encoder_processes is None else encoder_processes,
             studio=studio,
             voice_changes=voice_changes,
         )

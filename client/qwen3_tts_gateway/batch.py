@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qwen3_tts_client.errors import Qwen3TTSClientError
 from qwen3_tts_gateway.context import RequestContext, current_context, set_context
-from qwen3_tts_gateway.delivery import encoded, encoder_of
+from qwen3_tts_gateway.delivery import encoded, encoding_of
 from qwen3_tts_gateway.errors import ApiError, api_error
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import ERRORS
@@ -80,12 +80,12 @@ async def _speak(gateway: Gateway, index: int, request: SpeechRequest, batch: Re
     context = RequestContext(f"{batch.request_id}-{index}", batch.caller)
     set_context(context)  # of this task alone
     try:
-        encoder = encoder_of(request, is_whole=True)
+        encoding = encoding_of(request, is_whole=True)
         chunks = gateway.stream(request)
-        parts = [part async for part in encoded(gateway, encoder, await anext(chunks), chunks)]
+        parts = [part async for part in encoded(gateway, encoding, await anext(chunks), chunks)]
     except (ApiError, Qwen3TTSClientError) as error:
         answer = error if isinstance(error, ApiError) else api_error(error)
         return BatchResult(index=index, status="error", error=answer.body["error"])
     audio = base64.b64encode(b"".join(parts)).decode()
     reason = context.facts["finish_reason"]
-    return BatchResult(index=index, status="success", audio_data=audio, media_type=encoder.media_type, finish_reason=reason)
+    return BatchResult(index=index, status="success", audio_data=audio, media_type=encoding.media_type, finish_reason=reason)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_client.protocol import AudioChunk
-from qwen3_tts_gateway.audio import Encoder, make_encoder
+from qwen3_tts_gateway.audio import Encoding, checked_encoding
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import api_error
@@ -22,41 +22,32 @@ from qwen3_tts_gateway.speech_request import SpeechOptions
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-SECONDS_PER_FRAME = 0.08
 STOPPED = "the client took nothing for {:g} s"
 
 
-def encoder_of(request: SpeechOptions, *, is_whole: bool = False) -> Encoder:
-    """The encoder that a request asks for; see make_encoder for `is_whole`.
+def encoding_of(request: SpeechOptions, *, is_whole: bool = False) -> Encoding:
+    """How the audio of a request is encoded; see Encoding for `is_whole`.
 
     Raises:
         ApiError: a value is not possible with this format.
     """
     try:
-        return make_encoder(request.response_format, request.asked_rate, request.bit_rate, is_whole)
+        return checked_encoding(request.response_format, request.asked_rate, request.bit_rate, is_whole)
     except InvalidRequest as error:
         raise api_error(error) from None
 
 
-async def encode(gateway: Gateway, encoder: Encoder, chunk: AudioChunk) -> bytes:
-    """The bytes that are ready after a chunk."""
-    # Work of less than a millisecond is done at once, and so is a first chunk, which somebody waits for.
-    if encoder.is_cheap or chunk.seconds <= SECONDS_PER_FRAME:
-        return encoder.encode(chunk.audio)
-    return await asyncio.get_running_loop().run_in_executor(gateway.workers, encoder.encode, chunk.audio)
-
-
 async def encoded(
-    gateway: Gateway, encoder: Encoder, first: AudioChunk, chunks: AsyncGenerator[AudioChunk, None]
+    gateway: Gateway, encoding: Encoding, first: AudioChunk, chunks: AsyncGenerator[AudioChunk, None]
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of a speech as they become ready; none of them is empty. `first` came from `chunks`, which are closed at the end."""
-    async with aclosing(chunks):
-        if part := await encode(gateway, encoder, first):
+    async with aclosing(chunks), gateway.encoders.open(encoding) as encoder:
+        if part := await encoder.encode(first.audio):
             yield part
         async for chunk in chunks:
-            if part := await encode(gateway, encoder, chunk):
+            if part := await encoder.encode(chunk.audio):
                 yield part
-        if part := encoder.finish():
+        if part := await encoder.finish():
             yield part
 
 

@@ -17,9 +17,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from qwen3_tts_client.protocol import AudioChunk
-from qwen3_tts_gateway.audio import Encoder
+from qwen3_tts_gateway.audio import Encoding
 from qwen3_tts_gateway.delivery import StreamedResponse, encoded
-from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
+from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoding_named
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import AUDIO, ERRORS
@@ -54,17 +54,17 @@ class SynthesisRequest(BaseModel):
 @router.post("/v1/text-to-speech/{voice}", response_class=Response, responses={200: AUDIO, **ERRORS})
 async def convert(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
     """Speak a text; the whole file in one answer."""
-    encoder, chunks, first = await _begin(request, voice, body, output_format, is_whole=True)
+    encoding, chunks, first = await _begin(request, voice, body, output_format, is_whole=True)
     return Response(
-        b"".join([part async for part in encoded(request.app.state.gateway, encoder, first, chunks)]), media_type=encoder.media_type
+        b"".join([part async for part in encoded(request.app.state.gateway, encoding, first, chunks)]), media_type=encoding.media_type
     )
 
 
 @router.post("/v1/text-to-speech/{voice}/stream", response_class=Response, responses={200: AUDIO, **ERRORS})
 async def stream(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
     """Speak a text; the file while it is spoken."""
-    encoder, chunks, first = await _begin(request, voice, body, output_format)
-    return _streamed(request, encoded(request.app.state.gateway, encoder, first, chunks), encoder.media_type)
+    encoding, chunks, first = await _begin(request, voice, body, output_format)
+    return _streamed(request, encoded(request.app.state.gateway, encoding, first, chunks), encoding.media_type)
 
 
 @router.post("/v1/text-to-speech/{voice}/with-timestamps", responses=ERRORS)
@@ -73,8 +73,8 @@ async def convert_with_timestamps(
 ) -> dict[str, Any]:
     """Speak a text; the file in base64, and the times of its characters."""
     times = WordTimes()
-    encoder, chunks, first = await _begin(request, voice, body, output_format, is_whole=True, times=times)
-    audio = b"".join([part async for part in encoded(request.app.state.gateway, encoder, first, chunks)])
+    encoding, chunks, first = await _begin(request, voice, body, output_format, is_whole=True, times=times)
+    audio = b"".join([part async for part in encoded(request.app.state.gateway, encoding, first, chunks)])
     words = times.take()
     return _timed(audio, CharacterTimes().add(body.text, words, times.seconds) if words else [])
 
@@ -83,10 +83,10 @@ async def convert_with_timestamps(
 async def stream_with_timestamps(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
     """Speak a text; a line of JSON for each piece of the file."""
     times, characters = WordTimes(), CharacterTimes()
-    encoder, chunks, first = await _begin(request, voice, body, output_format, times=times)
+    encoding, chunks, first = await _begin(request, voice, body, output_format, times=times)
 
     async def lines() -> AsyncGenerator[bytes, None]:
-        async with aclosing(encoded(request.app.state.gateway, encoder, first, chunks)) as parts:
+        async with aclosing(encoded(request.app.state.gateway, encoding, first, chunks)) as parts:
             async for part in parts:
                 yield json.dumps(_timed(part, characters.add(body.text, times.take()))).encode() + b"\n"
         if characters.has_begun or times.has_words:
@@ -134,16 +134,16 @@ async def _begin(
     *,
     is_whole: bool = False,
     times: WordTimes | None = None,
-) -> tuple[Encoder, AsyncGenerator[AudioChunk, None], AudioChunk]:
+) -> tuple[Encoding, AsyncGenerator[AudioChunk, None], AudioChunk]:
     gateway: Gateway = request.app.state.gateway
-    encoder = encoder_named(output_format, is_whole=is_whole)
-    speech = body.speech(voice, encoder.sample_rate)
+    encoding = encoding_named(output_format, is_whole=is_whole)
+    speech = body.speech(voice, encoding.sample_rate)
     if times is None:
         chunks = gateway.stream(speech)
     else:
         speech.timestamps = "word" if await gateway.tells_times(speech) else None
         chunks = times.of(gateway.stream(speech))
-    return encoder, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
+    return encoding, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
 
 
 def _streamed(request: Request, parts: AsyncGenerator[bytes, None], media_type: str) -> StreamedResponse:

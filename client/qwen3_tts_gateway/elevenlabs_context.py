@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from fastapi import WebSocketDisconnect
 
 from qwen3_tts_client.errors import InvalidRequest
-from qwen3_tts_gateway.audio import Encoder
-from qwen3_tts_gateway.delivery import encode
+from qwen3_tts_gateway.audio import Encoding
+from qwen3_tts_gateway.encoder_pool import StreamEncoder
 from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.speech_request import SpeechRequest
@@ -51,7 +51,7 @@ class Context:
         connection: gets the messages.
         gateway: whose servers speak.
         name: `contextId` of the messages; None: they have none, and an error ends the connection.
-        encoder: for all of its audio.
+        encoding: of all of its audio.
         request: how to speak.
         before: tasks of contexts.
         counts_from_begin: whether alignments count from the beginning of the audio.
@@ -65,13 +65,13 @@ class Context:
         connection: Connection,
         gateway: Gateway,
         name: str | None,
-        encoder: Encoder,
+        encoding: Encoding,
         request: SpeechRequest,
         *,
         before: Sequence[asyncio.Task[None]],
         counts_from_begin: bool,
     ) -> None:
-        self._connection, self._gateway, self._name, self._encoder, self._request = connection, gateway, name, encoder, request
+        self._connection, self._gateway, self._name, self._encoding, self._request = connection, gateway, name, encoding, request
         self._counts_from_begin = counts_from_begin
         self._before = before
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
@@ -131,11 +131,12 @@ class Context:
         try:
             if self._before:
                 await asyncio.wait(self._before)
-            while (feed := await self._texts.get()) is not None:
-                if not feed.is_dropped:
-                    await self._speak(feed)
-                self._open_texts.remove(feed)
-            await self._send(self._encoder.finish())
+            async with self._gateway.encoders.open(self._encoding) as encoder:
+                while (feed := await self._texts.get()) is not None:
+                    if not feed.is_dropped:
+                        await self._speak(feed, encoder)
+                    self._open_texts.remove(feed)
+                await self._send(await encoder.finish())
             await self._connection.send(self._named({"audio": None, "isFinal": True}))
         except WebSocketDisconnect:
             pass
@@ -144,7 +145,7 @@ class Context:
         finally:
             self._connection.forget(self)
 
-    async def _speak(self, feed: TextFeed) -> None:
+    async def _speak(self, feed: TextFeed, encoder: StreamEncoder) -> None:
         times, characters = WordTimes(), CharacterTimes(self._spoken_seconds)
         timestamps = "word" if await self._gateway.tells_times(self._request) else None
         request = self._request.model_copy(update={"timestamps": timestamps})
@@ -152,7 +153,7 @@ class Context:
             async for chunk in chunks:
                 if feed.is_dropped:
                     return
-                audio = await encode(self._gateway, self._encoder, chunk)
+                audio = await encoder.encode(chunk.audio)
                 end = times.seconds if chunk.is_final and (times.has_words or characters.has_begun) else None
                 await self._send(audio, characters.add(feed.text, times.take(), end))
         self._spoken_seconds += times.seconds

@@ -1,17 +1,17 @@
-"""ElevenLabs' names of output formats, such as mp3_44100_128, as encoders."""
+"""ElevenLabs' names of output formats, such as mp3_44100_128, checked."""
 
 from __future__ import annotations
 
 from qwen3_tts_client.errors import InvalidRequest
-from qwen3_tts_gateway.audio import Encoder, make_encoder
+from qwen3_tts_gateway.audio import Encoding, checked_encoding
 from qwen3_tts_gateway.errors import ApiError
 
 DEFAULT = "mp3_44100_128"
 CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "mulaw", "alaw": "alaw", "opus": "opus", "wav": "wav"}
 
 
-def encoder_named(name: str, *, is_whole: bool = False) -> Encoder:
-    """The encoder for CODEC_RATE or CODEC_RATE_KBITS.
+def encoding_named(name: str, *, is_whole: bool = False) -> Encoding:
+    """How to encode for CODEC_RATE or CODEC_RATE_KBITS.
 
     Raises:
         ApiError: there is none.
@@ -22,7 +22,7 @@ def encoder_named(name: str, *, is_whole: bool = False) -> Encoder:
     rate, *kilobits = map(int, numbers)
     bit_rate = 1000 * kilobits[0] if kilobits else None
     try:
-        return make_encoder(CODECS[codec], rate, bit_rate, is_whole)
+        return checked_encoding(CODECS[codec], rate, bit_rate, is_whole)
     except InvalidRequest as error:
         raise _refusal(f"{name!r} is not allowed: {error.message}") from None
 

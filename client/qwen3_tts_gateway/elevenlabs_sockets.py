@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from qwen3_tts_gateway.elevenlabs_context import Context
-from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoder_named
+from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoding_named
 from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
@@ -69,7 +69,7 @@ class _Connection:
         try:
             fields = {"model": self._query.get("model_id"), "language": self._query.get("language_code")}
             self._request = SpeechRequest.model_validate({"input": STREAMED, "voice": self._voice, **fields})
-            encoder_named(self._format)
+            encoding_named(self._format)
             await self._serve(_seconds(self._query.get("inactivity_timeout")))
             await self._socket.close()
         except WebSocketDisconnect:
@@ -104,15 +104,15 @@ class _Connection:
                 return  # nothing to close, nothing to keep alive
             if len(self._contexts) + sum(old.is_busy for old in self._closing) >= MAX_CONTEXTS:
                 raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
-            encoder = encoder_named(self._format)
-            shape = {"speed": _speed(message), "response_format": "pcm", "sample_rate": encoder.sample_rate}
+            encoding = encoding_named(self._format)
+            shape = {"speed": _speed(message), "response_format": "pcm", "sample_rate": encoding.sample_rate}
             request = self._request.model_copy(update=shape)
             before = [old.task for old, its in self._closing.items() if its == name]
             context = self._contexts[name] = Context(
                 self,
                 self._gateway,
                 name if self._is_multi else None,
-                encoder,
+                encoding,
                 request,
                 before=before,
                 counts_from_begin=self._query.get("sync_alignment") == "true",

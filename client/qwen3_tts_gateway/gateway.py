@@ -15,6 +15,7 @@ from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.backends import Backends
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.deadline import within
+from qwen3_tts_gateway.encoder_pool import EncoderPool
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.json_socket import Conversations
 from qwen3_tts_gateway.limits import Limits
@@ -24,7 +25,7 @@ from qwen3_tts_gateway.settings import GatewaySettings
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.voice_names import names_in
 
-ENCODER_THREADS = max(2, min(16, os.cpu_count() or 2))
+WORKERS = max(2, min(16, os.cpu_count() or 2))
 NO_VOICES = VoiceList((), {}, False)
 ASKING_SECONDS = 2.0  # the most that a request waits to learn which voices there are, or whether a model tells times
 REASONS = {RequestTimeout: "timeout", InvalidRequest: "refused"}  # of an utterance that ended so
@@ -37,7 +38,8 @@ class Gateway:
         settings: its options.
         metrics, limits: of all protocols.
         backends: the Triton servers.
-        workers: threads for work that would hold up the event loop, such as encoding.
+        encoders: of all streams.
+        workers: threads for other work that would hold up the event loop, such as reading recordings.
         conversations: on its WebSockets.
         is_draining: it is about to stop.
     """
@@ -48,7 +50,8 @@ class Gateway:
         self.limits = Limits(settings)
         self.metrics.open_streams.set_function(lambda: float(self.limits.open_streams))
         self.backends = Backends(settings, self.metrics)
-        self.workers = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder")
+        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="worker")
+        self.encoders = EncoderPool(settings.encoder_processes)
         self.conversations = Conversations()
         self.is_draining = False
         self._tells_times: dict[str, bool] = {}  # by model
@@ -56,6 +59,7 @@ class Gateway:
     async def close(self) -> None:
         """Close all connections."""
         await self.backends.close()
+        self.encoders.close()
         self.workers.shutdown(wait=False)
 
     async def voices(self, *, fresh: bool = False) -> VoiceList:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 
 DEFAULT_PORT = 8880
 DEFAULT_METRICS_PORT = 8002
+DEFAULT_ENCODER_PROCESSES = max(1, min(16, os.cpu_count() or 1))
 ADDRESS = re.compile(r"(?P<host>[^\s/@,]+):(?P<port>\d{1,5})")
 
 
@@ -40,6 +42,7 @@ class GatewaySettings:
         drain_seconds: for running utterances after SIGTERM.
         keys_file: lines of NAME and SHA-256 of a key, read again when it changes; None: no key is asked for.
         cors_origins: web pages' origins that may call the gateway from a browser, WebSockets included; "*" is all.
+        encoder_processes: the most that encode mp3, opus, aac and flac; each keeps one core busy at most.
         studio: whether the page of the studio is served at /.
         voice_changes: whether callers may add and delete stored voices.
 
@@ -64,6 +67,7 @@ class GatewaySettings:
     drain_seconds: float = 20.0
     keys_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    encoder_processes: int = DEFAULT_ENCODER_PROCESSES
     studio: bool = True
     voice_changes: bool = True
 
@@ -76,7 +80,7 @@ class GatewaySettings:
                 raise SettingsError(f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port")
         if len(set(self.backends)) < len(self.backends):
             raise SettingsError("backend: a server is given twice; give each once")
-        for name in ("max_text_length", "max_script_length", "max_body_bytes", "max_batch", "max_streams"):
+        for name in ("max_text_length", "max_script_length", "max_body_bytes", "max_batch", "max_streams", "encoder_processes"):
             self._check(name, 1)
         for name in ("metrics_port", "max_streams_per_caller", "requests_per_minute", "timeout", "drain_seconds"):
             self._check(name, 0)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from qwen3_tts_gateway.context import current_context
-from qwen3_tts_gateway.delivery import StreamedResponse, encoded, encoder_of
+from qwen3_tts_gateway.delivery import StreamedResponse, encoded, encoding_of
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import AUDIO, ERRORS
 from qwen3_tts_gateway.routing import Route
@@ -28,7 +28,7 @@ async def create_speech(request: Request, body: SpeechRequest) -> Response:
     """
     gateway: Gateway = request.app.state.gateway
     is_sse = body.stream_format == "sse"
-    encoder = encoder_of(body, is_whole=not (body.stream or is_sse))
+    encoding = encoding_of(body, is_whole=not (body.stream or is_sse))
     context = current_context()
     context.facts |= {"format": body.response_format, "characters": len(body.input)}
     to = await gateway.route(body)
@@ -39,13 +39,13 @@ async def create_speech(request: Request, body: SpeechRequest) -> Response:
     stall_seconds = gateway.settings.stall_seconds
     if is_sse:
         headers["Cache-Control"] = "no-cache"
-        return StreamedResponse(events(gateway, body, encoder, first, chunks, times), EVENT_STREAM, stall_seconds, headers)
-    parts = encoded(gateway, encoder, first, chunks)
+        return StreamedResponse(events(gateway, body, encoding, first, chunks, times), EVENT_STREAM, stall_seconds, headers)
+    parts = encoded(gateway, encoding, first, chunks)
     if body.stream:
-        return StreamedResponse(parts, encoder.media_type, stall_seconds, headers)
+        return StreamedResponse(parts, encoding.media_type, stall_seconds, headers)
     content = b"".join([part async for part in parts])
     headers["X-Finish-Reason"] = context.facts["finish_reason"]
-    return Response(content, media_type=encoder.media_type, headers=headers)
+    return Response(content, media_type=encoding.media_type, headers=headers)
 
 
 def voice_headers(to: Route) -> dict[str, str]:

@@ -17,7 +17,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from qwen3_tts_client.errors import InvalidRequest
-from qwen3_tts_gateway.delivery import encode, encoder_of
+from qwen3_tts_gateway.delivery import encoding_of
 from qwen3_tts_gateway.errors import ApiError, answer_of, invalid
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
@@ -138,18 +138,18 @@ class _Session:
 
     async def _speak(self, request: SpeechRequest, feed: TextFeed) -> None:
         try:
-            encoder = encoder_of(request)
+            encoding = encoding_of(request)
             reason = ""
-            await self._send("audio.start", format=request.response_format, media_type=encoder.media_type)
-            async with aclosing(self._gateway.stream(request, feed)) as chunks:
+            await self._send("audio.start", format=request.response_format, media_type=encoding.media_type)
+            async with self._gateway.encoders.open(encoding) as encoder, aclosing(self._gateway.stream(request, feed)) as chunks:
                 async for chunk in chunks:
-                    audio = await encode(self._gateway, encoder, chunk)
+                    audio = await encoder.encode(chunk.audio)
                     self._samples_sent += len(chunk.audio)  # a cancel may come while the send waits, after it has written
                     await self._socket.send_bytes(audio)
                     if chunk.words:
                         await self._send("audio.words", words=[asdict(word) for word in chunk.words])
                     reason = chunk.finish_reason
-            await self._socket.send_bytes(encoder.finish())
+                await self._socket.send_bytes(await encoder.finish())
             await self._send("audio.done", finish_reason=reason, samples_sent=self._samples_sent)
         except WebSocketDisconnect:
             pass  # the task that reads events hears of it, too

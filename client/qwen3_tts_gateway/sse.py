@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen3_tts_client.errors import Qwen3TTSClientError
 from qwen3_tts_client.protocol import AudioChunk
-from qwen3_tts_gateway.audio import Encoder
+from qwen3_tts_gateway.audio import Encoding
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.delivery import encoded
 from qwen3_tts_gateway.errors import api_error
@@ -26,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 async def events(
     gateway: Gateway,
     request: SpeechRequest,
-    encoder: Encoder,
+    encoding: Encoding,
     first: AudioChunk,
     chunks: AsyncGenerator[AudioChunk, None],
     times: WordTimes,
@@ -47,7 +47,7 @@ async def events(
                 latest = chunk
                 yield chunk
 
-    async with aclosing(encoded(gateway, encoder, first, noted())) as parts:
+    async with aclosing(encoded(gateway, encoding, first, noted())) as parts:
         try:
             async for part in parts:
                 told = {name: latest.metadata[name] for name in ("line", "speaker") if name in latest.metadata}

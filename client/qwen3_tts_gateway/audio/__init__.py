@@ -10,7 +10,7 @@ See formats.py for what each format can say about its own length.
 
 from __future__ import annotations
 
-from qwen3_tts_gateway.audio.encoders import Encoder, make_encoder
+from qwen3_tts_gateway.audio.encoders import Encoder, Encoding, checked_encoding, make_encoder
 from qwen3_tts_gateway.audio.formats import FORMATS, Format
 
-__all__ = ["FORMATS", "Encoder", "Format", "make_encoder"]
+__all__ = ["FORMATS", "Encoder", "Encoding", "Format", "checked_encoding", "make_encoder"]

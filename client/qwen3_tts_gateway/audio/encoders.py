@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from types import MappingProxyType
@@ -11,7 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from qwen3_tts_gateway.audio.formats import Format, checked_bit_rate, checked_format, checked_rate, encoder_rate
+from qwen3_tts_gateway.audio.formats import FORMATS, checked_bit_rate, checked_format, checked_rate, encoder_rate
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 LARGEST_INTEGER = 32767
@@ -19,23 +20,54 @@ EVERY_PACKET_AT_ONCE = MappingProxyType({"flush_packets": "1"})
 FLAC_BLOCKS_PER_SECOND = 25
 
 
-def make_encoder(response_format: str, sample_rate: int, bit_rate: int | None = None, is_whole: bool = False) -> Encoder:
-    """An encoder for one stream of mono samples.
+@dataclass(frozen=True)
+class Encoding:
+    """How one stream of mono samples is encoded; `checked_encoding` makes it.
+
+    Attributes:
+        response_format: a name in FORMATS.
+        sample_rate: in Hz, of the samples that its encoder takes.
+        bit_rate: in bit/s; None: the format has none.
+        is_whole: all bytes leave with `finish`, as a file whose header declares its length (wav, flac) and its priming (mp3).
+    """
+
+    response_format: str
+    sample_rate: int
+    bit_rate: int | None
+    is_whole: bool
+
+    @property
+    def media_type(self) -> str:
+        """Of its bytes, for Content-Type."""
+        return FORMATS[self.response_format].media_type
+
+    @property
+    def is_cheap(self) -> bool:
+        """A chunk of seconds takes less than a millisecond."""
+        return FORMATS[self.response_format].codec.startswith("pcm_")
+
+
+def checked_encoding(response_format: str, sample_rate: int, bit_rate: int | None = None, is_whole: bool = False) -> Encoding:
+    """How to encode for a request.
 
     Args:
         response_format: a name in FORMATS.
         sample_rate: of the response in Hz. (Opus: the rate of its encoder, the next legal one; decoders give 48 kHz.) The samples
             must come at the encoder's rate.
         bit_rate: in bit/s; None for the default of the format. Only mp3, opus and aac have one.
-        is_whole: all bytes leave with `finish`, as a file whose header declares its length (wav, flac) and its priming (mp3).
+        is_whole: see Encoding.
 
     Raises:
         InvalidRequest: a value is not allowed; the message has its field, and what is allowed.
     """
-    chosen = checked_format(response_format)
+    checked_format(response_format)
     rate = encoder_rate(response_format, checked_rate(response_format, sample_rate))
-    bits = checked_bit_rate(response_format, rate, bit_rate)
-    return Encoder(chosen, rate, bits, is_whole=is_whole)
+    return Encoding(response_format, rate, checked_bit_rate(response_format, rate, bit_rate), is_whole)
+
+
+def make_encoder(response_format: str, sample_rate: int, bit_rate: int | None = None, is_whole: bool = False) -> Encoder:
+    """An encoder in this process; arguments and errors as for `checked_encoding`."""
+    return Encoder(checked_encoding(response_format, sample_rate, bit_rate, is_whole))
 
 
 class Encoder:
@@ -44,15 +76,14 @@ class Encoder:
     Attributes:
         media_type: of its bytes, for Content-Type.
         sample_rate: in Hz, of the samples that it takes.
-        is_cheap: a chunk of seconds takes less than a millisecond.
         priming: samples at `sample_rate` that decoders give before the first one of the stream.
     """
 
-    def __init__(self, chosen: Format, sample_rate: int, bit_rate: int | None, *, is_whole: bool = False) -> None:
-        self.media_type = chosen.media_type
+    def __init__(self, encoding: Encoding) -> None:
+        chosen, is_whole, sample_rate = FORMATS[encoding.response_format], encoding.is_whole, encoding.sample_rate
+        self.media_type = encoding.media_type
         self.sample_rate = sample_rate
         self.priming = 0 if is_whole and chosen.whole_options else chosen.priming
-        self.is_cheap = chosen.codec.startswith("pcm_")
         self._format = chosen
         self._taken = 0
         self._finished = False
@@ -65,8 +96,8 @@ class Encoder:
         self._stream = self._container.add_stream(chosen.codec, rate=sample_rate, layout="mono", options=codec_options)
         self._codec = self._stream.codec_context
         self._codec.format = chosen.sample_format
-        if bit_rate is not None:
-            self._codec.bit_rate = bit_rate
+        if encoding.bit_rate is not None:
+            self._codec.bit_rate = encoding.bit_rate
         self._container.start_encoding()  # writes the header, which leaves with the first samples
 
     def encode(self, samples: npt.NDArray[np.float32]) -> bytes:

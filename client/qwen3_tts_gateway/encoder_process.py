@@ -1,0 +1,92 @@
+"""The processes that encode: python -m qwen3_tts_gateway.encoder_process, which the gateway starts.
+
+The program is a template. It loads the codecs once and forks a process for each socket that arrives on its standard input, so that a
+new one costs milliseconds and shares the memory. On its socket a process gets messages of many streams: HEADER, then the content.
+It answers SAMPLES and FINISH in their order: ANSWER, then the bytes that are ready, or the error's text.
+
+Each process ends when the other end of its socket is closed, which the kernel does if the gateway dies in any way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+from typing import BinaryIO
+
+import numpy as np
+
+from qwen3_tts_gateway.audio import Encoder, Encoding
+
+HEADER = struct.Struct("<IBI")  # number of the stream, kind, bytes of the content
+ANSWER = struct.Struct("<BI")  # 1 or an error's 0, bytes of the content
+OPEN, SAMPLES, FINISH, CLOSE = range(4)  # content: JSON of an Encoding; float32; none; none
+
+
+def main() -> None:
+    """Fork a process for each socket that comes; end when no more can come."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # ^C goes to every process of a terminal, and speech may still have to end
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for them
+    with socket.socket(fileno=0) as control:
+        while sockets := socket.recv_fds(control, 1, 1)[1]:
+            if os.fork() == 0:
+                control.close()
+                with socket.socket(fileno=sockets[0]) as connection:
+                    _serve(connection)
+                os._exit(0)
+            os.close(sockets[0])
+
+
+def _serve(connection: socket.socket) -> None:
+    messages, encoders = connection.makefile("rb"), _Encoders()
+    while (header := _read(messages, HEADER.size)) is not None:
+        number, kind, size = HEADER.unpack(header)
+        if (content := _read(messages, size)) is None:
+            return
+        if kind == OPEN:
+            encoders.open(number, content)
+        elif kind == CLOSE:
+            encoders.close(number)
+        else:
+            try:
+                answer, is_good = encoders.encode(number, content, is_last=kind == FINISH), 1
+            except Exception as error:  # it is the gateway's to tell, and the other streams go on
+                answer, is_good = f"{type(error).__name__}: {error}".encode(), 0
+            try:
+                connection.sendall(ANSWER.pack(is_good, len(answer)) + answer)
+            except OSError:  # the gateway has gone
+                return
+
+
+def _read(messages: BinaryIO, size: int) -> bytes | None:
+    """So many bytes; None at the end."""
+    content = messages.read(size)
+    return content if len(content) == size else None
+
+
+class _Encoders:
+    """Those of all streams of a process, by number. One is made with its first samples, so that its error has an answer to be in."""
+
+    def __init__(self) -> None:
+        self._encodings: dict[int, Encoding] = {}
+        self._encoders: dict[int, Encoder] = {}
+
+    def open(self, number: int, content: bytes) -> None:
+        self._encodings[number] = Encoding(**json.loads(content))
+
+    def encode(self, number: int, content: bytes, *, is_last: bool) -> bytes:
+        if number not in self._encoders:
+            self._encoders[number] = Encoder(self._encodings[number])
+        encoder = self._encoders[number]
+        return encoder.finish() if is_last else encoder.encode(np.frombuffer(content, np.float32))
+
+    def close(self, number: int) -> None:
+        del self._encodings[number]
+        self._encoders.pop(number, None)
+
+
+if __name__ == "__main__":
+    main()
