@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -129,7 +133,8 @@ class Encoder:
             whole = np.rint(samples * LARGEST_INTEGER).astype(np.int16) if self._format.sample_format == "s16" else samples
             frame = av.AudioFrame.from_ndarray(whole.reshape(1, -1), format=self._format.sample_format, layout="mono")
             frame.sample_rate, frame.time_base, frame.pts = self.sample_rate, Fraction(1, self.sample_rate), self._taken
-            self._mux(frame)
+            with nullcontext() if self._taken else _on_one_processor():
+                self._mux(frame)
             self._taken += samples.size
 
     def _mux(self, frame: av.AudioFrame | None) -> None:
@@ -151,6 +156,24 @@ def _clean(samples: npt.NDArray[np.floating[Any]]) -> Samples:
     if values.ndim != 1:
         raise ValueError(f"samples: shape {list(values.shape)} is not allowed; give [n]")
     return np.clip(np.nan_to_num(values, nan=0.0), -1.0, 1.0)
+
+
+@contextmanager
+def _on_one_processor() -> Iterator[None]:
+    """Keep this thread on the processor that it is on.
+
+    With the first samples PyAV makes a filter graph for each stream, and FFmpeg up to 16 threads for it, one for each processor that it
+    may use. They have nothing to do, but starting and ending them costs milliseconds, with the interpreter held.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 class _Sink:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import threading
 
 import numpy as np
@@ -200,6 +201,14 @@ def test_encoders_that_are_dropped_leave_no_memory_behind() -> None:
     before = psutil.Process().memory_info().rss
     drop(40)
     assert psutil.Process().memory_info().rss - before < 40e6  # 320 encoders; one of mp3 has 0.3 MB
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_encoder_starts_no_threads_and_leaves_the_processors_as_they_are(name: str) -> None:
+    allowed, threads = os.sched_getaffinity(0), psutil.Process().num_threads()
+    encoder = make_encoder(name, FORMATS[name].default_rate)
+    encoder.encode(QUARTER)
+    assert (os.sched_getaffinity(0), psutil.Process().num_threads()) == (allowed, threads)
 
 
 @pytest.mark.parametrize("name", NAMES)
