@@ -15,14 +15,16 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from qwen3_tts_client.errors import StreamFailed
-from qwen3_tts_gateway.audio import Encoder, Encoding
+from qwen3_tts_gateway.audio import Encoder, Encoding, checked_encoding
 from qwen3_tts_gateway.audio.encoders import Samples
 from qwen3_tts_gateway.encoder_process import ANSWER, CLOSE, FINISH, HEADER, OPEN, SAMPLES
 from qwen3_tts_gateway.logs import log
@@ -57,7 +59,18 @@ class EncoderPool:
         self._most = most
         self._processes: list[_Process] = []
         self._template = _Template()
-        self._add()  # so that the first stream need not wait for it
+        self._add()
+        self._first = asyncio.ensure_future(self._warm_up())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a stream that opens now need not wait until the codecs are loaded."""
+        return self._first.done()
+
+    async def _warm_up(self) -> None:
+        with suppress(StreamFailed):  # the log has it
+            async with self.open(checked_encoding("mp3", 24000)) as encoder:
+                await encoder.encode(np.zeros(1920, np.float32))
 
     @asynccontextmanager
     async def open(self, encoding: Encoding) -> AsyncGenerator[StreamEncoder, None]:
@@ -79,6 +92,7 @@ class EncoderPool:
 
     def close(self) -> None:
         """End all processes."""
+        self._first.cancel()
         for process in self._processes:
             process.close()
         self._template.close()

@@ -19,13 +19,13 @@ async def health() -> dict[str, Any]:
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"description": "It stops, or no Triton server is ready"}})
+@router.get("/ready", responses={503: {"description": "It stops or begins, or no Triton server is ready"}})
 async def ready(request: Request) -> JSONResponse:
     """Answer 200 if a new request would be spoken."""
     gateway: Gateway = request.app.state.gateway
     backends = [backend.url for backend in gateway.backends.ready if backend.has_answered]
-    is_ready = bool(backends) and not gateway.is_draining
-    reason = "stopping" if gateway.is_draining else "no Triton server is ready"
+    is_ready = bool(backends) and gateway.encoders.is_ready and not gateway.is_draining
+    reason = "stopping" if gateway.is_draining else "no Triton server is ready" if not backends else "the codecs are being loaded"
     return JSONResponse({"status": "ready" if is_ready else reason, "ready_backends": len(backends)}, 200 if is_ready else 503)
 
 

@@ -30,6 +30,7 @@ MP3 = checked_encoding("mp3", 24000)
 @pytest_asyncio.fixture
 async def pool() -> AsyncIterator[EncoderPool]:
     made = EncoderPool(2)
+    await asyncio.to_thread(eventually, lambda: made.is_ready, "the codecs are loaded")
     yield made
     made.close()
 

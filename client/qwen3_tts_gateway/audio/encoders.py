@@ -22,6 +22,7 @@ Samples: TypeAlias = npt.NDArray[np.float32]
 LARGEST_INTEGER = 32767
 EVERY_PACKET_AT_ONCE = MappingProxyType({"flush_packets": "1"})
 FLAC_BLOCKS_PER_SECOND = 25
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _on_one_processor() -> Iterator[None]:
         yield
         return
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})
+    os.sched_setaffinity(0, {LIBC.sched_getcpu()})
     try:
         yield
     finally:
