@@ -107,6 +107,7 @@ class Gateway:
 def gateway_of(server: TritonServer, log: Path) -> Iterator[Gateway]:
     """A gateway in front of `server`."""
     options = ["--host", "127.0.0.1", "--port", "0", "--wyoming-port", "0", "--metrics-port", str(server.metrics_port)]
+    options += ["--encoder-processes", "1"]  # another one, made when many streams run, would be a descriptor more
     command = [sys.executable, "-c", GATEWAY, "gateway", *options, "--backend", f"127.0.0.1:{server.grpc_port}"]
     with log.open("w") as output, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True) as process:
         try:
