@@ -35,9 +35,15 @@ async def pool() -> AsyncIterator[EncoderPool]:
     made.close()
 
 
-def programs(parent: psutil.Process | None = None) -> list[psutil.Process]:
+def programs(pool: EncoderPool) -> list[psutil.Process]:
     """The template, and the processes that it has forked."""
-    children = (parent or psutil.Process()).children(recursive=True)
+    template = psutil.Process(pool._template._program.pid)
+    return [template, *template.children()]
+
+
+def programs_of(gateway: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The same of a gateway's process."""
+    children = psutil.Process(gateway.pid).children(recursive=True)
     return [process for process in children if "encoder_process" in " ".join(process.cmdline())]
 
 
@@ -61,7 +67,7 @@ async def test_many_streams_give_what_one_encoder_gives(pool: EncoderPool) -> No
         encoder = make_encoder(name, 24000)
         wanted = b"".join([encoder.encode(piece) for piece in PIECES]) + encoder.finish()
         assert np.array_equal(decoded(name, data)[0], decoded(name, wanted)[0])  # bytes of Ogg have a random serial number
-    assert len(programs()) == 3  # two, and their template
+    assert len(programs(pool)) == 3  # two, and their template
 
 
 async def test_an_error_and_a_stream_that_is_left_disturb_no_other(pool: EncoderPool) -> None:
@@ -81,7 +87,7 @@ async def test_an_error_and_a_stream_that_is_left_disturb_no_other(pool: Encoder
 async def test_a_process_that_dies_takes_its_streams_alone_and_is_replaced(pool: EncoderPool) -> None:
     async with pool.open(MP3) as first:
         await first.encode(SPEECH)
-        template, process = programs()
+        template, process = programs(pool)
         async with pool.open(MP3) as second:
             await second.encode(SPEECH)
             process.kill()
@@ -107,13 +113,13 @@ def test_a_gateway_tells_of_a_dead_encoder_and_leaves_none_behind_when_it_is_kil
                 with pytest.raises(httpx.RemoteProtocolError), client.stream("POST", url, json={"input": "Hello."}) as answer:  # noqa: PT012
                     parts = answer.iter_raw()
                     assert next(parts)
-                    programs(psutil.Process(gateway.pid))[1].kill()
+                    programs_of(gateway)[1].kill()
                     for _ in parts:
                         pass
                 assert "the process that encodes this audio has ended" in log.read_text()
                 with client.stream("POST", url, json={"input": "Hello."}) as answer:
                     assert next(answer.iter_raw())
-                    left = programs(psutil.Process(gateway.pid))
+                    left = programs_of(gateway)
                     assert len(left) == 2
                     gateway.kill()
             eventually(lambda: all(map(has_ended, left)), "they have ended with the gateway")
