@@ -120,7 +120,8 @@ class CodecService(EngineService):
                 self._engine.keep_open(stream.present_key if stream else chunk.stream_key)
             self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
             return
-        if arrived_at - message.sent_at > MAX_AGE_SECONDS:
+        is_claimed = stream is not None and bool(stream.claimed_from)  # then later messages may wait for this one
+        if arrived_at - message.sent_at > MAX_AGE_SECONDS and not is_claimed:
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, None, too_old))
             return
