@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ class TalkerService(EngineService):
         self._voices.add_metrics(self._metrics)
         metrics = TalkerMetrics(self._metrics, self._engine, streams, backend.refusals)
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
-        self._outlet = CodesOutlet(backend.secret, streams) if config.codes_channel != "never" else None
+        self._outlet = _outlet(backend, streams) if config.codes_channel != "never" else None
         self._parts = TalkerParts(
             backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams, {}, self._outlet
         )
@@ -121,6 +121,15 @@ class TalkerService(EngineService):
         super().shutdown()
         if self._outlet is not None:
             self._outlet.close(SHUTDOWN_SECONDS)
+
+
+def _outlet(backend: TritonBackend, streams: Container[str]) -> CodesOutlet | None:
+    """The talker's end of the codes channel; None, and a line in the log, on a system without such sockets."""
+    try:
+        return CodesOutlet(backend.secret, streams)
+    except OSError as error:
+        backend.log.log_warn(f"codes_channel: {error.strerror}; all codes go through Triton")
+        return None
 
 
 def _talker_engine(checkpoint: Checkpoint, config: EngineConfig) -> BaseTalkerEngine[Any]:

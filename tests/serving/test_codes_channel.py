@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from engine_lib.serving import codes_channel
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.codes_channel import CodesInlet, CodesOutlet
 from engine_lib.serving.secret import ServerSecret
+from engine_lib.serving.talker_service import _outlet
 from patience import PATIENCE, eventually
 
 SECRET = ServerSecret(b"of this server")
@@ -158,3 +162,14 @@ def test_a_broken_message_ends_nothing(outlet: CodesOutlet, codec: Codec) -> Non
     outlet._claims["a"].send(b"\xff\xff\xff\xff too short for so many codes")
     assert outlet.send("a", message(3))
     assert len(codec.heard.get(timeout=PATIENCE)["codes"]) == 3
+
+
+def test_a_system_without_such_sockets_has_no_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> socket.socket:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
+    monkeypatch.setattr(codes_channel, "_new_socket", refuse)
+    logged: list[str] = []
+    backend = SimpleNamespace(secret=SECRET, log=SimpleNamespace(log_warn=logged.append))
+    assert _outlet(cast(Any, backend), set()) is None
+    assert logged == ["codes_channel: Protocol not supported; all codes go through Triton"]
