@@ -72,7 +72,7 @@ async def test_both_clients_give_the_same_audio_for_the_same_seed(url: str) -> N
     assert speech.audio.shape == (12 * SAMPLES_PER_FRAME,)
     assert (speech.sample_rate, speech.finish_reason) == (24000, "length")
     for other in (streamed, async_streamed, async_speech.audio):
-        np.testing.assert_array_equal(speech.audio, other)
+        np.testing.assert_allclose(speech.audio, other, rtol=0, atol=1e-5)  # chunks may be decoded in other company
 
 
 def test_leaving_the_loop_cancels_the_stream_and_leaves_no_thread(server: TritonServer, url: str) -> None:

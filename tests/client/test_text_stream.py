@@ -48,8 +48,8 @@ async def test_both_clients_speak_pieces_as_the_whole_text(url: str) -> None:
         async_speech = await async_client.synthesize(later(WORDS), **OPTIONS)
     assert (streamed[-1].is_final, streamed[-1].finish_reason) == (True, "length")
     assert streamed[-1].samples_sent == expected.audio.size
-    np.testing.assert_array_equal(np.concatenate([chunk.audio for chunk in streamed]), expected.audio)
-    np.testing.assert_array_equal(async_speech.audio, expected.audio)
+    for audio in (np.concatenate([chunk.audio for chunk in streamed]), async_speech.audio):
+        np.testing.assert_allclose(audio, expected.audio, rtol=0, atol=1e-5)  # chunks may be decoded in other company
 
 
 def test_audio_comes_before_the_text_has_ended(url: str) -> None:

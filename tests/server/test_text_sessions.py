@@ -56,7 +56,7 @@ def test_text_in_pieces_is_spoken_as_the_whole_text(small_server: TritonServer) 
         stream.send(inputs(None, session=session, session_action="end"))
         chunks = stream.all()
     assert chunks[-1].finish_reason == "length"
-    np.testing.assert_array_equal(audio_of(chunks), whole)
+    np.testing.assert_allclose(audio_of(chunks), whole, rtol=0, atol=1e-5)  # chunks may be decoded in other company
     eventually_free(small_server)
 
 
