@@ -41,6 +41,7 @@ import numpy as np
 from benching import fake_codec, fake_device, fake_server
 from benching.arguments import add_checkpoints, add_engine_options
 from benching.measuring import command, machine, random_checkpoint, write_results
+from benching.server_metrics import samples_of
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from qwen3_tts_client.load.clients import Clients, running_clients
 from qwen3_tts_client.load.streams import Load
@@ -248,10 +249,7 @@ def _measure(server: TritonServer, folder: Path, clients: Clients, streams: int,
 
 
 def _reading(server: TritonServer, folder: Path) -> Reading:
-    metrics = {}
-    for name, labels, value in re.findall(r"^qwen3_tts_(\w+)\{(.*)\} (\S+)$", server.metrics(), re.MULTILINE):
-        label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        metrics[label.get("model", ""), name, label.get("quantile", "")] = float(value)
+    metrics = samples_of(server.metrics())
     threads = {"server": _threads(server.pid, {})}
     for file in folder.glob("*.json"):
         process = json.loads(file.read_text())

@@ -183,8 +183,9 @@ class Reply:
     def release(self) -> None:
         """Send FINAL; what is sent afterwards is lost."""
         if self._is_held:
-            self._is_held, self._is_released = False, True
-            self._sender.send(flags=self._final_flag(True))
+            self._is_held = False
+            self.finish()
+            self._is_released = True
 
     def trace(self, *spans: Span) -> None:
         """Add spans to the request's trace, if Triton makes one."""

@@ -33,7 +33,7 @@ def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
     readings (mean_running). Totals become rates between the first and the last reading. Of Triton's own metrics: for each model the
     mean time that a request waits until the model takes it (codec_intake_ms), and requests a second.
     """
-    samples = [(seconds, _samples(text)) for seconds, text in readings]
+    samples = [(seconds, samples_of(text)) for seconds, text in readings]
     if not samples:
         return {}
     (first_time, first), (last_time, last) = samples[0], samples[-1]
@@ -49,26 +49,22 @@ def metric_figures(readings: Sequence[tuple[float, str]]) -> dict[str, float]:
         key = (model, series, "")
         if key in first and key in last and last_time > first_time:
             figures[name] = (last[key] - first[key]) / (last_time - first_time)
-    (_, first_text), (_, last_text) = readings[0], readings[-1]
+    triton_first, triton_last = (samples_of(text, "nv_inference_") for _, text in (readings[0], readings[-1]))
+
+    def grown(model: str, series: str) -> float:
+        return triton_last.get((model, series, ""), 0.0) - triton_first.get((model, series, ""), 0.0)
+
     for model, name in TRITON_QUEUES.items():
-        requests = _triton(last_text, "request_success", model) - _triton(first_text, "request_success", model)
-        if requests > 0:
-            waited = _triton(last_text, "queue_duration_us", model) - _triton(first_text, "queue_duration_us", model)
-            figures[f"{name}_ms"] = waited / requests / 1e3
+        if (requests := grown(model, "request_success")) > 0:
+            figures[f"{name}_ms"] = grown(model, "queue_duration_us") / requests / 1e3
             figures[f"{name}_per_second"] = requests / (last_time - first_time)
     return figures
 
 
-def _triton(metrics: str, series: str, model: str) -> float:
-    """One of Triton's own counters of a model, over all its versions."""
-    lines = re.findall(rf'^nv_inference_{series}\{{(?=[^}}]*model="{model}")[^}}]*\}} (\S+)$', metrics, re.MULTILINE)
-    return sum(map(float, lines))
-
-
-def _samples(metrics: str) -> dict[tuple[str, str, str], float]:
-    """(model, series, quantile) -> value, from the text of /metrics."""
+def samples_of(metrics: str, prefix: str = "qwen3_tts_") -> dict[tuple[str, str, str], float]:
+    """(model, series, quantile) -> value, of all series in the text of /metrics whose names begin with `prefix`, which is left out."""
     samples = {}
-    for name, labels, value in re.findall(r"^qwen3_tts_(\w+)\{(.*)\} (\S+)$", metrics, re.MULTILINE):
+    for name, labels, value in re.findall(rf"^{prefix}(\w+)\{{(.*)\}} (\S+)$", metrics, re.MULTILINE):
         label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         samples[label.get("model", ""), name, label.get("quantile", "")] = float(value)
     return samples

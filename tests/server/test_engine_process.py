@@ -29,6 +29,17 @@ def engine_process(server: TritonServer, model: str = "talker") -> int:
     return int(pid)
 
 
+def streams_end_with_engine(server: TritonServer, engine: int, failed: str) -> None:
+    """Kill the process of an engine: each stream says so, then the server ends."""
+    with streams_in_flight(server) as streams:
+        os.kill(engine, signal.SIGKILL)
+        for one in streams:
+            end = last_chunk(one)
+            assert (end.is_final, end.finish_reason) == (True, "error")
+            assert end.error == f"{failed} process {engine} ended with signal 9"
+        server.wait(PATIENCE)
+
+
 def test_a_talker_whose_engine_has_its_own_process_serves_and_ends_with_it(endless_voice: Path, tmp_path: Path) -> None:
     with new_server(endless_voice, tmp_path / "log", talker_isolation="process") as server:
         processes, engine = processes_of(server), engine_process(server)
@@ -37,13 +48,7 @@ def test_a_talker_whose_engine_has_its_own_process_serves_and_ends_with_it(endle
         expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (4,)))
         np.testing.assert_allclose(audio, expected, atol=1e-5)
         eventually(lambda: metric(server, "frames_total", model="talker", version="1") == 12, "frames are counted, but for the warm-up's")
-        with streams_in_flight(server) as streams:
-            os.kill(engine, signal.SIGKILL)
-            for one in streams:
-                end = last_chunk(one)
-                assert (end.is_final, end.finish_reason) == (True, "error")
-                assert end.error == f"the talker engine failed: the talker's process {engine} ended with signal 9"
-            server.wait(PATIENCE)
+        streams_end_with_engine(server, engine, "the talker engine failed: the talker's")
     nothing_is_left_of(processes)
     log = (tmp_path / "log").read_text()
     assert "KV cache" in log, "what the engine's process logs is in the server's log"
@@ -57,13 +62,7 @@ def test_a_codec_whose_engine_has_its_own_process_serves_and_ends_with_it(endles
         expected = np.concatenate(in_process_audio(endless_voice, GREEDY, (1, 4)))
         np.testing.assert_allclose(audio, expected, atol=1e-5)
         eventually(lambda: metric(server, "codec_steps_total") > 0 and metric(server, "codec_busy_seconds_total") > 0, "steps are counted")
-        with streams_in_flight(server) as streams:
-            os.kill(engine, signal.SIGKILL)
-            for one in streams:
-                end = last_chunk(one)
-                assert (end.is_final, end.finish_reason) == (True, "error")
-                assert end.error == f"the codec failed: the codec's process {engine} ended with signal 9"
-            server.wait(PATIENCE)
+        streams_end_with_engine(server, engine, "the codec failed: the codec's")
     nothing_is_left_of(processes)
     assert "codec on cpu" in (tmp_path / "log").read_text(), "what the engine's process logs is in the server's log"
 
