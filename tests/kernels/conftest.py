@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ elif INTERPRETED:
         return function.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Kernels that run compiled are tests of the GPU, so that `-m gpu` has all of them."""
+    for item in items:
+        if not INTERPRETED and Path(__file__).parent in item.path.parents and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture
