@@ -41,6 +41,7 @@ from fuzzing.models import read_models
 from fuzzing.reference import Reference
 from fuzzing.resources import Resources, wait_until_free
 from fuzzing.target import Target
+from soaking.clock import DRAIN_SECONDS, Clock, TooLate
 from soaking.flatness import Slope, slope
 from soaking.load import ATTACKS, CANCELS, DIES, READS_SLOWLY, Load, OpenLoop
 from soaking.samples import Sample, Sampler
@@ -50,6 +51,7 @@ from soaking.target import ServeError, served
 from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
 from benching.measuring import command, machine, random_checkpoint
 from qwen3_tts_client import AsyncClient
+from qwen3_tts_client.load.texts import LONGEST, SHORTEST
 
 VOICE_IN_THE_BOX = Path(__file__).parent / "voice_in_the_box" / "checkpoint"
 # Before the slopes begin: allocators and caches fill. A server has filled them after some thousand requests, at whatever rate.
@@ -62,11 +64,16 @@ def main() -> int:
     arguments = _arguments()
     print(f"command: {command()}\n{machine()}", flush=True)
     report: dict[str, Any] = {}
+    clock = Clock(arguments.within)
     try:
         with _target(arguments) as target:
-            report = soak(target, arguments)
-    except ServeError as error:
+            clock.has_ended("start")
+            report = soak(target, arguments, clock)
+            print(f"so far: {'; '.join(report['reasons']) or 'nothing is wrong'}", flush=True)
+        clock.has_ended("stop")
+    except (ServeError, TooLate) as error:
         report.setdefault("reasons", []).append(str(error))
+    report["phases"] = clock.reached
     report = {"machine": machine(), "command": command(), "verdict": "FAIL" if report["reasons"] else "PASS", **report}
     samples, slopes = report.pop("samples", []), report.get("slopes", {})
     print(json.dumps(report, indent=1))
@@ -82,12 +89,17 @@ def main() -> int:
     return 1 if report["reasons"] else 0
 
 
-def soak(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load `target`; returns the report, with `reasons` to call it a failure."""
-    voice, seconds = arguments.voice or None, arguments.minutes * 60
-    solo = asyncio.run(_solo_runs(target.grpc, voice, utterances(arguments.texts, arguments.seed)))
+def soak(target: Target, arguments: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    """Load `target`; returns the report, with `reasons` to call it a failure.
+
+    Raises:
+        TooLate: no time is left for the load.
+    """
+    voice = arguments.voice or None
+    solo = asyncio.run(_solo_runs(target.grpc, voice, utterances(arguments.texts, arguments.seed, arguments.max_frames)))
     longest = max(len(spoken.audio) for _, spoken in solo) / SAMPLE_RATE
-    print(f"{len(solo)} texts spoken alone, {longest:.1f} s the longest; {seconds:.0f} s of load follow", flush=True)
+    seconds = clock.load_seconds(arguments.minutes * 60)
+    clock.has_ended("solo runs", f"{len(solo)} texts, {longest:.1f} s the longest; {seconds:.0f} s of load follow")
     messages = Reference(target.grpc, "qwen3_tts", arguments.voice, arguments.patience).messages("talker")
     attacker = Attacker(read_models(target.http), messages, cancel_share=0.0)
     load = Load(
@@ -104,10 +116,12 @@ def soak(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
     loop, held = OpenLoop(load, attacker), wait_until_free(target.metrics)
     before, begin = Resources.read(target.pid), time.monotonic()
     with Sampler(target, arguments.every, lambda: loop.tally.sent.total(), _Progress(loop, seconds)) as sampler:
-        asyncio.run(loop.run(seconds))
+        asyncio.run(loop.run(seconds, clock.drain_seconds))
     loaded_seconds = time.monotonic() - begin
+    clock.has_ended("load")
     held |= wait_until_free(target.metrics)
     after = Resources.read(target.pid)
+    clock.has_ended("drain")
     warm_up = seconds * WARM_UP_SHARE
     level = [sample for sample in sampler.samples if warm_up <= sample["seconds"] <= seconds]
     warm = [sample for sample in level if sample["sent"] >= arguments.warm_up_requests]
@@ -144,6 +158,7 @@ def _figures(loop: OpenLoop, seconds: float) -> dict[str, Any]:
         "sent": dict(tally.sent),
         "survivors": tally.compared,
         "refused": tally.refused,
+        "unfinished": tally.unfinished,
         "wrong": tally.num_faults,
         "faults": tally.faults,
         "equal": tally.equal,
@@ -163,6 +178,8 @@ def _reasons(
     reasons = []
     if loop.tally.num_faults:
         reasons.append(f"{loop.tally.num_faults} streams were wrong: {loop.tally.faults[0]}")
+    if loop.tally.unfinished:
+        reasons.append(f"{loop.tally.unfinished} streams had not ended {DRAIN_SECONDS:g} s after the load; choose a lower --rate")
     if not loop.tally.compared:
         reasons.append("no stream was heard to its end")
     if loop.outcomes.bugs:
@@ -222,12 +239,20 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="of load (default 10)")
+    parser.add_argument("--within", type=float, metavar="S", help="seconds for start, load and end; cuts --minutes (default: any)")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second (default 1)")
     parser.add_argument("--cancels", type=float, default=0.05, metavar="SHARE", help="of requests that are cancelled (default 0.05)")
     parser.add_argument("--dead", type=float, default=0.02, metavar="SHARE", help="of clients that are killed (default 0.02)")
     parser.add_argument("--slow", type=float, default=0.05, metavar="SHARE", help="of clients that read slowly (default 0.05)")
     parser.add_argument("--hostile", type=float, default=0.05, metavar="SHARE", help="of requests that are hostile (default 0.05)")
     parser.add_argument("--texts", type=int, default=24, metavar="N", help="that are spoken (default 24)")
+    parser.add_argument(
+        "--max-frames",
+        type=_frames,
+        default=LONGEST,
+        metavar="N",
+        help=f"of a text, 12.5 a second; fewer let a card carry more requests a second ({SHORTEST + 1} to {LONGEST}, default {LONGEST})",
+    )
     parser.add_argument("--compare", choices=(AUDIO, FORM), default=AUDIO, help="what must be as alone (default audio)")
     parser.add_argument("--tolerance", type=float, default=1e-5, metavar="X", help="difference of samples that is rounding (default 1e-5)")
     parser.add_argument("--slope", type=float, default=1.0, metavar="MB", help="growth of memory an hour that is no fault (default 1)")
@@ -267,6 +292,12 @@ def _arguments() -> argparse.Namespace:
     if arguments.output and not arguments.log_file:
         arguments.log_file = arguments.output.with_suffix(".log")
     return arguments
+
+
+def _frames(text: str) -> int:
+    if not text.isdecimal() or not SHORTEST < int(text) <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give {SHORTEST + 1} to {LONGEST}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -19,6 +21,7 @@ from qwen3_tts_client.channel import CHANNEL_OPTIONS, stream_call
 CODE = re.compile(r"(?:in ensemble '[^']*', )?(?:Failed to process the request\(s\)[^:]*: )?([A-Z][A-Z_]+): ")
 INTERNAL = "refused, INTERNAL"
 BY_TRITON = "refused by Triton"
+LEFT = "left"
 KEPT_EXAMPLES, MESSAGE_LENGTH = 20, 60
 
 
@@ -63,13 +66,28 @@ class Sender:
             response_deserializer=service_pb2.ModelInferResponse.FromString,
         )
         self._http_address, self._outcomes, self._patience = http_address, outcomes, patience
+        self._connections: set[http.client.HTTPConnection] = set()
+        self._has_left = False
 
     def send(self, attack: Attack) -> None:
         """Send a request, read its whole answer and count it."""
         heard = _Silence()
-        answer, message = self._http(attack, heard) if isinstance(attack, HttpAttack) else self._grpc(attack, heard)
-        heard.ends()
+        answer, message = LEFT, ""
+        if not self._has_left:
+            answer, message = self._http(attack, heard) if isinstance(attack, HttpAttack) else self._grpc(attack, heard)
+        if self._has_left:
+            answer, message = LEFT, ""
+        else:
+            heard.ends()
         self._outcomes.add(attack, answer, message, heard.longest if "offline" not in attack.model else 0.0)
+
+    def leave(self) -> None:
+        """Give up what is under way, and all that comes: it counts as `left`."""
+        self._has_left = True
+        self._channel.close()
+        for connection in list(self._connections):
+            with suppress(OSError, AttributeError):  # it has no socket yet, or none any more
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
@@ -86,7 +104,7 @@ class Sender:
                 message = message or response.error_message
                 if attack.leaves and not message and not response.infer_response.parameters["triton_final_response"].bool_param:
                     call.cancel()
-                    return "left", ""
+                    return LEFT, ""
             if message:
                 return _kind(message), message
         except grpc.RpcError as error:
@@ -96,10 +114,13 @@ class Sender:
             if code is grpc.StatusCode.UNAVAILABLE and not CODE.match(error.details() or ""):
                 return "disconnected", error.details()
             return _kind(error.details() or ""), error.details() or ""
+        except ValueError:  # `leave` has just closed the channel
+            return LEFT, ""
         return "answered", ""
 
     def _http(self, attack: HttpAttack, heard: _Silence) -> tuple[str, str]:
         connection = http.client.HTTPConnection(self._http_address, timeout=self._patience)
+        self._connections.add(connection)
         try:
             connection.request("POST", attack.path, attack.body, {"Content-Type": "application/json"})
             response, parts = connection.getresponse(), []
@@ -112,6 +133,7 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:
             return "disconnected", str(error)
         finally:
+            self._connections.discard(connection)
             connection.close()
         found = re.search(r'"error":"((?:[^"\\]|\\.)*)"', content)
         if found and (message := json.loads(f'"{found[1]}"', strict=False)):

@@ -62,6 +62,7 @@ class Tally:
 
     Attributes:
         sent, ended: requests by kind.
+        unfinished: that had not ended when the loop was over.
         refused: survivors to be that the server had no room for.
         equal, compared: survivors with exactly as many samples as alone and the same within the tolerance; all that were compared.
         largest: difference of a sample among them.
@@ -72,6 +73,7 @@ class Tally:
 
     sent: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
+    unfinished: int = 0
     refused: int = 0
     compared: int = 0
     equal: int = 0
@@ -103,8 +105,11 @@ class OpenLoop:
         self._sender = Sender(load.grpc, load.http, self.outcomes, LONGEST_ATTACK)
         self._attackers, self._dying = ThreadPoolExecutor(ATTACKERS), ThreadPoolExecutor(DYING)
 
-    async def run(self, seconds: float) -> None:
-        """Send requests for `seconds`; returns when all have been answered."""
+    async def run(self, seconds: float, drain_seconds: float | None = None) -> None:
+        """Send requests for `seconds`; returns when all have been answered, or `drain_seconds` later.
+
+        Hostile requests that are not answered by then are left alone, which is no fault: the speech of some lasts minutes.
+        """
         clients = {CANCELS: self._cancel, DIES: self._die, ATTACKS: self._attack, READS_SLOWLY: self._read_slowly, LISTENS: self._listen}
         kinds, weights = list(clients), [self._load.shares.get(kind, 0.0) for kind in clients]
         weights[kinds.index(LISTENS)] = 1.0 - sum(weights)
@@ -115,13 +120,19 @@ class OpenLoop:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 [kind] = self._random.choices(kinds, weights)
                 self.tally.sent[kind] += 1
-                task = asyncio.create_task(self._count(kind, clients[kind](*self._random.choice(self._load.solo))))
+                task = asyncio.create_task(self._count(kind, clients[kind](*self._random.choice(self._load.solo))), name=kind)
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
+            if tasks:
+                await asyncio.wait(tasks, timeout=drain_seconds)
+            self._sender.leave()
+            attacks = {task for task in tasks if task.get_name() == ATTACKS}
+            self.tally.unfinished = len(tasks - attacks)
+            for task in tasks - attacks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         self._attackers.shutdown()
         self._dying.shutdown()
-        self._sender.close()
 
     async def _count(self, kind: str, client: Coroutine[Any, Any, None]) -> None:
         try:

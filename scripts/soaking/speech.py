@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen3_tts_client import AsyncClient
-from qwen3_tts_client.load.texts import random_turns
+from qwen3_tts_client.load.texts import LONGEST, random_turns
 from qwen3_tts_client.protocol import AudioChunk
 
 GREEDY = {"do_sample": False, "subtalker_dosample": False}
@@ -46,10 +46,10 @@ class Spoken:
     finish_reason: str
 
 
-def utterances(count: int, seed: int) -> list[Utterance]:
-    """Texts of the length of spoken turns, 8 to 250 frames."""
-    turns = islice(random_turns(np.random.default_rng(seed)), count)
-    return [Utterance(text, {**(options.get("sampling") or {}), **GREEDY}) for text, options in turns]
+def utterances(count: int, seed: int, most_frames: int = LONGEST) -> list[Utterance]:
+    """Texts of the length of spoken turns, 8 to 250 frames; of these the ones with at most `most_frames`."""
+    turns = (Utterance(text, {**(options.get("sampling") or {}), **GREEDY}) for text, options in random_turns(np.random.default_rng(seed)))
+    return list(islice((turn for turn in turns if turn.sampling["max_frames"] <= most_frames), count))
 
 
 def joined(chunks: Sequence[AudioChunk]) -> Spoken:

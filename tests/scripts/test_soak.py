@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing.attacks import Attack, GrpcAttack, HttpAttack
+from fuzzing.sending import Outcomes, Sender
+from soaking.clock import DRAIN_SECONDS, END_SECONDS, Clock, TooLate
 from soaking.flatness import slope
 from soaking.speech import AUDIO, FORM, Rule, Spoken, Utterance, difference, joined, utterances
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from patience import PATIENCE
 from qwen3_tts_client.protocol import AudioChunk
 
 SECONDS = np.arange(0, 600, 3.0)
@@ -85,6 +93,38 @@ def test_texts_are_spoken_greedily_and_their_lengths_are_fixed() -> None:
     texts = utterances(5, seed=1)
     assert texts == utterances(5, seed=1)
     assert all(text.sampling["do_sample"] is False and 8 <= text.sampling["max_frames"] <= 250 for text in texts)
+
+
+def test_shorter_texts_can_be_asked_for() -> None:
+    assert {text.sampling["max_frames"] <= 40 for text in utterances(20, seed=1, most_frames=40)} == {True}
+
+
+def test_the_load_is_cut_so_that_the_verdict_comes_in_time() -> None:
+    assert Clock(None).load_seconds(480.0) == 480.0
+    assert Clock(None).drain_seconds is None
+    clock = Clock(within=600.0, begin=time.time() - 100.0)
+    assert clock.load_seconds(60.0) == 60.0
+    assert clock.load_seconds(480.0) == pytest.approx(500.0 - DRAIN_SECONDS - END_SECONDS, abs=30.0)
+    with pytest.raises(TooLate, match="--within 90"):
+        Clock(within=90.0, begin=time.time() - 80.0).load_seconds(60.0)
+
+
+def test_a_hostile_request_without_an_answer_is_left_at_the_end() -> None:
+    with socket.create_server(("localhost", 0)) as deaf, ThreadPoolExecutor() as pool:
+        address = f"localhost:{deaf.getsockname()[1]}"
+        outcomes = Outcomes()
+        sender = Sender(address, address, outcomes, PATIENCE)
+        attacks: list[Attack] = [
+            HttpAttack("talker", "/v2", b"{}"),
+            GrpcAttack(ModelInferRequest(model_name="talker"), streams=True, leaves=False),
+        ]
+        sent = [pool.submit(sender.send, attack) for attack in attacks]
+        deaf.accept()
+        sender.leave()
+        sent.append(pool.submit(sender.send, attacks[0]))
+        for one in sent:
+            one.result(PATIENCE)
+    assert (outcomes.answers, outcomes.bugs) == ({"talker: left": 3}, [])
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
