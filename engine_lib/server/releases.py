@@ -14,6 +14,7 @@ Version = tuple[int, int, int]
 LEAST: Version = (2, 51, 0)  # the oldest that anything was run on
 RECOMMENDED: Version = (2, 75, 0)
 NUMPY_2: Version = (2, 52, 0)  # an older stub gives every tensor without a byte under numpy 2
+FREES_REQUESTS: Version = (2, 67, 0)  # older ones keep some requests of clients that leave, for ever
 WHEEL = "2.51.0"  # in nvidia-pytriton 0.7.0
 
 
@@ -28,7 +29,7 @@ FAULTS = (
     Fault((2, 53, 0), "many cancels in a short time can crash its gRPC front end"),
     Fault((2, 59, 1), "one HTTP request can crash it or take its memory, and clients can reach the models' shared memory"),
     Fault((2, 64, 0), "a model stays ready although its process has died"),
-    Fault((2, 67, 0), "a draining or hanging model stays ready, and a cancelled stream can leave a request that keeps a model loaded"),
+    Fault(FREES_REQUESTS, "a draining or hanging model stays ready, and a cancelled stream can leave a request that keeps a model loaded"),
     Fault((2, 68, 0), "the server stays ready although an ensemble has failed to load"),
     Fault((2, 69, 0), "clients may register shared memory"),
     Fault((2, 71, 0), "requests between models from several threads can crash a model's process"),
@@ -51,6 +52,12 @@ def problem_of(version: str, numpy_version: str) -> str | None:
     if found is not None and found < NUMPY_2 and int(numpy_version.partition(".")[0]) >= 2:
         return f"the models of tritonserver {version} get no tensor under numpy 2, and this is numpy {numpy_version}; pip install 'numpy<2'"
     return None
+
+
+def keeps_requests(version: str) -> bool:
+    """Whether a server of this version is known to keep requests of clients that leave."""
+    found = _parsed(version)
+    return found is not None and found < FREES_REQUESTS
 
 
 def notice_of(version: str) -> str:

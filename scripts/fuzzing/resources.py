@@ -13,6 +13,8 @@ import psutil
 
 from engine_lib.serving.server_guard import REGION_PREFIX
 
+TRITON = "tritonserver"  # a process's name
+ENGINE_MODULE = re.compile(r"engine_lib\.(\w+)\.(?:isolation|parallel)\.\w+")  # `python -m` of an engine's process
 SETTLE_SECONDS = 90.0  # until everything must be free again
 PUBLISH_SECONDS = 1.5  # metrics are published twice a second
 FREE = {  # metrics that are zero, or equal to another one, in a server without streams
@@ -64,11 +66,11 @@ class Resources:
 
 
 def memory_by_name(pid: int) -> dict[str, float]:
-    """The private memory of the processes of the server `pid`, in MB: `tritonserver`, each model's by its name, and all others."""
+    """The private memory of the processes of the server `pid`, in MB: of TRITON, each model and engine by its name, and all others."""
     sums: dict[str, float] = {}
     for process in _tree(pid):
         if (read := _Read.of(process)) is not None:
-            name = "tritonserver" if process.pid == pid else read.model
+            name = TRITON if process.pid == pid else read.model
             sums[name] = sums.get(name, 0.0) + read.memory_mb
     return {name: round(megabytes, 1) for name, megabytes in sums.items()}
 
@@ -78,7 +80,8 @@ class _Read:
     """What one process has.
 
     Attributes:
-        model: that it runs; a talker's engine or rank, which has a process of its own, and a guard count as `others`.
+        model: that it runs, as `codec_decoder`; of the engine or rank of one, which has a process of its own, as `codec engine`; `others`
+            of a guard.
         regions: that it shares with the server.
         memory_mb: its private memory. Some kernels do not tell it; there it is what is resident and in no file.
     """
@@ -95,6 +98,7 @@ class _Read:
         try:
             arguments = process.cmdline()
             models = [Path(argument).parents[1].name for argument in arguments if argument.endswith("/1/model.py")]
+            models += [f"{found[1]} engine" for argument in arguments if (found := ENGINE_MODULE.fullmatch(argument))]
             regions = tuple(argument for argument in arguments if argument.startswith(REGION_PREFIX))
             memory = _private_bytes(process) / 2**20
             return cls((models or ["others"])[0], regions, process.num_fds(), process.num_threads(), memory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from dataclasses import dataclass
 
 
@@ -13,3 +15,10 @@ class Target:
     http: str
     metrics: str
     pid: int
+
+
+def version_of(target: Target) -> str:
+    """That of its tritonserver, as 2.51.0."""
+    with urllib.request.urlopen(f"http://{target.http}/v2", timeout=30) as response:
+        version: str = json.loads(response.read())["version"]
+    return version

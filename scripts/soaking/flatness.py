@@ -27,6 +27,9 @@ class Slope:
         """Whether the slope is surely above `limit`."""
         return self.per_hour - SURE * self.uncertainty > limit
 
+    def __str__(self) -> str:
+        return f"{self.per_hour:.1f} ± {self.uncertainty:.1f} MB/h"
+
     def is_below(self, limit: float) -> bool:
         """Whether the slope is surely below `limit`. A short run often shows neither."""
         return self.per_hour + SURE * self.uncertainty < limit

@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzzing.attacks import Attack, GrpcAttack, HttpAttack
+from fuzzing.resources import ENGINE_MODULE
 from fuzzing.sending import Outcomes, Sender
 from soaking.clock import DRAIN_SECONDS, END_SECONDS, Clock, TooLate
 from soaking.flatness import slope
+from soaking.memory import excuse, growth_of
 from soaking.speech import AUDIO, FORM, Rule, Spoken, Utterance, difference, joined, utterances
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from engine_lib.codec.isolation.remote_engine import CHILD_MODULE as codec_module
+from engine_lib.talker.isolation.remote_engine import CHILD_MODULE as talker_module
+from engine_lib.talker.parallel.rank_zero import RANK_MODULE
 from patience import PATIENCE
 from qwen3_tts_client.protocol import AudioChunk
 
@@ -93,6 +98,45 @@ def test_texts_are_spoken_greedily_and_their_lengths_are_fixed() -> None:
     texts = utterances(5, seed=1)
     assert texts == utterances(5, seed=1)
     assert all(text.sampling["do_sample"] is False and 8 <= text.sampling["max_frames"] <= 250 for text in texts)
+
+
+def samples(ours: float, triton: float) -> list[dict[str, float]]:
+    """Those of ten minutes in which memory grows by so many MB an hour; 10 requests a second."""
+    levels = [{"memory_mb talker": 200 + ours / 3600 * at, "memory_mb tritonserver": 30 + triton / 3600 * at} for at in SECONDS]
+    return [
+        {"seconds": float(at), "sent": 10.0 * at, "memory_mb": sum(level.values()), **level}
+        for at, level in zip(SECONDS, levels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "triton", "version", "reasons", "not_judged"),
+    [
+        (0.5, 0.5, "2.67.0", [], []),
+        (2.0, 0.0, "2.67.0", ["ours: memory grows by 2.0"], []),
+        (0.0, 36.0, "2.67.0", ["tritonserver: memory grows by 36.0"], []),
+        (0.0, 36.0, "2.51.0", [], ["tritonserver: 36.0 ± 0.0 MB/h, 1.02 KB a request; 2.51.0 keeps"]),
+        (2.0, 36.0, "2.51.0", ["ours: memory grows by 2.0"], ["tritonserver: 36.0"]),
+    ],
+)
+def test_growth_of_an_old_triton_is_told_and_any_other_is_judged(
+    ours: float, triton: float, version: str, reasons: list[str], not_judged: list[str]
+) -> None:
+    memory = growth_of(samples(ours, triton), 2000, 1.0, excuse(version, share_that_leaves=0.1))
+    for found, expected in ((memory.reasons(), reasons), (memory.not_judged(), not_judged)):
+        assert [text[: len(start)] for text, start in zip(found, expected, strict=True)] == expected
+    assert memory.kb_per_request["memory_mb tritonserver"] == pytest.approx(triton / 36 * 1.024, abs=2e-3)
+
+
+def test_few_requests_show_no_growth_and_listeners_alone_excuse_none() -> None:
+    memory = growth_of(samples(2.0, 36.0), 6000, 1.0, "")
+    assert (memory.reasons(), memory.not_judged()) == ([], ["memory: too few requests or samples"])
+    assert excuse("2.51.0", share_that_leaves=0.0) == ""
+
+
+def test_an_engine_in_its_own_process_has_its_own_line() -> None:
+    engines = [found[1] for module in (talker_module, codec_module, RANK_MODULE) if (found := ENGINE_MODULE.fullmatch(module))]
+    assert engines == ["talker", "codec", "talker"]
 
 
 def test_shorter_texts_can_be_asked_for() -> None:
