@@ -18,9 +18,9 @@ class MessageOrder(Generic[T]):
     def due(self, place: int, message: T) -> list[T]:
         """The messages whose turn has come, now that this one is here: it alone, it and those that waited for it, or none.
 
-        One that comes twice is not kept.
+        One that comes twice is not kept, so that each has its answer.
         """
-        if place < self._next_place:
+        if place < self._next_place or place in self._early:
             return [message]
         self._early[place] = message
         due = []

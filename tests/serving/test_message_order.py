@@ -27,6 +27,14 @@ def test_a_message_that_comes_twice_waits_for_none() -> None:
     assert order.due(1, "again") == ["again"]
 
 
+def test_a_message_that_waits_is_not_lost_when_its_like_comes() -> None:
+    order: MessageOrder[str] = MessageOrder()
+    assert order.due(2, "third") == []
+    assert order.due(2, "again") == ["again"]
+    assert order.due(0, "first") == ["first"]
+    assert order.due(1, "second") == ["second", "third"]
+
+
 def test_what_waits_for_a_lost_message_comes_in_the_end() -> None:
     order: MessageOrder[int] = MessageOrder()
     assert order.due(3, 3) == order.due(1, 1) == []
