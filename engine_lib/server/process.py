@@ -42,6 +42,7 @@ ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
 ENVIRONMENTS_FOLDER = "/tmp"
+ARENAS = 4
 LEAST_FILES, MOST_FILES = 256, 65536  # 24.10 with five models has some 60 open, and aborts at its limit
 REPORT_SECONDS = 10.0
 DEAD_SECONDS = 15.0  # Triton waits for ever for a model's process that was killed before its first line
@@ -155,6 +156,8 @@ class TritonServer:
         # Two model processes share the cores; by default torch starts a thread for each core in both.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Each arena of glibc keeps what its largest messages took, and by default there are 8 for each core.
+        environment.setdefault("MALLOC_ARENA_MAX", str(ARENAS))
         command = [
             str(installation.binary),
             f"--model-repository={plain_name(self.repository, run_directory / 'links')}",

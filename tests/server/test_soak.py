@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import soak
 
-from engine_lib.server.process import TritonServer
+from engine_lib.server.process import ARENAS, TritonServer
 from patience import PATIENCE
 
 Soak = Callable[..., tuple[int, dict[str, Any]]]
@@ -43,6 +43,10 @@ def test_a_sound_server_passes(run_soak: Soak) -> None:
     assert sum(report["hostile_answers"].values()) == report["sent"]["attacks"]
     for name in ("memory_mb tritonserver", "memory_mb talker", "active_streams", "codec_open_streams", "descriptors"):
         assert all(name in sample for sample in report["samples"])
+
+
+def test_large_messages_stay_in_few_arenas(server: TritonServer) -> None:
+    assert f"MALLOC_ARENA_MAX={ARENAS}".encode() in Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
 
 
 def test_a_stream_that_sounds_otherwise_fails_the_run(run_soak: Soak) -> None:
