@@ -93,6 +93,9 @@ class Encoder:
         self._taken = 0
         self._finished = False
         self._sink: _Sink | _File = _File() if is_whole else _Sink()
+        self._container: Any = None
+        if not chosen.has_frame:
+            return
         options = {**({} if is_whole else EVERY_PACKET_AT_ONCE), **chosen.container_options, **(chosen.whole_options if is_whole else {})}
         self._container = av.open(self._sink, "w", format=chosen.container, container_options=options)
         codec_options = dict(chosen.codec_options)
@@ -123,18 +126,22 @@ class Encoder:
         """The last bytes of the stream; none if it is finished already."""
         if not self._finished:
             self._finished = True
-            self._mux(None)
-            self._container.close()
+            if self._container is not None:
+                self._mux(None)
+                self._container.close()
             if isinstance(self._sink, _File):
                 self._sink.is_complete = True
         return self._sink.take()
 
     def _mux_samples(self, samples: Samples) -> None:
         if samples.size:
-            whole = np.rint(samples * LARGEST_INTEGER).astype(np.int16) if self._format.sample_format == "s16" else samples
+            whole = np.rint(samples * LARGEST_INTEGER).astype("<i2") if self._format.sample_format == "s16" else samples
+            if self._container is None:
+                self._sink.write(whole.tobytes())
+                return
             frame = av.AudioFrame.from_ndarray(whole.reshape(1, -1), format=self._format.sample_format, layout="mono")
             frame.sample_rate, frame.time_base, frame.pts = self.sample_rate, Fraction(1, self.sample_rate), self._taken
-            with nullcontext() if self._taken else _on_one_processor():
+            with nullcontext() if self._taken or not self._codec.frame_size else _on_one_processor():
                 self._mux(frame)
             self._taken += samples.size
 
@@ -156,6 +163,8 @@ def _clean(samples: npt.NDArray[np.floating[Any]]) -> Samples:
     values = np.asarray(samples, np.float32)
     if values.ndim != 1:
         raise ValueError(f"samples: shape {list(values.shape)} is not allowed; give [n]")
+    if not values.size or (values.min() >= -1.0 and values.max() <= 1.0):  # as almost always; a NaN is neither
+        return values
     return np.clip(np.nan_to_num(values, nan=0.0), -1.0, 1.0)
 
 
@@ -163,8 +172,9 @@ def _clean(samples: npt.NDArray[np.floating[Any]]) -> Samples:
 def _on_one_processor() -> Iterator[None]:
     """Keep this thread on the processor that it is on.
 
-    With the first samples PyAV makes a filter graph for each stream, and FFmpeg up to 16 threads for it, one for each processor that it
-    may use. They have nothing to do, but starting and ending them costs milliseconds, with the interpreter held.
+    With the first samples PyAV makes a filter graph for each stream whose codec takes frames of one size, and FFmpeg up to 16 threads
+    for it, one for each processor that it may use. They have nothing to do, but starting and ending them costs milliseconds, with the
+    interpreter held.
     """
     if not hasattr(os, "sched_setaffinity"):  # not Linux
         yield

@@ -61,6 +61,11 @@ class Format:
     container_options: Mapping[str, str] = field(default_factory=dict)
     whole_options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def has_frame(self) -> bool:
+        """Whether anything stands around the samples, or another code for them; pcm is the integers themselves."""
+        return self.container != "s16le"
+
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
