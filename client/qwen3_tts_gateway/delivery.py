@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError
 from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_gateway.audio import Encoding, checked_encoding
 from qwen3_tts_gateway.context import current_context
-from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import api_error
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.logs import log
@@ -21,8 +19,6 @@ from qwen3_tts_gateway.speech_request import SpeechOptions
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
-
-STOPPED = "the client took nothing for {:g} s"
 
 
 def encoding_of(request: SpeechOptions, *, is_whole: bool = False) -> Encoding:
@@ -55,11 +51,11 @@ class StreamedResponse(Response):
     """An answer whose parts are sent as they come.
 
     If the speech fails in the middle, the connection is closed before the end of the body, which every HTTP client tells from a
-    complete one. A client that takes nothing for `stall_seconds` is left.
+    complete one. HttpProtocol leaves a client that takes nothing.
     """
 
-    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str, stall_seconds: float, headers: Mapping[str, str]) -> None:
-        self._parts, self._stall_seconds = parts, stall_seconds
+    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str, headers: Mapping[str, str]) -> None:
+        self._parts = parts
         self.status_code, self.media_type, self.background = 200, media_type, None
         self.init_headers({**headers, "X-Accel-Buffering": "no"})  # nginx would gather the parts
 
@@ -68,11 +64,8 @@ class StreamedResponse(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
                 async for part in parts:
-                    await within(self._stall_seconds, send({"type": "http.response.body", "body": part, "more_body": True}))
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
             except Qwen3TTSClientError as error:
                 log("stream broken", request_id=current_context().request_id, reason=error.message)
                 return  # without the last message: the web server then closes the connection
-            except asyncio.TimeoutError:
-                log("stream broken", request_id=current_context().request_id, reason=STOPPED.format(self._stall_seconds))
-                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})

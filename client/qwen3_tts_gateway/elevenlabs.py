@@ -64,7 +64,7 @@ async def convert(request: Request, voice: str, body: SynthesisRequest, output_f
 async def stream(request: Request, voice: str, body: SynthesisRequest, output_format: str = Query(DEFAULT)) -> Response:
     """Speak a text; the file while it is spoken."""
     encoding, chunks, first = await _begin(request, voice, body, output_format)
-    return _streamed(request, encoded(request.app.state.gateway, encoding, first, chunks), encoding.media_type)
+    return StreamedResponse(encoded(request.app.state.gateway, encoding, first, chunks), encoding.media_type, {})
 
 
 @router.post("/v1/text-to-speech/{voice}/with-timestamps", responses=ERRORS)
@@ -92,7 +92,7 @@ async def stream_with_timestamps(request: Request, voice: str, body: SynthesisRe
         if characters.has_begun or times.has_words:
             yield json.dumps(_timed(b"", characters.add(body.text, times.take(), times.seconds))).encode() + b"\n"
 
-    return _streamed(request, lines(), "application/json")
+    return StreamedResponse(lines(), "application/json", {})
 
 
 @router.get("/v1/voices")
@@ -144,11 +144,6 @@ async def _begin(
         speech.timestamps = "word" if await gateway.tells_times(speech) else None
         chunks = times.of(gateway.stream(speech))
     return encoding, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
-
-
-def _streamed(request: Request, parts: AsyncGenerator[bytes, None], media_type: str) -> StreamedResponse:
-    gateway: Gateway = request.app.state.gateway
-    return StreamedResponse(parts, media_type, gateway.settings.stall_seconds, {})
 
 
 def _timed(audio: bytes, characters: Sequence[Character]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Entry:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         context = RequestContext(given if REQUEST_ID.fullmatch(given) else new_request_id())
         set_context(context)
+        scope.setdefault("state", {})["request_id"] = context.request_id  # for the log of the protocol below
         if scope.get("method") == "HEAD":  # as GET, which every route has that has a HEAD; the web server leaves out the body
             scope = {**scope, "method": "GET"}
             context.facts["method"] = "HEAD"

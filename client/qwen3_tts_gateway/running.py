@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from qwen3_tts_gateway.app import create_app
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.http_protocol import HttpProtocol
+from qwen3_tts_gateway.http_protocol import HttpConfig
 from qwen3_tts_gateway.logs import log, start_logging
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
 
@@ -116,9 +116,9 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
         print(f"gateway: {'http' if tls is None else 'https'} {listener.getsockname()[1]}", flush=True)
         if wyoming is not None:
             print(f"gateway: wyoming {wyoming.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(
+        config = HttpConfig(
             app,
-            http=HttpProtocol,
+            stall_seconds=settings.stall_seconds,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -36,13 +36,12 @@ async def create_speech(request: Request, body: SpeechRequest) -> Response:
     times = WordTimes()
     chunks = times.of(gateway.stream(body, to=to))
     first = await anext(chunks)
-    stall_seconds = gateway.settings.stall_seconds
     if is_sse:
         headers["Cache-Control"] = "no-cache"
-        return StreamedResponse(events(gateway, body, encoding, first, chunks, times), EVENT_STREAM, stall_seconds, headers)
+        return StreamedResponse(events(gateway, body, encoding, first, chunks, times), EVENT_STREAM, headers)
     parts = encoded(gateway, encoding, first, chunks)
     if body.stream:
-        return StreamedResponse(parts, encoding.media_type, stall_seconds, headers)
+        return StreamedResponse(parts, encoding.media_type, headers)
     content = b"".join([part async for part in parts])
     headers["X-Finish-Reason"] = context.facts["finish_reason"]
     return Response(content, media_type=encoding.media_type, headers=headers)

@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from uvicorn.server import ServerState
 
 from patience import PATIENCE
-from qwen3_tts_gateway.http_protocol import HttpProtocol
+from qwen3_tts_gateway.http_protocol import HttpConfig, HttpProtocol
 
 WAIT = 0.2  # seconds for a request
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -28,7 +27,7 @@ async def connected(is_broken: bool = False) -> AsyncIterator[tuple[asyncio.Stre
         await send({"type": "http.response.start", "status": 200, "headers": length})
         await send({"type": "http.response.body", "body": b"ok", "more_body": is_broken})
 
-    config = uvicorn.Config(app, http=HttpProtocol, timeout_keep_alive=WAIT)
+    config = HttpConfig(app, PATIENCE, timeout_keep_alive=WAIT)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(lambda: HttpProtocol(config, state, {}), "127.0.0.1", 0)
