@@ -53,8 +53,8 @@ def cloning_server(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-def clone(seed: int, seconds: float) -> list[Any]:
-    return [*inputs(sampling={"max_frames": 2}), *reference(recording(seed, seconds), text=None, x_vector_only=True)]
+def clone(seed: int, seconds: float, max_frames: int = 2) -> list[Any]:
+    return [*inputs(sampling={"max_frames": max_frames}), *reference(recording(seed, seconds), text=None, x_vector_only=True)]
 
 
 def ends(server: TritonServer, reason: str) -> float:
@@ -78,18 +78,18 @@ def test_a_recording_whose_client_has_gone_is_not_encoded(cloning_server: Triton
 
 
 def test_a_deadline_passes_while_a_recording_waits_and_while_it_is_encoded(cloning_server: TritonServer) -> None:
-    """A fast machine has encoded the first one by then, and perhaps begun to speak."""
+    """A fast machine has encoded some of them by then, and speaks; none of these has come to its end."""
     before = metric(cloning_server, "references_encoded_total")
     with ExitStack() as stack:
-        streams = [stack.enter_context(Stream(cloning_server, clone(10 + seed, LONG), timeout=100_000)) for seed in range(4)]
+        recordings = [clone(10 + seed, LONG, max_frames=1900) for seed in range(NUM_WAITING)]
+        streams = [stack.enter_context(Stream(cloning_server, recording, timeout=100_000)) for recording in recordings]
         for stream in streams:
             end = stream.all()[-1]
             assert end.finish_reason == "error"
-            assert end.index <= 1
             assert end.error.startswith("DEADLINE_EXCEEDED: timeout: ")
     eventually_free(cloning_server)
     eventually(lambda: metric(cloning_server, "waiting_references") == 0, "none waits")
-    assert metric(cloning_server, "references_encoded_total") - before <= 2
+    assert metric(cloning_server, "references_encoded_total") - before < NUM_WAITING
 
 
 def test_the_server_asks_for_clients_that_wait_inside_an_ensemble(small_server: TritonServer) -> None:
