@@ -13,12 +13,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine_lib.admission.deadlines import Deadlines
 from engine_lib.admission.turn import Priority
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -101,7 +101,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         self._fed: list[FurtherText] = []
         self._silent: list[SilentStream] = []
         self._cancelled: dict[str, str] = {}  # stream keys, and the error that each ends with
-        self._deadlines: list[tuple[float, str]] = []  # a heap; requests that have ended stay in it
+        self._deadlines = Deadlines(self._deadline_of)
         self._text_waits = TextWaits(config.text_idle_seconds, self.worker.frame_seconds)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="talker-engine", daemon=True)
@@ -215,7 +215,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             return self._launch_due() - time.perf_counter()
         if not (self.scheduler.waiting or self._text_waits):
             return None
-        due = [*self._text_waits.due, *(deadline for deadline, _ in self._deadlines[:1])]
+        due = [*self._text_waits.due, *([] if self._deadlines.next is None else [self._deadlines.next])]
         if self._backpressure.is_on:
             due.append(self._backpressure.until)
         return min(due) - time.monotonic() if due else None
@@ -238,7 +238,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
             if sequence.text_is_open:
                 self._text_waits.add(sequence)
             if sequence.request.deadline is not None:
-                heappush(self._deadlines, (sequence.request.deadline, sequence.request.stream_key))
+                self._deadlines.add(sequence.request.stream_key, sequence.request.deadline)
         for text in fed:
             if text.stream_key in self._open:
                 self._take_text(self._open[text.stream_key], text)
@@ -250,13 +250,15 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         for stream_key, error in cancelled.items():
             if stream_key in self._open:
                 self._close(self._open[stream_key], FinishReason.ERROR if error else FinishReason.CANCELLED, error)
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            deadline, stream_key = heappop(self._deadlines)
-            if stream_key in self._open and self._open[stream_key].request.deadline == deadline:
-                self._close(self._open[stream_key], FinishReason.ERROR, DEADLINE_ERROR)
+        for stream_key in self._deadlines.passed(time.monotonic()):
+            self._close(self._open[stream_key], FinishReason.ERROR, DEADLINE_ERROR)
         if self._text_waits:
             self._end_text_waits(time.monotonic())
         return True
+
+    def _deadline_of(self, stream_key: str) -> float | None:
+        sequence = self._open.get(stream_key)
+        return None if sequence is None else sequence.request.deadline
 
     def _take_text(self, sequence: Sequence, text: FurtherText) -> None:
         """Add text to a sequence; its next step may have waited for it."""
