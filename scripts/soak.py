@@ -12,9 +12,9 @@ reason of each stream are checked, and the share of equal streams is only report
 Meanwhile memory of each process, descriptors, threads, shared memory, and the streams, slots and blocks in use are sampled. The
 memory's slope after the warm-up is that of a straight line, with its uncertainty. Verdict, exit code 0 or 1: PASS if no stream was wrong,
 no request hung, everything is free at the end, descriptors and threads are as many as before, serve.py ended with 0, and memory does
-not surely grow by more than --slope. That is judged only after --warm-up-requests, because until then caches fill: of all our processes
-together, and of tritonserver, unless it is a version that keeps requests of clients that leave. Then a line `not judged` says how much it
-grew. A short run can neither show nor exclude a slope of 1 MB an hour: the uncertainty says what it could see.
+not surely grow by more than --slope, to the end. That is judged only after --warm-up-requests, because until then caches fill: of all our
+processes together, and of tritonserver, unless it is a version that keeps requests of clients that leave. Then a line `not judged` says how
+much it grew. A short run can neither show nor exclude a slope of 1 MB an hour: the uncertainty says what it could see.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a soak says of memory: how fast that of each process grows, and which growth is judged.
 
-Private memory of all our processes together is judged. That of tritonserver is judged apart, unless its version is known to keep requests
-of clients that leave and the load has such clients: then the report says how much it grew, and that nobody has judged it.
+Private memory of all our processes together is judged: a run fails if it grows too fast, in the second half of the time too, because a
+cache that fills is no leak. That of tritonserver is judged apart in the same way, unless its version is known to keep requests of clients
+that leave and the load has such clients: then the report says how much it grew, and that it was not judged.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Memory:
 
     Attributes:
         slopes: of each process, of all of ours, and of all; None: too few samples.
+        late_slopes: the same in the second half of the time.
         kb_per_request: the same, for each request that was sent meanwhile.
         limit: MB an hour that are no fault.
         is_judged: whether the run was long enough.
@@ -34,6 +36,7 @@ class Memory:
     """
 
     slopes: dict[str, Slope | None]
+    late_slopes: dict[str, Slope | None]
     kb_per_request: dict[str, float]
     limit: float
     is_judged: bool
@@ -45,8 +48,12 @@ class Memory:
         return [
             f"{name.removeprefix(PREFIX).strip()}: memory grows by {line}, which is surely more than {self.limit:g}"
             for name in judged
-            if (line := self.slopes.get(name)) is not None and line.is_above(self.limit)
+            if (line := self.slopes.get(name)) is not None and line.is_above(self.limit) and self._grows_late(name)
         ]
+
+    def _grows_late(self, name: str) -> bool:
+        late = self.late_slopes.get(name)
+        return late is None or late.is_above(self.limit)
 
     def not_judged(self) -> list[str]:
         """What was seen and not judged, in words."""
@@ -64,6 +71,7 @@ class Memory:
                 name: None if line is None else asdict(line) | {"kb_per_request": self.kb_per_request[name]}
                 for name, line in self.slopes.items()
             },
+            "late_slopes": {name: None if line is None else asdict(line) for name, line in self.late_slopes.items()},
         }
 
 
@@ -77,10 +85,12 @@ def growth_of(samples: Sequence[Sample], warm_up_requests: int, limit: float, ex
     if TRITONS in values:
         values[OURS] = [everything - triton for everything, triton in zip(values[PREFIX], values[TRITONS], strict=True)]
     slopes = {name: slope(seconds, levels) for name, levels in values.items()}
+    half = len(shown) // 2
+    late_slopes = {name: slope(seconds[half:], levels[half:]) for name, levels in values.items()}
     sent = shown[-1]["sent"] - shown[0]["sent"] if shown else 0.0
     hours = (seconds[-1] - seconds[0]) / 3600 if shown else 0.0
     each = {name: round(line.per_hour * hours * 1024 / sent, 3) if line and sent else 0.0 for name, line in slopes.items()}
-    return Memory(slopes, each, limit, bool(warm) and slopes.get(OURS) is not None, excused)
+    return Memory(slopes, late_slopes, each, limit, bool(warm) and slopes.get(OURS) is not None, excused)
 
 
 def excuse(version: str, share_that_leaves: float) -> str:

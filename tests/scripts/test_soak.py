@@ -128,6 +128,15 @@ def test_growth_of_an_old_triton_is_told_and_any_other_is_judged(
     assert memory.kb_per_request["memory_mb tritonserver"] == pytest.approx(triton / 36 * 1.024, abs=2e-3)
 
 
+def test_a_cache_that_fills_is_no_leak() -> None:
+    filling = [sample | {"memory_mb": sample["memory_mb"] + min(sample["seconds"], 300.0) / 10} for sample in samples(0.0, 0.0)]
+    memory = growth_of(filling, 0, 1.0, "")
+    slope_of_ours = memory.slopes["memory_mb ours"]
+    assert slope_of_ours is not None
+    assert slope_of_ours.is_above(1.0)
+    assert memory.reasons() == []
+
+
 def test_few_requests_show_no_growth_and_listeners_alone_excuse_none() -> None:
     memory = growth_of(samples(2.0, 36.0), 6000, 1.0, "")
     assert (memory.reasons(), memory.not_judged()) == ([], ["memory: too few requests or samples"])
