@@ -107,12 +107,13 @@ class Backends:
             found.append(known)
         if not found:
             raise failure
-        if len(found) == 1:
-            return found[0]
-        voices = {voice.name: voice for part in reversed(found) for voice in part.voices}
-        models = {model.name: model for part in reversed(found) for model in part.models}
-        refused = {name: reason for part in found for name, reason in part.refused.items()}
-        return VoiceList(tuple(voices.values()), refused, any(part.has_store for part in found), tuple(models.values()))
+        return _together(found)
+
+    def known_voices(self) -> VoiceList | None:
+        """What all servers that are ready speak with together, as they said last; None if one of them has not said it yet."""
+        known = [backend.voices for backend in self.ready]
+        found = [voices for voices in known if voices is not None]
+        return _together(found) if found and len(found) == len(known) else None
 
     async def stream(
         self, model: str, text: str | AsyncIterator[str], timeout: float | None = None, **options: Unpack[RequestOptions]
@@ -188,3 +189,13 @@ def _readiness(backend: Backend) -> float:
 
 def _open_streams(backend: Backend) -> float:
     return float(backend.open_streams)
+
+
+def _together(found: list[VoiceList]) -> VoiceList:
+    """Of two voices or models of one name the first one's server decides."""
+    if len(found) == 1:
+        return found[0]
+    voices = {voice.name: voice for part in reversed(found) for voice in part.voices}
+    models = {model.name: model for part in reversed(found) for model in part.models}
+    refused = {name: reason for part in found for name, reason in part.refused.items()}
+    return VoiceList(tuple(voices.values()), refused, any(part.has_store for part in found), tuple(models.values()))

@@ -69,7 +69,10 @@ class Gateway:
     async def route(self, request: SpeechRequest) -> Route:
         """The model and the voice of a request. If no server says what it has, the request goes to the default model as it is."""
         try:
-            chosen = route(request, found := await within(ASKING_SECONDS, self.voices()), self.settings)
+            found = self.backends.known_voices()
+            if found is None:
+                found = await within(ASKING_SECONDS, self.voices())
+            chosen = route(request, found, self.settings)
             known = {voice.name for voice in found.voices}
             if chosen.voice is not None and not known.issuperset(names_in(chosen.voice, known)):
                 chosen = route(request, await self.voices(fresh=True), self.settings)  # it may have been stored a moment ago

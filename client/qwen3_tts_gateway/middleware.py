@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from qwen3_tts_gateway.context import RequestContext, new_request_id, set_context
-from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.keys import Keys
 from qwen3_tts_gateway.logs import log
@@ -137,7 +136,7 @@ class _Exchange:
         self._scope, self._receive, self._send, self._context = scope, receive, send, context
         self._most_bytes, self._stall_seconds = settings.max_body_bytes, settings.stall_seconds
         self._bytes = self.status = 0
-        self._is_answered = self.has_left = False
+        self._is_answered = self._has_stalled = self.has_left = False
         self._watch: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
 
@@ -172,10 +171,16 @@ class _Exchange:
         if self._watch is not None:  # the body is complete, so the client can only leave
             await self._gone.wait()
             return {"type": "http.disconnect"}
+        stall = asyncio.get_running_loop().call_later(self._stall_seconds, self._stop_waiting, asyncio.current_task())
         try:
-            message = await within(self._stall_seconds, self._receive())
-        except asyncio.TimeoutError:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._has_stalled:
+                raise
+            _forget_cancel()
             raise HTTPException(408, f"nothing of the body came for {self._stall_seconds:g} s") from None
+        finally:
+            stall.cancel()
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._most_bytes:
             raise HTTPException(413, self._too_long())
@@ -185,6 +190,10 @@ class _Exchange:
         elif not message.get("more_body", False):
             self._watch = asyncio.create_task(self._cancel_when_left(asyncio.current_task()))
         return message
+
+    def _stop_waiting(self, receiving: asyncio.Task[Any] | None) -> None:
+        if receiving is not None:
+            self._has_stalled = receiving.cancel()
 
     async def _cancel_when_left(self, answering: asyncio.Task[Any] | None) -> None:
         while (await self._receive())["type"] != "http.disconnect":

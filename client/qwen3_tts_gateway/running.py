@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -126,6 +127,8 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
             ssl_certfile=tls and tls.certificate,
             ssl_keyfile=tls and tls.key,
         )
+        gc.collect()
+        gc.freeze()  # a full collection would look at all of this again and hold up the loop meanwhile
         _Server(config, app).run(sockets=[listener])
 
 
