@@ -36,7 +36,7 @@ class Resources:
 
     Attributes:
         processes, descriptors, threads: of tritonserver and its children.
-        memory_mb: their private memory.
+        memory_mb: their private memory, without files.
         shared_memory_mb: of the regions in /dev/shm that the models' processes share with the server.
     """
 
@@ -83,7 +83,7 @@ class _Read:
         model: that it runs, as `codec_decoder`; of the engine or rank of one, which has a process of its own, as `codec engine`; `others`
             of a guard.
         regions: that it shares with the server.
-        memory_mb: its private memory. Some kernels do not tell it; there it is what is resident and in no file.
+        memory_mb: its private memory, without files.
     """
 
     model: str
@@ -112,11 +112,10 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _private_bytes(process: psutil.Process) -> int:
-    private = 0
-    with suppress(psutil.AccessDenied, OSError):
-        private = getattr(process.memory_full_info(), "uss", 0)
+    """What is resident and in no file. (The pages of a library are private too while no other process maps it.)"""
     resident = process.memory_info()
-    return private or resident.rss - resident.shared
+    own: int = resident.rss - resident.shared
+    return own
 
 
 def _size_mb(region: str) -> float:
