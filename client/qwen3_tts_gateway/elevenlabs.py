@@ -26,6 +26,8 @@ from qwen3_tts_gateway.openapi import AUDIO, ERRORS
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
 
+LINE_AUDIO_BYTES = 32_768  # of one line: aiohttp, with which Pipecat reads it, refuses lines from 128 KiB on
+
 router = APIRouter(tags=["elevenlabs"])
 
 
@@ -88,7 +90,9 @@ async def stream_with_timestamps(request: Request, voice: str, body: SynthesisRe
     async def lines() -> AsyncGenerator[bytes, None]:
         async with aclosing(encoded(request.app.state.gateway, encoding, first, chunks)) as parts:
             async for part in parts:
-                yield json.dumps(_timed(part, characters.add(body.text, times.take()))).encode() + b"\n"
+                for begin in range(0, len(part), LINE_AUDIO_BYTES):
+                    piece = part[begin : begin + LINE_AUDIO_BYTES]
+                    yield json.dumps(_timed(piece, characters.add(body.text, times.take()))).encode() + b"\n"
         if characters.has_begun or times.has_words:
             yield json.dumps(_timed(b"", characters.add(body.text, times.take(), times.seconds))).encode() + b"\n"
 

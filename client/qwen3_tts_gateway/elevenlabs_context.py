@@ -27,6 +27,7 @@ from qwen3_tts_gateway.text_feed import TextFeed
 from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
 
 MAX_TEXTS = 100  # that wait in one context
+MAX_SPACES = 100  # in a row
 
 
 class Connection(Protocol):
@@ -58,6 +59,7 @@ class Context:
 
     Attributes:
         task: that speaks.
+        is_complete: the client has flushed by a message of its own, and no text has come since.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class Context:
         self._before = before
         self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
+        self._spaces = ""  # at the end of the open utterance, until more of it comes
         self._open_texts: list[TextFeed] = []
         self._spoken_seconds = self._aligned_seconds = 0.0  # of utterances that have ended; up to the last alignment
+        self._speaking: asyncio.Task[None] | None = None
+        self._is_stopped = self.is_complete = False
         self.task = asyncio.create_task(self._run())
 
     @property
@@ -91,19 +96,30 @@ class Context:
         return not all(feed.is_dropped for feed in self._open_texts) and not self.task.done()
 
     def put(self, text: str) -> None:
-        """Add to the open utterance, or begin one."""
+        """Add to the open utterance, or begin one.
+
+        Clients end each piece with a space because the protocol asks for it. Around an utterance it is no text, so spaces behind
+        punctuation wait for what follows.
+        """
         if self.task.done():
             return  # it has failed, and the rest of its text is not another one's
+        self.is_complete = False
         if self._feed is None:
             if len(self._open_texts) >= MAX_TEXTS:
                 raise ApiError(429, f"text: more than {MAX_TEXTS} utterances of a context wait; flush less often", param="text")
-            self._feed = TextFeed(self._gateway.settings.max_text_length)
+            self._feed, self._spaces = TextFeed(self._gateway.settings.max_text_length), ""
             self._texts.put_nowait(self._feed)
             self._open_texts.append(self._feed)
+            text = text.lstrip()
+        text = self._spaces + text
+        words = text.rstrip()
+        # Behind a letter a space goes at once, because it ends the word.
+        held = "" if (words or self._feed.text)[-1:].isalnum() else text[len(words) :]
         try:
-            self._feed.put(text)
+            self._feed.put(text[: len(text) - len(held)])
         except InvalidRequest as error:
             raise ApiError(400, error.message, param="text", code="text_too_long") from None
+        self._spaces = held[:MAX_SPACES]
 
     def flush(self) -> None:
         """End the open utterance."""
@@ -116,6 +132,15 @@ class Context:
         if self._feed is not None:
             self._feed.drop()
             self._feed = None
+
+    def stop(self) -> None:
+        """Speak no more of anything, from now on."""
+        self._is_stopped = True
+        for feed in self._open_texts:
+            feed.drop()
+        self._feed = None
+        if self._speaking is not None:
+            self._speaking.cancel()
 
     def close(self) -> None:
         """End the context behind what it has been given."""
@@ -134,9 +159,10 @@ class Context:
             async with self._gateway.encoders.open(self._encoding) as encoder:
                 while (feed := await self._texts.get()) is not None:
                     if not feed.is_dropped:
-                        await self._speak(feed, encoder)
+                        await self._speak_until_stopped(feed, encoder)
                     self._open_texts.remove(feed)
-                await self._send(await encoder.finish())
+                if not self._is_stopped:  # then the encoder may be in the middle of a chunk
+                    await self._send(await encoder.finish())
             await self._connection.send(self._named({"audio": None, "isFinal": True}))
         except WebSocketDisconnect:
             pass
@@ -144,6 +170,14 @@ class Context:
             await self._fail(answer_of(error, ELEVENLABS_FIELDS))
         finally:
             self._connection.forget(self)
+
+    async def _speak_until_stopped(self, feed: TextFeed, encoder: StreamEncoder) -> None:
+        self._speaking = asyncio.create_task(self._speak(feed, encoder))
+        try:
+            await self._speaking
+        except asyncio.CancelledError:
+            if not self._is_stopped:
+                raise
 
     async def _speak(self, feed: TextFeed, encoder: StreamEncoder) -> None:
         times, characters = WordTimes(), CharacterTimes(self._spoken_seconds)
@@ -155,7 +189,7 @@ class Context:
                     return
                 audio = await encoder.encode(chunk.audio)
                 end = times.seconds if chunk.is_final and (times.has_words or characters.has_begun) else None
-                await self._send(audio, characters.add(feed.text, times.take(), end))
+                await self._send(audio, characters.add(aligned_text(feed), times.take(), end))
         self._spoken_seconds += times.seconds
 
     async def _fail(self, error: ApiError) -> None:
@@ -163,7 +197,8 @@ class Context:
             await self._connection.refuse(error)
             return
         with suppress(WebSocketDisconnect):
-            await self._connection.send(self._named({"error": error.code or "invalid_request", "message": error.message}))
+            told = {"error": error.code or "invalid_request", "message": error.message, "audio": None, "isFinal": True}
+            await self._connection.send(self._named(told))
 
     async def _send(self, audio: bytes, characters: Sequence[Character] = ()) -> None:
         if audio or characters:
@@ -183,3 +218,8 @@ class Context:
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         return values if self._name is None else values | {"contextId": self._name}
+
+
+def aligned_text(feed: TextFeed) -> str:
+    """The text of an utterance for its alignment: at its end with a space, which tells clients that the last word is complete."""
+    return feed.text + " " if feed.has_ended else feed.text

@@ -6,6 +6,7 @@ A message brings a piece of text to a context (elevenlabs_context.py), ends its 
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +23,7 @@ from qwen3_tts_gateway.text_feed import STREAMED
 INACTIVITY_SECONDS = 20  # ElevenLabs' default
 MAX_INACTIVITY_SECONDS = 180
 MAX_CONTEXTS = 5  # at a time on one socket, as ElevenLabs allows
+SENTENCE_END = re.compile(r"""[.!?…。！？।؟]["'”’»)\]」』]*\s*$""")
 
 router = APIRouter()
 
@@ -47,6 +49,7 @@ class _Connection:
         self._socket, self._query, self._voice, self._is_multi = JsonSocket(socket), socket.query_params, voice, is_multi
         self._gateway: Gateway = socket.app.state.gateway
         self._format = self._query.get("output_format", DEFAULT)
+        self._is_auto = self._query.get("auto_mode") == "true"
         self._contexts: dict[str, Context] = {}  # that take text
         self._closing: dict[Context, str] = {}  # that speak the rest of theirs; their names may be given to new ones
 
@@ -67,9 +70,11 @@ class _Connection:
 
     async def _converse(self) -> None:
         try:
-            fields = {"model": self._query.get("model_id"), "language": self._query.get("language_code")}
+            names = {"model": "model_id", "language": "language_code", "seed": "seed"}
+            fields = {field: self._query.get(name) for field, name in names.items()}
             self._request = SpeechRequest.model_validate({"input": STREAMED, "voice": self._voice, **fields})
             encoding_named(self._format)
+            await self._gateway.check_voice(self._request)
             await self._serve(_seconds(self._query.get("inactivity_timeout")))
             await self._socket.close()
         except WebSocketDisconnect:
@@ -99,9 +104,12 @@ class _Connection:
         if not isinstance(text, str):
             raise _refusal("text", f"{type(text).__name__} is not allowed; give a string")
         context = self._contexts.get(name)
+        if context is None and message.get("close_context"):
+            self._stop(name)
+            return
         if context is None:
-            if message.get("close_context") or (self._is_multi and not text):
-                return  # nothing to close, nothing to keep alive
+            if self._is_multi and not text:
+                return  # nothing to keep alive
             if len(self._contexts) + sum(old.is_busy for old in self._closing) >= MAX_CONTEXTS:
                 raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
             encoding = encoding_named(self._format)
@@ -118,14 +126,27 @@ class _Connection:
                 counts_from_begin=self._query.get("sync_alignment") == "true",
             )
         closes = bool(message.get("close_context"))
+        flushes = bool(message.get("flush"))
+        ends = flushes or (self._is_auto and SENTENCE_END.search(text) is not None and not closes)
         # The first message has a space for its text, and later pieces may begin with one; a space alone is not speech.
         if not closes and (text.strip() or (text and context.is_speaking)):
-            context.put(text)
-        if message.get("flush"):
+            context.put(text.rstrip() if ends else text)
+        if ends:
             context.flush()
+        if flushes:
+            context.is_complete = closes or not text.strip()
         if closes:
-            context.drop()
+            if self._is_auto and not context.is_complete:
+                context.stop()
+            else:
+                context.drop()
             self._close(name, context)
+
+    def _stop(self, name: str) -> None:
+        """Barge-in: the client has closed the contexts of this name before, and wants to hear no more of them."""
+        for context, its in self._closing.items():
+            if its == name:
+                context.stop()
 
     def _close(self, name: str, context: Context) -> None:
         del self._contexts[name]

@@ -80,6 +80,17 @@ class Gateway:
             chosen = route(request, NO_VOICES, self.settings)
         return chosen
 
+    async def check_voice(self, request: SpeechRequest) -> None:
+        """Raise ApiError if the servers say which voices they have, and the request's is none of them."""
+        to = await self.route(request)
+        try:
+            known = {voice.name for voice in (await within(ASKING_SECONDS, self.voices())).voices}
+        except (Qwen3TTSClientError, asyncio.TimeoutError):
+            return
+        if known and to.voice is not None and not known.issuperset(names_in(to.voice, known)):
+            message = f"voice: {to.voice!r:.100} is unknown; allowed: {', '.join(sorted(known))}"
+            raise ApiError(400, message, param="voice", code="invalid_value")
+
     async def stream(
         self, request: SpeechRequest, text: AsyncIterator[str] | None = None, to: Route | None = None
     ) -> AsyncGenerator[AudioChunk, None]:

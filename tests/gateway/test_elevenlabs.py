@@ -48,10 +48,10 @@ def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) 
     assert "output_format" in str(refused.value.body)
 
 
-def socket_of(gateway: str, path: str, **query: Any) -> ClientConnection:
+def socket_of(gateway: str, path: str, voice: str = "ada", **query: Any) -> ClientConnection:
     parameters = "&".join(f"{name}={value}" for name, value in ({"output_format": "pcm_24000"} | query).items())
     return connect(
-        f"{gateway.replace('http', 'ws')}/v1/text-to-speech/ada/{path}?{parameters}", additional_headers={"xi-api-key": "unused"}
+        f"{gateway.replace('http', 'ws')}/v1/text-to-speech/{voice}/{path}?{parameters}", additional_headers={"xi-api-key": "unused"}
     )
 
 
@@ -96,8 +96,9 @@ def test_contexts_speak_side_by_side_and_end_one_by_one(gateway: str) -> None:
         send(socket, text="in the window. ", context_id="one")
         send(socket, context_id="one", flush=True)
         send(socket, text="My brother has two dogs. ", context_id="one", flush=True)
-        send(socket, context_id="one", close_context=True)
-        send(socket, context_id="two", close_context=True)
+        for name in ("one", "two"):
+            send(socket, text="", context_id=name, flush=True)
+            send(socket, context_id=name, close_context=True)
         audio, messages = received(socket, 2)
     assert len(audio["one"]) > len(audio["two"]) > 24_000
     assert {message["contextId"] for message in messages if message.get("isFinal")} == {"one", "two"}
