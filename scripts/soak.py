@@ -60,6 +60,7 @@ VOICE_IN_THE_BOX = Path(__file__).parent / "voice_in_the_box" / "checkpoint"
 WARM_UP_SHARE, WARM_UP_REQUESTS = 0.4, 5000
 KEPT_CONNECTIONS = 0.02  # of killed clients, by a tritonserver that keeps requests; 24.10 kept 0.005
 REPORT_SECONDS = 10.0
+ROWS = 512  # of a stream of random weights: its prompt and half a minute of frames
 
 
 def main() -> int:
@@ -219,7 +220,8 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak.py: stopped"))  # not without this server
     model = random_checkpoint(arguments.checkpoints, arguments.size) if arguments.size else arguments.model
     options = [f"--option={name}={value}" for name, value in arguments.option]
-    random_weights = ["--option=on_runaway=off"] if arguments.size else []  # they repeat themselves
+    # Random weights repeat themselves and never end. A hostile request without a limit would speak for minutes, and memory grow with it.
+    random_weights = ["--option=on_runaway=off", f"--option=max_model_len={ROWS}"] if arguments.size else []
     further = [f"--device={arguments.device}", *(["--mps"] if arguments.mps else []), *random_weights, *options]
     log_file = arguments.log_file or Path(tempfile.mkstemp(prefix="qwen3-tts-", suffix=".log")[1])
     with served(model, further, log_file) as target:

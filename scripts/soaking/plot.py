@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from soaking.samples import LEVELS, Sample
 
+HANDLES = ("descriptors", "threads", "shared_memory_mb")
+
 
 def plot(samples: Sequence[Sample], warm_up: float, slopes: Mapping[str, str], title: str, path: Path) -> None:
     """Draw the samples into `path`; its suffix gives the format.
@@ -18,18 +20,26 @@ def plot(samples: Sequence[Sample], warm_up: float, slopes: Mapping[str, str], t
         slopes: of some of the samples' names, in words.
     """
     minutes = [sample["seconds"] / 60 for sample in samples]
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    memory, held, handles = figure.subplots(1, 3)
-    names = [name for name in samples[-1] if name.startswith("memory_mb")]
-    for axes, drawn in ((memory, names), (held, LEVELS), (handles, ("descriptors", "threads", "shared_memory_mb", "gpu_mb"))):
-        for name in drawn:
+    memory = [name for name in samples[-1] if name.startswith("memory_mb")]
+    first = samples[0]
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    grown = {name: first.get(name, 0.0) for name in (*memory, "gpu_mb")}  # a process of gigabytes hides what the others gain
+    panels: list[tuple[str, Sequence[str], Mapping[str, float]]] = [
+        ("private memory, MB", memory, {}),
+        ("memory since the load began, MB", list(grown), grown),
+        ("held", LEVELS, {}),
+        ("handles, and MB of /dev/shm", HANDLES, {}),
+    ]
+    for axes, (label, names, base) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for name in names:
             if name in samples[-1]:
-                label = f"{name}: {slopes[name]}" if name in slopes else name
-                axes.plot(minutes, [sample.get(name, float("nan")) for sample in samples], label=label)
+                words = f"{name}: {slopes[name]}" if name in slopes and base else name
+                axes.plot(minutes, [sample.get(name, float("nan")) - base.get(name, 0.0) for sample in samples], label=words)
         axes.axvline(warm_up / 60, linestyle="--", color="gray")
-        axes.set(xlabel="minutes", ylim=(0, None))
+        axes.set(xlabel="minutes", ylabel=label)
+        if not base:
+            axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
-    memory.set_ylabel("private memory, MB")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
