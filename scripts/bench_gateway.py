@@ -7,8 +7,9 @@
 the gateway and once straight to the server. --fake puts a make-believe server there instead, which costs next to nothing: then the
 figures are the gateway's own, and every byte of pcm is checked.
 
-Each stream makes its next request when it has been answered. first audio: from sending a request until its first bytes of audio are
-there. audio-s/s: seconds of audio that arrived in a second. cpu: share of one core that the gateway needed, the processes that encode
+Each stream makes its next request when it has been answered; they begin one after the other within --warm-up. first audio: from sending a
+request until its first bytes of audio are there. audio-s/s: seconds of audio in a second; an utterance counts by the part of its time that
+lies in the measured window. cpu: share of one core that the gateway needed, the processes that encode
 included; loop: that of its event loop alone, and at: audio-s/s at which it would be full. memory: the gateway's resident set without
 those processes, at the first quarter of the time and at the end; the file of --output has it at each twentieth of the time.
 """
@@ -50,11 +51,33 @@ COLUMNS = (
 
 @dataclass
 class Figures:
-    """What the streams of one point met."""
+    """What the streams of one point met; times are time.monotonic().
 
+    Attributes:
+        begin, end: the measured window. All streams speak throughout it; what lies outside is left out.
+        first: times to the first audio of utterances that began in the window.
+        spoken: seconds of audio in the window.
+        done: utterances that ended in it.
+        wrong: utterances with bytes that are not as they should be, whenever they came.
+    """
+
+    begin: float
+    end: float
     first: list[float] = field(default_factory=list)
+    spoken: float = 0.0
     done: int = 0
     wrong: int = 0
+
+    def hear(self, begun: float, first: float) -> None:
+        """The first audio of an utterance has come."""
+        if self.begin <= begun < self.end:
+            self.first.append(first - begun)
+
+    def add(self, begun: float, ended: float) -> None:
+        """An utterance has come to its end."""
+        inside = max(0.0, min(ended, self.end) - max(begun, self.begin))
+        self.spoken += FRAMES * SECONDS_PER_FRAME * inside / max(ended - begun, 1e-9)
+        self.done += self.begin <= ended < self.end
 
 
 def main() -> None:
@@ -78,25 +101,27 @@ async def _measure(arguments: argparse.Namespace) -> None:
 
 
 async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str, gateway: psutil.Process, port: int) -> dict[str, object]:
-    figures, begin = Figures(), time.monotonic()
-    end = begin + arguments.seconds
-    busy, busy_loop = _cpu_seconds(gateway)
+    start = time.monotonic()
+    begin = start + arguments.warm_up
+    figures = Figures(begin, begin + arguments.seconds)
+    starts = np.linspace(start, begin, streams, endpoint=False)
     async with AsyncExitStack() as stack:
         if way == "grpc":
             client = await stack.enter_async_context(AsyncClient(url))
-            loops = [_over_grpc(client, arguments.voice, figures, end) for _ in range(streams)]
+            loops = [_over_grpc(client, arguments.voice, figures, at) for at in starts]
         else:
             expected = expected_pcm(FRAMES) if arguments.fake and way == "pcm" else None
-            loops = [_over_http(port, way, arguments.voice, figures, end, expected) for _ in range(streams)]
+            loops = [_over_http(port, way, arguments.voice, figures, at, expected) for at in starts]
         tasks = [asyncio.create_task(loop) for loop in loops]
-        watch = asyncio.create_task(_memory(gateway, arguments.seconds))
+        await _until(begin)
+        busy, busy_loop = _cpu_seconds(gateway)
+        memory = await _memory(gateway, arguments.seconds)
+        now, now_loop = _cpu_seconds(gateway)
+        elapsed = time.monotonic() - begin
         await asyncio.gather(*tasks)
-        memory = await watch
-    elapsed = time.monotonic() - begin
-    now, now_loop = _cpu_seconds(gateway)
     cpu, loop = 100 * (now - busy) / elapsed, 100 * (now_loop - busy_loop) / elapsed
     p50, p99 = (float(np.percentile(figures.first, share)) * 1e3 for share in (50, 99))
-    rate = figures.done * FRAMES * SECONDS_PER_FRAME / elapsed
+    rate = figures.spoken / arguments.seconds
     print(
         f"{way:>5} {streams:>7} {p50:>18.2f} {p99:>8.2f} {rate:>9.1f} {figures.done:>6} {figures.wrong:>5} {cpu:>6.0f} "
         f"{loop:>6.0f} {100 * rate / max(loop, 0.1):>6.0f} "
@@ -133,24 +158,30 @@ async def _memory(gateway: psutil.Process, seconds: float) -> list[float]:
     return read
 
 
-async def _over_grpc(client: AsyncClient, voice: str | None, figures: Figures, end: float) -> None:
-    while time.monotonic() < end:
-        begun, heard = time.monotonic(), False
+async def _until(moment: float) -> None:
+    await asyncio.sleep(max(0.0, moment - time.monotonic()))
+
+
+async def _over_grpc(client: AsyncClient, voice: str | None, figures: Figures, start: float) -> None:
+    await _until(start)
+    while (begun := time.monotonic()) < figures.end:
+        heard = False
         async for _chunk in client.stream(TEXT, voice=voice, sampling={"max_frames": FRAMES}):
             if not heard:
                 heard = True
-                figures.first.append(time.monotonic() - begun)
-        figures.done += 1
+                figures.hear(begun, time.monotonic())
+        figures.add(begun, time.monotonic())
 
 
-async def _over_http(port: int, audio: str, voice: str | None, figures: Figures, end: float, expected: bytes | None) -> None:
+async def _over_http(port: int, audio: str, voice: str | None, figures: Figures, start: float, expected: bytes | None) -> None:
     """One connection, request after request; written by hand, because a client library would cost more than the gateway."""
     body = json.dumps({"input": TEXT, "voice": voice, "response_format": audio, "max_new_tokens": FRAMES}).encode()
     head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    await _until(start)
     try:
-        while time.monotonic() < end:
-            begun, content = time.monotonic(), []
+        while (begun := time.monotonic()) < figures.end:
+            content: list[bytes] = []
             writer.write(head.encode() + body)
             answer = await reader.readuntil(b"\r\n\r\n")
             if b" 200 " not in answer.split(b"\r\n", 1)[0]:
@@ -159,9 +190,9 @@ async def _over_http(port: int, audio: str, voice: str | None, figures: Figures,
                 content.append(await reader.readexactly(size))
                 await reader.readexactly(2)
                 if len(content) == 1:
-                    figures.first.append(time.monotonic() - begun)
+                    figures.hear(begun, time.monotonic())
             await reader.readexactly(2)
-            figures.done += 1
+            figures.add(begun, time.monotonic())
             figures.wrong += expected is not None and b"".join(content) != expected
     finally:
         writer.close()
@@ -210,6 +241,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=["pcm", "mp3", "opus"], metavar="NAME")
     parser.add_argument("--gateway-alone", action="store_true", help="do not measure the same load without the gateway")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each point (default 10)")
+    parser.add_argument("--warm-up", type=float, default=1.0, metavar="S", help="before each point, in which the streams begin (default 1)")
     parser.add_argument("--voice", metavar="NAME")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures")
     return parser.parse_args()
