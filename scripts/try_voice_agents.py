@@ -3,6 +3,8 @@
     python scripts/try_voice_agents.py                                  # a server of its own, with the voice in the box, on the CPU
     python scripts/try_voice_agents.py --url http://tts.example:8880    # a gateway that runs; nothing is compared
 
+With --url nobody else may speak meanwhile, because an interruption must bring the gateway's open streams to none.
+
 The plugins run in an environment of their own (build/voice-agents), which is made of requirements/voice-agents.txt when it is not there.
 The server of its own decodes greedily, so that the same text has the same samples whoever asks for it.
 
