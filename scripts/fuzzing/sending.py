@@ -122,6 +122,9 @@ class Sender:
         connection = http.client.HTTPConnection(self._http_address, timeout=self._patience)
         self._connections.add(connection)
         try:
+            connection.connect()
+            if self._has_left:  # `leave` came before there was a socket to shut down
+                return LEFT, ""
             connection.request("POST", attack.path, attack.body, {"Content-Type": "application/json"})
             response, parts = connection.getresponse(), []
             while part := response.read1():

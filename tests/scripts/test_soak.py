@@ -165,6 +165,7 @@ def test_the_load_is_cut_so_that_the_verdict_comes_in_time() -> None:
 def test_a_hostile_request_without_an_answer_is_left_at_the_end() -> None:
     with socket.create_server(("localhost", 0)) as deaf, ThreadPoolExecutor() as pool:
         address = f"localhost:{deaf.getsockname()[1]}"
+        deaf.settimeout(PATIENCE)
         outcomes = Outcomes()
         sender = Sender(address, address, outcomes, PATIENCE)
         attacks: list[Attack] = [
@@ -172,8 +173,8 @@ def test_a_hostile_request_without_an_answer_is_left_at_the_end() -> None:
             GrpcAttack(ModelInferRequest(model_name="talker"), streams=True, leaves=False),
         ]
         sent = [pool.submit(sender.send, attack) for attack in attacks]
-        deaf.accept()
-        sender.leave()
+        with deaf.accept()[0], deaf.accept()[0]:
+            sender.leave()
         sent.append(pool.submit(sender.send, attacks[0]))
         for one in sent:
             one.result(PATIENCE)
