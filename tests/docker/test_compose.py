@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,7 +26,8 @@ def test_docker_compose_takes_it(tmp_path: Path) -> None:
         yaml.safe_dump({key: value for key, value in COMPOSE.items() if key != "name"}), encoding="utf-8"
     )
     command = ["docker-compose", "--file", str(tmp_path / "compose.yaml"), "--profile", "cpu", "--profile", "gpu", "config", "--quiet"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it may have a `docker` of its own
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
 
 
