@@ -37,6 +37,7 @@ import psutil
 from benching.fake_triton import expected_pcm, running_fake
 from benching.measuring import command, machine, write_results
 from qwen3_tts_client import AsyncClient
+from qwen3_tts_client.load.streams import until
 
 TEXT = "The weather is fine this morning, and the two of them walk to the station together."
 FRAMES = 60  # of an utterance, if the server is asked for so many
@@ -113,7 +114,7 @@ async def _point(way: str, streams: int, arguments: argparse.Namespace, url: str
             expected = expected_pcm(FRAMES) if arguments.fake and way == "pcm" else None
             loops = [_over_http(port, way, arguments.voice, figures, at, expected) for at in starts]
         tasks = [asyncio.create_task(loop) for loop in loops]
-        await _until(begin)
+        await until(begin)
         busy, busy_loop = _cpu_seconds(gateway)
         memory = await _memory(gateway, arguments.seconds)
         now, now_loop = _cpu_seconds(gateway)
@@ -158,12 +159,8 @@ async def _memory(gateway: psutil.Process, seconds: float) -> list[float]:
     return read
 
 
-async def _until(moment: float) -> None:
-    await asyncio.sleep(max(0.0, moment - time.monotonic()))
-
-
 async def _over_grpc(client: AsyncClient, voice: str | None, figures: Figures, start: float) -> None:
-    await _until(start)
+    await until(start)
     while (begun := time.monotonic()) < figures.end:
         heard = False
         async for _chunk in client.stream(TEXT, voice=voice, sampling={"max_frames": FRAMES}):
@@ -178,7 +175,7 @@ async def _over_http(port: int, audio: str, voice: str | None, figures: Figures,
     body = json.dumps({"input": TEXT, "voice": voice, "response_format": audio, "max_new_tokens": FRAMES}).encode()
     head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-    await _until(start)
+    await until(start)
     try:
         while (begun := time.monotonic()) < figures.end:
             content: list[bytes] = []

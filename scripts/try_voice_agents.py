@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_lib.server.gateway import GatewayProcess
+from engine_lib.server.ports import hold_free_port
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from qwen3_tts_client import Client, RequestOptions
 from voice_agents.outcomes import RATE, SENTENCES, TEXT
@@ -95,18 +95,11 @@ def served(folder: Path) -> Iterator[tuple[TritonServer, str]]:
     greedy = json.loads(settings.read_text()) | {"do_sample": False, "subtalker_dosample": False}
     settings.write_text(json.dumps(greedy))
     options = {"model_path": str(checkpoint), "device": "cpu", "max_num_seqs": "8"}
-    with TritonServer(options=options, ports=FREE_PORTS, log_file=folder / "server.log") as server:
-        port = free_port()
+    with TritonServer(options=options, ports=FREE_PORTS, log_file=folder / "server.log") as server, hold_free_port() as held:
+        port = held.getsockname()[1]
         with GatewayProcess(server, ["--host", "127.0.0.1", "--port", str(port)]):
             wait_ready(url := f"http://127.0.0.1:{port}")
             yield server, url
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_ready(url: str) -> None:

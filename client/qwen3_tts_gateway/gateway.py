@@ -69,25 +69,27 @@ class Gateway:
     async def route(self, request: SpeechRequest) -> Route:
         """The model and the voice of a request. If no server says what it has, the request goes to the default model as it is."""
         try:
-            found = self.backends.known_voices()
-            if found is None:
-                found = await within(ASKING_SECONDS, self.voices())
+            found = await self._known_voices()
             chosen = route(request, found, self.settings)
-            known = {voice.name for voice in found.voices}
-            if chosen.voice is not None and not known.issuperset(names_in(chosen.voice, known)):
+            if not _has_voice(chosen, {voice.name for voice in found.voices}):
                 chosen = route(request, await self.voices(fresh=True), self.settings)  # it may have been stored a moment ago
         except (Qwen3TTSClientError, asyncio.TimeoutError):
             chosen = route(request, NO_VOICES, self.settings)
         return chosen
 
+    async def _known_voices(self) -> VoiceList:
+        """What the servers have said; asked for only if one of them has not said it yet."""
+        found = self.backends.known_voices()
+        return await within(ASKING_SECONDS, self.voices()) if found is None else found
+
     async def check_voice(self, request: SpeechRequest) -> None:
         """Raise ApiError if the servers say which voices they have, and the request's is none of them."""
         to = await self.route(request)
         try:
-            known = {voice.name for voice in (await within(ASKING_SECONDS, self.voices())).voices}
+            known = {voice.name for voice in (await self._known_voices()).voices}
         except (Qwen3TTSClientError, asyncio.TimeoutError):
             return
-        if known and to.voice is not None and not known.issuperset(names_in(to.voice, known)):
+        if known and not _has_voice(to, known):
             message = f"voice: {to.voice!r:.100} is unknown; allowed: {', '.join(sorted(known))}"
             raise ApiError(400, message, param="voice", code="invalid_value")
 
@@ -187,3 +189,8 @@ class _Account:
         self.audio_seconds += chunk.seconds
         if chunk.is_final:
             self.reason = chunk.finish_reason
+
+
+def _has_voice(to: Route, known: set[str]) -> bool:
+    """Whether all voices that speak there are among the known ones."""
+    return to.voice is None or known.issuperset(names_in(to.voice, known))

@@ -5,19 +5,17 @@ Runs in an environment of its own, which try_voice_agents.py makes.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 from livekit.agents import APIConnectOptions, tokenize, tts
 from livekit.plugins import elevenlabs, openai
 
-from voice_agents.outcomes import LONG_TEXT, TEXT, VOICE, Heard, Trial, run
+from voice_agents.outcomes import LONG_TEXT, TEXT, VOICE, Heard, Trial, parsed_arguments, run
 
 NO_RETRY = APIConnectOptions(max_retry=0, timeout=10)
 FRAMES_BEFORE_LEAVING = 3
@@ -27,11 +25,7 @@ LAST_WORDS_SECONDS = 0.5  # in which the plugin says that the text has ended
 
 async def main() -> None:
     """Run all trials."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", required=True, help="of the gateway")
-    parser.add_argument("--metrics", action="append", default=[], help="pages that show open streams")
-    parser.add_argument("--folder", required=True, type=Path, help="for the audio")
-    arguments = parser.parse_args()
+    arguments = parsed_arguments(__doc__)
     base_url = f"{arguments.url}/v1"
     async with aiohttp.ClientSession() as session:
         oai = partial(openai.TTS, base_url=base_url, api_key="unused", voice=VOICE)

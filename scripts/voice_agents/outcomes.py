@@ -5,6 +5,7 @@ Runs in the frameworks' own environment, so it needs nothing but Python.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import re
@@ -85,6 +86,15 @@ class Trial:
     expected: str = ""
     is_exact: bool = False
     has_words: bool = False
+
+
+def parsed_arguments(description: str | None) -> argparse.Namespace:
+    """Those of one framework's trials."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--url", required=True, help="of the gateway")
+    parser.add_argument("--metrics", action="append", default=[], help="pages that show open streams")
+    parser.add_argument("--folder", required=True, type=Path, help="for the audio")
+    return parser.parse_args()
 
 
 def open_streams(metrics: Sequence[str]) -> float:

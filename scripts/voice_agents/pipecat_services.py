@@ -5,13 +5,11 @@ Runs in an environment of its own, which try_voice_agents.py makes.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import aiohttp
 from loguru import logger
@@ -37,7 +35,7 @@ from pipecat.services.openai.tts import OpenAITTSService
 from pipecat.services.tts_service import TextAggregationMode, TTSService
 from pipecat.workers.runner import WorkerRunner
 
-from voice_agents.outcomes import LONG_TEXT, RATE, SENTENCES, TEXT, VOICE, Heard, Trial, run
+from voice_agents.outcomes import LONG_TEXT, RATE, SENTENCES, TEXT, VOICE, Heard, Trial, parsed_arguments, run
 
 CHUNKS_BEFORE_LEAVING = 3
 SLOW = 0.8
@@ -182,11 +180,7 @@ def _common(name: str, service: Callable[[], TTSService], speech: str, metrics: 
 
 async def main() -> None:
     """Run all trials."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", required=True, help="of the gateway")
-    parser.add_argument("--metrics", action="append", default=[], help="pages that show open streams")
-    parser.add_argument("--folder", required=True, type=Path, help="for the audio")
-    arguments = parser.parse_args()
+    arguments = parsed_arguments(__doc__)
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
     async with aiohttp.ClientSession() as session:

@@ -102,13 +102,13 @@ class _Driver:
         """Run one stream after the other. The loops begin spread over the warm-up, as they are later."""
         load = self._load
         turns = load.turns(np.random.default_rng([load.seed, index]))
-        await _until(load.begin - load.warm_up * (1 - index / load.streams))
+        await until(load.begin - load.warm_up * (1 - index / load.streams))
         while time.monotonic() < load.end:
             spoken = await self._speak(client, next(turns))
             if spoken.outcome != DONE:
                 await asyncio.sleep(RETRY_SECONDS)
             elif load.paced and spoken.arrivals:
-                await _until(min(spoken.playback()[-1].end, load.end))
+                await until(min(spoken.playback()[-1].end, load.end))
 
     async def _open_loop(self, client: AsyncClient) -> None:
         load = self._load
@@ -117,7 +117,7 @@ class _Driver:
         warm_up = generator.uniform(load.begin - load.warm_up, load.begin, round(load.rate * load.warm_up))
         measured = generator.uniform(load.begin, load.end, round(load.rate * (load.end - load.begin)))
         for arrival in np.sort(np.concatenate([warm_up, measured]))[load.index :: load.processes]:
-            await _until(arrival)
+            await until(arrival)
             tasks.append(asyncio.create_task(self._speak(client, next(turns))))
         await asyncio.gather(*tasks)
 
@@ -143,11 +143,12 @@ class _Driver:
     async def _cpu_in_window(self) -> float:
         """Share of one core that this process needs within the window."""
         load = self._load
-        await _until(load.begin)
+        await until(load.begin)
         before = time.process_time()
-        await _until(load.end)
+        await until(load.end)
         return (time.process_time() - before) / (load.end - load.begin)
 
 
-async def _until(moment: float) -> None:
+async def until(moment: float) -> None:
+    """Wait until then, by time.monotonic(); at once if that is over."""
     await asyncio.sleep(max(0.0, moment - time.monotonic()))
