@@ -11,9 +11,9 @@ PATIENCE = 300.0
 PROGRAM_PATIENCE = 3 * PATIENCE  # for a program that computes for a minute on an idle machine
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds, which `what` says in words."""
+def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    """Wait until `condition` holds, which `what` says in words; a function is asked for them when it has not come."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
+        assert time.monotonic() < deadline, f"never happened: {what if isinstance(what, str) else what()}"
         time.sleep(0.05)  # more often, those that ask a server over HTTP would keep it busy

@@ -91,7 +91,7 @@ def test_a_trace_of_a_client_goes_on_through_the_offline_model(server: TritonSer
         return [span for span in collector.named(name) if span.trace == TRACE_ID]
 
     names = ("qwen3_tts_offline", "talker", "speaking")
-    eventually(lambda: all(mine(name) for name in names), "the stream's spans are in the client's trace")
+    eventually(lambda: all(mine(name) for name in names), lambda: f"{names} are in the client's trace, of {collector.spans}")
     [_], [talker], [speaking] = map(mine, names)
     assert speaking.parent == talker.id
 
