@@ -41,7 +41,7 @@ def test_a_voice_has_one_gain_from_its_second_utterance_on(tts: Qwen3TTS) -> Non
     [plain], _ = tts.generate_custom_voice(**CALL)
     [first], _ = tts.generate_custom_voice(**CALL, loudness=-30)
     [second], _ = tts.generate_custom_voice(**CALL, loudness=-30)
-    np.testing.assert_array_equal(first, plain)
+    np.testing.assert_allclose(first, plain, atol=1e-5)  # as it is, because the loudness of the voice is not known yet
     assert loudness(second, 24000) == pytest.approx(-30, abs=1)
 
 

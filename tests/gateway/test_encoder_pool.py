@@ -116,7 +116,7 @@ def test_a_gateway_tells_of_a_dead_encoder_and_leaves_none_behind_when_it_is_kil
                     programs_of(gateway)[1].kill()
                     for _ in parts:
                         pass
-                assert "the process that encodes this audio has ended" in log.read_text()
+                eventually(lambda: "the process that encodes this audio has ended" in log.read_text(), "the log says why")
                 with client.stream("POST", url, json={"input": "Hello."}) as answer:
                     assert next(answer.iter_raw())
                     left = programs_of(gateway)

@@ -54,7 +54,7 @@ def test_a_client_that_leaves_ends_its_speech_at_the_server(
     eventually(lambda: metric(endless, "client_cancels_total") == cancels + 3, "each of them was cancelled")
     eventually(lambda: endless_gateway.answered("leaver-2").get("status") == 499, "the log has it")
     assert endless_gateway.answered("leaver-2")["finish_reason"] == "left"
-    assert "qwen3_tts_gateway_open_streams 0.0" in http.get("/metrics").text
+    eventually(lambda: "qwen3_tts_gateway_open_streams 0.0" in http.get("/metrics").text, "no stream is open")
 
 
 def test_a_client_that_leaves_while_it_waits_is_forgotten(endless_gateway: RunningGateway, endless: TritonServer) -> None:
@@ -75,8 +75,9 @@ def test_health_readiness_and_metrics_are_there(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     eventually(lambda: http.get("/ready").status_code == 200, "it is ready")
     http.post("/v1/audio/speech", json={"input": TEXT, "max_new_tokens": 2})
+    counted = 'qwen3_tts_gateway_requests_total{route="/v1/audio/speech",status="200"}'
+    eventually(lambda: counted in http.get("/metrics").text, "the request is counted")
     page = http.get("/metrics").text
-    assert 'qwen3_tts_gateway_requests_total{route="/v1/audio/speech",status="200"}' in page
     assert 'qwen3_tts_gateway_streams_total{reason="length"}' in page
     assert 'qwen3_tts_gateway_backend_up{backend="127.0.0.1:' in page
     assert "qwen3_tts_gateway_first_audio_seconds_bucket" in page

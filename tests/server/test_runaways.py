@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from engine_lib.server.process import TritonServer
 from engine_lib.speech.runaway import SILENCE_IN_SPEECH
+from patience import eventually
 from server.conftest import new_server
 from server.streams import SAMPLES_PER_FRAME, Stream, audio_of, eventually_free, inputs, metric
 
@@ -40,28 +41,31 @@ def spoken(server: TritonServer, **sampling: Any) -> tuple[int, str]:
     return len(audio_of(chunks)), chunks[-1].finish_reason
 
 
-def runaways(server: TritonServer, outcome: str) -> float:
-    return metric(server, "runaways_total", cause="silence", outcome=outcome)
+def counts(server: TritonServer) -> tuple[float, float, float]:
+    """Runaways that were stopped and retried, and requests that ended with one."""
+    stopped, retried = (metric(server, "runaways_total", cause="silence", outcome=outcome) for outcome in ("stopped", "retried"))
+    return stopped, retried, metric(server, "finished_requests_total", reason="runaway")
 
 
 def test_a_server_stops_it_and_only_a_short_pause_is_heard(silent_server: TritonServer) -> None:
+    stopped, retried, ended = counts(silent_server)
     assert spoken(silent_server) == (PAUSE, "runaway")
+    eventually(lambda: counts(silent_server) == (stopped + 1, retried, ended + 1), "it is counted")
     eventually_free(silent_server)
-    assert runaways(silent_server, "stopped") == metric(silent_server, "finished_requests_total", reason="runaway") == 1
 
 
 def test_a_request_may_want_it_spoken_anew(silent_server: TritonServer) -> None:
-    retried, stopped = runaways(silent_server, "retried"), runaways(silent_server, "stopped")
+    stopped, retried, ended = counts(silent_server)
     assert spoken(silent_server, on_runaway="retry") == (3 * PAUSE, "runaway")
+    eventually(lambda: counts(silent_server) == (stopped + 1, retried + 2, ended + 1), "all of them are counted")
     eventually_free(silent_server)
-    assert runaways(silent_server, "retried") == retried + 2
-    assert runaways(silent_server, "stopped") == stopped + 1
 
 
 def test_a_request_may_want_all_of_it(silent_server: TritonServer) -> None:
-    stopped = runaways(silent_server, "stopped")
+    before = counts(silent_server)
     assert spoken(silent_server, on_runaway="off", max_frames=40) == (40 * SAMPLES_PER_FRAME, "length")
-    assert runaways(silent_server, "stopped") == stopped
+    eventually_free(silent_server)
+    assert counts(silent_server) == before
 
 
 def test_silence_at_the_end_of_a_stream_that_ends_is_heard_whole(silent_server: TritonServer) -> None:
