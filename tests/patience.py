@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+from engine_lib.server.orphan import is_running
 
 # Seconds until something that has not happened counts as hanging. An idle machine needs some, one with ten other things to do a minute.
 # pytest's own limit for a test (`timeout` in pyproject.toml) is above it, so that a test that hangs says what it waited for.
@@ -17,3 +20,8 @@ def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> 
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what if isinstance(what, str) else what()}"
         time.sleep(0.05)  # more often, those that ask a server over HTTP would keep it busy
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended. One that nothing has taken leave of, as orphans on some machines, stays as a zombie."""
+    return not is_running(Path("/proc", str(pid)))

@@ -17,7 +17,7 @@ import pytest_asyncio
 from benching.fake_triton import running_fake
 from gateway.audio.decoding import decoded, speech
 from gateway.conftest import COMMAND
-from patience import PATIENCE, eventually
+from patience import PATIENCE, eventually, has_ended
 from qwen3_tts_client.errors import StreamFailed
 from qwen3_tts_gateway.audio import Encoding, checked_encoding, make_encoder
 from qwen3_tts_gateway.encoder_pool import EncoderPool
@@ -45,13 +45,6 @@ def programs_of(gateway: subprocess.Popen[str]) -> list[psutil.Process]:
     """The same of a gateway's process."""
     children = psutil.Process(gateway.pid).children(recursive=True)
     return [process for process in children if "encoder_process" in " ".join(process.cmdline())]
-
-
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE  # of a machine on which nothing takes orphans
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def spoken(pool: EncoderPool, encoding: Encoding) -> bytes:
@@ -122,4 +115,4 @@ def test_a_gateway_tells_of_a_dead_encoder_and_leaves_none_behind_when_it_is_kil
                     left = programs_of(gateway)
                     assert len(left) == 2
                     gateway.kill()
-            eventually(lambda: all(map(has_ended, left)), "they have ended with the gateway")
+            eventually(lambda: all(has_ended(process.pid) for process in left), "they have ended with the gateway")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server.conftest import CAN_SERVE
+from server.conftest import ANY_PORTS, CAN_SERVE
 
 from engine_lib.server.process import MODEL_REPOSITORY
 from gateway.conftest import TEXT, VOICE_IN_THE_BOX
@@ -19,7 +19,7 @@ from patience import PATIENCE, eventually
 
 pytestmark = [pytest.mark.server, pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton")]
 SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py"), "--model", str(VOICE_IN_THE_BOX), "--device", "cpu"]
-FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--gateway", "--gateway-port"]
+FREE = [*ANY_PORTS, "--gateway", "--gateway-port"]
 
 
 def test_serve_starts_a_gateway_that_speaks_and_ends_with_it(tmp_path: Path) -> None:

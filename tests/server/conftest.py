@@ -22,6 +22,7 @@ from server.streams import SECRET, eventually_free
 # command, on any PATH, its own end is announced by SIGTERM.
 ENDS_WITH_TESTS = [str(shutil.which("setpriv")), "--pdeathsig", "TERM"]
 SERVE = [*ENDS_WITH_TESTS, sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
+ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]  # of serve.py
 TALKER_ALONE = ("--model-control-mode=explicit", "--load-model=talker")  # arguments of a server that need not speak: it loads sooner
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
 

@@ -26,7 +26,7 @@ from engine_lib.serving.backend import SIGNATURE_PARAMETER, signed_order
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener
-from patience import PATIENCE, eventually
+from patience import PATIENCE, eventually, has_ended
 from qwen3_tts_client.decoding import decoded
 
 TEXT = "Good morning! How are you today?"
@@ -259,7 +259,7 @@ class ModelProcess:
 
     @property
     def is_alive(self) -> bool:
-        return Path(f"/proc/{self.pid}").exists()
+        return not has_ended(self.pid)
 
 
 def model_process(server: TritonServer | int, model: str) -> ModelProcess:

@@ -13,7 +13,7 @@ from docker.test_healthcheck import ask
 from engine_lib.codec.isolation.remote_engine import CHILD_MODULE as CODEC_MODULE
 from engine_lib.server.process import TritonServer
 from engine_lib.talker.isolation.remote_engine import CHILD_MODULE as TALKER_MODULE
-from patience import PATIENCE, eventually
+from patience import PATIENCE, eventually, has_ended
 from server.conftest import new_server
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of, processes_of, streams_in_flight
 from server.streams import Stream, audio_of, in_process_audio, inputs, metric, model_process
@@ -76,7 +76,7 @@ def test_a_server_whose_engines_have_their_own_processes_stops_with_streams_in_f
             assert server.wait(PATIENCE) == 0
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
     nothing_is_left_of(processes)
-    assert not any(Path(f"/proc/{engine}").exists() for engine in engines)
+    assert all(map(has_ended, engines))
 
 
 def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with_its_model(endless_voice: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
         with streams_in_flight(server):
             for process in processes_of(server):
                 os.kill(process.pid, signal.SIGKILL)
-            eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (engine, codec)), "the engines' processes end")
+            eventually(lambda: has_ended(engine) and has_ended(codec), "the engines' processes end")
             server.wait(PATIENCE)
     gone = ask(server)
     assert gone.returncode == 1

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine_lib.server.orphan import is_running
-from patience import eventually
+from patience import eventually, has_ended
 from server.conftest import ENDS_WITH_TESTS
 from server.ends import MODELS, nothing_is_left_of
 from server.streams import Stream, inputs, model_process
@@ -41,7 +40,7 @@ def test_a_server_of_a_killed_run_ends_although_a_stream_is_left_open(endless_vo
             stream.all()
             run.kill()
             run.wait()
-            eventually(lambda: not Path(f"/proc/{pid}").exists(), "the server ends")
+            eventually(lambda: has_ended(pid), "the server ends")
     nothing_is_left_of(processes)
     eventually(lambda: not [*tmp_path.glob("qwen3-tts-*")], "its folder is removed")
 
@@ -50,7 +49,7 @@ def test_a_program_of_a_killed_run_gets_sigterm() -> None:
     command = [sys.executable, "-c", STARTS_A_PROGRAM, *ENDS_WITH_TESTS, "sleep", "1000"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        program = Path("/proc", run.stdout.readline().strip())
-        eventually(lambda: (program / "comm").read_text() == "sleep\n", "it has asked for the signal")
+        program = int(run.stdout.readline())
+        eventually(lambda: Path(f"/proc/{program}/comm").read_text() == "sleep\n", "it has asked for the signal")
         run.kill()
-    eventually(lambda: not is_running(program), "it ends")
+    eventually(lambda: has_ended(program), "it ends")

@@ -13,10 +13,8 @@ import pytest
 from engine_lib.server.log import ServerLog
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
-from server.conftest import SERVE, TALKER_ALONE
+from server.conftest import ANY_PORTS, SERVE, TALKER_ALONE
 from server.streams import Stream, inputs
-
-ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
 
 
 @pytest.mark.parametrize("log_file", [[], ["--log-file", "/dev/stderr"]], ids=["default", "stderr"])

@@ -17,7 +17,7 @@ from engine_lib.devices import MPS_SHARE, limit_gpu_share
 from engine_lib.server import mps
 from engine_lib.server.installation import ServerError
 from engine_lib.server.mps import CONTROL, PID_FILE, MpsDaemon
-from patience import PATIENCE
+from patience import PATIENCE, has_ended
 
 
 @pytest.fixture
@@ -25,13 +25,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a fake control program on PATH; return its folder."""
     monkeypatch.setenv("PATH", fake_mps.install(tmp_path))
     return tmp_path
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a process that has ended has none
-    except OSError:
-        return False
 
 
 def pid_in(pipes: Path) -> int:
@@ -45,8 +38,8 @@ def test_a_daemon_runs_in_a_private_folder_and_is_gone_with_it_afterwards(fake: 
         assert stat.S_IMODE(pipes.parent.stat().st_mode) == 0o700
         assert len(str(pipes / "control_privileged")) < 108
         pid = pid_in(pipes)
-        assert is_running(pid)
-    assert not is_running(pid)
+        assert not has_ended(pid)
+    assert has_ended(pid)
     assert not pipes.parent.exists()
 
 
@@ -72,7 +65,7 @@ def test_two_daemons_do_not_meet(fake: Path) -> None:
     with MpsDaemon() as one:
         with MpsDaemon() as other:
             assert one.environment["CUDA_MPS_PIPE_DIRECTORY"] != other.environment["CUDA_MPS_PIPE_DIRECTORY"]
-        assert is_running(pid_in(Path(one.environment["CUDA_MPS_PIPE_DIRECTORY"])))
+        assert not has_ended(pid_in(Path(one.environment["CUDA_MPS_PIPE_DIRECTORY"])))
 
 
 def test_it_stops_after_an_error_too(fake: Path) -> None:
@@ -86,7 +79,7 @@ def test_it_stops_after_an_error_too(fake: Path) -> None:
 
     with pytest.raises(KeyError):
         fail_inside()
-    assert not is_running(pids[0])
+    assert has_ended(pids[0])
 
 
 def test_one_that_does_not_quit_is_killed(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +87,7 @@ def test_one_that_does_not_quit_is_killed(fake: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(mps, "QUIT_SECONDS", 0.3)
     with MpsDaemon() as daemon:
         pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
-    assert not is_running(pid)
+    assert has_ended(pid)
 
 
 def test_one_that_does_not_start_says_why_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +127,7 @@ def test_a_process_with_its_environment_is_a_client_of_the_real_daemon() -> None
         log = (Path(daemon.environment["CUDA_MPS_LOG_DIRECTORY"]) / "control.log").read_text()
         assert servers.stdout.strip().isdigit(), f"no MPS server was started for the client: {servers.stdout!r}\n{log}"
         pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
-    assert not is_running(pid)
+    assert has_ended(pid)
 
 
 WHICH_GPU = "import torch; torch.ones(8, device='cuda').sum().item(); print(torch.cuda.get_device_properties(0).uuid)"
@@ -151,4 +144,4 @@ def test_two_real_daemons_at_the_same_time_have_a_gpu_each() -> None:
         gpus = [client.communicate(timeout=PATIENCE)[0] for client in clients]
         pids = [pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"])) for daemon in (one, other)]
     assert len(set(gpus) - {b""}) == 2, gpus
-    assert not any(map(is_running, pids))
+    assert all(map(has_ended, pids))

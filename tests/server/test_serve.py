@@ -19,8 +19,8 @@ import tritonclient.grpc.aio as triton_aio
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 
 from engine_lib.serving.secret import SECRET_VARIABLE
-from patience import PATIENCE, eventually
-from server.conftest import SERVE
+from patience import PATIENCE, eventually, has_ended
+from server.conftest import ANY_PORTS, SERVE
 from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of
 from server.streams import Stream, inputs, model_process
 
@@ -52,8 +52,7 @@ def test_serve_refuses_an_exit_timeout_that_is_none(seconds: str) -> None:
     ],
 )
 def test_serve_refuses_ports_that_are_none(endless_voice: Path, ports: list[str], message: str) -> None:
-    free = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *free, *ports]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, *ports]
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 1
     assert f"serve.py: {message}" in result.stderr
@@ -75,8 +74,7 @@ def test_serve_says_in_a_line_that_it_cannot_write_its_files(endless_voice: Path
 
 
 def test_serve_may_be_stopped_while_it_loads(endless_voice: Path, tmp_path: Path) -> None:
-    free = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *free, "--exit-timeout", str(PATIENCE)]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, "--exit-timeout", str(PATIENCE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as serve:
         assert serve.stdout is not None
         while "loading: talker" not in (line := serve.stdout.readline()):
@@ -87,21 +85,8 @@ def test_serve_may_be_stopped_while_it_loads(endless_voice: Path, tmp_path: Path
 
 
 def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
-    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    command = [
-        *SERVE,
-        "--model",
-        str(endless_voice),
-        "--device",
-        "cpu",
-        "--option",
-        "max_num_seqs=2",
-        *ports,
-        "--exit-timeout",
-        str(PATIENCE),
-        "--log-file",
-        str(tmp_path / "log"),
-    ]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", "--option", "max_num_seqs=2", *ANY_PORTS]
+    command += ["--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve:
         assert serve.stdout is not None
         assert serve.stderr is not None
@@ -144,9 +129,8 @@ def test_serve_refuses_to_drain_for_longer_than_it_may_take_to_end(endless_voice
 
 
 def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(endless_voice: Path, tmp_path: Path) -> None:
-    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     explicit = ["--triton-argument=--model-control-mode=explicit", "--triton-argument=--load-model=qwen3_tts"]
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, *explicit, "--log-file", str(tmp_path / "log")]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, *explicit, "--log-file", str(tmp_path / "log")]
     own = {"TMPDIR": str(tmp_path), SECRET_VARIABLE: "the operator's own secret"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | own) as serve:
         assert serve.stdout is not None
@@ -160,7 +144,7 @@ def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(
             serve.send_signal(signal.SIGKILL)
             end = last_chunk(stream)
     assert (end.finish_reason, end.error) == ("error", "the server is shutting down")
-    eventually(lambda: not Path(f"/proc/{server}").exists(), "the server ends")
+    eventually(lambda: has_ended(server), "the server ends")
     nothing_is_left_of(processes)
 
 
@@ -187,8 +171,7 @@ async def cancel_at_the_last_chunk(port: int, num_streams: int = 60, frames: int
 
 @pytest.mark.parametrize("client", ["leaves its stream open", "cancels at the last chunk"])
 def test_serve_ends_well_whatever_a_client_does_at_the_end_of_its_streams(endless_voice: Path, tmp_path: Path, client: str) -> None:
-    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, "--exit-timeout", str(PATIENCE)]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, "--exit-timeout", str(PATIENCE)]
     command += ["--log-file", str(tmp_path / "log"), "--address", "0.0.0.0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve, ExitStack() as stack:
         assert serve.stdout is not None

@@ -10,10 +10,8 @@ from pathlib import Path
 import fake_mps
 
 from engine_lib.server.mps import PID_FILE
-from patience import PATIENCE
-from server.conftest import SERVE
-
-ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
+from patience import PATIENCE, has_ended
+from server.conftest import ANY_PORTS, SERVE
 
 
 def test_the_models_become_clients_of_a_daemon_that_ends_with_a_killed_server(endless_voice: Path, tmp_path: Path) -> None:
@@ -31,7 +29,7 @@ def test_the_models_become_clients_of_a_daemon_that_ends_with_a_killed_server(en
         assert serve.wait(PATIENCE) == 1
         assert serve.stderr is not None
         assert "tritonserver ended by itself" in serve.stderr.read()
-    assert not Path(f"/proc/{daemon}").exists() or not Path(f"/proc/{daemon}/cmdline").read_bytes()
+    assert has_ended(daemon)
     assert not pipes.parent.exists()
 
 

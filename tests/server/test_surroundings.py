@@ -16,15 +16,15 @@ import pytest
 
 from engine_lib.server import process
 from engine_lib.server.installation import ServerError
+from engine_lib.server.orphan import children
 from engine_lib.server.process import MODEL_REPOSITORY
-from patience import PATIENCE, eventually
+from patience import PATIENCE, eventually, has_ended
 from qwen3_tts_client import Client
-from server.conftest import ENDS_WITH_TESTS, new_server
+from server.conftest import ANY_PORTS, ENDS_WITH_TESTS, new_server
 
 PROJECT = MODEL_REPOSITORY.parent
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 OPTIONS = ["--device", "cpu", "--option", "num_threads=1", "--option", "max_num_seqs=2", "--option", "max_model_len=256"]
-FREE = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 
 
 def test_a_proxy_is_not_asked_for_our_own_ports_and_a_start_says_what_it_waits_for(
@@ -70,7 +70,16 @@ def test_a_folder_for_temporary_files_that_triton_cannot_write_is_named(
 
 def serve(project: Path, model: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """serve.py of `project`, on free ports; what it prints goes to `output`."""
-    command = [*ENDS_WITH_TESTS, sys.executable, str(project / "scripts" / "serve.py"), "--model", str(model), *FREE, *OPTIONS, *arguments]
+    command = [
+        *ENDS_WITH_TESTS,
+        sys.executable,
+        str(project / "scripts" / "serve.py"),
+        "--model",
+        str(model),
+        *ANY_PORTS,
+        *OPTIONS,
+        *arguments,
+    ]
     environment = os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{project / 'client'}"}
     with output.open("wb") as file:
         return subprocess.Popen(
@@ -84,14 +93,7 @@ def _heed_closed_terminals() -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    return [int(child.name) for child in children(pid)]
 
 
 def test_checkout_checkpoint_and_voice_store_may_have_any_name_and_a_closed_terminal_ends_all(tiny_base: Path, tmp_path: Path) -> None:

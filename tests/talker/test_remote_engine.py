@@ -24,7 +24,7 @@ from engine_lib.talker.isolation.remote_engine import RemoteTalkerEngine
 from engine_lib.talker.output.emitter import Emitter
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 from make_checkpoint import make_checkpoint
-from patience import PATIENCE, eventually
+from patience import PATIENCE, eventually, has_ended
 from talker.speaking import (
     GREEDY,
     GREETING,
@@ -207,7 +207,7 @@ def test_an_engine_that_fails_in_its_process_ends_the_process(checkpoints: Path)
         for stream in streams:
             assert stream.end().error.startswith("the talker engine failed: R")  # RankError, or the RuntimeError of a broken sum
         eventually(lambda: not engine.is_alive, "the end of the process is noticed")
-        eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank is gone")
+        eventually(lambda: has_ended(int(rank)), "the rank is gone")
 
 
 def test_a_shutdown_ends_streams_under_way_and_the_process_whose_log_is_its_parents(endless: Path, caplog: pytest.LogCaptureFixture):
@@ -256,7 +256,7 @@ def test_a_killed_parent_leaves_no_process_behind(endless: Path):
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
-    eventually(lambda: not Path(f"/proc/{child}").exists(), "the engine's process ends")
+    eventually(lambda: has_ended(child), "the engine's process ends")
 
 
 def test_what_the_process_finds_wrong_is_what_the_load_says(endless: Path):

@@ -32,7 +32,7 @@ from engine_lib.talker.parallel import all_reduce, other_rank, rank_zero
 from engine_lib.talker.parallel.all_reduce import RankGroup
 from engine_lib.talker.parallel.rank_zero import RankZero
 from make_checkpoint import make_checkpoint
-from patience import PATIENCE, eventually
+from patience import PATIENCE, eventually, has_ended
 from talker.ranks import assert_same_state, start_threads
 from talker.speaking import (
     GREEDY,
@@ -200,7 +200,7 @@ def test_a_plan_for_a_rank_that_has_died_fails_with_the_end_of_the_rank(eight_he
     engine = make_engine(eight_heads, tensor_parallel_size=2)  # not started: no step fails first
     [rank] = rank_processes(os.getpid())
     os.kill(rank, signal.SIGKILL)
-    eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
+    eventually(lambda: has_ended(rank), "the rank ends")
     with pytest.raises(RankError, match=rf"tensor parallel rank 1 \(process {rank}\) ended with signal 9"):
         engine.worker.execute(ErasePlan(np.array([1])))
     engine.shutdown()
@@ -276,7 +276,7 @@ def test_a_killed_process_leaves_no_rank_behind(eight_heads: Path):
         assert parent.stdout.readline() == b"busy\n"
         [rank] = rank_processes(parent.pid)
         parent.kill()
-    eventually(lambda: not Path(f"/proc/{rank}").exists(), "the rank ends")
+    eventually(lambda: has_ended(rank), "the rank ends")
 
 
 def test_a_rank_that_dies_while_loading_ends_the_load(eight_heads: Path, monkeypatch: pytest.MonkeyPatch):
