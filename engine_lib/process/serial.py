@@ -18,12 +18,18 @@ class Serial:
         """Run `job` after all earlier ones, now or on the thread that is at work.
 
         Raises:
-            Whatever a job raises, on the thread that runs it; the others are run nevertheless.
+            Whatever a job raises first, on the thread that runs it, once all the others have run.
         """
         self._jobs.append(job)
+        failure: BaseException | None = None
         while self._jobs and self._at_work.acquire(blocking=False):
             try:
                 while self._jobs:
-                    self._jobs.popleft()()
+                    try:
+                        self._jobs.popleft()()
+                    except BaseException as error:  # nobody else would run the jobs that others have left here meanwhile
+                        failure = failure or error
             finally:
                 self._at_work.release()
+        if failure is not None:
+            raise failure
