@@ -301,15 +301,15 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         if not self._unread:
             self._step_began = begin
         schedule = self.scheduler.schedule()
+        launches_anything = bool(schedule.prefill or schedule.decode)
+        self._num_steps += launches_anything  # before its frames are handed out, so that their receiver finds it counted
         for sequence in schedule.admitted:
             sequence.begin()
         for frames in self.launch(schedule):
             self._unread.append(frames)
             if not self._pipelined:
                 self._read_unread(0)
-        launched_anything = bool(schedule.prefill or schedule.decode)
-        self._num_steps += launched_anything
-        self._read_unread(1 if self._pipelined and launched_anything else 0)
+        self._read_unread(1 if self._pipelined and launches_anything else 0)
         is_steady = bool(schedule.decode) and not schedule.prefill and not self._is_disturbed
         self._is_disturbed = False
         self.step_times.add(begin, self._seconds_waited, time.perf_counter(), is_steady=is_steady)
