@@ -141,7 +141,7 @@ def _python_environment(run_directory: Path) -> Path:
     """Make a virtual environment that adds this process's import folders to its own; return its bin folder."""
     root = run_directory / "python"
     binaries = root / "bin"
-    packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages = root / "lib" / f"python{PYTHON}" / "site-packages"
     binaries.mkdir(parents=True)
     packages.mkdir(parents=True)
     interpreter = Path(sys._base_executable)  # type: ignore[attr-defined]  # the base interpreter, if this is a virtual environment

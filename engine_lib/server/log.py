@@ -36,7 +36,9 @@ class ServerLog:
         Raises:
             OSError: the file cannot be written.
         """
-        target = _own_output(self._file) or os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        target = _own_output(self._file)
+        if target is None:
+            target = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         read_end, write_end = os.pipe()
         spare = os.dup(read_end)
         self._thread = threading.Thread(target=self._copy, args=(os.fdopen(read_end, "rb"), target), name="server-log", daemon=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from engine_lib.server.installation import ServerError
+from engine_lib.server.orphan import children
 
 CONTROL = "nvidia-cuda-mps-control"
 PID_FILE = f"{CONTROL}.pid"
@@ -93,7 +94,8 @@ class MpsDaemon:
     def stop(self) -> None:
         """Ask the daemon to quit; kill it and its servers if that does not end them; remove its folder."""
         daemon = self._pid()
-        processes = [] if daemon is None else [daemon, *_children(daemon)]
+        servers = [] if daemon is None else [int(server.name) for server in children(daemon)]  # one for each user with clients
+        processes = [] if daemon is None else [daemon, *servers]
         deadline = time.monotonic() + QUIT_SECONDS
         if self._pipes.exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,14 +139,6 @@ def _wait_for_end(processes: Sequence[int], seconds: float) -> list[int]:
     while (running := [process for process in processes if _is_mps(process)]) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return running
-
-
-def _children(pid: int) -> list[int]:
-    """The daemon's children: one server for each user with clients."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _is_mps(pid: int) -> bool:

@@ -116,8 +116,8 @@ class TritonServer:
         self.version = ""
 
     def __enter__(self) -> TritonServer:
-        self.start()
         try:
+            self.start()
             self.wait_ready()
         except BaseException:
             self.stop()

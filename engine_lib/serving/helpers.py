@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from engine_lib.serving.server_guard import children
+
 SCAN_SECONDS = 5.0  # between two looks for processes: a server has many threads, and each has its own list of children
 
 
@@ -36,11 +38,8 @@ class Helpers:
         if self._now() < self._scan_at:
             return
         self._scan_at = self._now() + SCAN_SECONDS
-        with suppress(OSError):  # the server has ended
-            for file in Path(f"/proc/{self._server_pid}/task").glob("*/children"):
-                with suppress(OSError):  # this thread has ended
-                    for pid in file.read_text().split():
-                        self._add(Path("/proc", pid))
+        for pid in children(self._server_pid):
+            self._add(Path("/proc", str(pid)))
 
     def _add(self, process: Path) -> None:
         with suppress(OSError):

@@ -53,7 +53,8 @@ class ServerGuard:
 
     def release(self) -> None:
         """Say farewell: the process ends in order."""
-        os.write(self._write_end, FAREWELL)
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed
+            os.write(self._write_end, FAREWELL)
         os.close(self._write_end)
         self._child.wait()
 
@@ -77,7 +78,7 @@ def _guard(server_pid: int, name: str) -> None:
         print(f"{name}: the model's process died; stopping the server", file=sys.stderr, flush=True)
         # First, because this process may end with the server. All processes of a container end with its first one, perhaps at once, so
         # nobody else could remove the other models' shared memory.
-        others = map(_region_of, _children(server_pid)) if server_pid == 1 else ()
+        others = map(_region_of, children(server_pid)) if server_pid == 1 else ()
         _remove([*others, region])
         _stop(server, server_pid)
     elif state == HELPER:
@@ -132,7 +133,8 @@ def _signal(process: int, number: int) -> None:
         signal.pidfd_send_signal(process, number)
 
 
-def _children(pid: int) -> Iterator[int]:
+def children(pid: int) -> Iterator[int]:
+    """The child processes; none if they are not known."""
     with contextlib.suppress(OSError):  # the process has ended meanwhile
         for file in Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):  # this thread has ended

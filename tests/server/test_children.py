@@ -21,7 +21,7 @@ from server.conftest import new_server
 
 
 def children_for_guard(pid: int) -> list[Path]:
-    return [Path("/proc", str(child)) for child in server_guard._children(pid)]
+    return [Path("/proc", str(child)) for child in server_guard.children(pid)]
 
 
 def scan_of_helpers(pid: int) -> list[Path]:
