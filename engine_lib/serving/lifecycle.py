@@ -95,7 +95,7 @@ class Lifecycle:
                     self._end(time.monotonic())
                 self._metrics.publish()
             except Exception as error:
-                self._backend.log.log_error(f"lifecycle: {type(error).__name__}: {error}")
+                self._backend.log_failure(error)
 
     def _watch_for_the_end(self, now: float) -> None:
         if self._drain_file is not None and self._drain_file.exists():
