@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import math
 import re
@@ -114,7 +115,7 @@ class Backend:
             return
         self._set_ready(bool(speaking) and not unready, f"not ready: {', '.join(unready) or 'it has no models'}")
         if self._metrics_url:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, http.client.HTTPException):
                 active, self.waiting = await asyncio.to_thread(_streams_and_waiting, self._metrics_url)
                 self._others_streams = max(0.0, active - self.open_streams)
 

@@ -12,8 +12,10 @@ import httpx
 import pytest
 from server.conftest import new_server
 
+from benching.fake_triton import FakeTriton
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from gateway.conftest import LONG_TEXT, TEXT, RunningGateway
+from gateway.test_entry import served
 from patience import PATIENCE, eventually
 from qwen3_tts_gateway.backend import Backend
 from qwen3_tts_gateway.backends import Backends
@@ -121,3 +123,27 @@ def test_servers_come_and_go_with_their_addresses(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("qwen3_tts_gateway.backends.LOOKUP_SECONDS", 0.01)
     monkeypatch.setattr(Backend, "watch", lambda _backend: asyncio.sleep(PATIENCE))
     asyncio.run(asyncio.wait_for(change(), PATIENCE))
+
+
+async def test_a_server_is_asked_again_after_a_page_of_metrics_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, came_again = 0, asyncio.Event()
+
+    async def cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pages
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nqwen3_tts")
+        writer.close()
+        pages += 1
+        if pages == 2:
+            came_again.set()
+
+    monkeypatch.setattr("qwen3_tts_gateway.backend.PROBE_SECONDS", 0.05)
+    async with await asyncio.start_server(cut_off, "127.0.0.1", 0) as page, served(FakeTriton(frames=1, speed=0)) as address:
+        backend = Backend(address, "qwen3_tts", f"http://127.0.0.1:{page.sockets[0].getsockname()[1]}/metrics")
+        watch = asyncio.create_task(backend.watch())
+        again = asyncio.create_task(came_again.wait())
+        await asyncio.wait([watch, again], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        assert came_again.is_set()
+        watch.cancel()
+        await asyncio.wait([watch])
+        await backend.close()
