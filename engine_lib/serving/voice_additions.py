@@ -15,7 +15,7 @@ from engine_lib.admission.fair_queue import FairQueue
 from engine_lib.admission.pace import Pace
 from engine_lib.admission.turn import Turn
 from engine_lib.errors import DeadlineError, OverloadedError
-from engine_lib.serving.backend import MICROSECONDS, Reply, TritonBackend
+from engine_lib.serving.backend import MICROSECONDS, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.ordered_sender import OrderedSender
 
@@ -30,15 +30,22 @@ class Addition:
         due_at: as in Watched: its deadline while it waits; the talker minds it later. None: never.
     """
 
-    def __init__(self, reply: Reply, carry_out: Callable[[int], None], deadline: float | None) -> None:
+    def __init__(
+        self,
+        carry_out: Callable[[int], None],
+        refuse: Callable[[Exception], None],
+        has_left: Callable[[], bool],
+        deadline: float | None,
+    ) -> None:
         """
         Args:
-            reply: answered if the voice cannot be added.
             carry_out: adds the voice within so many microseconds, 0 being no limit, and answers. It raises nothing.
+            refuse: answers, if the voice is not to be added.
+            has_left: whether the client has gone.
             deadline: time.monotonic() at which it is refused; None: never.
         """
         self.due_at = deadline
-        self._reply, self._carry_out = reply, carry_out
+        self._carry_out, self._refuse, self._has_left = carry_out, refuse, has_left
         self._lock, self._has_ended = threading.Lock(), False  # ended: for the watch
 
     def begin(self) -> None:
@@ -51,7 +58,7 @@ class Addition:
         if seconds is None or seconds > 0:
             self._carry_out(0 if seconds is None else max(round(seconds * MICROSECONDS), 1))
         else:
-            self._reply.refuse(DeadlineError())
+            self._refuse(DeadlineError())
 
     def look_after(self) -> None:
         """See Watched."""
@@ -59,9 +66,9 @@ class Addition:
             if self._has_ended:
                 return
             is_late = self.due_at is not None and time.monotonic() >= self.due_at
-            if is_late or self._reply.is_cancelled():
+            if is_late or self._has_left():
                 self._has_ended = True
-                self._reply.refuse(DeadlineError() if is_late else OverloadedError("the client has gone"))
+                self._refuse(DeadlineError() if is_late else OverloadedError("the client has gone"))
 
 
 class VoiceAdditions:

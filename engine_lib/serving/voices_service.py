@@ -135,7 +135,11 @@ class VoicesService:
                 _answer(reply, result)
             self._metrics.answered(time.monotonic() - arrived_at)
 
-        self._additions.put(Addition(reply, carry_out, deadline), turn, num_samples)
+        def refuse(error: Exception) -> None:
+            reply.refuse(error)
+            self._metrics.answered(time.monotonic() - arrived_at)
+
+        self._additions.put(Addition(carry_out, refuse, reply.is_cancelled, deadline), turn, num_samples)
 
     def _num_samples(self, values: RequestValues) -> int:
         """Samples of the recording, which the talker checks; only a size that it refuses is refused here, before it is copied."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,18 +16,15 @@ from engine_lib.serving.voice_additions import MAX_WAITING, Addition, VoiceAddit
 from patience import PATIENCE, eventually
 
 
-class Reply:
-    """A client that may leave."""
+class Client:
+    """One that may leave."""
 
     def __init__(self) -> None:
         self.has_gone = False
         self.refused: list[Exception] = []
 
-    def is_cancelled(self) -> bool:
-        return self.has_gone
-
-    def refuse(self, error: Exception) -> None:
-        self.refused.append(error)
+    def addition(self, carry_out: Callable[[int], None], deadline: float | None = None) -> Addition:
+        return Addition(carry_out, self.refused.append, lambda: self.has_gone, deadline)
 
 
 class Busy:
@@ -43,17 +40,17 @@ class Busy:
             entered.set()
             assert self._is_free.wait(PATIENCE)
 
-        self.additions.put(Addition(cast(Any, Reply()), hold, None), DEFAULT_TURN, 1)
+        self.additions.put(Client().addition(hold), DEFAULT_TURN, 1)
         assert entered.wait(PATIENCE)
 
-    def put(self, name: str, turn: Turn = DEFAULT_TURN, size: int = 1, deadline: float | None = None) -> Reply:
+    def put(self, name: str, turn: Turn = DEFAULT_TURN, size: int = 1, deadline: float | None = None) -> Client:
         def carry_out(timeout: int) -> None:
             self.done.append(name)
             self.timeouts.append(timeout)
 
-        reply = Reply()
-        self.additions.put(Addition(cast(Any, reply), carry_out, deadline), turn, size)
-        return reply
+        client = Client()
+        self.additions.put(client.addition(carry_out, deadline), turn, size)
+        return client
 
     def let_go(self) -> None:
         self._is_free.set()
