@@ -160,7 +160,17 @@ class Pipe(RequestListener):
             pieces, left = self._heard.end(take, words, is_complete=is_complete)
             self._put(pieces)
             reason, told = self._heard.ending(chunk.finish_reason, told)
-            self.chunks.put(SpeechChunk(answer.audio, self._num_sent, True, reason, self._samples_sent, False, told, left))
+            self.chunks.put(
+                SpeechChunk(
+                    answer.audio,
+                    self._num_sent,
+                    is_final=True,
+                    finish_reason=reason,
+                    samples_sent=self._samples_sent,
+                    metadata=told,
+                    words=left,
+                )
+            )
             return
         had_run_away = take.gate is not None and take.gate.has_run_away
         self._put(self._heard.heard(take, answer.audio, (told, is_pause), words, is_pause=is_pause))
@@ -179,6 +189,9 @@ class Pipe(RequestListener):
     def _put(self, pieces: Iterable[HeardPiece[_Source]]) -> None:
         for piece in pieces:
             told, is_pause = piece.source
-            self.chunks.put(SpeechChunk(piece.audio, self._num_sent, False, "", 0, is_pause, told, piece.words))
+            chunk = SpeechChunk(
+                piece.audio, self._num_sent, is_final=False, finish_reason="", is_pause=is_pause, metadata=told, words=piece.words
+            )
+            self.chunks.put(chunk)
             self._num_sent += 1
             self._samples_sent += len(piece.audio)

@@ -29,8 +29,9 @@ import torch
 from engine_lib.api import official
 from engine_lib.api.codes import Codes, start_codes
 from engine_lib.api.reference_input import ReferenceInput
+from engine_lib.api.references import VoiceClonePrompt, voice_prompt_items
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
-from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder, VoiceClonePrompt, broadcast, voice_prompt_items
+from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder, broadcast
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import LARGEST, EngineConfig
@@ -59,12 +60,16 @@ class Qwen3TTS:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
-        # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot however long that takes.
-        patient = replace(config, codec_idle_timeout=LARGEST)
-        self._codec = CodecEngine(checkpoint, patient, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
+        try:
+            # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot as long as that takes.
+            patient = replace(config, codec_idle_timeout=LARGEST)
+            self._codec = CodecEngine(checkpoint, patient, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
+            self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
+        except BaseException:
+            self._talker.shutdown()  # its other ranks are processes
+            raise
         self._delivery = Delivery.default(config)
         self._voice_loudness = VoiceLoudness()
-        self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
         self._talker.start()
         self._codec.start()
 

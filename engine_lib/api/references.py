@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import as_completed
 from contextlib import ExitStack
-from typing import TypeVar
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from engine_lib.api.official import flag
 from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference_input
@@ -16,6 +18,7 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
 
 T = TypeVar("T")
+VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[str, list[Any]]
 
 
 class VoiceReferences:
@@ -69,6 +72,38 @@ class VoiceReferences:
     def shutdown(self) -> None:
         """Stop the encoder; references that wait end with an error."""
         self._library.shutdown()
+
+
+def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceClonePromptItem]:
+    """The items of a `voice_clone_prompt`: an item, a list of them, or the official package's dict of lists.
+
+    Items may be the official package's own.
+
+    Raises:
+        InvalidRequestError: it has another form.
+    """
+    if isinstance(voice_clone_prompt, Mapping):
+        names = ("ref_code", "ref_spk_embedding", "x_vector_only_mode", "icl_mode")
+        missing = [name for name in names if name not in voice_clone_prompt]
+        if missing:
+            raise InvalidRequestError("voice_clone_prompt", f"is a dict without {', '.join(missing)}; add them")
+        columns = [voice_clone_prompt[name] for name in names]
+        texts = voice_clone_prompt.get("ref_text") or [None] * len(columns[0])
+        if len({len(column) for column in (*columns, texts)}) > 1:
+            raise InvalidRequestError("voice_clone_prompt", "is a dict of lists of different lengths; give one entry a text")
+        return [VoiceClonePromptItem(*row) for row in zip(*columns, texts, strict=True)]
+    items = list(voice_clone_prompt) if isinstance(voice_clone_prompt, (list, tuple)) else [voice_clone_prompt]
+    return [_own_item(item) for item in items]
+
+
+def _own_item(item: Any) -> VoiceClonePromptItem:
+    """`item`, also if it is the official package's class, which has the same fields."""
+    if isinstance(item, VoiceClonePromptItem):
+        return item
+    names = [spec.name for spec in fields(VoiceClonePromptItem)]
+    if not all(hasattr(item, name) for name in names):
+        raise InvalidRequestError("voice_clone_prompt", f"holds a {type(item).__name__}; give what create_voice_clone_prompt gave")
+    return VoiceClonePromptItem(**{name: getattr(item, name) for name in names})
 
 
 def _one_each(field: str, value: T | list[T], count: int) -> list[T]:

@@ -29,7 +29,7 @@ class Spoken(list[T]):
     """What a call returns for its texts, in their order; a list that also says how each ended.
 
     Attributes:
-        finish_reasons: of each text: stop, or length if its speech was cut at a limit of frames.
+        finish_reasons: of each text: stop, length if its speech was cut at a limit of frames, runaway if it did not end.
     """
 
     def __init__(self, results: Iterable[T], finish_reasons: Iterable[str]) -> None:
@@ -141,7 +141,8 @@ class _Shaped:
             pieces.append(self._audio.finish(is_cut=made.finish_reason != FinishReason.STOP.value))
         samples, chunks = joined(pieces), []
         if samples.size:
-            chunks.append(SpeechChunk(samples, self._chunks, False, "", metadata=made.metadata, words=self._take_words()))
+            words = self._take_words()
+            chunks.append(SpeechChunk(samples, self._chunks, is_final=False, finish_reason="", metadata=made.metadata, words=words))
             self._chunks, self._samples = self._chunks + 1, self._samples + samples.size
         if made.is_final:
             chunks.append(replace(made, index=self._chunks, samples_sent=self._samples, words=self._take_words()))

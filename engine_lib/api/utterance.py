@@ -6,8 +6,9 @@ As in `qwen_tts.Qwen3TTSModel`, an argument is left out, given once or given for
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.api import official
 from engine_lib.api.incoming_text import IncomingText
 from engine_lib.api.reference_input import ReferenceInput
-from engine_lib.api.references import VoiceReferences
+from engine_lib.api.references import VoiceClonePrompt, VoiceReferences, voice_prompt_items
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.delivery import AUDIO_NAMES, Delivery
@@ -28,13 +29,10 @@ from engine_lib.speech.audio.settings import NEUTRAL, AudioSettings
 from engine_lib.speech.compiler import TextCompiler
 from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Script
-from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES
-from engine_lib.streamed_text import TextRows
-from engine_lib.voices.clone_prompt import VoiceClonePromptItem
+from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES, TextOptions
 from engine_lib.voices.voice_key import voice_key
 
 T = TypeVar("T")
-VoiceClonePrompt = VoiceClonePromptItem | list[VoiceClonePromptItem] | Mapping[str, list[Any]]
 
 OFFICIAL_MAX_NEW_TOKENS = 2048  # if neither the caller nor generation_config.json sets it
 CALLS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}  # kind of checkpoint -> its calls
@@ -76,6 +74,23 @@ class Utterance:
     speaker: str = ""
     whole_text: str = ""
     on_runaway: str | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the texts of one call have in common.
+
+    Attributes:
+        reading: how they are read.
+        sampling: the arguments of SamplingParams that the caller gave, and `max_new_tokens`.
+        audio: what is done to their samples.
+        non_streaming_mode: None: as the prompt builder chooses.
+    """
+
+    reading: TextOptions
+    sampling: Mapping[str, Any]
+    audio: Delivery
+    non_streaming_mode: bool | None
 
 
 class UtteranceBuilder:
@@ -207,58 +222,59 @@ class UtteranceBuilder:
         self._sampling_defaults.updated({name: value for name, value in arguments.items() if name != "max_new_tokens"})
         if non_streaming_mode is not None:
             non_streaming_mode = official.flag("non_streaming_mode", non_streaming_mode)
+        call = _Call(reading, arguments, audio, non_streaming_mode)
         utterances = []
         for i, one in enumerate(texts):
             row = {name: column[i] for name, column in columns.items()}
-            incoming, whole = None, ""
-            try:
+            with _names_of_the_call():
                 if isinstance(one, TextPieces):
-                    reading.check_open()
-                    prompt, rows = self._open(non_streaming_mode, row)
-                    incoming = IncomingText(one.pieces, rows, self.prompts.max_text_length)
-                    utterance = self._utterance(prompt, arguments, _settings(audio, row))
+                    utterance = self._of_pieces(one, call, row)
                 else:
-                    lexicon_of = partial(self._lexicon_of, stored[i] if stored else None)
-                    spoken = self._texts.compile(one, reading, row.get("language"), lexicon_of)
-                    if isinstance(spoken, Script):
-                        utterance = self._of_script(spoken, non_streaming_mode, row, arguments, audio)
-                    else:
-                        prompt = self.prompts.build(text=spoken, non_streaming_mode=non_streaming_mode, **row)
-                        utterance = self._utterance(prompt, arguments, _settings(audio, row))
-                        whole = spoken
-            except InvalidRequestError as error:
-                if error.field not in NAMES_HERE:
-                    raise
-                raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
-            utterances.append(replace(utterance, turn=turn, text=incoming, whole_text=whole, on_runaway=on_runaway))
+                    utterance = self._of_text(one, call, row, stored[i] if stored else None)
+            utterances.append(replace(utterance, turn=turn, on_runaway=on_runaway))
         return utterances
+
+    def _of_pieces(self, text: TextPieces, call: _Call, row: Mapping[str, Any]) -> Utterance:
+        """`row`: arguments of PromptBuilder.open."""
+        call.reading.check_open()
+        if call.non_streaming_mode:
+            raise InvalidRequestError("non_streaming_mode", "True takes the whole text at once; leave it out for a text in pieces")
+        prompt, rows = self.prompts.open(**row)
+        incoming = IncomingText(text.pieces, rows, self.prompts.max_text_length)
+        return replace(self._utterance(prompt, call.sampling, _settings(call.audio, row)), text=incoming)
+
+    def _of_text(self, text: str, call: _Call, row: Mapping[str, Any], stored: str | None) -> Utterance:
+        """
+        Args:
+            row: arguments of PromptBuilder.build.
+            stored: the stored voice of the text, if it has one.
+        """
+        spoken = self._texts.compile(text, call.reading, row.get("language"), partial(self._lexicon_of, stored))
+        if isinstance(spoken, Script):
+            return self._of_script(spoken, call, row)
+        prompt = self.prompts.build(text=spoken, non_streaming_mode=call.non_streaming_mode, **row)
+        return replace(self._utterance(prompt, call.sampling, _settings(call.audio, row)), whole_text=spoken)
 
     def _lexicon_of(self, stored: str | None, own: str | None) -> Lexicon:
         """The lexicon of a line with a voice of its `own`, or else of the `stored` voice of the text, if it has one."""
         return NO_LEXICON if self._references is None else self._references.lexicon(own or stored)
 
-    def _of_script(
-        self, script: Script, non_streaming_mode: bool | None, row: dict[str, Any], generation: Mapping[str, Any], audio: Delivery
-    ) -> Utterance:
+    def _of_script(self, script: Script, call: _Call, row: Mapping[str, Any]) -> Utterance:
         """`row`: arguments of PromptBuilder.build for lines that have none of their own. All lines have the same seed."""
-        if generation.get("seed") is None and self._sampling_defaults.seed is None:
-            generation = {**generation, "seed": secrets.randbits(SEED_BITS)}
+        sampling = call.sampling
+        if sampling.get("seed") is None and self._sampling_defaults.seed is None:
+            sampling = {**sampling, "seed": secrets.randbits(SEED_BITS)}
         lines = []
         for line in script.lines:
             with script.errors_of(line):
                 own: dict[str, Any] = {name: getattr(line, name) for name in ("voice", "language", "instruct")}
                 if self.kind == "base" and line.voice is not None:
                     own |= {"voice": None, "voice_prompt": self.references.stored(line.voice)}
-                fields = row | {name: value for name, value in own.items() if value is not None}
-                prompt = self.prompts.build(text=line.text, non_streaming_mode=non_streaming_mode, **fields)
-                settings = _settings(audio, fields).of_line(line.speed, line.volume_db)
-                lines.append(self._utterance(prompt, generation, settings))
+                fields = {**row, **{name: value for name, value in own.items() if value is not None}}
+                prompt = self.prompts.build(text=line.text, non_streaming_mode=call.non_streaming_mode, **fields)
+                settings = _settings(call.audio, fields).of_line(line.speed, line.volume_db)
+                lines.append(self._utterance(prompt, sampling, settings))
         return replace(lines[0], script=script, lines=tuple(lines), speaker=row.get("voice") or "")
-
-    def _open(self, non_streaming_mode: bool | None, row: dict[str, Any]) -> tuple[Prompt, TextRows]:
-        if non_streaming_mode:
-            raise InvalidRequestError("non_streaming_mode", "True takes the whole text at once; leave it out for a text in pieces")
-        return self.prompts.open(**row)
 
     def _utterance(self, prompt: Prompt, generation: Mapping[str, Any], audio: AudioSettings) -> Utterance:
         """With the caller's arguments over generation_config.json; `max_new_tokens` counts as in the official package.
@@ -287,6 +303,17 @@ class UtteranceBuilder:
         return Utterance(prompt, sampling.updated({"max_frames": min(frames, room)}), limit, audio=audio)
 
 
+@contextmanager
+def _names_of_the_call() -> Iterator[None]:
+    """An error in the body that names a field of the prompt builder names the argument of the call instead."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.field not in NAMES_HERE:
+            raise
+        raise type(error)(NAMES_HERE[error.field], str(error).removeprefix(f"{error.field}: ")) from None
+
+
 def _settings(delivery: Delivery, row: Mapping[str, Any]) -> AudioSettings:
     """What is done to the samples of a prompt that has these arguments."""
     if delivery.audio.loudness is None:
@@ -306,35 +333,3 @@ def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
     if len(values) != count:
         raise InvalidRequestError(field, f"has {len(values)} entries for {count} texts; give one, or one a text")
     return values
-
-
-def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceClonePromptItem]:
-    """The items of a `voice_clone_prompt`: an item, a list of them, or the official package's dict of lists.
-
-    Items may be the official package's own.
-
-    Raises:
-        InvalidRequestError: it has another form.
-    """
-    if isinstance(voice_clone_prompt, Mapping):
-        names = ("ref_code", "ref_spk_embedding", "x_vector_only_mode", "icl_mode")
-        missing = [name for name in names if name not in voice_clone_prompt]
-        if missing:
-            raise InvalidRequestError("voice_clone_prompt", f"is a dict without {', '.join(missing)}; add them")
-        columns = [voice_clone_prompt[name] for name in names]
-        texts = voice_clone_prompt.get("ref_text") or [None] * len(columns[0])
-        if len({len(column) for column in (*columns, texts)}) > 1:
-            raise InvalidRequestError("voice_clone_prompt", "is a dict of lists of different lengths; give one entry a text")
-        return [VoiceClonePromptItem(*row) for row in zip(*columns, texts, strict=True)]
-    items = list(voice_clone_prompt) if isinstance(voice_clone_prompt, (list, tuple)) else [voice_clone_prompt]
-    return [_own_item(item) for item in items]
-
-
-def _own_item(item: Any) -> VoiceClonePromptItem:
-    """`item`, also if it is the official package's class, which has the same fields."""
-    if isinstance(item, VoiceClonePromptItem):
-        return item
-    names = [spec.name for spec in fields(VoiceClonePromptItem)]
-    if not all(hasattr(item, name) for name in names):
-        raise InvalidRequestError("voice_clone_prompt", f"holds a {type(item).__name__}; give what create_voice_clone_prompt gave")
-    return VoiceClonePromptItem(**{name: getattr(item, name) for name in names})

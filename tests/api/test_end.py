@@ -6,11 +6,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from api.loading import load
 from engine_lib.api.qwen3_tts import SpeechChunk
-from engine_lib.errors import EngineDeadError, Qwen3TTSError
+from engine_lib.errors import ConfigError, EngineDeadError, Qwen3TTSError
+from engine_lib.talker.parallel.rank_zero import RANK_MODULE
 from patience import PATIENCE, eventually
 
 
@@ -48,6 +50,13 @@ def test_after_the_context_every_call_says_that_the_engine_has_stopped(tiny_cust
         with pytest.raises(EngineDeadError):
             call()
     tts.close()  # a second close does no harm
+
+
+def test_a_load_that_fails_leaves_no_process(tiny_base: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="voice_store: "):
+        load(tiny_base, tensor_parallel_size=2, voice_store=str(tmp_path / "file"))
+    assert [child for child in psutil.Process().children() if RANK_MODULE in child.cmdline()] == []
 
 
 def test_a_codec_that_dies_ends_the_stream_and_the_talkers_work_on_it(endless: Path, monkeypatch: pytest.MonkeyPatch):
