@@ -1,11 +1,12 @@
 """CodecService: messages of the talker in, audio out, without Triton's types.
 
-Every message gets exactly one answer with FINAL, even if its client has gone or its audio failed: a dropped message leaks the
-whole ensemble request. (A reference and a question are answered by FINAL alone, which no client sees. So is a chunk whose samples
-wait in the audio chain of its stream, or may be the silence of a stream that has run away; its last samples then go out ahead of the
-last answer, without FINAL.) A stream that must stop
-early is stopped at its source: the codec asks the talker to cancel it, answers the messages that still come, and the talker's
-final message ends it like any other.
+Every message gets exactly one answer with FINAL, even if its client has gone or its audio failed: a dropped message leaks the whole
+ensemble request. FINAL alone, which no client sees, answers a reference, a question, and a chunk with samples that wait: in the audio
+chain of its stream, or because they may be the silence of a stream that has run away. What still waits at the end goes out ahead of
+the last answer, without FINAL.
+
+A stream that must stop early is stopped at its source. The codec asks the talker to cancel it and answers the messages that still
+come; the talker's final message ends it like any other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import partial
 from math import ceil, inf
@@ -32,21 +33,20 @@ from engine_lib.config import EngineConfig
 from engine_lib.delivery import OnRunaway, Timestamps
 from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
-from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend, request_name
+from engine_lib.serving.codec_metrics import CodecMetrics
 from engine_lib.serving.codes_channel import CodesInlet
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.open_stream import OpenStream, Source
 from engine_lib.serving.ordered_sender import OrderedSender
-from engine_lib.serving.playback import PlaybackMetrics
 from engine_lib.serving.progress import Progress
 from engine_lib.serving.service import SHUTDOWN_SECONDS, EngineService, has_own_process
 from engine_lib.serving.stream_audio import StreamAudio
 from engine_lib.serving.tracing import Span
 from engine_lib.serving.warm_up import warm_up_codec
 from engine_lib.speech.audio.loudness import VoiceLoudness
-from engine_lib.speech.heard import HeardStream, Take
+from engine_lib.speech.heard import HeardPiece, HeardStream, Take
 from engine_lib.speech.runaway import Audio
 from engine_lib.speech.script import line_key, stream_of
 from engine_lib.speech.stream_words import compact_json
@@ -59,9 +59,11 @@ MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
 WELL_ENDED = (FinishReason.STOP.value, FinishReason.LENGTH.value)
-# With fewer open streams Triton's way costs nobody time, and each of its messages tells whether the client is there.
+# With fewer open streams Triton's way costs no time, and each of its messages tells whether the client is there.
 CLAIMED_FROM_STREAMS = {"auto": 8, "always": 1}
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
+
+Heard = list[tuple[CodesMessage, AudioAnswer]]  # answers before the audio chain, each with the message that it came with
 
 
 class CodecService(EngineService):
@@ -84,7 +86,6 @@ class CodecService(EngineService):
         self._engine = engine_class(Checkpoint(config.model_path), config, self._slow_talkers, self._forget)
         # The most that any server can have made, because a stored voice may be older than this server's options.
         self._max_reference_frames = ceil(MAX_REFERENCE_SECONDS * self._engine.sample_rate / self._engine.samples_per_frame)
-        self._first_audio_times = LatencyWindow()
         self._voice_loudness = VoiceLoudness()
         self._streams: dict[str, OpenStream] = {}
         self._controller = OrderedSender("codec-control", 1, backend.log_failure)
@@ -94,7 +95,7 @@ class CodecService(EngineService):
         self._inlet = CodesInlet(backend.secret, self._take_direct, self._lose)
         with self._started():
             warm_up_codec(self._engine, self._sender)
-        self._add_metrics()
+        self._counts = CodecMetrics(self._metrics, self._engine, self._streams)
         stats = self._engine.stats
         self._watch(self._streams, Progress(lambda: stats().queued_chunks > 0, lambda: stats().num_steps))
 
@@ -150,7 +151,7 @@ class CodecService(EngineService):
             stream = self._streams.get(message.chunk.stream_key)
             if stream is None or stream.held is None:
                 return
-            self._direct_messages.add(1)
+            self._counts.direct_messages.add(1)
             for due, its_reply in stream.in_order(message, stream.held):
                 self._decode(stream, due, its_reply, arrived_at)
 
@@ -160,7 +161,7 @@ class CodecService(EngineService):
             lost = [(key, stream) for key, stream in list(self._streams.items()) if stream.claimed_from == address]
             for stream_key, stream in lost:
                 stream.claimed_from, stream.error = "", "the talker's process no longer sends its codes"
-                self._cancel(stream_key, self._failures)
+                self._cancel(stream_key, self._counts.failures)
                 self._sender.put(stream_key, stream.release)
                 for message, reply in stream.order.rest():
                     self._decode(stream, message, reply, time.monotonic())
@@ -201,7 +202,7 @@ class CodecService(EngineService):
         """On the engine's thread: leave the answer to a sender thread; send a lone stream's first frame at once: no other stream waits."""
         decoded_at = time.monotonic()
         if message.chunk.index == 0 and len(chunk.audio):
-            self._first_audio_times.add(decoded_at - arrived_at)
+            self._counts.first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
         if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral:
             self._answer(message, reply, take, chunk)
@@ -213,47 +214,29 @@ class CodecService(EngineService):
             self._sender.put(message.chunk.stream_key, partial(reply.trace, span))
 
     def _answer(self, message: CodesMessage, reply: Reply, take: Take | None, chunk: AudioChunk) -> None:
+        """Send what the client hears now that a message is decoded; FINAL goes with the last answer, or alone."""
         codes = message.chunk
         if codes.is_reference:  # if it failed, the chunks behind it fail too, and their answers say so
             reply.finish()
             return
-        # The talker's final message ends the stream, and says why; an error of the codec waits for it.
         stream = self._streams.get(codes.stream_key)
         problem = chunk.error or (stream.error if stream is not None else "")
-        failed = bool(problem) and codes.is_final
-        if failed:
-            logger.error("%s, stream %s: its audio failed: %s", request_name(reply.request_id), codes.stream_key, problem)
         if codes.is_final:
             self._streams.pop(codes.stream_key, None)
             if stream is not None:
                 stream.release()
+            if problem:
+                logger.error("%s, stream %s: its audio failed: %s", request_name(reply.request_id), codes.stream_key, problem)
         elif chunk.error:
-            self._cancel(codes.stream_key, self._failures)
-        self._audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
-        told, words = _told(codes)
-        heard: list[tuple[CodesMessage, AudioAnswer]] = []
-        if stream is None or take is None or codes.is_final:
-            reason, error = (FinishReason.ERROR.value, problem) if failed else (codes.finish_reason, codes.error)
-            end = self._audio_answer(message, metadata=codes.metadata)
-            end = replace(end, is_final=codes.is_final, finish_reason=reason, error=error)
-            if stream is None or take is None:
-                self._send(reply, end, None, is_final=True)
-                return
-            pieces, left = stream.heard.end(take, words, is_complete=reason in WELL_ENDED)
-            reason, told = stream.heard.ending(reason, told)
-            heard.append((message, replace(end, finish_reason=reason, metadata=_metadata(told, left))))
+            self._cancel(codes.stream_key, self._counts.failures)
+        self._counts.audio_seconds.add(len(chunk.audio) / self._engine.sample_rate)
+        if stream is None or take is None:
+            self._send(reply, self._last_answer(message, problem), None, is_final=True)
+            return
+        if codes.is_final:
+            heard = self._heard_at_the_end(stream, message, take, problem)
         else:
-            had_run_away = take.gate is not None and take.gate.has_run_away
-            is_pause = message.part is not None and not len(codes.codes)
-            pieces = stream.heard.heard(take, chunk.audio, (message, told), words, is_pause=is_pause)
-            if take.gate is not None and take.gate.has_run_away and not had_run_away:
-                key = codes.stream_key if message.part is None else line_key(codes.stream_key, message.part.line)
-                self._end_silence(key, take.gate.num_good_frames)
-        heard[:0] = [
-            (source, self._audio_answer(message, piece.audio, _metadata(told, piece.words)))
-            for piece in pieces
-            for source, told in [piece.source]
-        ]
+            heard = self._heard(stream, message, take, chunk.audio)
         answers = self._through_chain(stream, message, heard)
         for one in answers[:-1]:
             self._send(reply, one, stream, is_final=False)
@@ -261,6 +244,40 @@ class CodecService(EngineService):
             self._send(reply, answers[-1], stream, is_final=True)
         else:
             reply.finish()
+
+    def _last_answer(self, message: CodesMessage, problem: str) -> AudioAnswer:
+        """The answer to a final message, which says why the stream has ended; `problem` is why its audio failed, "" if it did not."""
+        codes = message.chunk
+        reason, error = (FinishReason.ERROR.value, problem) if problem and codes.is_final else (codes.finish_reason, codes.error)
+        answer = self._audio_answer(message, metadata=codes.metadata)
+        return replace(answer, is_final=codes.is_final, finish_reason=reason, error=error)
+
+    def _heard_at_the_end(self, stream: OpenStream, message: CodesMessage, take: Take, problem: str) -> Heard:
+        """What is left of a stream, then its last answer."""
+        last, (told, words) = self._last_answer(message, problem), _told(message.chunk)
+        pieces, left = stream.heard.end(take, words, is_complete=last.finish_reason in WELL_ENDED)
+        reason, told = stream.heard.ending(last.finish_reason, told)
+        return [*self._of_pieces(pieces), (message, replace(last, finish_reason=reason, metadata=_metadata(told, left)))]
+
+    def _heard(self, stream: OpenStream, message: CodesMessage, take: Take, audio: Audio) -> Heard:
+        """What is heard now that there is this audio; if a take has run away with it, the talker is told."""
+        told, words = _told(message.chunk)
+        had_run_away = take.gate is not None and take.gate.has_run_away
+        is_pause = message.part is not None and not len(message.chunk.codes)
+        pieces = stream.heard.heard(take, audio, (message, told), words, is_pause=is_pause)
+        if take.gate is not None and take.gate.has_run_away and not had_run_away:
+            stream_key = message.chunk.stream_key
+            key = stream_key if message.part is None else line_key(stream_key, message.part.line)
+            self._end_silence(key, take.gate.num_good_frames)
+        return self._of_pieces(pieces)
+
+    def _of_pieces(self, pieces: Iterable[HeardPiece[Source]]) -> Heard:
+        """The pieces as answers, each with the message that it came with."""
+        heard: Heard = []
+        for piece in pieces:
+            message, told = piece.source
+            heard.append((message, self._audio_answer(message, piece.audio, _metadata(told, piece.words))))
+        return heard
 
     def _audio_answer(self, message: CodesMessage, audio: Audio = NO_AUDIO, metadata: str = "") -> AudioAnswer:
         """One that is not the last, to be numbered."""
@@ -275,9 +292,7 @@ class CodecService(EngineService):
             metadata=metadata,
         )
 
-    def _through_chain(
-        self, stream: OpenStream, message: CodesMessage, heard: Sequence[tuple[CodesMessage, AudioAnswer]]
-    ) -> list[AudioAnswer]:
+    def _through_chain(self, stream: OpenStream, message: CodesMessage, heard: Heard) -> list[AudioAnswer]:
         """The answers once their samples have gone through the stream's audio chain, if its client asks for what that does."""
         answers: list[AudioAnswer] = []
         for source, answer in heard:
@@ -290,9 +305,9 @@ class CodecService(EngineService):
             stream.audio = stream.audio or StreamAudio(settings, self._engine.sample_rate, self._voice_loudness)
             answers += stream.audio.answers(answer, settings, source.part)
         if stream.audio is not None and stream.audio.has_failed and not message.chunk.is_final:
-            self._cancel(message.chunk.stream_key, self._failures)
+            self._cancel(message.chunk.stream_key, self._counts.failures)
         if stream.audio is not None and message.chunk.is_final:
-            self._clipped.add(stream.audio.clipped_samples)
+            self._counts.clipped_samples.add(stream.audio.clipped_samples)
         return stream.numbered(answers)
 
     def _end_silence(self, key: str, num_good_frames: int) -> None:
@@ -301,7 +316,7 @@ class CodecService(EngineService):
 
     def _send(self, reply: Reply, answer: AudioAnswer, stream: OpenStream | None, *, is_final: bool) -> None:
         reply.send(answer.pack() if stream is None else stream.packed(answer), is_final=is_final)
-        self._playback.send(None if stream is None else stream.playback, len(answer.audio) / answer.sample_rate, time.monotonic())
+        self._counts.playback.send(None if stream is None else stream.playback, len(answer.audio) / answer.sample_rate, time.monotonic())
 
     def _answer_question(self, stream_key: str, reply: Reply) -> None:
         """Tell the talker if the client of a stream that sends nothing has gone. FINAL alone reaches no client."""
@@ -309,14 +324,14 @@ class CodecService(EngineService):
         if not (stream and stream.is_cancelled) and reply.is_cancelled():
             if stream is not None:
                 stream.is_cancelled = True
-            self._client_cancels.add(1)
+            self._counts.client_cancels.add(1)
             self._controller.put(stream_key, partial(self._backend.cancel_stream, talker_of(stream_key), stream_key))
         reply.finish()
 
     def _cancel_if_client_gone(self, chunk: CodesChunk, reply: Reply) -> None:
         stream = self._streams.get(chunk.stream_key)
         if not (stream and stream.is_cancelled) and reply.is_cancelled():
-            self._cancel(chunk.stream_key, self._client_cancels)
+            self._cancel(chunk.stream_key, self._counts.client_cancels)
 
     def _cancel(self, stream_key: str, counter: Counter) -> None:
         """Ask the talker, once, to end the stream."""
@@ -342,27 +357,6 @@ class CodecService(EngineService):
         key = stream_of(stream_key).rstrip(ANEW)
         if (stream := self._streams.pop(key, None)) is not None:
             self._sender.put(key, stream.release)
-
-    def _add_metrics(self) -> None:
-        metrics, stats = self._metrics, self._engine.stats
-        metrics.gauge("codec_open_streams", "Codec slots in use", lambda: stats().open_streams)
-        metrics.gauge("codec_unfinished_streams", "Streams that the codec waits for the final message of", lambda: len(self._streams))
-        metrics.gauge("codec_free_slots", "Codec slots free", lambda: stats().free_slots)
-        metrics.quantiles("first_audio_seconds", "From a stream's first codes until they are decoded", self._first_audio_times)
-        metrics.gauge("codec_queued_chunks", "Chunks that wait for the codec", lambda: stats().queued_chunks)
-        self._playback = PlaybackMetrics(metrics)
-        metrics.total("codec_steps_total", "Cohorts of streams the codec has begun to decode", lambda: stats().num_steps)
-        together = "Streams in all cohorts that the codec has begun to decode, added up"
-        metrics.total("codec_cohort_streams_total", together, lambda: stats().num_decoded_pieces)
-        busy = "Seconds in which the codec has kept its device busy"
-        metrics.total("codec_busy_seconds_total", busy, lambda: stats().busy_seconds)
-        self._audio_seconds = metrics.counter("audio_seconds_total", "Seconds of audio generated")
-        cut_off = "Samples beyond full scale that were cut off, of streams with an audio chain"
-        self._clipped = metrics.counter("clipped_samples_total", cut_off)
-        self._client_cancels = metrics.counter("client_cancels_total", "Streams stopped because their client cancelled or went away")
-        direct = "Messages of talkers that came past Triton (codes_channel)"
-        self._direct_messages = metrics.counter("direct_messages_total", direct)
-        self._failures = metrics.counter("codec_failures_total", "Streams stopped because their audio failed")
 
 
 def _told(chunk: CodesChunk) -> tuple[dict[str, Any], list[TimedWord]]:

@@ -40,6 +40,7 @@ class OpenStream:
         num_answers: those that its client got.
         is_sparse: as `sparse_answers` in Delivery.
         sample_rate: of the latest answer, in Hz; 0: there was none.
+        playback: the audio that its client has in hand.
         audio: what its samples go through; None: nothing, or none have come.
         lines: of a script.
         order: of its messages.
