@@ -36,7 +36,7 @@ ROUND_ROBIN = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"roun
 def channel_options(url: str) -> tuple[tuple[str, int | str], ...]:
     """Options of a channel to `url`, HOST:PORT or a target of gRPC's own that may name several servers.
 
-    A proxy reaches no loopback address of this machine, so none is asked for one.
+    Loopback addresses are asked without a proxy, because a proxy has others of its own.
     """
     scheme = _SCHEME.match(url)
     addresses = (url if scheme is None else url[scheme.end() :]).split(",")

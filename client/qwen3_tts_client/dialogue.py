@@ -22,7 +22,7 @@ VOICE_OPTIONS = ("voice", "reference_audio", "reference_sample_rate", "reference
 
 
 def turns_of(text: str, model: str, options: RequestOptions) -> list[tuple[str, str]]:
-    """(model, dialogue) of each part of a dialogue that one model speaks; a text that is none, or names no model, as it is.
+    """(model, dialogue) of each part of a dialogue that one model speaks; of any other text, `model` and the text itself.
 
     Args:
         model: of entries that name none.

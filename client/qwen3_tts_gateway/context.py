@@ -1,4 +1,4 @@
-"""RequestContext: what is known of the request that is being answered, for whoever works on it."""
+"""RequestContext: what is known of the request that is being answered."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ T = TypeVar("T")
 async def within(seconds: float, work: Awaitable[T]) -> T:
     """The result of `work`, as asyncio.wait_for gives it.
 
-    That one drops a cancellation which comes in the same turn of the event loop as the result, before Python 3.12. Then whoever has
-    cancelled the task waits for ever.
+    Before Python 3.12, asyncio.wait_for drops a cancellation that comes in the same turn of the event loop as the result. Then the code
+    that has cancelled the task, and waits for its end, waits for ever.
 
     Raises:
         asyncio.TimeoutError: it took longer; it has been cancelled.

@@ -70,10 +70,10 @@ def _read(messages: BinaryIO, size: int) -> bytes | None:
 
 
 class _Encoders:
-    """Those of all streams of a process, by number. One is made with its first samples, so that its error has an answer to be in.
+    """The encoders of a process's streams, by number. One is made when its first samples come: their answer can hold its error.
 
-    To open a codec takes 0.2 to 4 ms, for which a stream's first audio would wait. So when a stream is closed, for which nobody waits,
-    one is opened for the next stream that is encoded alike.
+    To open a codec takes 0.2 to 4 ms, which a stream's first audio would wait for. So one is opened ahead when a stream is closed: for
+    the next stream with the same encoding.
     """
 
     def __init__(self) -> None:

@@ -41,7 +41,7 @@ class Entry:
         app: the application.
         settings: of the gateway.
         keys: that are let in; None: everyone is.
-        tracing: gets a span for each request; None: nobody does.
+        tracing: gets a span for each request; None: no spans are made.
     """
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings, keys: Keys | None = None, tracing: Tracing | None = None) -> None:

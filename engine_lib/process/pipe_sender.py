@@ -49,7 +49,7 @@ class PipeSender:
                 self._writer.start()
 
     def close(self) -> None:
-        """Close this end. A writer must have nothing to write any more, or nobody to read it."""
+        """Close this end, once everything is written or the other end is closed."""
         if (writer := self._writer) is not None:
             writer.join()
         self._socket.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Serial:
-    """Nobody waits: a thread that comes while another one is at work leaves its job to that one."""
+    """No thread waits: one that comes while another one is at work leaves its job to that one."""
 
     def __init__(self) -> None:
         self._jobs: deque[Callable[[], object]] = deque()
@@ -27,7 +27,7 @@ class Serial:
                 while self._jobs:
                     try:
                         self._jobs.popleft()()
-                    except BaseException as error:  # nobody else would run the jobs that others have left here meanwhile
+                    except BaseException as error:  # the jobs that other threads have left here must run all the same
                         failure = failure or error
             finally:
                 self._at_work.release()

@@ -124,7 +124,7 @@ def _watch(parent_pid: int, server_pid: int, log: int, run_directory: Path, seco
 
 
 def _runs(server_pid: int, model: str) -> bool:
-    """Whether the server has a process of `model`. Nobody removes the drain file of one that did not load, or has died."""
+    """Whether the server has a process of `model`. The drain file of one that did not load, or has died, stays."""
     return any(f"/{model}/1/model.py" in _command(process) for process in children(server_pid) if is_running(process))
 
 

@@ -6,9 +6,9 @@ one message open, and the talker sends the messages that follow on a Unix socket
 further responses of that request. A stream's last message always goes through Triton, and one now and then, because only a request
 that is new to the ensemble shows that its client has gone.
 
-The talker listens (`CodesOutlet`); its address, which nobody can guess, stands in its messages. The codec connects to it (`CodesInlet`) and
-names the streams that it claims. Both directions are signed with the server's secret, as what goes through Triton is. If a message
-cannot be sent at once it goes through Triton, so the channel never makes anybody wait; `place` in it tells the codec the order.
+The talker listens (`CodesOutlet`) at an address that cannot be guessed, which its messages tell. The codec connects to it (`CodesInlet`)
+and names the streams that it claims. Both directions are signed with the server's secret, as what goes through Triton is. A message that
+cannot be sent at once goes through Triton, so that the talker never waits for the channel; `place` in it tells the codec the order.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _guard(server_pid: int, name: str) -> None:
     elif state == STREAMS:
         print(f"{name}: the model's process died; stopping the server", file=sys.stderr, flush=True)
         # First, because this process may end with the server. All processes of a container end with its first one, perhaps at once, so
-        # nobody else could remove the other models' shared memory.
+        # no other process could remove the other models' shared memory.
         others = map(_region_of, children(server_pid)) if server_pid == 1 else ()
         _remove([*others, region])
         _stop(server, server_pid)

@@ -1,7 +1,7 @@
 """SSML: its safe subset, <speak>, <p>, <s>, <break>, <prosody>, <sub>, <say-as>, <lang>, <voice>.
 
-Anything else is refused by its name, so that no one waits for an effect that does not come. defusedxml refuses document types and
-entities. White space counts as one space, as XML's authors expect, who indent their elements.
+Anything else is refused by its name, so that an author does not wait for an effect that never comes. defusedxml refuses document types and
+entities. A run of white space counts as one space, because authors indent their elements.
 """
 
 from __future__ import annotations

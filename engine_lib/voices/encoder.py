@@ -217,7 +217,7 @@ class VoiceEncoder:
             return jobs
 
     def _withdraw(self, job: _Job) -> None:
-        """A recording that nobody waits for any more waits no longer."""
+        """Take out a recording that is no longer wanted."""
         with self._changed:
             self._waiting.discard(job)
             if not self._waiting:

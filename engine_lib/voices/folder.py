@@ -12,7 +12,7 @@ from pathlib import Path
 from engine_lib.errors import StoreError
 
 PARTIAL_SUFFIX = ".partial"
-LOCK_SECONDS = 5.0  # others write a voice within milliseconds; whoever waits keeps other requests waiting
+LOCK_SECONDS = 5.0  # others write a voice within milliseconds; a request that waits for one keeps others waiting
 LOCK_POLL_SECONDS = 0.01
 
 

@@ -21,7 +21,7 @@ class AudioRing:
     Positions count samples since the beginning, those that were skipped at the end of the memory included.
 
     Attributes:
-        file: descriptor of the memory; whoever makes the ring closes it.
+        file: descriptor of the memory; the process that made the ring closes it.
         num_samples: its size.
         taken: position behind the last samples that have been copied out.
     """
