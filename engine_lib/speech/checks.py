@@ -21,6 +21,15 @@ def choice(name: str, kind: type[Enum], value: Any) -> Enum:
         raise InvalidRequestError(name, f"{value!r:.100} is not allowed; choose one of {allowed}") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can encode `text`. JSON can contain lone surrogates, which files and the tokenizer cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def true_or_false(name: str, value: Any) -> bool:
     """A bool.
 

@@ -13,9 +13,10 @@ from typing import Protocol
 import regex
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.checks import is_unicode
 from engine_lib.speech.dialogue import read_dialogue
 from engine_lib.speech.languages import code_of
-from engine_lib.speech.lexicon import NO_LEXICON, Lexicon, edits_of, is_unicode
+from engine_lib.speech.lexicon import NO_LEXICON, Lexicon, edits_of
 from engine_lib.speech.pieces import MIN_PIECE_LENGTH, PIECE_LENGTH, Border, cut
 from engine_lib.speech.reading import Passage, added, cut_at_pauses
 from engine_lib.speech.script import Line, Script

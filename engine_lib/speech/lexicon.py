@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import regex
 
 from engine_lib.errors import ConfigError, InvalidRequestError
+from engine_lib.speech.checks import is_unicode
 from engine_lib.speech.written import Edit
 
 MAX_WORDS = 1000  # of a request, and of a voice
@@ -141,8 +142,3 @@ def _folded_character(character: str) -> str:
 
 def _composed(word: str) -> str:
     return unicodedata.normalize("NFC", word)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold `text`: it has no lone surrogate."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)

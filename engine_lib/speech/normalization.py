@@ -131,7 +131,7 @@ def _rules(code: str) -> list[tuple[regex.Pattern[str], Say]]:
         (rf"{_BEFORE}(?P<a>\d{{1,2}})([./])(?P<b>\d{{1,2}})\2(?P<y>\d{{4}}){_AFTER}", reader.date),
         *reader.dates_in_words(),
         (
-            rf"{_BEFORE}(?P<h>\d{{1,2}})(?::|\s?h\s?)(?P<min>[0-5]\d){_AFTER}(?!:)(?:\s*(?P<half>[ap])\.?m\b(?:\.(?=\s+\p{{Ll}}|,))?)?(?:\s+Uhr\b)?",
+            rf"{_BEFORE}(?P<h>\d{{1,2}})(?::|\s?h\s?)(?P<min>[0-5]\d){_AFTER}(?!:)(?:\s*{half})?(?:\s+Uhr\b)?",
             reader.time,
         ),
         (rf"(?<!\w)\+\d(?:[ ()./\-]{{0,2}}\d){{6,14}}{_AFTER}", reader.phone),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from engine_lib.errors import InvalidRequestError
-from engine_lib.voices.stored_voice import is_unicode
+from engine_lib.speech.checks import is_unicode
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]|\.(?!\.|$)){0,63}")
 MAX_CONSENT_LENGTH = 1000

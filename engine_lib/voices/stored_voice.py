@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.checks import is_unicode
 from engine_lib.speech.lexicon import Lexicon
 
 if TYPE_CHECKING:
@@ -185,15 +186,6 @@ def pack_tensors(embedding: npt.NDArray[np.float32], codes: npt.NDArray[np.int64
 def digest(tensors: bytes) -> str:
     """The `sha256` of a voice with these tensors."""
     return hashlib.sha256(tensors).hexdigest()
-
-
-def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can encode `text`. JSON can contain lone surrogates, which files and the tokenizer cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_allowed(value: object, kinds: tuple[type, ...]) -> bool:
