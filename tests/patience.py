@@ -11,6 +11,9 @@ from engine_lib.server.orphan import is_running
 # Seconds until something that has not happened counts as hanging. An idle machine needs some, one with ten other things to do a minute.
 # pytest's own limit for a test (`timeout` in pyproject.toml) is above it, so that a test that hangs says what it waited for.
 PATIENCE = 300.0
+# Seconds, of a timeout that is to pass while a stream speaks: the first one within which the stream begins. It never ends so early, because
+# a machine that is slow to begin is slow to speak.
+TIMEOUTS = (4.0, 8.0, 16.0, 32.0, 64.0)
 PROGRAM_PATIENCE = 3 * PATIENCE  # for a program that computes for a minute on an idle machine
 
 

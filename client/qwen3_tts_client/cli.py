@@ -223,7 +223,7 @@ def say(
         raise failed(exit_code(error), error.message, error.hint) from None
     except BrokenPipeError:
         sys.stdout = None  # otherwise the interpreter fails to flush it at exit
-        raise failed(EXIT_STREAM_FAILED, "whoever read standard output has gone; the server was told to stop") from None
+        raise failed(EXIT_STREAM_FAILED, "the reader of standard output has gone; the server was told to stop") from None
     except OSError as error:
         raise failed(EXIT_INVALID, f"{_name(output)}: {error.strerror or error}") from None
     except KeyboardInterrupt:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3_tts_client.cli_errors import EXIT_INVALID, failed
+
 if TYPE_CHECKING:
     from qwen3_tts_client.protocol import RequestOptions
     from qwen3_tts_client.recording import Recording
@@ -214,10 +216,17 @@ class WordsFile:
         self._words += words
 
     def write(self) -> None:
-        """Write the file."""
+        """Write the file.
+
+        Raises:
+            typer.Exit: it cannot be written.
+        """
         from qwen3_tts_client.words import write_words
 
-        write_words(self.path, self._words, "".join(self._pieces))
+        try:
+            write_words(self.path, self._words, "".join(self._pieces))
+        except OSError as error:
+            raise failed(EXIT_INVALID, f"{self.path}: {error.strerror or error}") from None
 
 
 def words_file(path: Path | None) -> WordsFile | None:

@@ -96,8 +96,9 @@ class VoiceList:
 class Voices:
     """The voices of one server; `Client.voices`.
 
-    Every method raises InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed or RequestTimeout; see
-    qwen3_tts_client.errors. `timeout` is in seconds; None or infinity: no limit.
+    Every method raises InvalidRequest, ServerUnavailable, ServerOverloaded, StreamFailed or RequestTimeout, or their base
+    Qwen3TTSClientError if the answer is not this project's; see qwen3_tts_client.errors. `timeout` is in seconds; None or infinity: no
+    limit.
     """
 
     def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str) -> None:
@@ -109,7 +110,7 @@ class Voices:
 
     def show(self, name: str, *, timeout: float | None = None) -> Voice:
         """All facts about one voice."""
-        return Voice.from_json(self._ask(_request("show", name), timeout))
+        return _voice(self._ask(_request("show", name), timeout))
 
     def add(
         self,
@@ -137,7 +138,7 @@ class Voices:
             lexicon: words and their spellings, kept with the voice; a request's own win over them.
         """
         request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model, lexicon)
-        return Voice.from_json(self._ask(request, timeout))
+        return _voice(self._ask(request, timeout))
 
     def blend(
         self,
@@ -156,7 +157,7 @@ class Voices:
             consent: None keeps the consents of these voices.
             lexicon: as in `add`; those of the voices are not taken over.
         """
-        return Voice.from_json(self._ask(_blend(name, blend, consent, lexicon), timeout))
+        return _voice(self._ask(_blend(name, blend, consent, lexicon), timeout))
 
     def remove(self, name: str, *, timeout: float | None = None) -> None:
         """Delete a stored voice."""
@@ -183,7 +184,7 @@ class AsyncVoices:
 
     async def show(self, name: str, *, timeout: float | None = None) -> Voice:
         """As Voices.show."""
-        return Voice.from_json(await self._ask(_request("show", name), timeout))
+        return _voice(await self._ask(_request("show", name), timeout))
 
     async def add(
         self,
@@ -200,7 +201,7 @@ class AsyncVoices:
     ) -> Voice:
         """As Voices.add."""
         request = _addition(name, audio, sample_rate, consent, text, x_vector_only, model, lexicon)
-        return Voice.from_json(await self._ask(request, timeout))
+        return _voice(await self._ask(request, timeout))
 
     async def blend(
         self,
@@ -212,7 +213,7 @@ class AsyncVoices:
         timeout: float | None = None,
     ) -> Voice:
         """As Voices.blend."""
-        return Voice.from_json(await self._ask(_blend(name, blend, consent, lexicon), timeout))
+        return _voice(await self._ask(_blend(name, blend, consent, lexicon), timeout))
 
     async def remove(self, name: str, *, timeout: float | None = None) -> None:
         """As Voices.remove."""
@@ -286,6 +287,13 @@ def _result(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise Qwen3TTSClientError(f"model {response.model_name!r} gave no JSON object", hint=OTHER_VERSION)
     return result
+
+
+def _voice(result: Mapping[str, Any]) -> Voice:
+    try:
+        return Voice.from_json(result)
+    except (KeyError, TypeError) as error:
+        raise Qwen3TTSClientError(f"model {MODEL!r} gave another voice than expected: {error!r}", hint=OTHER_VERSION) from None
 
 
 def _voice_list(result: Mapping[str, Any]) -> VoiceList:

@@ -19,7 +19,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from patience import PATIENCE
+from benching.fake_triton import running_fake
+from patience import PATIENCE, TIMEOUTS
 from qwen3_tts_client import Client
 from qwen3_tts_client.cli import app
 
@@ -191,9 +192,21 @@ def test_a_request_the_server_refuses_exits_with_two_and_writes_nothing(
     assert list(Path().iterdir()) == []
 
 
+def test_a_words_file_that_cannot_be_written_is_named(runner: CliRunner) -> None:
+    Path("words.srt").mkdir()
+    with running_fake(1, 0) as url:
+        result = runner.invoke(app, ["say", TEXT, "--url", url, "--timestamps", "words.srt"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: words.srt: Is a directory\n"
+    assert soundfile.info("speech.wav").duration == 0.08
+
+
 @server_test
 def test_after_a_timeout_the_file_holds_what_came(runner: CliRunner, url: str) -> None:
-    result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "1500", "--timeout", "4"])
+    for seconds in TIMEOUTS:
+        result = runner.invoke(app, [*SPEAK, "--url", url, "--max-frames", "1500", "--timeout", str(seconds)])
+        if result.stdout:
+            break
     assert result.exit_code == 5
     error, hint = result.stderr.splitlines()
     assert "the timeout passed after" in error
@@ -248,7 +261,7 @@ def test_a_player_that_goes_away_ends_the_command(url: str) -> None:
         process.stdout.close()
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert errors.decode().startswith("error: whoever read standard output has gone")
+    assert errors.decode().startswith("error: the reader of standard output has gone")
 
 
 def environment(url: str = "localhost:8001") -> dict[str, str]:

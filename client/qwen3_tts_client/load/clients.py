@@ -75,10 +75,11 @@ class Clients:
             for index in range(self._count)
         ]
         driving = self._pool.map_async(_drive, loads, chunksize=1)
-        while not driving.ready() and time.monotonic() < end + load.patience:
-            tick(begin, self._take())
+        deadline = end + load.patience + LAST_SECONDS
+        while not driving.ready() and time.monotonic() < deadline:
+            tick(begin, self._take())  # to the end, because a client waits when the queue of what has ended is full
             driving.wait(interval)
-        reports: list[Report] = driving.get(LAST_SECONDS)
+        reports: list[Report] = driving.get(0)
         tick(begin, self._take())
         window = Window(reports, begin, end)
         return Point({**summary([window], paced=load.paced), "seconds": seconds}, window)
