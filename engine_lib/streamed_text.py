@@ -108,9 +108,8 @@ class StreamedText:
         """
         self._borders, self._encode = borders, encode
         self._before, self._after, self._num_after = before, after, len(encode(after))
-        self.on_text: Callable[[str, bool], None] | None = (
-            None  # gets each part of the text just before its ids, and whether it is the last
-        )
+        # Gets each part of the text just before its ids, and whether it is the last.
+        self.on_text: Callable[[str, bool], None] | None = None
         self._held = ""
         self._num_searched = 0  # characters of `_held`: no border before that is safe, whatever follows
 

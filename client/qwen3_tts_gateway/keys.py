@@ -30,7 +30,7 @@ def new_key(name: str) -> tuple[str, str]:
 class Keys:
     """The keys that are let in, by the SHA-256 of each. A key has 256 random bits, so a slow hash would add nothing.
 
-    The file is read again when it has changed. One that cannot be used changes nothing; an empty one lets nobody in.
+    The file is read again when it has changed. One that cannot be used changes nothing; with an empty one no request is let in.
     """
 
     def __init__(self, file: Path) -> None:

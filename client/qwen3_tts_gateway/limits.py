@@ -11,7 +11,7 @@ from qwen3_tts_gateway.errors import RETRY_SECONDS, ApiError
 from qwen3_tts_gateway.settings import GatewaySettings
 
 MINUTE = 60.0
-MOST_CALLERS = 10_000  # whose rate is remembered; then those with a full allowance are forgotten
+MOST_CALLERS = 10_000  # with a rate that is remembered; if there are more, those with a full allowance are forgotten
 
 
 class Limits:

@@ -47,7 +47,7 @@ class WyomingServer:
     """Serves a listening socket inside the running event loop.
 
     Args:
-        gateway: whose Triton servers speak.
+        gateway: speaks by its Triton servers.
     """
 
     def __init__(self, gateway: Gateway) -> None:

@@ -37,7 +37,7 @@ class Frames:
 
     @property
     def num_streams(self) -> int:
-        """The last one excluded."""
+        """Number of streams, the last one excluded."""
         return len(self.starts) - 2
 
     def of_streams(self) -> Iterator[tuple[int, int, int]]:

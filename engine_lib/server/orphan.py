@@ -1,4 +1,4 @@
-"""The orphan watch: a server whose parent was killed is drained and stopped.
+"""The orphan watch: drains and stops a server if its parent was killed.
 
 A parent that ends in order stops its server itself. After a SIGKILL only another process can, so a tiny child, this file run as a
 script, waits for the end of both. (A parent-death signal would end the server with the thread that started it.) It is a script that

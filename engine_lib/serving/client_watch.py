@@ -43,7 +43,7 @@ class ClientWatch:
         """
         self._sender, self._watched = sender, watched
         self._asked_at: dict[str, float] = {}
-        self._pending: set[str] = set()  # whose sender has not come to the last question yet
+        self._pending: set[str] = set()  # those with a sender that has not come to the last question yet
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="client-watch", daemon=True)
         self._thread.start()

@@ -16,7 +16,7 @@ class MessageOrder(Generic[T]):
         self._early: dict[int, T] = {}
 
     def due(self, place: int, message: T) -> list[T]:
-        """The messages whose turn has come, now that this one is here: it alone, it and those that waited for it, or none.
+        """The messages that are due now that this one is here: it alone, it and those that waited for it, or none.
 
         One that comes twice is not kept, so that each has its answer.
         """

@@ -100,7 +100,7 @@ class OfflineService:
         try:
             with self._watched(_Call(self._stream_call(message, metadata=tuple(trace_context.items())), reply)) as responses:
                 for response in responses:
-                    if response.error_message:  # read on to the end, because Triton 24.10 keeps a request whose client leaves here
+                    if response.error_message:  # read on to the end: if a client leaves here, Triton 24.10 keeps its request
                         refusal = refusal or ENSEMBLE_PREFIX.sub("", response.error_message)
                         continue
                     result = response.infer_response

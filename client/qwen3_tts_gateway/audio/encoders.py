@@ -33,7 +33,7 @@ class Encoding:
         response_format: a name in FORMATS.
         sample_rate: in Hz, of the samples that its encoder takes.
         bit_rate: in bit/s; None: the format has none.
-        is_whole: all bytes leave with `finish`, as a file whose header declares its length (wav, flac) and its priming (mp3).
+        is_whole: all bytes leave with `finish`: a file with its length (wav, flac) or its priming (mp3) in its header.
     """
 
     response_format: str

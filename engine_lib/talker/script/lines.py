@@ -75,7 +75,7 @@ class SpokenLines:
         self._speaker, self._request_of, self._pass = speaker, request_of, send
         self._nothing = np.empty((0, num_code_groups), np.int16)
         self._waiting: dict[int, deque[CodesChunk]] = {}  # of the lines that were submitted, from the present one on
-        self._open: set[int] = set()  # those whose final chunk has not come
+        self._open: set[int] = set()  # those without a final chunk so far
         self._num_submitted = self._num_chunks = 0
         self._num_frames = self._num_line_frames = 0  # of the stream, and of these the present line's
         self._has_begun = False
