@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from engine_lib.admission.fair_queue import FairQueue
@@ -28,6 +29,7 @@ class Addition:
 
     Attributes:
         due_at: as in Watched: its deadline while it waits; the talker minds it later. None: never.
+        on_refused: told when it has been refused while it waited.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Addition:
             deadline: time.monotonic() at which it is refused; None: never.
         """
         self.due_at = deadline
+        self.on_refused: Callable[[], object] = _nothing
         self._carry_out, self._refuse, self._has_left = carry_out, refuse, has_left
         self._lock, self._has_ended = threading.Lock(), False  # ended: for the watch
 
@@ -69,6 +72,11 @@ class Addition:
             if is_late or self._has_left():
                 self._has_ended = True
                 self._refuse(DeadlineError() if is_late else OverloadedError("the client has gone"))
+                self.on_refused()
+
+
+def _nothing() -> None:
+    pass
 
 
 class VoiceAdditions:
@@ -101,6 +109,7 @@ class VoiceAdditions:
                 problem = f"{MAX_WAITING} voices are waiting to be added; try again later"
                 raise OverloadedError(problem, self._pace.seconds_for(MAX_WAITING, now))
             key = str(next(self._numbers))
+            addition.on_refused = partial(self._withdraw, key)
             self._additions[key] = addition
             self._waiting.add(key, turn, size)
             self._pace.waits(now)
@@ -114,6 +123,14 @@ class VoiceAdditions:
         self._client_watch.stop(timeout)
         self._asking.close(timeout)
         self._worker.join(timeout)
+
+    def _withdraw(self, key: str) -> None:
+        """An addition has been refused: it leaves its place to others, and its recording is forgotten."""
+        with self._changed:
+            if self._additions.pop(key, None) is not None:
+                self._waiting.discard(key)
+                if not self._waiting:
+                    self._pace.rests()
 
     def _run(self) -> None:
         while (addition := self._next()) is not None:

@@ -96,3 +96,13 @@ def test_one_too_many_is_refused(busy: Busy) -> None:
         busy.put("one more")
     busy.let_go()
     eventually(lambda: len(busy.done) == MAX_WAITING, "the others are added")
+
+
+def test_those_that_were_refused_while_they_waited_leave_their_places(busy: Busy) -> None:
+    gone = [busy.put(f"gone {i}") for i in range(MAX_WAITING)]
+    for client in gone:
+        client.has_gone = True
+    eventually(lambda: all(client.refused for client in gone), "all are refused while another one is under way")
+    busy.put("one more")
+    busy.let_go()
+    eventually(lambda: busy.done == ["one more"], "it alone is added")
