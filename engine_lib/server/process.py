@@ -184,13 +184,13 @@ class TritonServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            with suppress(ProcessLookupError):  # it has ended already
+                resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
+            drain_files = [self._drain_directory / model for model in self._talkers]
+            self._watch = watch_for_orphan(self._process, unread, drain_files, run_directory, self._exit_seconds)
         finally:
             os.close(output)
-        with suppress(ProcessLookupError):  # it has ended already
-            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
-        drain_files = [self._drain_directory / model for model in self._talkers]
-        self._watch = watch_for_orphan(self._process, unread, drain_files, run_directory, self._exit_seconds)
-        os.close(unread)
+            os.close(unread)
 
     def wait_ready(self, timeout: float = 900.0, report: Callable[[str], None] | None = None) -> None:
         """Wait until every model is ready. The server's own readiness is not used: it ignores an ensemble that failed to load.
@@ -214,16 +214,8 @@ class TritonServer:
                 index, missing = [], f"tritonserver to load its models (its HTTP port {self.http_port}: {error})"
             if self.version and (problem := problem_of(self.version, np.__version__)) is not None:
                 raise ServerError(problem)
-            # Once the server answers, loading is over. A model without a state has a config.pbtxt that cannot be read.
-            unknown = sorted(set(self.models).difference(entry["name"] for entry in index))
-            if index and unknown:
-                raise ServerError(f"the model repository has no {', '.join(unknown)}")
-            failed = [entry for entry in index if entry["name"] in self.models and entry.get("state") not in ("READY", "LOADING")]
-            if failed:
-                reasons = [f"{entry['name']}: {self._reason(entry)}" for entry in failed if entry.get("reason")]
-                unread = [f"{entry['name']}: {self._reason(entry)}" for entry in failed]
-                raise ServerError("\n".join(["the model repository did not load", *(reasons or unread)]))
             if index:
+                self._check_loaded(index)
                 loading = [model for model in self.models if not self.is_model_ready(model)]
                 if not loading:
                     self._wait_for_metrics()
@@ -242,6 +234,18 @@ class TritonServer:
         raise ServerError(
             f"tritonserver is not ready after {timeout:.0f} seconds of waiting for {missing}; its log ends with\n{self.last_log_lines()}"
         )
+
+    def _check_loaded(self, index: list[dict[str, str]]) -> None:
+        """Raise ServerError if a model is missing or has failed. Once the server gives its index, loading is over."""
+        unknown = sorted(set(self.models).difference(entry["name"] for entry in index))
+        if unknown:
+            raise ServerError(f"the model repository has no {', '.join(unknown)}")
+        # A model without a state has a config.pbtxt that cannot be read.
+        failed = [entry for entry in index if entry["name"] in self.models and entry.get("state") not in ("READY", "LOADING")]
+        if failed:
+            reasons = [f"{entry['name']}: {self._reason(entry)}" for entry in failed if entry.get("reason")]
+            unread = [f"{entry['name']}: {self._reason(entry)}" for entry in failed]
+            raise ServerError("\n".join(["the model repository did not load", *(reasons or unread)]))
 
     def is_model_ready(self, model: str) -> bool:
         """Whether the server is up and says that `model` is ready."""
