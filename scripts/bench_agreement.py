@@ -32,9 +32,9 @@ from benching.arguments import add_engine_options
 from benching.measuring import command, machine, write_results
 from benching.server import running_server
 from qwen3_tts_client.load.figures import P50
+from voice_in_the_box import VOICE_IN_THE_BOX
 
 ROOT = Path(__file__).resolve().parents[1]
-VOICE_IN_THE_BOX = ROOT / "scripts" / "voice_in_the_box" / "checkpoint"
 COMMAND_LINE = (sys.executable, "-c", "from qwen3_tts_client.cli import main; main()")
 PERF_ANALYZER, BENCH, BENCH_SERVER = "perf_analyzer", "qwen3-tts bench", "bench_server.py"
 # A tool's run: (url, texts, streams, seconds, warm-up, folder for its files) -> its figures.

@@ -10,7 +10,6 @@ cache that one frame must read, at --bandwidth.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 import numpy as np
 import torch
 
+from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
 from benching.engine_peers import comparisons, measure_peers
 from benching.measuring import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
@@ -49,9 +49,7 @@ def main() -> None:
         "--sizes", nargs="+", default=["0.6b", "1.7b"], choices=["tiny", "0.6b", "1.7b"], help="random checkpoints to measure"
     )
     parser.add_argument("--model", help="measure this checkpoint folder instead")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="folder in which random checkpoints are written and found again"
-    )
+    add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 32, 64])
@@ -59,7 +57,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60, help="timed frames of each batch")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an engine option, as in serve.py")
+    add_engine_options(parser)
     parser.add_argument(
         "--timestamps",
         action="store_true",
@@ -70,10 +68,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw the frame times into this file; needs matplotlib (the extra `bench`)")
     arguments = parser.parse_args()
-    if any("=" not in option for option in arguments.option):
-        parser.error(f"--option: {arguments.option} is not allowed; give NAME=VALUE")
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib")
+    require_matplotlib(parser, arguments)
 
     print("command:", command())
     results: list[dict[str, object]] = []
@@ -106,7 +101,7 @@ def measure(folder: Path, eager: bool, arguments: argparse.Namespace) -> list[di
         "max_model_len": 2048,
         "enable_prefix_caching": False,  # prompts here are alike, and are to be computed
     }
-    config = EngineConfig(model_path=str(folder), **options | dict(option.split("=", 1) for option in arguments.option))
+    config = EngineConfig(model_path=str(folder), **options | dict(arguments.option))
     started = time.perf_counter()
     engine = TalkerEngine(Checkpoint(folder), config)
     with torch.inference_mode(), engine.worker.on_stream():

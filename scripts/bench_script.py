@@ -25,8 +25,8 @@ from fuzzing.resources import memory_by_name
 
 from benching.server import running_server
 from qwen3_tts_client import Client
+from voice_in_the_box import VOICE_IN_THE_BOX
 
-VOICE_IN_THE_BOX = Path(__file__).resolve().parent / "voice_in_the_box" / "checkpoint"
 THINGS = ("penguin", "garden", "red car", "letter", "small dog", "black cat", "book", "blue door", "tree", "river")
 SENTENCES = tuple(f"There is a {thing} {place}." for place in ("in the window", "behind the house") for thing in THINGS)
 TOLERANCE = 1e-5

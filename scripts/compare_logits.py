@@ -55,8 +55,7 @@ def logits_of(model: TalkerModel, text_ids: torch.Tensor, codes: torch.Tensor, n
     hidden = attend_to_the_past(model.transformer, 1, x, model.cos[positions], model.sin[positions])[-num_frames:]
     frames, predictor = codes[-num_frames:], model.code_predictor
     embedded = [F.embedding(frames[:, book], predictor.code_embeddings[book]) for book in range(predictor.num_code_groups - 1)]
-    first = hidden if predictor.projection is None else F.linear(hidden, *predictor.projection)
-    books = torch.stack([first, *embedded], dim=1)  # [frames, 16, hidden]
+    books = torch.stack([predictor.projected(hidden), *embedded], dim=1)  # [frames, 16, hidden]
     cos, sin = (table.repeat(num_frames, 1) for table in (predictor.cos, predictor.sin))
     out = attend_to_the_past(predictor.transformer, num_frames, books.flatten(0, 1), cos, sin).unflatten(0, (num_frames, -1))
     others = [F.linear(out[:, book], predictor.heads[book - 1]).float() for book in range(1, predictor.num_code_groups)]
@@ -86,13 +85,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     add_engine_options(parser)
-    parser.add_argument("--base", action="append", default=[], metavar="NAME=VALUE", help="an engine option of the talker to compare with")
+    add_engine_options(parser, "--base", "of the talker to compare with")
     parser.add_argument("--sentences", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the first sentence")
     arguments = parser.parse_args()
     if not arguments.option:
         parser.error("--option is missing: what is to be compared, as talker_weights=fp8")
-    checkpoint, base = Checkpoint(arguments.checkpoint), dict(option.split("=", 1) for option in arguments.base)
+    checkpoint, base = Checkpoint(arguments.checkpoint), dict(arguments.base)
     texts = Sentences(SENTENCES_SEED + arguments.seed).held_out(arguments.sentences)
     voices = sorted(checkpoint.config.talker.speaker_ids)
     speakers = [voices[i % len(voices)] for i in range(len(texts))]

@@ -46,7 +46,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benching.arguments import engine_option, require_matplotlib
+from benching.arguments import add_engine_options, require_matplotlib
 from benching.measuring import command, machine
 from comparing.figures import EQUAL, LESS, MORE, Figure, Values, cosine, figure, sums, word_errors
 from comparing.recognising import Embed, embedder, recogniser
@@ -107,8 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--other-model", type=Path, metavar="FOLDER", help="checkpoint folder of B (default: that of A)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     for name, whose in (("--option", "of A and B"), ("--a-option", "of A alone"), ("--b-option", "of B alone")):
-        help = f"an engine option {whose}, as in serve.py; may be repeated"
-        parser.add_argument(name, type=engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
+        add_engine_options(parser, name, whose)
     parser.add_argument("--texts", type=Path, help="a text a line, or a .json that perf_analyzer takes (default: our own sentences)")
     parser.add_argument("--texts-count", type=int, metavar="N", help="take the first N texts (default: all of --texts, or 100)")
     parser.add_argument("--seeds", type=int, default=3, help="takes of each text")

@@ -69,9 +69,8 @@ def matches_of(predictor: CodePredictor, hidden: torch.Tensor, code0: torch.Tens
     books = codes.shape[1]
     frames = torch.cat([code0[:, None], codes], dim=1)
     embedded = [F.embedding(frames[:, book], predictor.code_embeddings[book]) for book in range(books)]
-    first = hidden if predictor.projection is None else F.linear(hidden, *predictor.projection)
     cos, sin = (table.repeat(num_frames, 1) for table in (predictor.cos, predictor.sin))
-    rows = torch.stack([first, *embedded], dim=1).flatten(0, 1)
+    rows = torch.stack([predictor.projected(hidden), *embedded], dim=1).flatten(0, 1)
     out = attend_to_the_past(predictor.transformer, num_frames, rows, cos, sin).unflatten(0, (num_frames, -1))[:, 1:]
     matches = torch.zeros(num_frames, books, books, dtype=torch.bool)
     for book in range(books):

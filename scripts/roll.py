@@ -83,7 +83,7 @@ def reload(server: TritonServer, model: str) -> None:
     """Load `model` of a reloadable server again; its files count as changed."""
     for file in (server.repository / model).rglob("*.p*"):
         file.touch()
-    _ask(server, model, "load")
+    _ask(server, f"models/{model}/load")
 
 
 def reloads(server: TritonServer, count: int, streams: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def cancels(server: TritonServer, count: int, streams: int, *, at_the_end: bool 
     seconds = time.monotonic() - begin
     held = wait_until_free(f"localhost:{server.metrics_port}")
     growth = Resources.read(server.pid).growth(before)
-    _ask(server, "qwen3_tts", "unload")
+    _ask(server, "models/qwen3_tts/unload")
     is_unloaded = _wait_for(lambda: _is_unloaded(server, "qwen3_tts"))
     figures = {"cancels": count, "per_second": round(count / seconds, 1), "held": held, "growth": growth, "is_unloaded": is_unloaded}
     return figures | {"is_well": is_unloaded and not held}
@@ -208,16 +208,17 @@ def _wait_for(condition: Callable[[], bool]) -> bool:
     return holds
 
 
-def _ask(server: TritonServer, model: str, verb: str) -> None:
-    url = f"http://localhost:{server.http_port}/v2/repository/models/{model}/{verb}"
-    with urllib.request.urlopen(urllib.request.Request(url, data=b"{}"), timeout=ANSWER_SECONDS):
-        pass
+def _ask(server: TritonServer, path: str) -> bytes:
+    """The answer of Triton's repository extension."""
+    url = f"http://localhost:{server.http_port}/v2/repository/{path}"
+    with urllib.request.urlopen(urllib.request.Request(url, data=b"{}"), timeout=ANSWER_SECONDS) as response:
+        answer: bytes = response.read()
+    return answer
 
 
 def _is_unloaded(server: TritonServer, model: str) -> bool:
-    with urllib.request.urlopen(urllib.request.Request(f"http://localhost:{server.http_port}/v2/repository/index", data=b"{}")) as response:
-        [entry] = [entry for entry in json.load(response) if entry["name"] == model]
-    return entry.get("state") == "UNAVAILABLE"
+    [entry] = [entry for entry in json.loads(_ask(server, "index")) if entry["name"] == model]
+    return bool(entry.get("state") == "UNAVAILABLE")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,8 +50,6 @@ FOLDER_PREFIX = "qwen3-tts-models-"
 OUTPUT, ERRORS = 1, 2  # descriptors
 CHECK_SECONDS = 0.5  # between two looks at the gateway
 LINGERED = "a client has left its gRPC stream open, or Triton has leaked a cancelled request"
-
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 

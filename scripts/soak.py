@@ -54,8 +54,8 @@ from benching.arguments import add_checkpoints, add_engine_options, require_matp
 from benching.measuring import command, machine, random_checkpoint
 from qwen3_tts_client import AsyncClient
 from qwen3_tts_client.load.texts import LONGEST, SHORTEST
+from voice_in_the_box import VOICE_IN_THE_BOX
 
-VOICE_IN_THE_BOX = Path(__file__).parent / "voice_in_the_box" / "checkpoint"
 # Before the slopes begin: allocators and caches fill. A server has filled them after some thousand requests, at whatever rate.
 WARM_UP_SHARE, WARM_UP_REQUESTS = 0.4, 5000
 KEPT_CONNECTIONS = 0.02  # of killed clients, by a tritonserver that keeps requests; 24.10 kept 0.005

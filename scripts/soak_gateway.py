@@ -34,12 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import psutil
 from fuzzing.resources import Resources, wait_until_free
-from soaking.leavers import MOMENTS, SPOKEN_ALIKE, TEXT, WAYS, Door, hear, leave
+from soaking.leavers import MOMENTS, TEXT, WAYS, Door, hear, leave
+from soaking.speech import GREEDY
 from tqdm import tqdm
 
 from engine_lib.server.process import FREE_PORTS, TritonServer
+from voice_in_the_box import VOICE_IN_THE_BOX
 
-VOICE_IN_THE_BOX = Path(__file__).parent / "voice_in_the_box" / "checkpoint"
 VOICE = "ada"
 # The gateway's own command, which prints on SIGUSR1 how many tasks it has.
 GATEWAY = """
@@ -191,7 +192,7 @@ async def _leave_all(door: Door, numbers: range, streams: int) -> tuple[list[tup
 
 
 async def _reference(door: Door) -> bytes:
-    fields = {"input": TEXT, "voice": VOICE, "response_format": "pcm", **SPOKEN_ALIKE}
+    fields = {"input": TEXT, "voice": VOICE, "response_format": "pcm", **GREEDY}
     return b"".join([piece async for piece in hear(door, fields)])
 
 

@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import soundfile
-from bench_script import VOICE_IN_THE_BOX
 
 from benching.server import running_server
 from qwen3_tts_client import Client
 from qwen3_tts_client.words import write_words
+from voice_in_the_box import VOICE_IN_THE_BOX
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "long_form": {

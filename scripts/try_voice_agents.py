@@ -3,10 +3,10 @@
     python scripts/try_voice_agents.py                                  # a server of its own, with the voice in the box, on the CPU
     python scripts/try_voice_agents.py --url http://tts.example:8880    # a gateway that runs; nothing is compared
 
-With --url nobody else may speak meanwhile, because an interruption must bring the gateway's open streams to none.
+With --url no other client may speak meanwhile, because an interruption must bring the gateway's open streams to none.
 
 The plugins run in an environment of their own (build/voice-agents), which is made of requirements/voice-agents.txt when it is not there.
-The server of its own decodes greedily, so that the same text has the same samples whoever asks for it.
+The server of its own decodes greedily, so that the same text has the same samples for every client.
 
 Exit code 0 if every trial has gone well.
 """
@@ -39,9 +39,9 @@ from engine_lib.server.ports import hold_free_port
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from qwen3_tts_client import Client, RequestOptions
 from voice_agents.outcomes import RATE, SENTENCES, TEXT
+from voice_in_the_box import VOICE_IN_THE_BOX
 
 ROOT = Path(__file__).resolve().parents[1]
-VOICE_IN_THE_BOX = ROOT / "scripts" / "voice_in_the_box" / "checkpoint"
 VOICE = "ada"  # of the voice in the box; the plugins' `alloy` means it
 REQUIREMENTS = ROOT / "requirements" / "voice-agents.txt"
 FRAMEWORKS = {"livekit": "voice_agents.livekit_plugins", "pipecat": "voice_agents.pipecat_services"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from engine_lib.talker.request import FinishReason
 from engine_lib.talker.scheduler import Schedule
 from engine_lib.talker.sequence import Sequence
 from patience import eventually
+from voice_in_the_box import VOICE_IN_THE_BOX
 
-VOICE = Path(__file__).resolve().parents[1] / "scripts" / "voice_in_the_box" / "checkpoint"
 SAMPLES = 1920
 TEXT, OTHER = "There is a small penguin in the window.", "Nice to meet you."
 ONSET = 12  # the frame from which on a stream is bad
@@ -40,7 +39,7 @@ BadFrame = Callable[[int], Codes]  # the codes of the bad frame with this number
 
 @pytest.fixture(scope="module")
 def tts() -> Iterator[Qwen3TTS]:
-    with load(VOICE, max_num_seqs=4, max_model_len=300) as model:
+    with load(VOICE_IN_THE_BOX, max_num_seqs=4, max_model_len=300) as model:
         yield model
 
 

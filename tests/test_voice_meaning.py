@@ -19,6 +19,7 @@ from server.conftest import CAN_SERVE, new_server
 import oracle
 from engine_lib.api.qwen3_tts import Qwen3TTS, SpeechStream
 from qwen3_tts_client import Client
+from voice_in_the_box import VOICE_IN_THE_BOX
 from voice_in_the_box.digits import DigitRecogniser, errors
 from voice_in_the_box.evaluate import DIGITS_LENGTH, DIGITS_SEED, QUICK_MODES, SENTENCES_SEED, Mode, Say, evaluate, in_process_say
 from voice_in_the_box.retrieval import Cepstra, cepstra, distances
@@ -26,7 +27,6 @@ from voice_in_the_box.sentences import Sentences
 from voice_in_the_box.speech import SAMPLE_RATE, SPEAKERS, Audio, Espeak
 
 ROOT = Path(__file__).resolve().parents[1]
-VOICE = ROOT / "scripts" / "voice_in_the_box" / "checkpoint"
 TEXTS = Sentences(SENTENCES_SEED).held_out(8)
 Asked = tuple[str, str]  # text and speaker
 EVERYTHING: list[Asked] = list(product(TEXTS, SPEAKERS))
@@ -44,13 +44,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def tts() -> Iterator[Qwen3TTS]:
-    with load(VOICE) as model:
+    with load(VOICE_IN_THE_BOX) as model:
         yield model
 
 
 @pytest.fixture(scope="module")
 def say() -> Iterator[Say]:
-    with in_process_say(VOICE, {"device": "cpu", "max_num_seqs": "8", "max_model_len": "512"}) as speak:
+    with in_process_say(VOICE_IN_THE_BOX, {"device": "cpu", "max_num_seqs": "8", "max_model_len": "512"}) as speak:
         yield speak
 
 
@@ -162,14 +162,14 @@ def test_streamed_speech_is_the_offline_speech(tts: Qwen3TTS, offline: list[Audi
 
 
 def test_a_bfloat16_codec_changes_less_than_another_seed(offline: list[Audio], another_seed: float) -> None:
-    with load(VOICE, codec_dtype="bfloat16") as tts:
+    with load(VOICE_IN_THE_BOX, codec_dtype="bfloat16") as tts:
         changes = own_distances(speak_alone(tts, FEW), offline)
     assert 0 < changes.max() < another_seed
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_every_sentence_survives(references: list[Cepstra], options: dict[str, Any]) -> None:
-    with load(VOICE, **({"max_num_seqs": 8, "codec_slots": 8} | options)) as tts:
+    with load(VOICE_IN_THE_BOX, **({"max_num_seqs": 8, "codec_slots": 8} | options)) as tts:
         spoken = speak_together(tts, ASKED)
         assert (tts._talker.stats().num_preemptions > 0) == ("num_kv_blocks" in options)
     assert [heard(audio, references) for audio in spoken] == ASKED
@@ -188,7 +188,7 @@ def test_those_who_leave_take_no_words_along(tts: Qwen3TTS, references: list[Cep
 @pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton")
 def test_a_server_streams_the_sentence_it_was_sent(tmp_path: Path, references: list[Cepstra]) -> None:
     with (
-        new_server(VOICE, tmp_path / "log", max_num_seqs="4", on_runaway="auto") as server,
+        new_server(VOICE_IN_THE_BOX, tmp_path / "log", max_num_seqs="4", on_runaway="auto") as server,
         Client(f"localhost:{server.grpc_port}") as client,
     ):
         for text, speaker in FEW[:2]:
@@ -202,14 +202,14 @@ def test_a_server_streams_the_sentence_it_was_sent(tmp_path: Path, references: l
 
 
 def test_the_shipped_folder_is_small_and_complete() -> None:
-    files = [file for file in VOICE.rglob("*") if file.is_file()]
+    files = [file for file in VOICE_IN_THE_BOX.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 12e6
     assert {file.suffix for file in files} == {".json", ".txt", ".safetensors", ".md", ""}
-    assert (VOICE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert "Apache-2.0" in (VOICE / "README.md").read_text(encoding="utf-8")
+    assert (VOICE_IN_THE_BOX / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert "Apache-2.0" in (VOICE_IN_THE_BOX / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("folder", [VOICE, VOICE / "speech_tokenizer"], ids=["talker", "codec"])
+@pytest.mark.parametrize("folder", [VOICE_IN_THE_BOX, VOICE_IN_THE_BOX / "speech_tokenizer"], ids=["talker", "codec"])
 def test_its_weights_take_two_bytes_each(folder: Path) -> None:
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} <= {"F16", "BF16"}  # noqa: SIM118
@@ -218,6 +218,8 @@ def test_its_weights_take_two_bytes_each(folder: Path) -> None:
 def test_the_official_package_says_the_same(tts: Qwen3TTS, references: list[Cepstra]) -> None:
     text, speaker = FEW[2]
     [ours] = tts.generate_codes(text, speaker, "english", **GREEDY)
-    [theirs], [audio] = oracle.official_codes(VOICE, text=text, speaker=speaker, language="english", non_streaming_mode=True, **GREEDY)
+    [theirs], [audio] = oracle.official_codes(
+        VOICE_IN_THE_BOX, text=text, speaker=speaker, language="english", non_streaming_mode=True, **GREEDY
+    )
     assert ours.tolist() == theirs.tolist()
     assert heard(audio, references) == (text, speaker)

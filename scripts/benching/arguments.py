@@ -13,10 +13,10 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help=help)
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add --option NAME=VALUE, which may be repeated; it parses to (name, value) pairs."""
-    help = "an engine option, as in serve.py"
-    parser.add_argument("--option", type=engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
+def add_engine_options(parser: argparse.ArgumentParser, name: str = "--option", whose: str = "") -> None:
+    """Add `name` NAME=VALUE, which may be repeated; it parses to (name, value) pairs. `whose` options they are, for the help."""
+    help = f"an engine option{whose and ' '}{whose}, as in serve.py; may be repeated"
+    parser.add_argument(name, type=_engine_option, action="append", default=[], metavar="NAME=VALUE", help=help)
 
 
 def add_own_server(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -37,7 +37,7 @@ def add_repeated_streams(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
 
 
-def engine_option(text: str) -> tuple[str, str]:
+def _engine_option(text: str) -> tuple[str, str]:
     """(name, value) of NAME=VALUE, for argparse."""
     name, equals, value = text.partition("=")
     if not equals:

@@ -81,7 +81,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 async def serve(frames: int, speed: float) -> None:
-    """Serve on a free port, which it prints, until cancelled.."""
+    """Serve on a free port, which it prints, until cancelled."""
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(FakeTriton(frames, speed), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -17,9 +17,10 @@ from wyoming.error import Error
 from wyoming.event import Event, async_read_event, async_write_event
 from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
 
+from soaking.speech import GREEDY
+
 BEFORE, MIDDLE, END = MOMENTS = ("before the first audio", "in the middle", "at the end")
 TEXT = "There is a small penguin in the window."
-SPOKEN_ALIKE = {"do_sample": False, "subtalker_dosample": False}  # each time, so that the length is known
 EAGER_SECONDS = (0.0005, 0.06)  # after which clients leave that hear nothing
 MIDDLE_PIECES = 6  # of audio at most that clients hear that leave in the middle
 SILENCE_SECONDS = 1.0  # without more audio, if a text is never ended
@@ -34,7 +35,7 @@ class Door:
     Attributes:
         port, wyoming_port: on 127.0.0.1.
         voice: that speaks.
-        bytes: of TEXT as PCM, spoken alike.
+        bytes: of TEXT as PCM, spoken greedily, which is the same each time; 0: not known.
     """
 
     port: int
@@ -44,7 +45,7 @@ class Door:
 
 
 async def hear(door: Door, fields: Mapping[str, Any], path: str = "/v1/audio/speech") -> Pieces:
-    """The pieces of an HTTP answer as they come. Whoever leaves resets the connection."""
+    """The pieces of an HTTP answer as they come. A client that leaves resets the connection."""
     body = json.dumps(fields).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=2**20)
@@ -65,7 +66,7 @@ async def hear(door: Door, fields: Mapping[str, Any], path: str = "/v1/audio/spe
 
 
 def _http(door: Door, _random: random.Random) -> Pieces:
-    return hear(door, {"input": TEXT, "voice": door.voice, "response_format": "pcm", **SPOKEN_ALIKE})
+    return hear(door, {"input": TEXT, "voice": door.voice, "response_format": "pcm", **GREEDY})
 
 
 def _mp3(door: Door, _random: random.Random) -> Pieces:

@@ -94,7 +94,7 @@ def growth_of(samples: Sequence[Sample], warm_up_requests: int, limit: float, ex
 
 
 def excuse(version: str, share_that_leaves: float) -> str:
-    """Why a tritonserver of this version may grow under a load, so many of whose clients leave or send errors; "": it may not."""
+    """Why a tritonserver of this version may grow under a load, if this share of its clients leave or send errors; "": it may not."""
     if not share_that_leaves or not keeps_requests(version):
         return ""
     return f"{version} keeps some requests of clients that leave (docs/starting_and_stopping.md)"

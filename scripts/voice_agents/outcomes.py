@@ -17,7 +17,7 @@ from pathlib import Path
 
 SENTENCES = ("There is a small penguin in the window.", "My brother has two dogs.")
 TEXT = " ".join(SENTENCES)
-LONG_TEXT = " ".join(SENTENCES * 10)  # a minute: whoever leaves after a second leaves most of it
+LONG_TEXT = " ".join(SENTENCES * 10)  # a minute: a client that leaves after a second leaves most of it
 VOICE = "alloy"  # Pipecat takes OpenAI's names alone
 RATE = 24_000
 TRIAL_SECONDS = 60.0

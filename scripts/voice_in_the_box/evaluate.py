@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benching.arguments import add_engine_options
 from voice_in_the_box.digits import DigitRecogniser, errors
 from voice_in_the_box.retrieval import cepstra, nearest
 from voice_in_the_box.sentences import Sentences
@@ -270,7 +271,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--device", default="cpu", help="as in serve.py (default: cpu)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="another engine option, as in serve.py")
+    add_engine_options(parser)
     parser.add_argument("--quick", action="store_true", help="four modes that cover both values of each setting, instead of all eight")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--digits", type=int, default=50, help=f"number of strings of {DIGITS_LENGTH} digits")
@@ -290,7 +291,7 @@ def main() -> int:
         share = evaluate_codec(arguments.checkpoint, arguments.codec_only, arguments.sentences)
         print(f"codec alone: retrieved {share:.1%}")
         return 0 if arguments.report_only or share >= CODEC_LIMIT else 1
-    options = {"device": arguments.device, **dict(option.split("=", 1) for option in arguments.option)}
+    options = {"device": arguments.device, **dict(arguments.option)}
     open_say = in_process_say if arguments.in_process else server_say
     with open_say(arguments.checkpoint, options) as say:
         modes = QUICK_MODES if arguments.quick else MODES

@@ -24,10 +24,20 @@ def cepstra(audio: Audio) -> Cepstra:
     """Mel cepstra [frames, COEFFICIENTS], 50 per second, minus the utterance's mean."""
     filled = np.pad(audio, (0, max(0, WINDOW - len(audio))))
     log_mel = LogMel(HOP, WINDOW, MELS)(torch.from_numpy(filled)[None])[0].numpy()
+    return centred(cosine_transform(log_mel))
+
+
+def cosine_transform(log_mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Mel cepstra [COEFFICIENTS, frames] of a log-mel spectrogram [MELS, frames]."""
     k, n = np.arange(1, COEFFICIENTS + 1)[:, None], np.arange(MELS)
-    coefficients = np.cos(np.pi * k * (2 * n + 1) / (2 * MELS)) @ log_mel * np.sqrt(2 / MELS)
-    centred: Cepstra = (coefficients - coefficients.mean(1, keepdims=True)).T.astype(np.float32)
-    return centred
+    coefficients: npt.NDArray[np.float64] = np.cos(np.pi * k * (2 * n + 1) / (2 * MELS)) @ log_mel * np.sqrt(2 / MELS)
+    return coefficients
+
+
+def centred(features: npt.NDArray[np.float64]) -> Cepstra:
+    """Features [features, frames] as [frames, features], less their means."""
+    less_means: Cepstra = (features - features.mean(1, keepdims=True)).T.astype(np.float32)
+    return less_means
 
 
 def distances(query: Cepstra, references: Sequence[Cepstra]) -> npt.NDArray[np.float64]:

@@ -148,7 +148,7 @@ def logits(model: TalkerModel, batch: Batch) -> Logits:
 
     predictor, (frames, books) = model.code_predictor, batch.frame_codes.shape
     steps = [F.embedding(batch.frame_codes[:, i], table) for i, table in enumerate(predictor.code_embeddings)]
-    y = torch.stack([predictor._projected(hidden[batch.frame_rows]), *steps], dim=1)  # [frames, books, width]
+    y = torch.stack([predictor.projected(hidden[batch.frame_rows]), *steps], dim=1)  # [frames, books, width]
     cos, sin = predictor.cos.repeat(frames, 1), predictor.sin.repeat(frames, 1)
     y = predictor.transformer.norm(predictor.transformer.forward(y.flatten(0, 1), cos, sin, _causal(frames)))
     others = torch.einsum("fbw,bvw->fbv", y.unflatten(0, (frames, books))[:, 1:], predictor.heads)

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from voice_in_the_box.codec_model import LogMel
-from voice_in_the_box.retrieval import COEFFICIENTS
+from voice_in_the_box.retrieval import MELS, centred, cosine_transform
 from voice_in_the_box.speech import SAMPLE_RATE, Audio, Espeak
 
-HOP, WINDOW, MELS = 240, 1024, 40  # 10 ms
+HOP, WINDOW = 240, 1024  # 10 ms
 LOUDNESS_WEIGHT = 2.0
 FARTHEST = 1.4  # mean distance a step of a warping that is believed: beyond, ours says something else
 
@@ -30,14 +30,10 @@ def word_starts(espeak: Espeak, text: str, speaker: str, audio: Audio) -> list[t
 
 
 def features(audio: Audio) -> npt.NDArray[np.float32]:
-    """Mel cepstra and loudness [steps, 1 + COEFFICIENTS], less their means."""
+    """Mel cepstra and loudness [steps, features], less their means."""
     filled = torch.from_numpy(np.pad(audio, (0, WINDOW)))[None]
     log_mel = LogMel(HOP, WINDOW, MELS)(filled)[0].numpy()
-    k, n = np.arange(1, COEFFICIENTS + 1)[:, None], np.arange(MELS)
-    cepstra = np.cos(np.pi * k * (2 * n + 1) / (2 * MELS)) @ log_mel * np.sqrt(2 / MELS)
-    together = np.concatenate([cepstra, LOUDNESS_WEIGHT * log_mel.mean(0, keepdims=True)])
-    centred: npt.NDArray[np.float32] = (together - together.mean(1, keepdims=True)).T.astype(np.float32)
-    return centred
+    return centred(np.concatenate([cosine_transform(log_mel), LOUDNESS_WEIGHT * log_mel.mean(0, keepdims=True)]))
 
 
 def warp(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:

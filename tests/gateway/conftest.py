@@ -18,8 +18,8 @@ from server.streams import eventually_free
 from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
 from patience import PATIENCE
+from voice_in_the_box import VOICE_IN_THE_BOX
 
-VOICE_IN_THE_BOX = Path(__file__).parents[2] / "scripts" / "voice_in_the_box" / "checkpoint"
 COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"]
 TEXT = "There is a small penguin in the window."
 LONG_TEXT = " ".join([TEXT] * 20)  # for the server that never ends by itself

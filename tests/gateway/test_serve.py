@@ -14,8 +14,9 @@ import pytest
 from server.conftest import ANY_PORTS, CAN_SERVE
 
 from engine_lib.server.process import MODEL_REPOSITORY
-from gateway.conftest import TEXT, VOICE_IN_THE_BOX
+from gateway.conftest import TEXT
 from patience import PATIENCE, eventually
+from voice_in_the_box import VOICE_IN_THE_BOX
 
 pytestmark = [pytest.mark.server, pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton")]
 SERVE = [sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py"), "--model", str(VOICE_IN_THE_BOX), "--device", "cpu"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +11,17 @@ from compare_logits import inputs_of, logits_of, main, worker_of
 from talker.speaking import checkpoint
 
 from engine_lib.prompt import PromptBuilder
+from voice_in_the_box import VOICE_IN_THE_BOX
 
-VOICE = Path(__file__).resolve().parents[2] / "scripts" / "voice_in_the_box" / "checkpoint"
 TEXT = "There is a small penguin in the window."
 
 
 @pytest.mark.parametrize("layout", [True, False], ids=["whole text", "text a frame"])
 def test_greedy_codes_are_the_most_likely_ones(layout: bool) -> None:
-    with load(VOICE) as tts:
+    with load(VOICE_IN_THE_BOX) as tts:
         [frames] = tts.generate_codes(TEXT, "ada", "english", non_streaming_mode=layout, **(GREEDY | {"repetition_penalty": 1.0}))
-    prompt = PromptBuilder(checkpoint(VOICE), 4000).build(text=TEXT, voice="ada", language="english", non_streaming_mode=layout)
-    model = worker_of(checkpoint(VOICE), {}).model
+    prompt = PromptBuilder(checkpoint(VOICE_IN_THE_BOX), 4000).build(text=TEXT, voice="ada", language="english", non_streaming_mode=layout)
+    model = worker_of(checkpoint(VOICE_IN_THE_BOX), {}).model
     with torch.inference_mode():
         logits = logits_of(model, *inputs_of(prompt, frames, model.tts_pad_token_id), len(frames))
     likeliest = torch.stack([book[:, : model.config.codec_eos_token_id - 2].argmax(-1) for book in logits], dim=1)
@@ -31,7 +30,7 @@ def test_greedy_codes_are_the_most_likely_ones(layout: bool) -> None:
 
 def test_an_option_without_effect_changes_nothing_and_fp8_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def last_line(option: str) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["compare_logits.py", str(VOICE), "--option", option, "--sentences", "1"])
+        monkeypatch.setattr(sys, "argv", ["compare_logits.py", str(VOICE_IN_THE_BOX), "--option", option, "--sentences", "1"])
         assert main() == 0
         return capsys.readouterr().out.splitlines()[-1].split()
 

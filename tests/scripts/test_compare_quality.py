@@ -19,14 +19,14 @@ from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureEx
 from comparing.figures import LESS, cosine, figure, sums, word_errors
 from comparing.recognising import embedder, recogniser, run
 from make_checkpoint import make_checkpoint
+from voice_in_the_box import VOICE_IN_THE_BOX
 
 ROOT = Path(__file__).parents[2]
-VOICE = ROOT / "scripts" / "voice_in_the_box" / "checkpoint"
 DIGITS = "3 1 4\n2 7 8\n9 0 5\n"
 PRINT_NAMES = f"{sys.executable} -c 'import sys; print(*sys.argv[1:], sep=chr(10))'"
 
 
-def compared(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str, model: Path = VOICE) -> dict[str, Any]:
+def compared(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str, model: Path = VOICE_IN_THE_BOX) -> dict[str, Any]:
     """The JSON of a run with few texts."""
     texts, output = folder / "texts.txt", folder / "figures.json"
     texts.write_text(DIGITS)
@@ -42,7 +42,7 @@ def test_a_damaged_copy_says_more_wrong_words(tmp_path: Path, monkeypatch: pytes
     pytest.importorskip("jiwer", reason="needs jiwer: pip install jiwer")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'scripts'}:{ROOT}")
     listen = ["--recogniser", f"{sys.executable} {ROOT / 'tests' / 'scripts' / 'hear_digits.py'} {{files}}"]
-    damaged = shutil.copytree(VOICE, tmp_path / "damaged")
+    damaged = shutil.copytree(VOICE_IN_THE_BOX, tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
     noise = torch.Generator().manual_seed(0)
     for name, tensor in weights.items():
@@ -176,4 +176,4 @@ def test_a_base_checkpoint_brings_its_own_speaker_encoder(tmp_path: Path) -> Non
     one, two = embed(files)
     assert cosine(one, one) == pytest.approx(1)
     assert cosine(one, two) < 1 - 1e-9
-    assert embedder(None, VOICE) is None
+    assert embedder(None, VOICE_IN_THE_BOX) is None

@@ -50,7 +50,7 @@ class CodePredictor:
         if width != talker_width:
             name = "small_to_mtp_projection"
             self.projection = take(f"{name}.weight", width, talker_width), take(f"{name}.bias", width)
-        self.code_embeddings = [self._projected(table) for table in code_embeddings]  # constant, so projected once
+        self.code_embeddings = [self.projected(table) for table in code_embeddings]  # constant, so projected once
         positions = torch.arange(self.num_code_groups, device=device)
         frequencies = inverse_frequencies(predictor.shape.head_dim, predictor.shape.rope_theta, device)
         self.cos, self.sin = rope_cos_sin(positions, frequencies, dtype)
@@ -59,6 +59,10 @@ class CodePredictor:
     def nbytes(self) -> int:
         """Memory of the weights."""
         return self.transformer.nbytes + sum(tensor.nbytes for tensor in (self.heads, *(self.projection or ()), *self.code_embeddings))
+
+    def projected(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [.., talker hidden] at the predictor's width."""
+        return x if self.projection is None else F.linear(x, *self.projection)
 
     def generate(self, hidden: torch.Tensor, code0: torch.Tensor, sample: Sample) -> torch.Tensor:
         """
@@ -73,7 +77,7 @@ class CodePredictor:
         batch, shape = len(hidden), self.transformer.shape
         cache_shape = (shape.num_hidden_layers, 2, batch, shape.num_key_value_heads, self.num_code_groups, shape.head_dim)
         cache = hidden.new_empty(cache_shape)
-        x = torch.stack([self._projected(hidden), F.embedding(code0, self.code_embeddings[0])], dim=1)
+        x = torch.stack([self.projected(hidden), F.embedding(code0, self.code_embeddings[0])], dim=1)
         codes = []
         position = 0
         for codebook in range(1, self.num_code_groups):
@@ -100,6 +104,3 @@ class CodePredictor:
 
         cos, sin = (table[position:stop].repeat(batch, 1) for table in (self.cos, self.sin))
         return self.transformer.norm(self.transformer.forward(x.flatten(0, 1), cos, sin, attend).unflatten(0, (batch, n))[:, -1])
-
-    def _projected(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.projection is None else F.linear(x, *self.projection)
