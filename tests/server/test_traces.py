@@ -107,7 +107,10 @@ def test_a_stream_that_never_began_has_waited_and_failed(server: TritonServer, c
     assert [span.attributes["finish_reason"] for span in collector.named("waiting") if span.has_failed] == ["error"]
 
 
-def test_no_trace_holds_a_text(collector: Collector) -> None:
+def test_no_trace_holds_a_text(server: TritonServer, collector: Collector) -> None:
+    with Stream(server, inputs(TEXT, sampling=SHORT)) as stream:
+        stream.all()
+    eventually(lambda: bool(collector.named("decoding") and collector.named("speaking")), "spans of a stream have come")
     everything = b"".join(collector.bodies)
     assert len(everything) > 1000
     assert [word for word in TEXT.split() if len(word) > 4 and word.encode() in everything] == []
