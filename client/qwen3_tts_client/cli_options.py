@@ -184,7 +184,7 @@ def read_lexicon(path: Path | None) -> dict[str, str] | None:
 
 
 def loudness(argument: str | None) -> float | str | None:
-    """A number, or what the server shall judge."""
+    """A number; anything else as it is, because the server checks it."""
     try:
         return argument if argument is None else float(argument)
     except ValueError:

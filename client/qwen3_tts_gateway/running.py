@@ -59,9 +59,8 @@ class _Server(uvicorn.Server):
             gateway.is_draining = True
             log("draining", open_streams=gateway.limits.open_streams)
         self.force_exit = self._was_asked and sig == signal.SIGINT  # a second ^C ends it at once
-        self._was_asked = self.should_exit = (
-            True  # uvicorn's own method would also raise the signal again at the end: the exit code is 0 here
-        )
+        # Not uvicorn's own method, which would also raise the signal again at the end: the exit code is 0 here.
+        self._was_asked = self.should_exit = True
 
 
 @dataclass(frozen=True)

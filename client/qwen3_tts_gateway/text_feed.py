@@ -47,7 +47,7 @@ class TextFeed(AsyncIterator[str]):
             self._pieces.put_nowait(None)
 
     def drop(self) -> None:
-        """End it; its speech shall not go on."""
+        """End it and its speech."""
         self.is_dropped = True
         self.end()
 

@@ -243,6 +243,6 @@ def _serialize_faster(pb_utils: Any) -> None:
 
 
 def signed_order(model: str, name: str, order: npt.NDArray[Any]) -> bytes:
-    """The bytes that the sender of a control request signs: `model` shall do what `order`, one value of the input `name`, says."""
+    """The bytes that the sender of a control request signs: that `model` is to do what `order` says, one value of the input `name`."""
     value: bytes = order.flat[0] if order.dtype == np.object_ else order.tobytes()
     return f"{model} {name} ".encode() + value

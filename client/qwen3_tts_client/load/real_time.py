@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from qwen3_tts_client.load.clients import BUSY_CLIENT
 from qwen3_tts_client.load.figures import DONE, FAILED, P95, REFUSED, UNFINISHED
 
-SECONDS, WARM_UP, PATIENCE = 30.0, 8.0, 30.0  # of a step: streams that run at its end shall end by themselves
+SECONDS, WARM_UP, PATIENCE = 30.0, 8.0, 30.0  # of a step; PATIENCE lets the streams that run at its end end by themselves
 FIRST, MOST = 1, 600  # numbers of streams
 PRECISION = 0.05  # the search ends when the next number is less than this share away
 LONGEST_FIRST_AUDIO_MS = 1000.0  # p95
