@@ -79,6 +79,8 @@ class JoinedTurns:
         metadata = dict(chunk.metadata)
         if "line" in metadata:
             metadata["line"] += self._num_lines
+        if "begin" in metadata:
+            metadata["begin"] += begin
         self._cut_lines += [self._num_lines + line for line in metadata.pop("cut_lines", ())]
         self._seconds += chunk.seconds
         self._num_samples += chunk.audio.size

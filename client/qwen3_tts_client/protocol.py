@@ -106,8 +106,8 @@ class AudioChunk:
             "runaway" (it did not end, but stayed silent or repeated itself, and was stopped); "" before the last chunk.
         samples_sent: of the last chunk: samples of all chunks of the stream.
         encoded: `audio` as it came, in the `audio_format` of the request; empty for float32.
-        metadata: what the server says beside the audio: of a text that is spoken as several lines `line`, `speaker`, and in the last
-            chunk `cut_lines`, those that were cut.
+        metadata: what the server says beside the audio: of a text that is spoken as several lines `line`, `begin`, `speaker`, and in the
+            last chunk `cut_lines`, those that were cut.
         words: with timestamps: the words whose times are known now. A word comes with the chunk that was made 0.3 s after its end, or with
             a later one, the rest with the last chunk; its times count from the beginning of the stream.
     """

@@ -41,7 +41,7 @@ class SpeechChunk:
         is_pause: the audio is the silence before a line of a script, or behind the last.
         words: with timestamps: the words whose times are known now. A word comes with the chunk that was made 0.3 s after its end, or with
             a later one, the rest with the last chunk; its times count from the beginning of the stream.
-        metadata: what there is to say beside the audio: of a script, `line`, `speaker`, and in the last chunk `cut_lines`.
+        metadata: what there is to say beside the audio: of a script, `line`, `begin`, `speaker`, and in the last chunk `cut_lines`.
     """
 
     audio: npt.NDArray[np.float32]

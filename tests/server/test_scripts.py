@@ -55,7 +55,7 @@ def test_each_line_sounds_as_a_request_of_its_own_and_chunks_name_line_and_speak
     with Stream(server, script(DIALOGUE, SHORT)) as stream:
         chunks = stream.all()
     lines = [alone(server, entry, SHORT) for entry in DIALOGUE]
-    assert [len(chunk.audio) for chunk in chunks if chunk.metadata == {"line": 1, "speaker": "ryan"}] == [
+    assert [len(chunk.audio) for chunk in chunks if chunk.metadata == {"line": 1, "begin": 0, "speaker": "ryan"}] == [
         len(chunk.audio) for chunk in lines[0][:-1]
     ]
     for number, (entry, line) in enumerate(zip(DIALOGUE, lines, strict=True), 1):
@@ -104,7 +104,7 @@ def test_one_response_and_http_carry_a_script_too(server: TritonServer) -> None:
     with urllib.request.urlopen(url, body, timeout=PATIENCE) as response:
         events = [json.loads(line[6:]) for line in response if line.strip()]
     assert [json.loads(event["metadata"])["line"] for event in events] == sorted(json.loads(event["metadata"])["line"] for event in events)
-    assert json.loads(events[0]["metadata"]) == {"line": 1, "speaker": "ryan"}
+    assert json.loads(events[0]["metadata"]) == {"line": 1, "begin": 0, "speaker": "ryan"}
 
 
 def test_a_line_has_its_own_speed_and_pauses_keep_their_length(server: TritonServer) -> None:
@@ -193,7 +193,7 @@ def test_one_recording_is_the_voice_of_every_line(three: TritonServer) -> None:
 
     sampling = SHORT | {"max_frames": 5}
     chunks = speak(script([{"text": text} for text in texts], sampling, **voice))
-    assert all(set(chunk.metadata or {}) <= {"line", "cut_lines"} for chunk in chunks)
+    assert all(set(chunk.metadata or {}) <= {"line", "begin", "cut_lines"} for chunk in chunks)
     for number, text in enumerate(texts, 1):
         assert_is(heard(chunks, number), audio_of(speak(inputs(text, sampling=sampling, **voice))), 200 if number > 1 else 0)
     eventually_free(three, "talker_base")

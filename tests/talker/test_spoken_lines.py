@@ -122,15 +122,15 @@ def test_a_reference_goes_before_the_chunks_of_its_line_and_has_no_number() -> N
 
 
 def test_chunks_say_their_line_and_its_speaker_and_the_last_one_which_lines_were_cut() -> None:
-    talk = Talk(Line(text="One."), Line(text="Two.", voice="ben"), speaker="ada")
+    talk = Talk(Line(text="One."), Line(text="Two.", voice="ben", begin=4), speaker="ada")
     talk.frames(0, 0)
-    assert talk.metadata == {"line": 1, "speaker": "ada"}
+    assert talk.metadata == {"line": 1, "begin": 0, "speaker": "ada"}
     talk.end(0, "length")
     talk.lines.received(1, CodesChunk("", 0, np.zeros((1, 4), np.int16)))
-    assert talk.metadata == {"line": 2, "speaker": "ben"}
+    assert talk.metadata == {"line": 2, "begin": 4, "speaker": "ben"}
     talk.end(1)
     assert talk.order[-1] == "length"
-    assert talk.metadata == {"line": 2, "speaker": "ben", "cut_lines": [1]}
+    assert talk.metadata == {"line": 2, "begin": 4, "speaker": "ben", "cut_lines": [1]}
 
 
 def test_a_line_without_frames_does_not_stop_the_script() -> None:

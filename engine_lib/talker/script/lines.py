@@ -217,9 +217,10 @@ class SpokenLines:
         self._num_line_frames += more
 
     def _metadata(self, chunk: CodesChunk) -> str:
-        """What the client is told of a chunk: its line, from 1 on, its voice, if that has a name, and words that are settled."""
-        told: dict[str, Any] = {"line": self.present + 1}
-        if speaker := self._script.lines[self.present].voice or self._speaker:
+        """What the client is told of a chunk: its line, from 1 on, where that begins, its voice, and words that are settled."""
+        line = self._script.lines[self.present]
+        told: dict[str, Any] = {"line": self.present + 1, "begin": line.begin}
+        if speaker := line.voice or self._speaker:
             told["speaker"] = speaker
         if chunk.is_final and self.cut:
             told["cut_lines"] = [line + 1 for line in self.cut][:MAX_CUT_LINES]
