@@ -9,7 +9,7 @@ from socket import socket
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from qwen3_tts_gateway import batch, elevenlabs, elevenlabs_sockets, health, models, speech, speech_socket, voices
+from qwen3_tts_gateway import batch, elevenlabs, elevenlabs_dialogue, elevenlabs_sockets, health, models, speech, speech_socket, voices
 from qwen3_tts_gateway.errors import add_error_handlers
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.keys import Keys
@@ -48,7 +48,7 @@ def create_app(settings: GatewaySettings | None = None, wyoming: socket | None =
 
     app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)
     add_error_handlers(app)
-    for room in (speech, batch, models, voices, health, speech_socket, elevenlabs, elevenlabs_sockets):
+    for room in (speech, batch, models, voices, health, speech_socket, elevenlabs, elevenlabs_dialogue, elevenlabs_sockets):
         app.include_router(room.router)
     if chosen.studio:
         add_studio(app)

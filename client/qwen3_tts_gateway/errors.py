@@ -30,7 +30,15 @@ FIELDS = {
 }
 STREAMED_FIELDS = {**FIELDS, "text": "text"}  # of a WebSocket's events
 ELEVENLABS_FIELDS = {"text": "text", "language": "language_code"}
-ELEVENLABS_PATH = "/v1/text-to-speech/"
+DIALOGUE_FIELDS = {"text": "inputs", "voice": "inputs", "language": "language_code"}
+FIELDS_OF_PATHS = {"/v1/text-to-speech/": ELEVENLABS_FIELDS, "/v1/text-to-dialogue": DIALOGUE_FIELDS}  # by their beginning
+
+
+class TextTooLong(InvalidRequest):
+    """The gateway takes no text of this length."""
+
+    def __init__(self, characters: int, allowed: int) -> None:
+        super().__init__(f"text: it has {characters} characters; allowed: {allowed}", field="text")
 
 
 class ApiError(Exception):
@@ -77,7 +85,8 @@ def api_error(error: Qwen3TTSClientError, fields: Mapping[str, str] = FIELDS) ->
         param = fields.get(error.field or "", error.field)
         named = f"{error.field}:"
         message = f"{param}:{error.message.removeprefix(named)}" if error.message.startswith(named) else error.message
-        return ApiError(400, message, param=param, code="invalid_value")
+        code = "string_above_max_length" if isinstance(error, TextTooLong) else "invalid_value"
+        return ApiError(400, message, param=param, code=code)
     if isinstance(error, ServerOverloaded):
         return ApiError(503, error.message, kind="server_error", code="overloaded", retry_after=error.retry_after or RETRY_SECONDS)
     if isinstance(error, ServerUnavailable):
@@ -112,8 +121,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Qwen3TTSClientError)
     async def _client_error(request: Request, error: Qwen3TTSClientError) -> JSONResponse:
-        is_elevenlabs = request.url.path.startswith(ELEVENLABS_PATH)
-        return api_error(error, ELEVENLABS_FIELDS if is_elevenlabs else FIELDS).response()
+        fields = next((fields for path, fields in FIELDS_OF_PATHS.items() if request.scope["path"].startswith(path)), FIELDS)
+        return api_error(error, fields).response()
 
     @app.exception_handler(RequestValidationError)
     async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -16,7 +16,7 @@ from qwen3_tts_gateway.backends import Backends
 from qwen3_tts_gateway.context import current_context
 from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.encoder_pool import EncoderPool
-from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.errors import ApiError, TextTooLong
 from qwen3_tts_gateway.json_socket import Conversations
 from qwen3_tts_gateway.limits import Limits
 from qwen3_tts_gateway.metrics import GatewayMetrics
@@ -82,16 +82,16 @@ class Gateway:
         found = self.backends.known_voices()
         return await within(ASKING_SECONDS, self.voices()) if found is None else found
 
-    async def check_voice(self, request: SpeechRequest) -> None:
-        """Raise ApiError if the servers say which voices they have, and the request's is none of them."""
+    async def check_voice(self, request: SpeechRequest, field: str = "voice") -> None:
+        """Raise ApiError if the servers say which voices they have, and the request's is none of them; `field` is named."""
         to = await self.route(request)
         try:
             known = {voice.name for voice in (await self._known_voices()).voices}
         except (Qwen3TTSClientError, asyncio.TimeoutError):
             return
         if known and not _has_voice(to, known):
-            message = f"voice: {to.voice!r:.100} is unknown; allowed: {', '.join(sorted(known))}"
-            raise ApiError(400, message, param="voice", code="invalid_value")
+            message = f"{field}: {to.voice!r:.100} is unknown; allowed: {', '.join(sorted(known))}"
+            raise ApiError(400, message, param=field, code="invalid_value")
 
     async def stream(
         self, request: SpeechRequest, text: AsyncIterator[str] | None = None, to: Route | None = None
@@ -105,14 +105,14 @@ class Gateway:
 
         Raises:
             ApiError: a limit is reached, or a value is not allowed.
+            TextTooLong: the text is longer than allowed here.
             Qwen3TTSClientError: as AsyncClient.stream.
         """
         context = current_context()
         is_script = request.long_form or request.text_format != "plain"
         longest = self.settings.max_script_length if is_script else self.settings.max_text_length
         if text is None and len(request.input) > longest:
-            message = f"input: it has {len(request.input)} characters; allowed: {longest}"
-            raise ApiError(400, message, param="input", code="string_above_max_length")
+            raise TextTooLong(len(request.input), longest)
         with self.limits.stream(context.caller), self._account() as account:
             to = to or await self.route(request)
             options = await self._options(request) | {"voice": to.voice, "request_id": context.request_id}

@@ -73,7 +73,7 @@ class CharacterTimes:
         for word in words:
             characters += self._spread(text[self._position : word.index], word.start)
             characters += self._spread(text[word.index : word.index + len(word.word)], word.end)
-            self._position = word.index + len(word.word)
+            self._position = max(self._position, word.index + len(word.word))  # of a word with another spelling it is not exact
         if end is not None:
             characters += self._spread(text[self._position :], end)
             self._position = len(text)

@@ -41,7 +41,7 @@ def test_every_route_is_documented() -> None:
     paths = {route.path for room in rooms if hasattr(room, "router") for route in room.router.routes}
     assert {"/", "/v1/audio/speech/stream", "/v1/audio/voices/{voice_id}"} <= paths
     document = (README.parent / "docs" / "gateway.md").read_text(encoding="utf-8")
-    speech = "/v1/text-to-speech/{voice}"
     named = set(re.findall(r"(?:GET|POST|DELETE|WS) (/[\w/{}.-]*)", document))
-    named |= {speech + path for path in re.findall(r"`(/[a-z/-]+)`", document)}  # "and below it"
+    bases = ("/v1/text-to-speech/{voice}", "/v1/text-to-dialogue")
+    named |= {base + path for base in bases for path in re.findall(r"`(/[a-z/-]+)`", document)}  # "and below it"
     assert {re.sub(r"{\w+}", "{}", path) for path in paths} <= {re.sub(r"{\w+}", "{}", path) for path in named}

@@ -106,8 +106,8 @@ def test_fields_become_options_of_the_server() -> None:
     shaped = request(speed=1.5, response_format="opus", sample_rate=22050, volume_db=-3, loudness="voice", trim_silence=True).options()
     assert [shaped[name] for name in neutral] == [1.5, 48000, -3.0, "voice", True]  # type: ignore[literal-required]
     assert request(response_format="mulaw").options()["sample_rate"] == 8000
-    elevenlabs = SynthesisRequest.model_validate({"text": "Hello.", "voice_settings": {"speed": 2}}).speech("ada", 44_100).options()
-    assert (elevenlabs["speed"], elevenlabs["sample_rate"]) == (2.0, 44_100)
+    elevenlabs = SynthesisRequest.model_validate({"text": "Hello.", "voice_settings": {"speed": 2}}).spoken("ada").request.options()
+    assert elevenlabs["speed"] == 2.0
     assert [options[name] for name in TEXT_OPTIONS] == [None] * 6  # type: ignore[literal-required]
     text = {"text_format": "ssml", "long_form": True, "lexicon": {"a": "b"}, "normalize_text": True, "sentence_pause_ms": 0}
     assert {name: value for name, value in request(**text).options().items() if name in TEXT_OPTIONS and value is not None} == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,17 @@ def test_a_request_finds_the_model_of_its_name_its_task_or_its_voice(http: httpx
         "qwen3_tts_base": "base",
         "qwen3_tts_design": "voice_design",
     }
+
+
+def test_a_dialogue_of_elevenlabs_has_voices_of_several_models(http: httpx.Client) -> None:
+    form = {"name": "eva", "consent": CONSENT}
+    http.post("/v1/audio/voices", data=form, files={"audio_sample": ("eva.wav", wav(), "audio/wav")}).raise_for_status()
+    inputs = [{"voice_id": voice, "text": "Hi."} for voice in ("vivian", "eva", "vivian")]
+    lines = http.post("/v1/text-to-dialogue/stream/with-timestamps?output_format=pcm_8000", json={"inputs": inputs}).text.splitlines()
+    segments = [segment for line in lines for segment in json.loads(line)["voice_segments"]]
+    said = [(segment["dialogue_input_index"], segment["voice_id"]) for segment in segments]
+    assert list(dict.fromkeys(said)) == [(0, "vivian"), (1, "eva"), (2, "vivian")] == sorted(set(said))
+    assert http.delete("/v1/audio/voices/eva").status_code == 200
 
 
 def test_openais_client_stores_a_voice_speaks_with_it_and_deletes_it(http: httpx.Client) -> None:
