@@ -1,4 +1,4 @@
-"""HttpProtocol: connections that wait for nobody for ever, and tell HTTP/1.0 of a broken body."""
+"""HttpProtocol: connections that wait for no client for ever, and survive what clients send."""
 
 from __future__ import annotations
 
@@ -7,40 +7,60 @@ import socket
 import struct
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from qwen3_tts_gateway.logs import log
+from qwen3_tts_gateway.websocket_protocol import WebSocketProtocol
 
 LONGEST_HEAD = 64 * 1024  # bytes
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's, for HttpProtocol; `stall_seconds`: a client that takes nothing of its answer for so long is left."""
+    """uvicorn's, for HttpProtocol and WebSocketProtocol.
+
+    Args:
+        stall_seconds: a client that takes nothing for so long is left.
+
+    WebSockets are not compressed: that costs 1.8 ms of the event loop for a second of audio, twice what all else costs, and saves a fifth.
+    """
 
     def __init__(self, app: Any, stall_seconds: float, **options: Any) -> None:
-        super().__init__(app, http=HttpProtocol, **options)
+        sockets: dict[str, Any] = {"ws": WebSocketProtocol, "ws_ping_timeout": None, "ws_per_message_deflate": False}
+        super().__init__(app, http=HttpProtocol, **sockets, **options)
         self.stall_seconds = stall_seconds
 
 
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, which waits for ever for the first request of a connection, and for the rest of a head that has begun, however long.
 
-    Each of them gets as long as uvicorn gives a connection between two requests (`timeout_keep_alive`). So clients that connect and send
-    nothing, or a byte now and then, do not use up the descriptors.
+    Each of them gets as long as uvicorn gives a connection between two requests (`timeout_keep_alive`), and so does the rest of a body that
+    has been answered already. So clients that connect and send nothing, or a byte now and then, do not use up the descriptors.
 
     A connection whose client takes nothing is cut when the transport's buffer has been full for `stall_seconds`. That costs a part of an
     answer nothing; a timeout around each would cost a task and a timer.
 
     HTTP/1.0, as nginx speaks it to servers unless told otherwise, has no chunks: the end of the connection is that of the body. So a
     connection whose answer is not complete is reset, and the proxy, too, breaks off instead of ending its own answer in order.
+
+    Answers that are owed on a connection go before the refusal of bytes that are no request. If the client leaves, the one that is being
+    made hears of it, also with other requests behind it (uvicorn tells only the last one).
+
+    A client that offers another protocol than WebSocket (Java's offers h2c with each first request) gets an answer in this one. The
+    parser takes what follows such a head for that protocol; so the request is read again, without the offer.
     """
 
     config: HttpConfig
+    parser: httptools.HttpRequestParser
     _timer: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
     _head_bytes = 0  # of a head that is not complete; those that come together with the end of the request before do not count
+    _head_size = 0  # of a head, as far as it has been read
     _is_in_body = False
+    _has_declined = False  # the offer of another protocol, in the head that has just been read
+    _is_deaf = False  # what comes is no HTTP
+    _running: RequestResponseCycle | None = None  # the answer that is being made; `cycle` is that of the last request
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """As uvicorn's."""
@@ -49,19 +69,96 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's."""
+        if self._is_deaf:
+            return
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self.transport.get_protocol() is not self:  # it has become a WebSocket
             return
         if self._is_in_body:
             self._head_bytes = 0
         elif self._head_bytes > LONGEST_HEAD:
             self.send_400_response("The head of the request is too long.")
-        elif self._timer is None and not self._is_answering:  # a later request of this connection
+        if self._timer is None and not self._is_answering:  # a later request of this connection, or what has been answered
             self._timer = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._has_declined:
+                self._has_declined = False
+                self._parse(self._head_without_offer() + data[upgrade.args[0] :])
+            else:
+                self.handle_websocket_upgrade()
+        except httptools.HttpParserError:
+            is_long = self._head_size > LONGEST_HEAD
+            self.send_400_response("The head of the request is too long." if is_long else "Invalid HTTP request received.")
+
+    def _head_without_offer(self) -> bytes:
+        """The head that has just been read, for a new parser."""
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _should_upgrade(self) -> bool:
+        return self.parser.get_method() == b"GET" and super()._should_upgrade()
+
+    def handle_websocket_upgrade(self) -> None:
+        """As uvicorn's, which gives no answer to a head that its library does not take: 128 headers at most, and 8 KiB in each.
+
+        Cookies mean nothing here, and those of all servers on a browser's own machine are longer than that together.
+        """
+        if self._is_answering:
+            self.send_400_response("A WebSocket cannot begin while an answer is being made.")
+            return
+        self.scope["headers"] = [(name, value) for name, value in self.headers if name != b"cookie"]
+        super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        if isinstance(protocol, WebSocketProtocol) and not protocol.handshake_initiated:
+            super().send_400_response("The head of this WebSocket's request is too long.")
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, but not in the middle of another answer: then the connection closes behind those that are owed."""
+        self._is_deaf = True
+        running = self._running
+        if running is None or running.response_complete or (self.cycle is running and self._is_in_body):
+            super().send_400_response(msg)
+            return
+        if self._is_in_body:
+            self.pipeline.popleft()  # it is not complete
+        last = self.pipeline[0][0] if self.pipeline else running
+        last.keep_alive = False
+
+    def on_message_begin(self) -> None:
+        """As uvicorn's."""
+        super().on_message_begin()
+        self._head_size = 0
+
+    def on_url(self, url: bytes) -> None:
+        """As uvicorn's."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As uvicorn's."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > LONGEST_HEAD:
+            raise ValueError("the head is too long")  # the parser then fails
 
     def on_headers_complete(self) -> None:
         """As uvicorn's."""
+        if self.parser.should_upgrade() and not self._should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._has_declined = True
+            return
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False
         before = self.cycle
         super().on_headers_complete()
         self._stop_timer()
@@ -71,6 +168,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """As uvicorn's."""
+        if self._has_declined:
+            return
         super().on_message_complete()
         self._is_in_body, self._head_bytes = False, 0
 
@@ -78,6 +177,10 @@ class HttpProtocol(HttpToolsProtocol):
         """As uvicorn's."""
         self._stop_timer()
         self._stop_stall()
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -89,6 +192,10 @@ class HttpProtocol(HttpToolsProtocol):
         """As uvicorn's."""
         self._stop_stall()
         super().resume_writing()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def _is_answering(self) -> bool:

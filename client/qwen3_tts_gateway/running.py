@@ -123,6 +123,7 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            ws_max_size=settings.max_body_bytes,
             ssl_certfile=tls and tls.certificate,
             ssl_keyfile=tls and tls.key,
         )
