@@ -15,6 +15,7 @@ from qwen3_tts_gateway.delivery import encoded, encoding_of
 from qwen3_tts_gateway.errors import ApiError, api_error
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import ERRORS
+from qwen3_tts_gateway.settings import MOST_ITEMS
 from qwen3_tts_gateway.speech_request import SpeechOptions, SpeechRequest
 
 router = APIRouter(tags=["speech"])
@@ -29,7 +30,7 @@ class BatchItem(SpeechOptions):
 class BatchRequest(SpeechOptions):
     """Utterances, and the fields that they share."""
 
-    items: list[BatchItem] = Field(min_length=1)
+    items: list[BatchItem] = Field(min_length=1, max_length=MOST_ITEMS)
 
 
 class BatchResult(BaseModel):

@@ -56,7 +56,8 @@ class Keys:
         values = parse_qs(query)
         given += [values[name][0] for name in QUERY_NAMES if name in values]
         for key in given:
-            digest = _digest(key.removeprefix("Bearer ").strip())
+            scheme, _, rest = key.partition(" ")
+            digest = _digest((rest if scheme.lower() == "bearer" else key).strip())
             for known, name in self._names.items():
                 if hmac.compare_digest(known, digest):
                     return name

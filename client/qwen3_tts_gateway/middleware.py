@@ -29,7 +29,6 @@ GUARDED = ("/v1/", "/v2/")  # paths that need a key; the others are the pages of
 HOSTS = (b"host", b"x-forwarded-host")
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 LEFT = 499  # nginx's status for a client that has left; it is never sent
-POLICY_VIOLATION = 1008  # a WebSocket's close code
 # Asked for again and again, so that a line for each tells nothing.
 UNLOGGED = ("/health", "/ready", "/metrics", "/v1/studio/status")
 
@@ -65,7 +64,7 @@ class Entry:
             try:
                 self._let_in(scope, headers, context)
                 if scope["type"] == "http":
-                    exchange.check_length(headers)
+                    exchange.check_body(headers)
                 await exchange.run(self._app)
             except ApiError as error:  # of this middleware: the application answers its own
                 await exchange.refuse(error)
@@ -86,7 +85,8 @@ class Entry:
             ApiError: it needs a key, or is a page of another origin.
         """
         context.caller = (scope.get("client") or ("unknown",))[0]
-        if scope["type"] == "websocket" and not self._has_allowed_origin(headers):
+        is_free = scope["type"] == "websocket" or (scope["method"] == "POST" and not _is_json(headers))
+        if is_free and not self._has_allowed_origin(headers):
             raise ApiError(403, "the origin of this page is not let in; name it by --cors-origin", kind="permission_error", code="origin")
         if self._keys is None or not scope["path"].startswith(GUARDED) or scope.get("method") == "OPTIONS":
             return
@@ -98,10 +98,12 @@ class Entry:
         context.caller = name
 
     def _has_allowed_origin(self, headers: dict[bytes, bytes]) -> bool:
-        """For WebSockets, which browsers open to any host. Other clients than browsers send no origin."""
+        """For WebSockets and forms, which browsers send to any host, for any page. Other clients than browsers send no origin."""
         origin, allowed = headers.get(b"origin", b"").decode("latin-1"), self._settings.cors_origins
-        own = [headers.get(name, b"").decode("latin-1") for name in HOSTS]
-        return not origin or "*" in allowed or origin in allowed or origin.partition("://")[2] in own
+        if not origin or "*" in allowed or origin in allowed or headers.get(b"sec-fetch-site") == b"same-origin":
+            return True
+        page = origin.partition("://")[2]  # "" of the origin `null`, which any page can take
+        return bool(page) and page in [headers[name].decode("latin-1") for name in HOSTS if name in headers]
 
     def _note(self, scope: Scope, exchange: _Exchange, context: RequestContext, seconds: float) -> dict[str, Any]:
         """Count the request and write its line; returns what the line says."""
@@ -117,6 +119,10 @@ class Entry:
         return facts
 
 
+def _is_json(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-type", b"").lower().startswith(b"application/json")
+
+
 def _forget_cancel() -> None:
     """The cancel was for the request, not for the task of the connection."""
     task = asyncio.current_task()
@@ -128,7 +134,7 @@ class _Exchange:
     """One request and its answer.
 
     Attributes:
-        status: of the answer; 0 before it has begun, and of a WebSocket.
+        status: of the answer; 0 before it has begun.
         has_left: the client went away before the end of the answer.
     """
 
@@ -148,21 +154,22 @@ class _Exchange:
             if self._watch is not None:
                 self._watch.cancel()
 
-    def check_length(self, headers: dict[bytes, bytes]) -> None:
-        """Raises ApiError if the body is too long by its own account."""
+    def check_body(self, headers: dict[bytes, bytes]) -> None:
+        """Raises ApiError if the body is too long by its own account, or compressed."""
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+        if encoding.lower() != "identity":
+            message = f"the body is compressed ({encoding:.20}); send it as it is, without the header Content-Encoding"
+            raise ApiError(415, message, code="unsupported_encoding")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most_bytes:
             raise ApiError(413, self._too_long(), code="body_too_large")
 
     async def refuse(self, error: ApiError) -> None:
-        """Answer with an error."""
+        """Answer with an error; a WebSocket gets it instead of its handshake."""
         self._context.facts["error"] = error.code
         if self._scope["type"] == "websocket":
-            self.status = error.status
             await self._receive()
-            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.message})
-        else:
-            await error.response()(self._scope, self._receive, self._send_marked)
+        await error.response()(self._scope, self._receive, self._send_marked)
 
     def _too_long(self) -> str:
         return f"the body is too long; allowed: {self._most_bytes} bytes"
@@ -204,7 +211,10 @@ class _Exchange:
             answering.cancel()
 
     async def _send_marked(self, message: Message) -> None:
-        if message["type"] in ("http.response.start", "websocket.accept"):
+        if message["type"] == "websocket.close" and not self.status:  # the application has no such route
+            await ApiError(404, "Not Found", code="not_found").response()(self._scope, self._receive, self._send_marked)
+            return
+        if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
             self.status = message.get("status", 101)
             message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self._context.request_id.encode())]}
         elif message["type"] == "http.response.body" and not message.get("more_body", False):

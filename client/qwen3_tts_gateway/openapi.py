@@ -26,6 +26,7 @@ MEANINGS = {
     404: "There is no such thing",
     408: "The body did not come in time",
     413: "The body is too long",
+    415: "The body is compressed",
     422: "The body does not fit the schema; `param` names the field",
     429: "This caller has reached its limit; Retry-After says when to try again",
     502: "The Triton server ended the request with an error",

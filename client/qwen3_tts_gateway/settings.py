@@ -13,6 +13,7 @@ from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 DEFAULT_PORT = 8880
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_ENCODER_PROCESSES = max(1, min(16, os.cpu_count() or 1))
+MOST_ITEMS = 1000  # of a batch; more are not even read
 ADDRESS = re.compile(r"(?P<host>[^\s/@,]+):(?P<port>\d{1,5})")
 
 
@@ -33,7 +34,7 @@ class GatewaySettings:
         max_text_length: characters of a request's text.
         max_script_length: of one with long_form, or of another text_format than plain.
         max_body_bytes: of a request.
-        max_batch: items of a batch.
+        max_batch: items of a batch, 1000 at most.
         max_streams: utterances at a time, all callers together.
         max_streams_per_caller: at a time, of one API key, or of one address if there are no keys; 0: no limit.
         requests_per_minute: utterances that one caller may begin; 0: no limit.
@@ -84,6 +85,8 @@ class GatewaySettings:
             self._check(name, 1)
         for name in ("metrics_port", "max_streams_per_caller", "requests_per_minute", "timeout", "drain_seconds"):
             self._check(name, 0)
+        if self.max_batch > MOST_ITEMS:
+            raise SettingsError(f"max_batch: {self.max_batch} is not allowed; give 1 to {MOST_ITEMS}")
         if not self.stall_seconds > 0:
             raise SettingsError(f"stall_seconds: {self.stall_seconds:g} is not allowed; give seconds above 0")
 

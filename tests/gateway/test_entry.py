@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from qwen3_tts_gateway.settings import GatewaySettings
 
 NOWHERE = ("127.0.0.1:9",)
 SPEECH = "/v1/audio/speech"
+JSON = {"Content-Type": "application/json"}
 
 
 @asynccontextmanager
@@ -129,18 +131,49 @@ async def test_browsers_of_other_origins_are_let_in_only_if_named() -> None:
         assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
 
 
+async def test_forms_of_other_pages_are_not_taken() -> None:
+    """A browser asks the server before it sends JSON to another origin, and not before it sends a form."""
+    page, own = {"Origin": "https://page.example"}, {"Origin": "http://gateway"}
+    form: dict[str, Any] = {"data": {"name": "anna", "consent": "she"}, "files": {"audio_sample": ("a.wav", b"RIFF")}}
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        for headers, status in (
+            ({}, 400),  # let in; it is no recording
+            (own, 400),
+            (page | {"Sec-Fetch-Site": "same-origin"}, 400),  # behind a proxy that changes the host
+            (page, 403),
+            ({"Origin": "null"}, 403),
+        ):
+            assert (await client.post("/v1/audio/voices", **form, headers=headers)).status_code == status
+        assert (await client.post(SPEECH, json={"input": "x"}, headers=page)).status_code == 503
+
+
+async def test_a_compressed_body_is_refused_by_name() -> None:
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        answer = await client.post(SPEECH, content=gzip.compress(b"{}"), headers=JSON | {"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+    assert "Content-Encoding" in answer.json()["error"]["message"]
+
+
+async def test_a_list_without_end_is_not_read_to_its_end() -> None:
+    bodies = {"/v1/audio/speech/batch": b'{"items": [%s]}', "/v1/text-to-dialogue": b'{"inputs": [%s]}'}
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        for path, body in bodies.items():
+            entries = b",".join([b'{"input": "a", "text": "a", "voice_id": "ada"}'] * 11_000)
+            answer = await client.post(path, content=body % entries, headers=JSON)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_long")
+
+
 async def test_every_error_has_the_shape_of_openai() -> None:
-    json = {"Content-Type": "application/json"}
     async with client_of(GatewaySettings(backends=NOWHERE)) as client:
         answers = [
             await client.get("/nowhere"),
             await client.get(SPEECH),
-            await client.post(SPEECH, content=b"{", headers=json),
+            await client.post(SPEECH, content=b"{", headers=JSON),
             await client.post(SPEECH, json=[]),
-            await client.post(SPEECH, content=rb'{"input": "\ud800"}', headers=json),
-            await client.post(SPEECH, content=b'{"input": "\xff"}', headers=json),
-            await client.post(SPEECH, content=b"[" * 100_000, headers=json),
-            await client.post(SPEECH, content=b'{"input": "x", "seed": %s}' % (b"9" * 5000), headers=json),
+            await client.post(SPEECH, content=rb'{"input": "\ud800"}', headers=JSON),
+            await client.post(SPEECH, content=b'{"input": "\xff"}', headers=JSON),
+            await client.post(SPEECH, content=b"[" * 100_000, headers=JSON),
+            await client.post(SPEECH, content=b'{"input": "x", "seed": %s}' % (b"9" * 5000), headers=JSON),
             await client.post("/v1/audio/voices", data={"name": "anna", "audio_sample": "me.wav", "consent": "she"}),
             await client.delete("/v1/audio/voices/anna"),
         ]

@@ -16,6 +16,7 @@ from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_client.protocol import TEXT_OPTIONS
 from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
 from qwen3_tts_gateway.elevenlabs import SynthesisRequest
+from qwen3_tts_gateway.elevenlabs_formats import encoding_named
 from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, FIELDS, ApiError, api_error
 from qwen3_tts_gateway.keys import Keys, new_key
 from qwen3_tts_gateway.languages import language_of
@@ -139,6 +140,14 @@ def test_a_refusal_names_the_field_of_the_request_and_not_the_servers(fields: di
     assert (refused.message, refused.param) == (f"{param}: 0 is not allowed", param)
 
 
+@pytest.mark.parametrize("name", ["mp3_²", "pcm_١٦٠٠٠", "pcm_" + "9" * 5000, "pcm_8000_", "pcm", "ogg_48000", "PCM_8000", ""])
+def test_a_format_of_elevenlabs_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ApiError, match="output_format: ") as refused:
+        encoding_named(name)
+    assert (refused.value.status, refused.value.param) == (400, "output_format")
+    assert len(refused.value.message) < 250
+
+
 def test_a_piece_that_is_too_long_leaves_the_text_as_it_was() -> None:
     feed = TextFeed(5)
     feed.put("one")
@@ -184,7 +193,7 @@ def test_a_key_is_known_by_its_hash_in_any_header_that_clients_send(tmp_path: Pa
     assert keys.name_of({b"authorization": f"Bearer {key}".encode()}) == "reception"
     assert keys.name_of({b"xi-api-key": key.encode()}) == "reception"
     assert keys.name_of({}, f"api_key={key}") == "reception"
-    assert keys.name_of({b"authorization": b"Bearer x"}) == "other"
+    assert keys.name_of({b"authorization": b"Bearer x"}) == keys.name_of({b"authorization": b"bearer  x"}) == "other"
     assert keys.name_of({b"authorization": b"Bearer y"}) is keys.name_of({}) is None
 
 

@@ -148,9 +148,17 @@ def test_an_utterance_that_fails_leaves_the_next_one_whole(session: Session) -> 
 
 def test_pages_of_other_origins_are_not_let_in_and_bytes_that_are_no_text_end_their_socket_alone(gateway: str) -> None:
     address = gateway.replace("http", "ws") + "/v1/audio/speech/stream"
-    with pytest.raises(InvalidStatus) as refused:
-        connect(address, origin=Origin("https://page.example"))
-    assert refused.value.response.status_code == 403
+    for path, origin, status, code in (
+        ("/v1/audio/speech/stream", "https://page.example", 403, "origin"),
+        ("/v1/audio/speech/stream", "null", 403, "origin"),  # of a frame in a sandbox, which any page can have
+        ("/nowhere", gateway, 404, "not_found"),
+    ):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(gateway.replace("http", "ws") + path, origin=Origin(origin))
+        answer = refused.value.response
+        assert answer.body is not None
+        assert (answer.status_code, json.loads(answer.body)["error"]["code"]) == (status, code)
+        assert "x-request-id" in answer.headers
     with connect(address, origin=Origin(gateway)) as socket:
         socket.send(b"\xff\xfe", text=True)
         with pytest.raises(ConnectionClosed):
