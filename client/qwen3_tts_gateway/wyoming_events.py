@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +11,43 @@ from wyoming.event import Event
 from wyoming.tts import Synthesize, SynthesizeStart, SynthesizeVoice
 
 from qwen3_tts_client.errors import InvalidRequest
+from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.text_feed import TextFeed
 
 MOST_EVENT_BYTES = 1 << 20  # of an event's data, and of its payload
+IDLE_SECONDS = 600.0  # without an event that the client owes
 
 
 class BoundedReader:
-    """A reader that takes no event larger than allowed: the library ends the connection at a ValueError."""
+    """A reader that takes no event larger than allowed, and waits for none for ever: the library ends the connection at a ValueError.
 
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self.readline, self.feed_eof = reader.readline, reader.feed_eof
+    Args:
+        reader: of the connection.
+        seconds: for the rest of an event whose first line has come.
+        waits_for_client: whether all that came has been answered, or a text is open.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, seconds: float, waits_for_client: Callable[[], bool]) -> None:
+        self._reader, self._seconds, self._waits_for_client = reader, seconds, waits_for_client
+        self.feed_eof = reader.feed_eof
+
+    async def readline(self) -> bytes:
+        """As StreamReader's."""
+        while True:
+            try:
+                return await within(IDLE_SECONDS, self._reader.readline())
+            except asyncio.TimeoutError:
+                if self._waits_for_client():
+                    raise ValueError("no event came") from None
 
     async def readexactly(self, size: int) -> bytes:
         """As StreamReader's."""
         if not 0 <= size <= MOST_EVENT_BYTES:
             raise ValueError("an event is too large")
-        return await self._reader.readexactly(size)
+        try:
+            return await within(self._seconds, self._reader.readexactly(size))
+        except asyncio.TimeoutError:
+            raise ValueError("the rest of an event did not come") from None
 
 
 @dataclass(frozen=True)

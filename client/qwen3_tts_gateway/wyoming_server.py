@@ -91,14 +91,17 @@ class _Conversation(AsyncEventHandler):
     """
 
     def __init__(self, gateway: Gateway, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        super().__init__(BoundedReader(reader), writer)
         self.silent = asyncio.Event()
+        super().__init__(BoundedReader(reader, gateway.settings.stall_seconds, self._waits_for_client), writer)
         self._gateway = gateway
         self._caller = str((writer.get_extra_info("peername") or ("unknown",))[0])
         self._waiting: asyncio.Queue[Asked] = asyncio.Queue()
         self._open_text: TextFeed | None = None
         self._refused = False
         self._speaking = asyncio.create_task(self._speak_all())
+
+    def _waits_for_client(self) -> bool:
+        return self.silent.is_set() or self._open_text is not None
 
     async def handle_event(self, event: Event) -> bool:
         """Take one event."""

@@ -15,7 +15,7 @@ from server.streams import eventually_free
 from wyoming.audio import AudioChunk, AudioStart
 from wyoming.client import AsyncTcpClient
 from wyoming.error import Error
-from wyoming.event import Event
+from wyoming.event import Event, async_read_event
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
@@ -23,6 +23,7 @@ from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, Synthesize
 from engine_lib.server.process import TritonServer
 from gateway.conftest import TEXT, RunningGateway
 from patience import PATIENCE
+from qwen3_tts_gateway.wyoming_events import BoundedReader
 
 MORE = "My brother has two dogs."
 ADA = SynthesizeVoice(name="ada")
@@ -223,3 +224,13 @@ async def test_what_is_being_said_when_the_gateway_is_ended_is_said_to_its_end(t
             assert (await answer(client)).types[-1] == "audio-stop"
             assert await client.read_event() is None
         await asyncio.to_thread(running.process.wait, PATIENCE)  # a second signal would end it with another code
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"type"', b'{"type": "ping", "data_length": 5}\nabc'])
+async def test_a_client_that_sends_no_event_is_left(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr("qwen3_tts_gateway.wyoming_events.IDLE_SECONDS", 0.01)
+    stream, answers = asyncio.StreamReader(), iter([False, False, True])  # it speaks for a while
+    stream.feed_data(sent)
+    read = async_read_event(BoundedReader(stream, 0.01, lambda: next(answers)))
+    assert await asyncio.wait_for(read, PATIENCE) is None
+    assert sent.endswith(b"abc") or next(answers, None) is None
