@@ -23,6 +23,7 @@ from qwen3_tts_gateway.text_feed import STREAMED
 INACTIVITY_SECONDS = 20  # ElevenLabs' default
 MAX_INACTIVITY_SECONDS = 180
 MAX_CONTEXTS = 5  # at a time on one socket, as ElevenLabs allows
+MAX_NAME = 256  # characters of a context_id, which each answer repeats
 SENTENCE_END = re.compile(r"""[.!?…。！？।؟]["'”’»)\]」』]*\s*$""")
 
 router = APIRouter()
@@ -100,6 +101,8 @@ class _Connection:
 
     async def _take(self, message: dict[str, Any]) -> None:
         name = str(message.get("context_id") or message.get("contextId") or "default")
+        if len(name) > MAX_NAME:
+            raise _refusal("context_id", f"it has {len(name)} characters; allowed: {MAX_NAME}")
         text = "" if message.get("text") is None else message["text"]
         if not isinstance(text, str):
             raise _refusal("text", f"{type(text).__name__} is not allowed; give a string")

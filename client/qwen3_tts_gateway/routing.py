@@ -21,7 +21,7 @@ class Route:
     Attributes:
         model: the ensemble.
         voice: of it; None: its default, or none at all.
-        has_kind: kind of its checkpoint; "" if the server does not say.
+        kind: of its checkpoint; "" if the server does not say.
     """
 
     model: str

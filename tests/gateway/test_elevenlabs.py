@@ -132,6 +132,7 @@ def test_close_context_ends_what_is_not_flushed_and_frees_the_name(gateway: str)
         ({"model_id": "", "language_code": "klingon"}, {"text": "Hello. ", "flush": True}, "language_code"),
         ({}, {"text": ["Hello."]}, "text"),
         ({}, {"text": 0}, "text"),
+        ({}, {"text": "Hello. ", "context_id": "x" * 257}, "context_id"),
         ({}, {"text": "Hello. ", "voice_settings": {"speed": 40}}, "voice_settings.speed"),
     ],
 )
