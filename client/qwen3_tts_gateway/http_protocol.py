@@ -84,17 +84,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
     def _parse(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._has_declined:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._has_declined:
+                    self.handle_websocket_upgrade()
+                    return
                 self._has_declined = False
-                self._parse(self._head_without_offer() + data[upgrade.args[0] :])
-            else:
-                self.handle_websocket_upgrade()
-        except httptools.HttpParserError:
-            is_long = self._head_size > LONGEST_HEAD
-            self.send_400_response("The head of the request is too long." if is_long else "Invalid HTTP request received.")
+                data = self._head_without_offer() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                is_long = self._head_size > LONGEST_HEAD
+                self.send_400_response("The head of the request is too long." if is_long else "Invalid HTTP request received.")
+                return
 
     def _head_without_offer(self) -> bytes:
         """The head that has just been read, for a new parser."""

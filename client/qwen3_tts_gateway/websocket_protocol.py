@@ -44,11 +44,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     async def send(self, message: Any) -> None:
-        """As uvicorn's. A connection that either side has closed in the meantime is no mistake of the application's."""
+        """As uvicorn's, to which two things are mistakes of the application's that are none: that either side has closed the connection in
+        the meantime, and an answer instead of the handshake.
+        """
         await self.writable.wait()
         if self.close_sent:
             raise ClientDisconnected
         await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
 
     def handle_ping(self) -> None:
         """As uvicorn's, but a client that takes no answers gets none, which would gather here."""

@@ -111,7 +111,7 @@ async def test_head_gets_a_head_alone_and_the_connection_goes_on() -> None:
 async def test_another_protocol_that_is_offered_is_not_taken_and_loses_no_body(offer: bytes) -> None:
     head = ECHO + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n" % offer
     async with connected() as (reader, writer):
-        for parts in ([head + BODY], [head, BODY], [head[:50], head[50:] + BODY[:3], BODY[3:] + head + BODY]):
+        for parts in ([head + BODY], [head, BODY], [head[:50], head[50:] + BODY[:3], BODY[3:] + head + BODY], [(head + BODY) * 1500]):
             for part in parts:
                 writer.write(part)
                 await writer.drain()

@@ -15,7 +15,7 @@ from patience import PATIENCE
 from qwen3_tts_gateway.http_protocol import HttpConfig, HttpProtocol
 
 HEAD = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b" HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
 TEXT, CONTINUED, PING, RESERVED, LAST = 0x01, 0x00, 0x09, 0x03, 0x80
@@ -33,8 +33,12 @@ class Server:
         self.has_failed = asyncio.Event()
         self._speaks = speaks
 
-    async def _app(self, _scope: Any, receive: Any, send: Any) -> None:
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
+        if scope["path"] == "/nowhere":
+            await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b"no"})
+            return
         await send({"type": "websocket.accept"})
         try:
             while self._speaks:
@@ -56,11 +60,13 @@ class Server:
 
 
 @asynccontextmanager
-async def connected(server: Server, headers: bytes = b"") -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    server: Server, headers: bytes = b"", path: bytes = b"/"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listener = await asyncio.get_running_loop().create_server(lambda: HttpProtocol(server.config, server.state, {}), "127.0.0.1", 0)
     async with listener:
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname(), limit=1000)
-        writer.write(HEAD + headers + b"\r\n")
+        writer.write(b"GET " + path + HEAD + headers + b"\r\n")
         yield reader, writer
         writer.transport.abort()
 
@@ -106,6 +112,14 @@ async def test_answers_to_pings_do_not_gather() -> None:
         while server.connection.queue.empty():
             await asyncio.sleep(0.01)
         assert server.unsent <= before
+
+
+async def test_an_answer_instead_of_the_handshake_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(Server(speaks=False), path=b"/nowhere") as (reader, _):
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert answer.endswith(b"\r\n\r\nno")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("pieces", [[b"{", b"", b"}"], [b"{", b"}"], [b"{}"]])
