@@ -16,6 +16,7 @@ from qwen3_tts_gateway.logs import LOGGER
 
 RETRY_SECONDS = 1
 NO_JSON = "the body is not valid JSON"
+NO_ROUTE = "there is no such route; GET /docs lists them. The base URL of OpenAI's clients ends with /v1, that of ElevenLabs' does not"
 NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")  # pydantic's words
 # The server's names of fields -> those of a request to the gateway.
 FIELDS = {
@@ -129,12 +130,17 @@ def add_error_handlers(app: FastAPI) -> None:
         return invalid(error.errors()).response()
 
     @app.exception_handler(HTTPException)
-    async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
+    async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, (ValueError, RecursionError)):  # FastAPI's reason: not UTF-8, nested too deeply, a number too long
             return ApiError(400, NO_JSON, code="invalid_json").response()
-        answer = ApiError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None).response()
-        answer.headers.update(error.headers or {})
-        return answer
+        answer = ApiError(error.status_code, str(error.detail))
+        if error.status_code == 404:
+            answer = ApiError(404, NO_ROUTE, code="not_found")
+        elif error.status_code == 405:
+            answer = ApiError(405, f"{request.method} is not allowed here; allowed: {(error.headers or {}).get('Allow', '')}")
+        response = answer.response()
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def _defect(_request: Request, _error: Exception) -> JSONResponse:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from qwen3_tts_gateway.context import RequestContext, new_request_id, set_context
-from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.errors import NO_ROUTE, ApiError
 from qwen3_tts_gateway.keys import Keys
 from qwen3_tts_gateway.logs import log
 from qwen3_tts_gateway.settings import GatewaySettings
@@ -212,7 +212,7 @@ class _Exchange:
 
     async def _send_marked(self, message: Message) -> None:
         if message["type"] == "websocket.close" and not self.status:  # the application has no such route
-            await ApiError(404, "Not Found", code="not_found").response()(self._scope, self._receive, self._send_marked)
+            await ApiError(404, NO_ROUTE, code="not_found").response()(self._scope, self._receive, self._send_marked)
             return
         if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
             self.status = message.get("status", 101)

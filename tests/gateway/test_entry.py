@@ -182,6 +182,8 @@ async def test_every_error_has_the_shape_of_openai() -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert {answer.json()["error"]["code"] for answer in answers[5:8]} == {"invalid_json"}
     assert "curl -F audio_sample=@FILE" in answers[8].json()["error"]["message"]
+    assert "ends with /v1" in answers[0].json()["error"]["message"]
+    assert answers[1].json()["error"]["message"] == "GET is not allowed here; allowed: POST"
 
 
 @pytest.mark.parametrize("kind", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
