@@ -46,6 +46,8 @@ def test_all_that_is_copied_exists_and_is_not_ignored(image: str) -> None:
         assert (ROOT / source).exists(), source
         inside = [pattern for pattern in taken if Path(source).match(pattern) or pattern.startswith(source) or source.startswith(pattern)]
         assert inside, f"{source} is ignored"
+    packages = {str(file.parent.relative_to(ROOT)) for file in (ROOT / "client").glob("*/__init__.py")}
+    assert packages == {pattern for pattern in taken if pattern.startswith("client/")}
 
 
 @pytest.mark.parametrize("image", IMAGES)
