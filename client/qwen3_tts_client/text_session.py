@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SESSION = "session"  # the input with the id
 SESSION_BYTES = 16
+READ_SECONDS = 0.02  # between two tries to read a call
 LEAVE_SECONDS = 1.0  # for the server to end a stream that its reader has left; then the call is cancelled
 
 
@@ -122,12 +124,22 @@ def drain(call: grpc.Call, seconds: float = LEAVE_SECONDS) -> None:
     guard = threading.Timer(seconds, call.cancel)
     guard.start()
     try:
-        for _ in call:
-            pass
+        while not _is_read(call):
+            time.sleep(READ_SECONDS)
     except grpc.RpcError:
         pass
     finally:
         guard.cancel()
+
+
+def _is_read(call: grpc.Call) -> bool:
+    """Read `call` to its end; False if it cannot be read yet, because Ctrl-C has left a read that has not got its message."""
+    try:
+        for _ in call:
+            pass
+    except ValueError:  # gRPC's, of a second read beside it
+        return False
+    return True
 
 
 class AsyncFeeder:

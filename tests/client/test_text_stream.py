@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
@@ -87,6 +88,25 @@ async def test_leaving_the_loop_frees_a_stream_that_waits_for_text(server: Trito
     await asyncio.to_thread(
         eventually, lambda: metric(server, "finished_requests_total", reason="cancelled") == cancelled + 2, "it is cancelled"
     )
+
+
+def test_ctrl_c_ends_a_stream_that_waits_for_text(server: TritonServer, url: str) -> None:
+    cancelled, stop = metric(server, "finished_requests_total", reason="cancelled"), threading.Event()
+
+    def words() -> Iterator[str]:
+        yield "Good morning, "
+        eventually(lambda: metric(server, "starving_requests") == 1, "it waits for text")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        stop.wait(PATIENCE)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if tests run in the background
+    try:
+        with Client(url) as client, pytest.raises(KeyboardInterrupt):
+            client.synthesize(words(), **ENDLESS)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        stop.set()
+    eventually(lambda: metric(server, "finished_requests_total", reason="cancelled") == cancelled + 1, "it is cancelled")
 
 
 async def test_an_error_of_the_iterator_ends_the_stream_and_reaches_the_caller(url: str) -> None:
