@@ -10,18 +10,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine_lib.api.qwen3_tts import Qwen3TTS, SpeechChunk, SpeechStream
-    from engine_lib.errors import Qwen3TTSError
+    from engine_lib.errors import (
+        CheckpointError,
+        ConfigError,
+        EngineDeadError,
+        InvalidRequestError,
+        NotFoundError,
+        OverloadedError,
+        Qwen3TTSError,
+    )
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
-__all__ = ["Qwen3TTS", "Qwen3TTSError", "SpeechChunk", "SpeechStream", "VoiceClonePromptItem"]
+__version__ = "0.1.0"  # as in pyproject.toml
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "EngineDeadError",
+    "InvalidRequestError",
+    "NotFoundError",
+    "OverloadedError",
+    "Qwen3TTS",
+    "Qwen3TTSError",
+    "SpeechChunk",
+    "SpeechStream",
+    "VoiceClonePromptItem",
+]
 
 _HOMES = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "EngineDeadError": "errors",
+    "InvalidRequestError": "errors",
+    "NotFoundError": "errors",
+    "OverloadedError": "errors",
     "Qwen3TTS": "api.qwen3_tts",
     "Qwen3TTSError": "errors",
     "SpeechChunk": "api.speech_stream",
     "SpeechStream": "api.speech_stream",
     "VoiceClonePromptItem": "voices.clone_prompt",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

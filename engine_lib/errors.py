@@ -35,8 +35,11 @@ class InvalidRequestError(Qwen3TTSError, ValueError):
     """
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+        super().__init__(field, message)  # the arguments, so that the error can be pickled
         self.field = field
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class NotFoundError(InvalidRequestError):
@@ -64,7 +67,10 @@ class DeadlineError(Qwen3TTSError):
     """The time that a request was given has passed before its work began."""
 
     def __init__(self) -> None:
-        super().__init__(DEADLINE_ERROR)
+        super().__init__()
+
+    def __str__(self) -> str:
+        return DEADLINE_ERROR
 
 
 class EngineDeadError(Qwen3TTSError):

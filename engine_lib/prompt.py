@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
-from engine_lib.errors import InvalidRequestError, NotFoundError
+from engine_lib.errors import InvalidRequestError, NotFoundError, nearest
 from engine_lib.speech.blend import Blend, is_blend, of_part
 from engine_lib.streamed_text import SafeBorders, StreamedText, TextRows, check_text, empty
 
@@ -277,7 +277,8 @@ class PromptBuilder:
         if voice is None:
             return self.default_voice
         if voice and voice.lower() not in self.config.talker.speaker_ids:
-            raise NotFoundError("voice", f"{voice[:100]!r} is unknown; allowed: {', '.join(self.speakers)}")
+            allowed = ", ".join(self.speakers) + nearest(voice[:100].lower(), self.speakers)
+            raise NotFoundError("voice", f"{voice[:100]!r} is unknown; allowed: {allowed}")
         return voice.lower()
 
     def _blend(self, voice: str | None) -> Blend | None:
@@ -295,7 +296,8 @@ class PromptBuilder:
     def _language_id(self, language: str | None, voice: str | None) -> int | None:
         name = (language or "auto").lower()
         if name not in self._languages:
-            raise InvalidRequestError("language", f"{name[:100]!r} is unknown; allowed: {', '.join(self.languages)}")
+            allowed = ", ".join(self.languages) + nearest(name[:100], self.languages)
+            raise InvalidRequestError("language", f"{name[:100]!r} is unknown; allowed: {allowed}")
         dialect = self.config.talker.speaker_dialects.get(voice) if voice else None
         if dialect and name in ("auto", "chinese"):
             name = dialect

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import InvalidRequestError, nearest
 
 MAX_SEED = 2**63 - 1
 
@@ -73,7 +73,7 @@ class SamplingParams:
         changes: dict[str, Any] = {}
         for name, value in values.items():
             if name not in types:
-                raise InvalidRequestError(name, f"unknown sampling parameter; allowed: {', '.join(types)}")
+                raise InvalidRequestError(name, f"unknown sampling parameter; allowed: {', '.join(types)}{nearest(name, types)}")
             if value is None:
                 continue
             changes[name] = _converted(name, types[name], value)

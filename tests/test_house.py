@@ -87,6 +87,15 @@ def test_a_clock_that_is_set_changes_no_decision() -> None:
     assert found == {"engine_lib/serving/tracing.py", "engine_lib/voices/store.py"}
 
 
+def test_packages_have_the_version_of_the_project_and_show_their_types() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for package in (ENGINE, ROOT / "client" / "qwen3_tts_client"):
+        version = re.search(r'^__version__ = "(.+?)"', (package / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+        assert version is not None
+        assert f'\nversion = "{version[1]}"\n' in project
+        assert (package / "py.typed").is_file()  # or type checkers see nothing of an installed package
+
+
 def test_contributing_says_where_every_test_that_needs_a_gpu_is() -> None:
     page, mark = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "pytest.mark." + "gpu"
     homes = tuple(re.findall(r"tests/[\w/.]+", page.partition("- **On a GPU**")[2].partition("\n- ")[0]))

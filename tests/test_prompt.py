@@ -322,8 +322,11 @@ def test_an_empty_text_is_refused_and_the_longest_is_not(builder: PromptBuilder)
 
 
 def test_an_unknown_voice_is_refused_with_those_there_are(builder: PromptBuilder):
-    with refusal("voice", "'nobody' is unknown; allowed: aiden, dylan, eric, ono_anna, ryan, serena, sohee, uncle_fu, vivian"):
+    allowed = "aiden, dylan, eric, ono_anna, ryan, serena, sohee, uncle_fu, vivian"
+    with refusal("voice", f"'nobody' is unknown; allowed: {allowed}"):
         builder.build(text="Hello", voice="nobody")
+    with refusal("voice", f"'Vivien' is unknown; allowed: {allowed}; did you mean vivian?"):
+        builder.build(text="Hello", voice="Vivien")
 
 
 @pytest.mark.parametrize("language", ["klingon", "beijing_dialect", " english", "en"])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qwen3_tts_client.voices import ServedModel, Voice, VoiceList
     from qwen3_tts_client.words import TimedWord
 
+__version__ = "0.1.0"  # as in pyproject.toml
 DEFAULT_URL = "localhost:8001"
 DEFAULT_MODEL = "qwen3_tts"
 
@@ -49,6 +50,10 @@ __all__ = [
     "Voice",
     "VoiceList",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from qwen3_tts_client.audio_file import AudioFile
 from qwen3_tts_client.client import Client
-from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded
+from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded, nearest
 from qwen3_tts_client.protocol import RequestOptions
 
 # Keys of a job that stand in `sampling` of RequestOptions.
@@ -92,7 +92,7 @@ def _values(line: str, number: int) -> dict[str, Any]:
         raise ValueError(f'line {number}: has no text; give an object, as {{"text": "Hello."}}')
     unknown = [key for key in values if key not in KEYS]
     if unknown:
-        raise ValueError(f"line {number}: {unknown[0]!r} is unknown; allowed: {', '.join(KEYS)}")
+        raise ValueError(f"line {number}: {unknown[0]!r} is unknown; allowed: {', '.join(KEYS)}{nearest(unknown[0], KEYS)}")
     name = values.get("name", "x")
     is_text = isinstance(name, str) and name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")
     if not is_text or not 0 < _num_bytes(name) <= MAX_NAME_BYTES:

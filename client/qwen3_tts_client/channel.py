@@ -29,6 +29,8 @@ STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 # What names several servers: dns:///NAME:PORT for all addresses of a name, or a list such as ipv4:10.0.0.1:8001,10.0.0.2:8001.
 _SCHEME = re.compile(r"(dns|ipv4|ipv6):(///)?")
+_ADDRESS = re.compile(r"[^/\s]+:(?P<port>\d{1,5})")
+MAX_PORT = 65535
 # Each call goes to the next server that answers; without it all calls go to the first one.
 ROUND_ROBIN = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
 
@@ -45,8 +47,15 @@ def channel_options(url: str) -> tuple[tuple[str, int | str], ...]:
 
 
 def is_target(url: str) -> bool:
-    """Whether a channel can be made to `url`: HOST:PORT, or with one of gRPC's schemes."""
-    return bool(url) and ("://" not in url or url.startswith("dns:///"))
+    """Whether a channel can be made to `url`: HOST:PORT, or several with one of gRPC's schemes, or a local socket (unix:PATH).
+
+    Each needs a port, because gRPC itself would take 443, and any number modulo 65536.
+    """
+    if url.startswith("unix:"):
+        return True
+    scheme = _SCHEME.match(url)
+    addresses = (url if scheme is None else url[scheme.end() :]).split(",")
+    return all((found := _ADDRESS.fullmatch(address)) and 0 < int(found["port"]) <= MAX_PORT for address in addresses)
 
 
 def _is_loopback(address: str) -> bool:

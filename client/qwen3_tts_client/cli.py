@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_batch, cli_bench, cli_gateway, cli_options, cli_voices
-from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed
+from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, __version__, cli_batch, cli_bench, cli_gateway, cli_options, cli_voices
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed, words_of
 
 if TYPE_CHECKING:
     from qwen3_tts_client.audio_file import AudioWriter
@@ -93,8 +93,18 @@ app.command(epilog=cli_gateway.EPILOG)(cli_gateway.gateway)
 app.command("gateway-key")(cli_gateway.gateway_key)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qwen3-tts {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options() -> None:
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version of client and server.")
+    ] = False,
+) -> None:
     """Speech from a Qwen3-TTS server (NVIDIA Triton), streamed while it is made. Start one with scripts/serve.py."""
 
 
@@ -248,8 +258,14 @@ def _source(text: str | None, file: Path | None) -> str | Path:
         raise typer.BadParameter("is missing" if file is None else "is given, and --file too; give one of them", param_hint="TEXT")
     if file is not None:
         return file
-    is_name = Path(text or "").suffix.lower() in (*FORMATS, ".txt", ".md") and "\n" not in (text or "")
-    return Path(text or "") if is_name and Path(text or "").is_file() else text or ""
+    text = text or ""
+    if Path(text).suffix.lower() not in (*FORMATS, ".txt", ".md") or "\n" in text:
+        return text
+    if Path(text).is_file():
+        return Path(text)
+    if " " in text:
+        return text
+    raise typer.BadParameter(f"{text}: there is no such file; to say these words, give them to standard input: say -", param_hint="TEXT")
 
 
 def _needs_whole_text(options: RequestOptions) -> bool:
@@ -264,7 +280,7 @@ def _text(source: str | Path, *, as_it_arrives: bool) -> str | Iterator[str]:
         try:
             return source.read_text(encoding="utf-8-sig").rstrip("\n")
         except OSError as error:
-            raise typer.BadParameter(f"{source}: {error.strerror or error}", param_hint="TEXT") from None
+            raise typer.BadParameter(words_of(error), param_hint="TEXT") from None
         except UnicodeDecodeError as error:
             raise typer.BadParameter(f"{source} is not UTF-8: {error}", param_hint="TEXT") from None
     if source != STANDARD_STREAM:

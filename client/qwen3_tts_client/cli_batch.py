@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_options
-from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, failed
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, failed, words_of
 
 EPILOG = """
 Examples:
@@ -95,7 +95,7 @@ def batch(
         jobs = read_jobs(file, out, suffix, options)
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise failed(EXIT_INVALID, str(error)) from None
+        raise failed(EXIT_INVALID, words_of(error)) from None
     run = BatchRun(Console(), jobs, timeout)
     try:
         run.speak(url, model, at_once)

@@ -30,6 +30,13 @@ def exit_code(error: Qwen3TTSClientError) -> int:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), EXIT_STREAM_FAILED)
 
 
+def words_of(error: Exception) -> str:
+    """What `error` says; of a file its name and what is wrong with it, without the number of the error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def failed(code: int, message: str, hint: str = "") -> typer.Exit:
     """Print an error line and a hint on standard error; return the exception that ends the command with `code`."""
     typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)

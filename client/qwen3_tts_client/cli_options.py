@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3_tts_client.cli_errors import EXIT_INVALID, failed
+from qwen3_tts_client.cli_errors import EXIT_INVALID, failed, words_of
 
 if TYPE_CHECKING:
     from qwen3_tts_client.protocol import RequestOptions
@@ -176,7 +176,9 @@ def read_lexicon(path: Path | None) -> dict[str, str] | None:
         return None
     try:
         lexicon = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise typer.BadParameter(words_of(error), param_hint="--lexicon") from None
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{path}: {error}", param_hint="--lexicon") from None
     if not isinstance(lexicon, dict):
         raise typer.BadParameter(f"{path}: holds no words and spellings; give a JSON object", param_hint="--lexicon")

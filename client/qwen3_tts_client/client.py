@@ -12,6 +12,7 @@ that leaks the ensemble's request, and the server then stops only at its exit ti
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import aclosing, closing
@@ -27,6 +28,7 @@ from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 from qwen3_tts_client.channel import channel_options, is_target, stream_call, text_stream_call
 from qwen3_tts_client.dialogue import JoinedTurns, options_of, turns_of
 from qwen3_tts_client.errors import InvalidRequest, NotFound, Qwen3TTSClientError, StreamFailed, error_from_rpc
+from qwen3_tts_client.lifetime import Lifetime
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions, Speech, build_request, format_of, parse_response
 from qwen3_tts_client.text_session import SESSION, AsyncFeeder, Feeder, TextSession, drain
 from qwen3_tts_client.voices import AsyncVoices, Voices
@@ -45,6 +47,8 @@ class Client:
             for chunk in client.stream("Hello.", voice="vivian"):
                 play(chunk.audio)
 
+    A process that is forked makes its own. A client that is pickled makes a new connection where it is read.
+
     Args:
         url: HOST:PORT of the server's gRPC port. The first stream connects; a broken connection is made again. With several
             servers dns:///NAME:PORT or ipv4:ADDRESS:PORT,ADDRESS:PORT: each stream goes to the next one.
@@ -52,13 +56,18 @@ class Client:
     """
 
     def __init__(self, url: str = DEFAULT_URL, model: str = DEFAULT_MODEL) -> None:
-        self.url = _checked_url(url)
-        self.model = model
-        self._closed = False
+        self.url, self.model = _checked_url(url), _checked_model(model)
+        self._lifetime = Lifetime()
         self._channel = grpc.insecure_channel(url, channel_options(url))
         self._stream_call = stream_call(self._channel)
         self._text_stream_call = text_stream_call(self._channel)
-        self.voices = Voices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
+        self.voices = Voices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url, self._lifetime)
+
+    def __reduce__(self) -> tuple[type[Client], tuple[str, str]]:
+        return type(self), (self.url, self.model)  # another process makes a connection of its own
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r}, {self.model!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +77,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; streams that are still open fail with StreamFailed."""
-        self._closed = True
+        self._lifetime.end()
         self._channel.close()
 
     def stream(
@@ -122,7 +131,7 @@ class Client:
     def _chunks_of(
         self, request: service_pb2.ModelInferRequest, timeout: float | None, audio_format: str
     ) -> Generator[AudioChunk, None, None]:
-        _check_open(self._closed)
+        self._lifetime.check()
         call = self._stream_call(request, timeout=timeout)
         reader = _Reader(self.url, audio_format)
         try:
@@ -139,7 +148,7 @@ class Client:
     def _chunks_of_pieces(
         self, session: TextSession, pieces: Iterable[str], timeout: float | None, audio_format: str
     ) -> Generator[AudioChunk, None, None]:
-        _check_open(self._closed)
+        self._lifetime.check()
         feeder = Feeder(session, pieces)
         call = self._text_stream_call(feeder.requests(), timeout=timeout)
         reader = _Reader(self.url, audio_format)
@@ -174,16 +183,24 @@ class AsyncClient:
     Args:
         url: as in Client.
         model: name of the ensemble.
+
+    Raises:
+        RuntimeError: no event loop is running.
     """
 
     def __init__(self, url: str = DEFAULT_URL, model: str = DEFAULT_MODEL) -> None:
-        self.url = _checked_url(url)
-        self.model = model
-        self._closed = False
+        self.url, self.model = _checked_url(url), _checked_model(model)
+        try:
+            self._lifetime = Lifetime(asyncio.get_running_loop())
+        except RuntimeError:
+            raise RuntimeError("no event loop is running; make an AsyncClient inside a coroutine") from None
         self._channel = grpc.aio.insecure_channel(url, channel_options(url))
         self._stream_call = stream_call(self._channel)
         self._text_stream_call = text_stream_call(self._channel)
-        self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url)
+        self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url, self._lifetime)
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.url!r}, {self.model!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -193,7 +210,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; streams that are still open fail with StreamFailed."""
-        self._closed = True
+        self._lifetime.end()
         await self._channel.close()
 
     def stream(
@@ -236,7 +253,7 @@ class AsyncClient:
     async def _chunks_of(
         self, request: service_pb2.ModelInferRequest, timeout: float | None, audio_format: str
     ) -> AsyncGenerator[AudioChunk, None]:
-        _check_open(self._closed)
+        self._lifetime.check()
         call = self._stream_call(request, timeout=timeout)
         reader = _Reader(self.url, audio_format)
         try:
@@ -246,6 +263,10 @@ class AsyncClient:
                     yield chunk
         except grpc.RpcError as error:
             reader.call_failed(error)
+        except asyncio.CancelledError:
+            if not self._lifetime.has_cut():
+                raise
+            reader.client_closed()
         finally:
             call.cancel()  # nothing to cancel when the call has ended
         yield reader.last()
@@ -253,7 +274,7 @@ class AsyncClient:
     async def _chunks_of_pieces(
         self, session: TextSession, pieces: AsyncIterable[str], timeout: float | None, audio_format: str
     ) -> AsyncGenerator[AudioChunk, None]:
-        _check_open(self._closed)
+        self._lifetime.check()
         call = self._text_stream_call(timeout=timeout)
         reader = _Reader(self.url, audio_format)
         feeder = AsyncFeeder(call, session, pieces)
@@ -266,6 +287,10 @@ class AsyncClient:
                     await feeder.close(cancel=reader.has_failed)
         except grpc.RpcError as error:
             reader.call_failed(error)
+        except asyncio.CancelledError:
+            if not self._lifetime.has_cut():
+                raise
+            reader.client_closed()
         finally:
             try:
                 if not reader.has_ended:
@@ -318,6 +343,11 @@ class _Reader:
         """The call ended with a status other than OK; this is ignored if the stream was complete already."""
         self._end = self._end or error_from_rpc(error, self._url, self._chunks_received)
 
+    def client_closed(self) -> None:
+        """`close` has cut the call; this is ignored if the stream was complete already."""
+        message = f"{self._url}: the client was closed after {self._chunks_received} chunks"
+        self._end = self._end or StreamFailed(message, chunks_received=self._chunks_received)
+
     def last(self) -> AudioChunk:
         """The last chunk of the stream, once the call has ended.
 
@@ -334,19 +364,20 @@ class _Reader:
         return self._end
 
 
-def _check_open(closed: bool) -> None:
-    if closed:
-        raise Qwen3TTSClientError("the client is closed", hint="make a new one")
-
-
 def _check_pieces(text: object, kind: type) -> None:
-    if not isinstance(text, kind):
+    if not isinstance(text, kind) or isinstance(text, (bytes, bytearray, memoryview)):
         message = f"text: {type(text).__name__} is not allowed; give a str, or an {kind.__name__} of its pieces"
         raise InvalidRequest(message, field="text")
 
 
 def _checked_url(url: str) -> str:
-    if not is_target(url):
+    if not isinstance(url, str) or not is_target(url):
         allowed = "give HOST:PORT of the gRPC port, without a scheme; for several servers dns:///NAME:PORT or ipv4:A:PORT,B:PORT"
-        raise InvalidRequest(f"url: {url!r} is not allowed; {allowed}", field="url")
+        raise InvalidRequest(f"url: {url!r:.200} is not allowed; {allowed}", field="url")
     return url
+
+
+def _checked_model(model: str) -> str:
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest(f"model: {model!r:.100} is not allowed; give the name of an ensemble, such as {DEFAULT_MODEL}", field="model")
+    return model

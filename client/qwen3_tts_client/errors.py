@@ -10,7 +10,9 @@ So on a stream, gRPC's own status codes are those of the connection (or of a pro
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 import grpc  # type: ignore[import-untyped]
 
@@ -29,7 +31,10 @@ RETRY_AFTER = re.compile(r" \(retry_after_ms=(?P<milliseconds>\d{1,9})\)$")
 MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
 
 CANNOT_CONNECT_HINT = "start a server (python scripts/serve.py --model CHECKPOINT) or give the HOST:PORT of a running one's gRPC port"
-NOT_READY_HINT = "wait until every model is ready (GET /v2/models/MODEL/ready on the HTTP port), or read the server's log"
+NOT_READY_HINT = (
+    "is its name right? `qwen3-tts voices list` shows the models. "
+    "If so, wait until it is ready (GET /v2/models/MODEL/ready on the HTTP port), or read the server's log"
+)
 OVERLOADED_HINT = "try again in a moment, or on another server"
 TIMEOUT_HINT = "give a longer timeout, or look at the server's load"
 
@@ -43,9 +48,12 @@ class Qwen3TTSClientError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(f"{message} ({hint})" if hint else message)
+        super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 class InvalidRequest(Qwen3TTSClientError, ValueError):
@@ -102,6 +110,12 @@ class RequestTimeout(Qwen3TTSClientError, TimeoutError):
     def __init__(self, message: str, *, chunks_received: int = 0) -> None:
         super().__init__(message, hint=TIMEOUT_HINT)
         self.chunks_received = chunks_received
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message: asks for the known name that is most like `name`; empty if none is like it."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def error_from_message(message: str, chunks_received: int) -> Qwen3TTSClientError:

@@ -10,6 +10,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.decoding import FORMATS, decoded
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_message
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_message, nearest
 from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_int, read_string
 from qwen3_tts_client.words import TimedWord, words_of
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 # Options that have the same name in the input `sampling_parameters`.
 AUDIO_OPTIONS = ("speed", "sample_rate", "volume_db", "trim_silence", "loudness", "fade_ms", "audio_format")
+SAMPLING_NAMES = (
+    *("temperature", "top_k", "top_p", "repetition_penalty", "do_sample", "seed", "max_frames", "non_streaming_mode", "chunk_policy"),
+    *("subtalker_temperature", "subtalker_top_k", "subtalker_top_p", "subtalker_dosample"),
+)
 TEXT_OPTIONS = ("text_format", "long_form", "lexicon", "normalize_text", "sentence_pause_ms", "paragraph_pause_ms")
 
 
@@ -93,9 +98,9 @@ class RequestOptions(TypedDict, total=False):
     client: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AudioChunk:
-    """One piece of a stream.
+    """One piece of a stream. Two are equal only if they are the same object.
 
     Attributes:
         audio: float32 [samples], mono, -1 to 1; empty in the last chunk.
@@ -112,13 +117,13 @@ class AudioChunk:
             a later one, the rest with the last chunk; its times count from the beginning of the stream.
     """
 
-    audio: npt.NDArray[np.float32]
+    audio: npt.NDArray[np.float32] = field(repr=False)
     sample_rate: int
     index: int
     is_final: bool
     finish_reason: str
     samples_sent: int = 0
-    encoded: bytes = b""
+    encoded: bytes = field(default=b"", repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     words: tuple[TimedWord, ...] = ()
 
@@ -138,9 +143,9 @@ class AudioChunk:
         return self.audio.size / self.sample_rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Speech:
-    """A whole utterance.
+    """A whole utterance. Two are equal only if they are the same object.
 
     Attributes:
         audio: float32 [samples], mono, -1 to 1.
@@ -150,7 +155,7 @@ class Speech:
         words: with timestamps.
     """
 
-    audio: npt.NDArray[np.float32]
+    audio: npt.NDArray[np.float32] = field(repr=False)
     sample_rate: int
     finish_reason: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -168,6 +173,18 @@ class Speech:
         """Playing time."""
         return self.audio.size / self.sample_rate
 
+    def save(self, path: str | Path) -> None:
+        """Write an audio file in the format of its suffix: .wav, .flac, .ogg, .mp3; 16 bits a sample if the format has them.
+
+        Raises:
+            ValueError: the suffix is not known, or the folder does not exist.
+            OSError: the file cannot be written.
+        """
+        from qwen3_tts_client.audio_file import AudioFile
+
+        with AudioFile(Path(path)) as file:
+            file.write(self.audio, self.sample_rate)
+
 
 def build_request(
     model: str, text: str | None, timeout: float | None = None, **options: Unpack[RequestOptions]
@@ -183,7 +200,10 @@ def build_request(
     """
     unknown = sorted(set(options) - set(RequestOptions.__annotations__))
     if unknown:
-        raise TypeError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(RequestOptions.__annotations__)}")
+        if unknown[0] in SAMPLING_NAMES:
+            raise TypeError(f"unknown option {unknown[0]}; it belongs into sampling, as sampling={{{unknown[0]!r}: ...}}")
+        allowed = f"{', '.join(RequestOptions.__annotations__)}{nearest(unknown[0], RequestOptions.__annotations__)}"
+        raise TypeError(f"unknown option {', '.join(unknown)}; allowed: {allowed}")
     request_id = options.get("request_id", "")
     if not isinstance(request_id, str):
         raise InvalidRequest(f"request_id: {type(request_id).__name__} is not allowed; give a str", field="request_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_rpc
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, StreamFailed, error_from_rpc
+from qwen3_tts_client.lifetime import Lifetime
 from qwen3_tts_client.wire import add_reference, add_string, add_timeout, checked_timeout, read_string
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ class Voices:
     limit.
     """
 
-    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str) -> None:
-        self._stub, self._url = stub, url
+    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str, lifetime: Lifetime | None = None) -> None:
+        self._stub, self._url, self._lifetime = stub, url, lifetime or Lifetime()
 
     def list(self, *, timeout: float | None = None) -> VoiceList:
         """All voices, without consents and texts."""
@@ -164,6 +166,7 @@ class Voices:
         self._ask(_request("remove", name), timeout)
 
     def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
+        self._lifetime.check()
         timeout = checked_timeout(timeout)
         add_timeout(request, timeout)
         try:
@@ -175,8 +178,8 @@ class Voices:
 class AsyncVoices:
     """Voices for asyncio; `AsyncClient.voices`. Arguments, results and errors are those of Voices."""
 
-    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str) -> None:
-        self._stub, self._url = stub, url
+    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, url: str, lifetime: Lifetime | None = None) -> None:
+        self._stub, self._url, self._lifetime = stub, url, lifetime or Lifetime()
 
     async def list(self, *, timeout: float | None = None) -> VoiceList:
         """As Voices.list."""
@@ -220,12 +223,17 @@ class AsyncVoices:
         await self._ask(_request("remove", name), timeout)
 
     async def _ask(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> dict[str, Any]:
+        self._lifetime.check()
         timeout = checked_timeout(timeout)
         add_timeout(request, timeout)
         try:
             return _result(await self._stub.ModelInfer(request, timeout=timeout))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self._url, 0) from None
+        except asyncio.CancelledError:
+            if not self._lifetime.has_cut():
+                raise
+            raise StreamFailed(f"{self._url}: the client was closed before the answer came") from None
 
 
 def _request(action: str, name: str | None = None) -> service_pb2.ModelInferRequest:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 
-from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout
+from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, RequestTimeout, nearest
 from qwen3_tts_client.protocol import AudioChunk, RequestOptions
 from qwen3_tts_client.voices import VoiceList
 from qwen3_tts_gateway.backends import Backends
@@ -23,7 +23,7 @@ from qwen3_tts_gateway.metrics import GatewayMetrics
 from qwen3_tts_gateway.routing import Route, route
 from qwen3_tts_gateway.settings import GatewaySettings
 from qwen3_tts_gateway.speech_request import SpeechRequest
-from qwen3_tts_gateway.voice_names import names_in
+from qwen3_tts_gateway.voice_names import OPENAI_VOICES, names_in
 
 WORKERS = max(2, min(16, os.cpu_count() or 2))
 NO_VOICES = VoiceList((), {}, False)
@@ -90,8 +90,9 @@ class Gateway:
         except (Qwen3TTSClientError, asyncio.TimeoutError):
             return
         if known and not _has_voice(to, known):
-            message = f"{field}: {to.voice!r:.100} is unknown; allowed: {', '.join(sorted(known))}"
-            raise ApiError(400, message, param=field, code="invalid_value")
+            names = known | set(OPENAI_VOICES) | set(self.settings.voice_names)
+            allowed = f"{', '.join(sorted(known))}{nearest(to.voice or '', names)}"
+            raise ApiError(400, f"{field}: {to.voice!r:.100} is unknown; allowed: {allowed}", param=field, code="invalid_value")
 
     async def stream(
         self, request: SpeechRequest, text: AsyncIterator[str] | None = None, to: Route | None = None

@@ -28,9 +28,9 @@ from engine_lib.talker.request import CodesChunk, FinishReason, Request, Request
 _Source = tuple[dict[str, Any], bool]  # what is told beside audio, and whether it is a pause
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpeechChunk:
-    """A piece of a stream.
+    """A piece of a stream. Two are equal only if they are the same object.
 
     Attributes:
         audio: [samples] float32 in -1..1, at `SpeechStream.sample_rate`; the last chunk has none.
@@ -44,7 +44,7 @@ class SpeechChunk:
         metadata: what there is to say beside the audio: of a script, `line`, `begin`, `speaker`, and in the last chunk `cut_lines`.
     """
 
-    audio: npt.NDArray[np.float32]
+    audio: npt.NDArray[np.float32] = field(repr=False)
     index: int
     is_final: bool
     finish_reason: str

@@ -12,6 +12,7 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import LARGEST, EngineConfig
 from engine_lib.delivery import Delivery, Timestamps
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.speech.audio.chain import AudioChain
 from engine_lib.speech.audio.loudness import VoiceLoudness
 from engine_lib.speech.stream_words import SpokenWords
@@ -59,6 +60,7 @@ class Qwen3TTS:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
+        self._is_closed, self._process = False, os.getpid()
         self._talker = TalkerEngine(checkpoint, config)
         try:
             # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot as long as that takes.
@@ -222,6 +224,7 @@ class Qwen3TTS:
             InvalidRequestError (a ValueError): a reference or its text cannot be used, or the checkpoint is not of kind base.
             OverloadedError: too many references are waiting.
         """
+        self._check()
         return self._utterances.references.prompts(ref_audio, ref_text, x_vector_only_mode)
 
     # streams
@@ -297,6 +300,7 @@ class Qwen3TTS:
 
         Takes the arguments of the `generate_` method for this kind of checkpoint.
         """
+        self._check()
         utterances: list[Utterance] = getattr(self._utterances, CALLS[self._utterances.kind])(*arguments, **keywords)
         if any(utterance.script is not None for utterance in utterances):
             raise InvalidRequestError("text", "becomes several lines, and generate_codes speaks one; leave the text fields out")
@@ -314,6 +318,7 @@ class Qwen3TTS:
             voice_clone_prompt: the voices the codes were generated with, one for all or one each. Speech cloned in context
                 continues its reference, so its start sounds right only if the codec has decoded the reference before it.
         """
+        self._check()
         pieces = codes if isinstance(codes, list) else [codes]
         references: list[Codes | None] = [None] * len(pieces)
         if voice_clone_prompt is not None:
@@ -324,6 +329,7 @@ class Qwen3TTS:
 
     def close(self) -> None:
         """Stop all engines; open streams end with an error."""
+        self._is_closed = True
         self._talker.shutdown()
         self._codec.shutdown()
         self._utterances.shutdown()
@@ -333,6 +339,13 @@ class Qwen3TTS:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _check(self) -> None:
+        """Raise EngineDeadError if the engines of this process do not run: in a forked process a request would wait for ever."""
+        if self._is_closed:
+            raise EngineDeadError("this Qwen3TTS is closed; load the checkpoint again")
+        if self._process != os.getpid():
+            raise EngineDeadError("this Qwen3TTS was loaded before the process was forked; load the checkpoint in each process")
 
     def _speak(self, utterances: list[Utterance]) -> tuple[Spoken[Audio], int]:
         """Queue all utterances, and wait for the audio of each."""
@@ -349,6 +362,7 @@ class Qwen3TTS:
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
+        self._check()
         delivery = delivery.updated({"on_runaway": utterance.on_runaway})
         is_neutral = all(each.audio.is_neutral for each in utterance.lines or (utterance,))
         audio = None if is_neutral else AudioChain(utterance.audio, self.sample_rate, self._voice_loudness)

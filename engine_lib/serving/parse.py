@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.delivery import DELIVERY_NAMES, DELIVERY_PARAMETERS, Delivery
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import InvalidRequestError, nearest
 from engine_lib.sampling import SamplingParams
 from engine_lib.serving.request_values import RequestValues, session_key, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
@@ -126,7 +126,7 @@ class RequestParser:
             if name in PARAMETERS:
                 raise InvalidRequestError(name, "is a request parameter; take it out of sampling_parameters")
             if name not in SAMPLING_NAMES:
-                allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES)
+                allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES) + nearest(name[:100], SAMPLING_NAMES + SERVING_NAMES)
                 raise InvalidRequestError("sampling_parameters", f"{name[:100]!r} is unknown; allowed: {allowed}")
         reading = DEFAULT_TEXT.updated({name: serving.pop(name) for name in TEXT_NAMES if name in serving})
         text = values.string("text", self.texts.longest(reading))

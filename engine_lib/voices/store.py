@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.config import EngineConfig
-from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, StoreError
+from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, StoreError, nearest
 from engine_lib.speech.blend import Blend, of_part
 from engine_lib.speech.lexicon import Lexicon
 from engine_lib.voices.folder import write_file, writing
@@ -282,7 +282,7 @@ class VoiceStore:
     def _unknown(self, name: str, field: str) -> NotFoundError:
         names = self.names()
         stored = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
-        return NotFoundError(field, f"{name!r} is not a stored voice; stored: {stored}")
+        return NotFoundError(field, f"{name!r} is not a stored voice; stored: {stored}{nearest(name, names)}")
 
     def _read(self, name: str) -> tuple[StoredVoice, Arrays]:
         """Facts and tensors of one voice.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,9 +38,13 @@ def test_close_ends_calls_of_other_threads_with_an_error(endless: Path):
             assert isinstance(call.exception(PATIENCE), Qwen3TTSError)
 
 
-def test_after_the_context_every_call_says_that_the_engine_has_stopped(tiny_custom_voice: Path):
+def test_after_the_context_and_after_a_fork_every_call_says_why_it_cannot_speak(tiny_custom_voice: Path, monkeypatch: pytest.MonkeyPatch):
     with load(tiny_custom_voice) as tts:
         codes = tts.generate_codes("Good morning!", "ryan", max_new_tokens=4)
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(EngineDeadError, match="before the process was forked"):
+                tts.stream_custom_voice("Good morning!", "ryan")
     calls: list[Callable[[], object]] = [
         lambda: tts.generate_custom_voice("Good morning!", "ryan"),
         lambda: tts.generate_codes("Good morning!", "ryan"),
@@ -47,7 +52,7 @@ def test_after_the_context_every_call_says_that_the_engine_has_stopped(tiny_cust
         lambda: tts.decode(codes),
     ]
     for call in calls:
-        with pytest.raises(EngineDeadError):
+        with pytest.raises(EngineDeadError, match="this Qwen3TTS is closed"):
             call()
     tts.close()  # a second close does no harm
 

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+import qwen3_tts_client
 from benching.fake_triton import running_fake
 from patience import PATIENCE, TIMEOUTS
 from qwen3_tts_client import Client
@@ -56,6 +57,7 @@ def test_help_gives_examples_exit_codes_and_every_option_in_full(runner: CliRunn
         (["--timeout", "0"], "--timeout"),
         (["--loud"], "--loud"),
         (["--url", "http://localhost:8001"], "give HOST:PORT"),
+        (["--url", "localhost"], "give HOST:PORT"),
     ],
 )
 def test_a_wrong_option_exits_with_two_before_a_server_is_asked(runner: CliRunner, arguments: list[str], message: str) -> None:
@@ -63,6 +65,10 @@ def test_a_wrong_option_exits_with_two_before_a_server_is_asked(runner: CliRunne
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(Path().iterdir()) == []
+
+
+def test_the_version_is_that_of_the_package(runner: CliRunner) -> None:
+    assert runner.invoke(app, ["--version"]).stdout == f"qwen3-tts {qwen3_tts_client.__version__}\n"
 
 
 def test_without_a_server_one_line_and_a_hint_say_what_to_do(runner: CliRunner) -> None:

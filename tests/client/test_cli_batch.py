@@ -147,7 +147,10 @@ def test_a_text_and_a_file_are_not_both_taken(runner: CliRunner) -> None:
     for arguments, problem in (
         (["say"], "missing"),
         (["say", "a", "--file", "b"], "give one of them"),
-        (["say", "--file", "b"], "No such file"),
+        (["say", "--file", "b"], "b: No such file or directory"),
+        (["say", "b.txt"], "b.txt: there is no such file"),
+        (["say", "a", "--lexicon", "b"], "b: No such file or directory"),
+        (["batch", "b", "--out", "c"], "error: b: No such file or directory"),
     ):
         result = runner.invoke(app, arguments)
         assert result.exit_code == 2

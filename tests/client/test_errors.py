@@ -56,10 +56,23 @@ def test_every_error_is_caught_by_the_base_class_and_the_builtin_it_is() -> None
     assert issubclass(RequestTimeout, TimeoutError)
 
 
-def test_an_error_reads_with_its_hint_and_survives_a_process_boundary() -> None:
-    error = ServerUnavailable("cannot reach a server", hint="start one")
-    assert str(error) == "cannot reach a server (start one)"
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ServerUnavailable("cannot reach a server", hint="start one"),
+        InvalidRequest("top_p: 3 is too much", field="top_p"),
+        RequestTimeout("the timeout passed", chunks_received=2),
+        StreamFailed("it broke", chunks_received=2),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_a_process_boundary(error: Qwen3TTSClientError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_an_error_reads_with_its_hint() -> None:
+    assert str(ServerUnavailable("cannot reach a server", hint="start one")) == "cannot reach a server (start one)"
 
 
 def test_an_overloaded_server_says_when_to_try_again_or_nothing() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,10 @@ def test_numpy_scalars_are_the_values_they_hold() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(TypeError, match=r"unknown option speaker; allowed: voice, language"):
-        build_request("qwen3_tts", "hello", speaker="vivian")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^unknown option voce; allowed: voice, language, .*; did you mean voice\?$"):
+        build_request("qwen3_tts", "hello", voce="vivian")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^unknown option seed; it belongs into sampling, as sampling=\{'seed': \.\.\.\}$"):
+        build_request("qwen3_tts", "hello", seed=3)  # type: ignore[call-arg]
 
 
 def test_a_chunk_is_read_by_the_names_of_its_outputs() -> None:
@@ -245,3 +248,24 @@ def test_words_come_with_their_chunk_and_with_the_whole_speech() -> None:
     assert chunk.words == (TimedWord("Grüße", 0.1, 0.4, 0),)
     assert Speech.from_chunks([chunk, parse_response(response(), 1), chunk]).words == chunk.words * 2
     assert json.loads(inputs_of(build_request("m", "a", timestamps="word"))["sampling_parameters"][0]) == {"timestamps": "word"}
+
+
+def test_chunks_and_speech_can_be_compared_kept_in_sets_and_printed() -> None:
+    chunk = parse_response(response(), 0)
+    speech = Speech.from_chunks([chunk, chunk])
+    for value in (chunk, speech):
+        assert value == value
+        assert value != replace(value)
+        assert {value: 1}[value] == 1
+        assert "array" not in repr(value)
+
+
+def test_speech_is_saved_in_the_format_of_the_name(tmp_path: Path) -> None:
+    speech = Speech(np.linspace(-1, 1, 100, dtype=np.float32), 24000, "stop")
+    for name in ("a.wav", "a.flac"):
+        speech.save(tmp_path / name)
+        samples, rate = soundfile.read(tmp_path / name)
+        assert rate == 24000
+        np.testing.assert_allclose(samples, speech.audio, atol=1 / 32768)
+    with pytest.raises(ValueError, match="no known suffix"):
+        speech.save(str(tmp_path / "a"))
