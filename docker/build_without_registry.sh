@@ -10,6 +10,7 @@
 # MIRROR   mirror of Debian (default: that of debootstrap)
 # DRIVER   storage driver of buildah (default: overlay; vfs works everywhere and takes five times the space)
 set -euo pipefail
+source "$(dirname "$0")/../scripts/usage.sh"
 cd "$(dirname "$0")/.."
 work=${WORK:-/var/tmp/qwen3-tts-image}
 base=localhost/qwen3-tts-base
@@ -46,6 +47,7 @@ done
 read -r http grpc <<<"$ports"
 "${run[@]}" id
 "${run[@]}" env "HEALTHCHECK_URL=http://127.0.0.1:$http" /opt/venv/bin/python3 docker/healthcheck.py
+"${run[@]}" /opt/venv/bin/python3 -c 'import qwen3_tts_gateway.running'
 "${run[@]}" qwen3-tts say "There is a small penguin in the window." --output /tmp/image.wav --url "localhost:$grpc"
 cp "$("${build[@]}" mount "$container")/tmp/image.wav" image.wav
 "${build[@]}" images

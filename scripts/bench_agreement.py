@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
-from benching.arguments import add_engine_options
+from benching.arguments import HelpFormatter, add_engine_options
 from benching.measuring import command, machine, write_results
 from benching.server import running_server
 from qwen3_tts_client.load.figures import P50
@@ -43,7 +43,7 @@ Run = Callable[[str, Path, int, float, float, Path], dict[str, object]]
 
 def main() -> None:
     """Measure, and print every round and the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--url", help="measure a running server: HOST:PORT of its gRPC port")
     parser.add_argument("--model", type=Path, default=VOICE_IN_THE_BOX, help="serve this checkpoint folder (default: the voice in the box)")
     parser.add_argument("--device", default="cpu", help="of the server: auto, cpu or cuda:N")

@@ -25,6 +25,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from benching.arguments import HelpFormatter
 from benching.measuring import command, machine
 from qwen3_tts_client import DEFAULT_MODEL
 from qwen3_tts_client.load.clients import running_clients
@@ -40,7 +41,7 @@ BOOL, INT32, STRING, FP32 = "BOOL", "INT32", "BYTES", "FP32"
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], help="closed loops: streams at a time")
     parser.add_argument("--speed", type=float, default=10, help="seconds of audio that a stream gets in a second")
     parser.add_argument("--seconds", type=float, default=10, help="measured time of each point")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benching.arguments import add_checkpoints
+from benching.arguments import HelpFormatter, add_checkpoints
 from benching.measuring import command, machine, random_checkpoint, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.plan import Plan
@@ -72,16 +72,16 @@ class UnequalRow:
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs have one shape"
     )
     parser.add_argument("--model", type=Path, help="measure this checkpoint folder instead")
     add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES), help="of the codec")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="streams of a step")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8], help="frames of 80 ms that each brings")
     parser.add_argument("--unequal", type=int, nargs=2, default=[60, 256], metavar=("STREAMS", "FRAMES"), help="a step of unequal streams")
     parser.add_argument("--long", type=int, default=1500, help="frames of the stream that measures the error of bfloat16")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")

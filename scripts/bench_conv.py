@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import triton
 
-from benching.arguments import add_checkpoints
+from benching.arguments import HelpFormatter, add_checkpoints
 from benching.launch_timing import seconds_per_launch
 from benching.residual_units import compare_steps, compare_units
 from benching.step_kernels import weight
@@ -162,7 +162,7 @@ def _wide(value: Any) -> Any:
 
 def main() -> None:
     """Check, tune and time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile")
     parser.add_argument("--units", action="store_true", help="compare residual units in one kernel with two launches instead")
     add_checkpoints(parser)

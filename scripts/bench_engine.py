@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 import numpy as np
 import torch
 
-from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options, require_matplotlib
 from benching.engine_peers import comparisons, measure_peers
 from benching.measuring import command, machine, random_checkpoint, random_prompt, timed, wait, write_results
 from engine_lib.checkpoint import Checkpoint
@@ -44,15 +44,15 @@ CONTEXT_ROWS = 64  # rows in the cache before the timed steps: a sentence's prom
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--sizes", nargs="+", default=["0.6b", "1.7b"], choices=["tiny", "0.6b", "1.7b"], help="random checkpoints to measure"
     )
     parser.add_argument("--model", help="measure this checkpoint folder instead")
     add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 32, 64])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the talker's weights")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 32, 64], help="streams of a frame step")
     parser.add_argument("--prompts", type=int, nargs="+", default=[16, 64, 256], help="prompt rows of the timed prefills")
     parser.add_argument("--frames", type=int, default=60, help="timed frames of each batch")
     parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import psutil
 
+from benching.arguments import HelpFormatter
 from benching.fake_triton import expected_pcm, running_fake
 from benching.measuring import command, machine, write_results
 from qwen3_tts_client import AsyncClient
@@ -229,17 +230,17 @@ async def _until_ready(port: int) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--url", metavar="HOST:PORT", help="gRPC port of a running server")
     way.add_argument("--fake", action="store_true", help="a make-believe server")
     parser.add_argument("--speed", type=float, default=4.0, metavar="X", help="audio-s/s of each stream of --fake (default 4); 0: at once")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], metavar="N")
-    parser.add_argument("--formats", nargs="+", default=["pcm", "mp3", "opus"], metavar="NAME")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="closed loops: streams at a time")
+    parser.add_argument("--formats", nargs="+", default=["pcm", "mp3", "opus"], metavar="NAME", help="response_format of the requests")
     parser.add_argument("--gateway-alone", action="store_true", help="do not measure the same load without the gateway")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each point (default 10)")
     parser.add_argument("--warm-up", type=float, default=1.0, metavar="S", help="before each point, in which the streams begin (default 1)")
-    parser.add_argument("--voice", metavar="NAME")
+    parser.add_argument("--voice", metavar="NAME", help="of the requests (default: the server's first)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures")
     return parser.parse_args()
 

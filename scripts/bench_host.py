@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 
 from benching import fake_codec, fake_device, fake_server
-from benching.arguments import add_checkpoints, add_engine_options
+from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.server_metrics import samples_of
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[64], help="streams at a time")
     parser.add_argument("--step-ms", type=float, default=6.0, help="time of a talker's step on its device")
     parser.add_argument("--codec", choices=["codec", "echo"], default="codec", help="echo: a codec that only answers")

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 
 from benching import fake_device
-from benching.arguments import add_checkpoints, require_matplotlib
+from benching.arguments import HelpFormatter, add_checkpoints, require_matplotlib
 from benching.fake_device import FakeConfig, FakeEngine
 from benching.measuring import command, machine, random_checkpoint, random_prompt, write_results
 from engine_lib.checkpoint import Checkpoint
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], help="streams at a time")
     parser.add_argument("--step-ms", type=float, default=6.0, help="time of a step on the device")
     parser.add_argument("--prefill-ms", type=float, default=2.0, help="time of new prompts on the device, beside a step")

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benching.arguments import HelpFormatter
 from benching.few_row_products import PREDICTOR, PRODUCTS, TALKER, Product, candidates
 from benching.launch_timing import seconds_per_launch
 from benching.step_kernels import EPS, Layers, StepKernels, weight
@@ -215,7 +216,7 @@ class Bench:
 
 def main() -> None:
     """Check, tune and time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--check", action="store_true", help="only check the products of every size; the tests check the rest")
     parser.add_argument("--no-tune", dest="tune", action="store_false", help="time only the tiles in the repository")
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile")

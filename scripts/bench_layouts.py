@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from rich.console import Console
 
-from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options, require_matplotlib
 from benching.gpu_utilization import GpuUtilization
 from benching.layouts import CARDS, CODEC, ONE, RANKS, SERVERS, Cards, choose, server_with_codec_apart, servers_on_each
 from benching.layouts_table import CARD_GPU, LOAD_COLUMNS, beside_one, frame_lines
@@ -203,7 +203,7 @@ def _of_each_server(point: Point, servers: int) -> dict[str, object]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--layouts", nargs="+", default=list(CARDS), choices=list(CARDS), help="layouts to measure (default: all)")
     parser.add_argument("--cards", type=int, help="GPUs to use (default: all); with --device cpu: servers (default 2)")
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random checkpoint to serve")

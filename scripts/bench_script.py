@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from fuzzing.resources import memory_by_name
 
+from benching.arguments import HelpFormatter
 from benching.server import running_server
 from qwen3_tts_client import Client
 from voice_in_the_box import VOICE_IN_THE_BOX
@@ -35,10 +36,10 @@ SEED = 5
 
 def main() -> None:
     """Run and print the table; exits with 1 if a line is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, default=500)
-    parser.add_argument("--checkpoint", type=Path, default=VOICE_IN_THE_BOX)
-    parser.add_argument("--device", default="cpu")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--lines", type=int, default=500, help="of the dialogue")
+    parser.add_argument("--checkpoint", type=Path, default=VOICE_IN_THE_BOX, help="folder to serve")
+    parser.add_argument("--device", default="cpu", help="of the server: auto, cpu or cuda:N")
     arguments = parser.parse_args()
     with running_server(arguments.checkpoint, {"device": arguments.device}, mps=False, log_file=None) as (server, _):
         sys.exit(0 if speak(server.grpc_port, server.pid, arguments.lines) else 1)

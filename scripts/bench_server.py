@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from rich.console import Console
 
-from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options, require_matplotlib
 from benching.gpu_utilization import GpuUtilization
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.round_trip import round_trips
@@ -125,7 +125,7 @@ def _expected(arguments: argparse.Namespace, points: Sequence[tuple[int, float, 
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random checkpoint to serve")
     parser.add_argument("--model", type=Path, help="serve this checkpoint folder instead")
     parser.add_argument("--url", help="measure a running server instead: HOST:PORT of its gRPC port")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import numpy as np
 
-from benching.arguments import add_own_server
+from benching.arguments import HelpFormatter, add_own_server
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.server import running_server
 from qwen3_tts_client import Client
@@ -76,7 +76,7 @@ def _first_audio(client: Client, text: str | Iterator[str]) -> float:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random custom_voice checkpoint to serve")
     add_own_server(parser, "custom_voice")
     parser.add_argument("--word-ms", type=float, default=30.0, help="milliseconds from one word to the next")

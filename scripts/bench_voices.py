@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import numpy.typing as npt
 
-from benching.arguments import add_own_server
+from benching.arguments import HelpFormatter, add_own_server
 from benching.measuring import command, machine, random_checkpoint, write_results
 from benching.server import running_server
 from qwen3_tts_client import Client
@@ -121,7 +121,7 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--size", default="1.7b", choices=["tiny", "0.6b", "1.7b"], help="random base checkpoint to serve")
     add_own_server(parser, "base")
     parser.add_argument("--seconds", type=float, nargs="+", default=[3, 10], help="lengths of the reference recordings")

@@ -9,10 +9,12 @@
 # Needs nvcc of torch's CUDA version, ninja, and in Python torch, setuptools, wheel, packaging and psutil.
 # ARCH: compute capability to build for (default: 90, Hopper). MAX_JOBS: number of compilers at a time.
 set -euo pipefail
+source "$(dirname "$0")/usage.sh"
 
 target=$(realpath -m "${1:?usage: build_flash_attn.sh TARGET [SDIST.tar.gz]}")
 archive=${2:+$(realpath "$2")}
 python=${PYTHON:-python3}
+"$python" -c 'import torch' 2>/dev/null || { echo "build_flash_attn.sh: '$python' has no torch; set PYTHON" >&2; exit 1; }
 version=2.8.3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from calibrating.heads import WITHIN, AttentionReader, find_heads, share_within
 from calibrating.spoken import Spoken, read_timed, speak, write_spoken
 
+from benching.arguments import HelpFormatter
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.devices import resolve_device, resolve_dtype
@@ -46,8 +47,8 @@ MIN_SENTENCES = 4
 
 def main() -> int:
     """Read the command line and do what it says; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that gets alignment.json")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--espeak", type=int, metavar="N", help="calibrate the voice in the box on N sentences")
     what.add_argument("--speak", type=Path, metavar="TEXTS", help="speak each line of this file into --out, for a recogniser")

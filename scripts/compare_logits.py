@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 
-from benching.arguments import add_engine_options
+from benching.arguments import HelpFormatter, add_engine_options
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
@@ -82,11 +82,11 @@ def worker_of(checkpoint: Checkpoint, options: Options) -> TalkerWorker:
 
 def main() -> int:
     """Read the command line, speak, compare and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published layout")
     add_engine_options(parser)
     add_engine_options(parser, "--base", "of the talker to compare with")
-    parser.add_argument("--sentences", type=int, default=20)
+    parser.add_argument("--sentences", type=int, default=20, help="that are spoken and compared")
     parser.add_argument("--seed", type=int, default=0, help="of the first sentence")
     arguments = parser.parse_args()
     if not arguments.option:

@@ -46,7 +46,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benching.arguments import add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_engine_options, require_matplotlib
 from benching.measuring import command, machine
 from comparing.figures import EQUAL, LESS, MORE, Figure, Values, cosine, figure, sums, word_errors
 from comparing.recognising import Embed, embedder, recogniser
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder of A")
     parser.add_argument("--other-model", type=Path, metavar="FOLDER", help="checkpoint folder of B (default: that of A)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from compare_logits import attend_to_the_past, config_of, inputs_of, worker_of
 
+from benching.arguments import HelpFormatter
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.prompt import PromptBuilder
@@ -127,10 +128,10 @@ def sampling_of(checkpoint: Checkpoint, frames: int) -> SamplingTensors:
 @torch.inference_mode()
 def main() -> int:
     """Read the command line, speak, count and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--sentences", type=int, default=20, help="default 20")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published layout")
+    parser.add_argument("--sentences", type=int, default=20, help="that are spoken (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first sentence (default 0)")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(arguments.checkpoint)
     model = worker_of(checkpoint, {}).model

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 
+from benching.arguments import HelpFormatter, require_matplotlib
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from engine_lib.speech.runaway import REPEATS_IN_SPEECH, RUNAWAY_FRAMES, SILENCE_IN_SPEECH, CodeLoops, SilenceGate
 from voice_in_the_box.sentences import Sentences
@@ -112,15 +113,16 @@ def plot(streams: Sequence[Stream], path: Path) -> None:
 
 def main() -> int:
     """Read the command line, speak, and return 1 if there was an alarm."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published layout")
     parser.add_argument("--device", default="auto", help="as in serve.py (default: auto)")
-    parser.add_argument("--streams", type=int, default=2000)
+    parser.add_argument("--streams", type=int, default=2000, help="that are spoken")
     parser.add_argument("--seed", type=int, default=0, help="of the first stream")
     parser.add_argument("--plot", type=Path, help="also draw the longest runs into this file; needs matplotlib")
     arguments = parser.parse_args()
     if arguments.streams < 1:
         parser.error(f"--streams: {arguments.streams} is not allowed; give 1 or more")
+    require_matplotlib(parser, arguments)
     started = time.monotonic()
     with Qwen3TTS.from_pretrained(arguments.checkpoint, arguments.device, max_num_seqs=BATCH, max_model_len=600) as tts:
         streams = list(speak(tts, arguments.streams, arguments.seed))

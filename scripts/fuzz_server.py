@@ -40,6 +40,7 @@ from fuzzing.sending import Outcomes, Sender
 from fuzzing.target import Target
 from tqdm import tqdm
 
+from benching.arguments import HelpFormatter
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from make_checkpoint import make_checkpoint
 
@@ -193,7 +194,7 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="hostile requests (default 10000)")
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="clients at a time (default 8)")
     parser.add_argument("--seed", type=int, metavar="N", help="repeats the requests of a run (default: a new one)")
@@ -202,8 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--silence", type=float, default=10.0, metavar="S", help="seconds without a part of an answer (default 10)")
     parser.add_argument("--model", type=Path, metavar="PATH", help="checkpoint of a server of its own (default: tiny and random)")
     parser.add_argument("--grpc", metavar="HOST:PORT", help="a running server, which must not be in use; with --http, --metrics, --pid")
-    parser.add_argument("--http", metavar="HOST:PORT")
-    parser.add_argument("--metrics", metavar="HOST:PORT")
+    parser.add_argument("--http", metavar="HOST:PORT", help="of the server of --grpc")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="of the server of --grpc")
     parser.add_argument("--pid", type=int, metavar="N", help="of tritonserver")
     parser.add_argument("--voice", default="", help="of the reference stream (default: the checkpoint's first)")
     parser.add_argument("--memory-mb", type=float, default=100.0, metavar="MB", help="growth that is no fault (default 100)")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create or complete the virtual environment VENV (default: .venv). Run it, or source it to call install_all:
 #
-#   scripts/install.sh run     for serving: the package, the Triton server wheel, the gateway, traces
+#   scripts/install.sh run     for serving (the default): the package, the Triton server wheel, the gateway, traces
 #   scripts/install.sh test    also the test and lint tools, with the official package as the oracle
 #
 # Every package comes in the version, and with the hash, that requirements/ locks (scripts/lock.sh writes it); torch for the CPU by its
@@ -70,6 +70,7 @@ install_all() {
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     set -euo pipefail
+    source "$(dirname "$0")/usage.sh"
     cd "$(dirname "$0")/.."
     install_all "${1:-run}" "${VENV:-.venv}"
 fi

@@ -17,7 +17,9 @@
 #
 # torch for the CPU (version TORCH+cpu) is not on PyPI, and its index has other hashes for each Python: install.sh pins its version.
 set -euo pipefail
+source "$(dirname "$0")/usage.sh"
 cd "$(dirname "$0")/.."
+command -v uv >/dev/null || { echo "lock.sh: uv is missing; pip install uv" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

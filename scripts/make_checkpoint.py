@@ -169,7 +169,10 @@ def main() -> None:
         help="likelihood that speech ends: 0 never, 1.5 after some tens of frames (tiny's default)",
     )
     args = parser.parse_args()
-    path = make_checkpoint(args.out, args.size, args.kind, args.seed, args.dtype, args.shards, eos_gain=args.eos_gain)
+    try:
+        path = make_checkpoint(args.out, args.size, args.kind, args.seed, args.dtype, args.shards, eos_gain=args.eos_gain)
+    except OSError as error:
+        parser.error(f"OUT: {error.filename or args.out}: {error.strerror or error}")
     megabytes = sum(f.stat().st_size for f in path.rglob("*.safetensors")) / 1e6
     print(f"{path}: {args.size} {args.kind}, {megabytes:.0f} MB of weights")
 

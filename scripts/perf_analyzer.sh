@@ -25,6 +25,7 @@
 # runs from glibc 2.34 on (Debian 12, Ubuntu 22.04). Two libraries that it needs are then taken from the wheel nvidia-pytriton
 # (scripts/install.sh run).
 set -euo pipefail
+source "$(dirname "$0")/usage.sh"
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${VENV:-$root/.venv}/bin/python
 [[ -x $python ]] || python=python3
@@ -32,8 +33,6 @@ cache=${PERF_ANALYZER_CACHE:-$root/build/perf_analyzer}
 
 WHEEL=tritonclient==2.51.0
 WHEEL_SHA256=c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52
-
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
 fail() {
     echo "perf_analyzer.sh: $1" >&2
@@ -86,7 +85,7 @@ url='' model='' offline='' inputs=$root/client/perf/speech.json
 streams="1 2 4 8 16 32 64" rates="" seconds=15 warm_up=4 output=$cache/results requests='' find='' more=()
 while (($#)); do
     case $1 in
-    -h | --help) usage; exit ;;
+    -h | --help) usage; exit ;; # behind other options
     --find) find=yes; shift ;;
     --) more=("${@:2}"); break ;;
     --url | --model | --inputs | --streams | --rates | --seconds | --warm-up | --requests | --output | --offline)

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from benching.arguments import require_matplotlib
+from benching.arguments import HelpFormatter, require_matplotlib
 from qwen3_tts_client.load.audible import AudibleStart
 from qwen3_tts_client.load.figures import DONE, FAILED, Spoken, audio_figures, mean_streams, stream_figures
 from qwen3_tts_client.load.table import notes_on, table_of
@@ -102,7 +102,7 @@ class Export(msgspec.Struct):
 
 def main() -> None:
     """Read the exports and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("exports", nargs="+", type=Path, metavar="PROFILE.json", help="files of perf_analyzer --profile-export-file")
     help = "seconds at the beginning of each load whose requests are left out (default 0); all streams of a closed loop begin at once"
     parser.add_argument("--warm-up", type=float, default=0, metavar="SECONDS", help=help)

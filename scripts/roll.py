@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 from fuzzing.resources import Resources, wait_until_free
 from tqdm import tqdm
 
+from benching.arguments import HelpFormatter
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from make_checkpoint import make_checkpoint
 from qwen3_tts_client import AsyncClient
@@ -222,8 +223,8 @@ def _is_unloaded(server: TritonServer, model: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("reloads", "cancels", "drains"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("what", choices=("reloads", "cancels", "drains"), help="what is done, see above")
     parser.add_argument("--count", type=int, required=True, metavar="N", help="how often")
     parser.add_argument("--streams", type=int, default=4, metavar="N", help="at a time (default 4)")
     parser.add_argument("--moment", choices=("any", "end"), default="any", help="when streams are cancelled (default any but the end)")

@@ -50,7 +50,7 @@ from soaking.samples import Sample, Sampler
 from soaking.speech import AUDIO, FORM, SAMPLE_RATE, Rule, Spoken, Utterance, speak_alone, utterances
 from soaking.target import ServeError, served
 
-from benching.arguments import add_checkpoints, add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options, require_matplotlib
 from benching.measuring import command, machine, random_checkpoint
 from qwen3_tts_client import AsyncClient
 from qwen3_tts_client.load.texts import LONGEST, SHORTEST
@@ -229,7 +229,7 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="of load (default 10)")
     parser.add_argument("--within", type=float, metavar="S", help="seconds for start, load and end; cuts --minutes (default: any)")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second (default 1)")
@@ -265,9 +265,9 @@ def _arguments() -> argparse.Namespace:
     served.add_argument("--model", type=Path, default=VOICE_IN_THE_BOX, help="checkpoint to serve (default: the voice in the box)")
     served.add_argument("--size", choices=["tiny", "0.6b", "1.7b"], help="serve random weights of this size instead")
     served.add_argument("--url", metavar="HOST:PORT", help="gRPC port of a running server; with --http, --metrics, --pid of tritonserver")
-    parser.add_argument("--http", metavar="HOST:PORT")
-    parser.add_argument("--metrics", metavar="HOST:PORT")
-    parser.add_argument("--pid", type=int, metavar="N")
+    parser.add_argument("--http", metavar="HOST:PORT", help="HTTP port of the server of --url")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="port of its metrics")
+    parser.add_argument("--pid", type=int, metavar="N", help="of its tritonserver")
     add_checkpoints(parser)
     parser.add_argument("--device", default="auto", help="of the server: auto, cpu or cuda:N")
     parser.add_argument("--mps", action="store_true", help="serve with a private MPS daemon, like serve.py --mps")

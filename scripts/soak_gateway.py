@@ -38,6 +38,7 @@ from soaking.leavers import MOMENTS, TEXT, WAYS, Door, hear, leave
 from soaking.speech import GREEDY
 from tqdm import tqdm
 
+from benching.arguments import HelpFormatter
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from voice_in_the_box import VOICE_IN_THE_BOX
 
@@ -56,7 +57,7 @@ ROUNDING = 1  # of 16-bit samples: other streams in the batch move the last bits
 
 def main() -> int:
     """Start both, let clients leave, print the figures; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="clients that leave (default 1000)")
     parser.add_argument("--streams", type=int, default=8, metavar="N", help="of them at a time (default 8)")
     arguments = parser.parse_args()

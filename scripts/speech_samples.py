@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import soundfile
 
+from benching.arguments import HelpFormatter
 from benching.server import running_server
 from qwen3_tts_client import Client
 from qwen3_tts_client.words import write_words
@@ -51,8 +52,8 @@ SAMPLES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Write a file for each sample, and subtitles for the one with timestamps."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("folder", type=Path, help="for the sounds; docs/speech has them")
     folder = parser.parse_args().folder
     with (
         running_server(VOICE_IN_THE_BOX, {"device": "cpu"}, mps=False, log_file=None) as (server, _),

@@ -2,6 +2,7 @@
 # Lint, type-check and test from a clean clone, in its own environment (see install.sh for its variables).
 # Arguments go to pytest: scripts/test.sh -k prompt, or scripts/test.sh -m gpu -n 0 on a machine with a GPU.
 set -euo pipefail
+source "$(dirname "$0")/usage.sh"
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 source scripts/install.sh

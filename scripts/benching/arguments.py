@@ -7,6 +7,17 @@ import importlib.util
 from pathlib import Path
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Prints the description as it is, and behind each help its default, unless that is nothing or the help names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        help, default = action.help or "", action.default
+        if "default" in help or not action.option_strings or default in (None, False, argparse.SUPPRESS, [], ()):
+            return help
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{help} (default: {shown.replace('%', '%%')})"
+
+
 def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoints, the folder of random checkpoints."""
     help = "folder in which random checkpoints are written and found again"

@@ -150,11 +150,11 @@ def _last_line(text: str) -> str:
 def main() -> None:
     """Time one peer and print its figures, each on a line that begins with RESULT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("peer", choices=PEERS, help="package to time")
     parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="texts at a time")
     parser.add_argument("--frames", type=int, default=30, help="difference in length of the long and the short utterance")
-    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--device", default="cuda:0", help="cuda:N")
     arguments = parser.parse_args()
     peer = PEERS[arguments.peer]
     version = _version(peer)

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benching.arguments import add_engine_options
+from benching.arguments import HelpFormatter, add_engine_options
 from voice_in_the_box.digits import DigitRecogniser, errors
 from voice_in_the_box.retrieval import cepstra, nearest
 from voice_in_the_box.sentences import Sentences
@@ -268,12 +268,12 @@ def _write_audio(folder: Path, mode: Mode, utterances: Sequence[Utterance]) -> N
 
 def main() -> int:
     """Read the command line, evaluate, and return 1 if a limit is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder to serve")
     parser.add_argument("--device", default="cpu", help="as in serve.py (default: cpu)")
     add_engine_options(parser)
     parser.add_argument("--quick", action="store_true", help="four modes that cover both values of each setting, instead of all eight")
-    parser.add_argument("--sentences", type=int, default=100)
+    parser.add_argument("--sentences", type=int, default=100, help="that are spoken in each mode")
     parser.add_argument("--digits", type=int, default=50, help=f"number of strings of {DIGITS_LENGTH} digits")
     parser.add_argument("--speed", type=float, default=1.0, help="of the speech, 0.25 to 4; the reference stays as it is")
     parser.add_argument("--seed", type=int, default=0, help="of the first text; each further text has the next one (default: 0)")

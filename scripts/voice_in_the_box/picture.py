@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benching.arguments import HelpFormatter
 from engine_lib.api.qwen3_tts import Qwen3TTS
 from voice_in_the_box.codec_model import MEL_HOP, LogMel
 from voice_in_the_box.speech import SAMPLE_RATE, SPEAKERS, Audio, Espeak
@@ -55,7 +56,7 @@ def draw(text: str, sounds: dict[str, Audio], path: Path) -> None:
 
 def main() -> None:
     """Read the command line, speak, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder written by train.py, or the shipped one")
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="image to write; .png, .svg or .pdf")
     parser.add_argument("audio", type=Path, metavar="AUDIO", help="sound to write, 24 kHz, 16 bits; .wav or .flac")

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benching.arguments import HelpFormatter
 from engine_lib.checkpoint_config import CheckpointConfig
 from voice_in_the_box import corpus, shapes, talker_training
 from voice_in_the_box.codec_training import CodecTrainer
@@ -120,7 +121,7 @@ class Run:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder; created if missing")
     parser.add_argument("--smoke", action="store_true", help="the whole chain at toy size; the minutes become limits")
     parser.add_argument("--hours", type=float, default=120.0, help="hours of speech to render (default: 120)")
@@ -130,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--codec-batch", type=int, default=32, help="segments of 1.6 s (default: 32)")
     parser.add_argument("--rows", type=int, default=40_000, help="talker input rows of a batch (default: 40000)")
     parser.add_argument("--predicted-frames", type=int, default=6_000, help="frames of a batch for the code predictor (default: 6000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda:N")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that render (default: one per core)")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the rendered speech (default: the system's)")
     return parser
