@@ -12,6 +12,7 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import warnings
@@ -74,6 +75,7 @@ class Qwen3TTS:
         self._voice_loudness = VoiceLoudness()
         self._talker.start()
         self._codec.start()
+        atexit.register(self.close)  # or torch would abort the process when the interpreter ends their threads
 
     @classmethod
     def from_pretrained(
@@ -328,11 +330,13 @@ class Qwen3TTS:
         return [self._codec.decode(*piece) for piece in zip(pieces, references, strict=True)], self.sample_rate
 
     def close(self) -> None:
-        """Stop all engines; open streams end with an error."""
+        """Stop all engines; open streams end with an error. It happens at the end of the program, too."""
         self._is_closed = True
-        self._talker.shutdown()
-        self._codec.shutdown()
-        self._utterances.shutdown()
+        atexit.unregister(self.close)
+        if self._process == os.getpid():  # a fork has no threads of theirs to wait for
+            self._talker.shutdown()
+            self._codec.shutdown()
+            self._utterances.shutdown()
 
     def __enter__(self) -> Qwen3TTS:
         return self

@@ -6,6 +6,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import TypeVar
 
 from engine_lib.api.pipe import Pipe, SpeechChunk
@@ -38,7 +39,7 @@ class Spoken(list[T]):
 
 
 class SpeechStream(Iterator[SpeechChunk]):
-    """The chunks of one request, each once. Closing or dropping the stream cancels the rest.
+    """The chunks of one request, each once. Closing or dropping the stream, or leaving its `with` block, cancels the rest.
 
     Attributes:
         sample_rate: of its audio, in Hz.
@@ -114,6 +115,12 @@ class SpeechStream(Iterator[SpeechChunk]):
         """End the stream here; the engines stop working on it within a frame."""
         self._has_ended = True
         self._cancel()
+
+    def __enter__(self) -> SpeechStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self._cancel()

@@ -50,10 +50,9 @@ def test_an_interactive_text_starts_before_a_batch_text_that_came_earlier(endles
         batch = tts.stream_custom_voice(**arguments, request_priority="batch", client="night")
         interactive = tts.stream_custom_voice(**arguments)
         running.close()
-        next(interactive)
-        assert tts._talker.stats().waiting_batch == 1
-        for stream in (interactive, batch):
-            stream.close()
+        with interactive, batch:
+            next(interactive)
+            assert tts._talker.stats().waiting_batch == 1
         eventually(lambda: is_idle(tts), "both engines are idle")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +64,17 @@ def test_a_load_that_fails_leaves_no_process(tiny_base: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="voice_store: "):
         load(tiny_base, tensor_parallel_size=2, voice_store=str(tmp_path / "file"))
     assert [child for child in psutil.Process().children() if RANK_MODULE in child.cmdline()] == []
+
+
+def test_a_program_that_closes_nothing_ends_with_its_own_exit_code(tiny_custom_voice: Path):
+    program = (
+        "import sys; from engine_lib import Qwen3TTS\n"
+        "tts = Qwen3TTS.from_pretrained(sys.argv[1], device='cpu', max_num_seqs=2, max_model_len=512)\n"
+        "next(tts.stream_custom_voice('Good morning!', 'ryan'))\n"
+        "sys.exit(7)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, tiny_custom_voice], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (7, "")
 
 
 def test_a_codec_that_dies_ends_the_stream_and_the_talkers_work_on_it(endless: Path, monkeypatch: pytest.MonkeyPatch):
