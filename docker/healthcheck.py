@@ -2,6 +2,7 @@
 
     python docker/healthcheck.py
     python docker/healthcheck.py --url http://localhost:8000 --timeout 5
+    python docker/healthcheck.py --model qwen3_tts --model talker --model codec_decoder
     python docker/healthcheck.py --gateway
 
 The server's own readiness is not enough: before 26.04 it says nothing of an ensemble that failed to load, and before 26.03 no model is
@@ -23,6 +24,7 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_METRICS_URL = "http://127.0.0.1:8002/metrics"
@@ -34,8 +36,11 @@ UNVERIFIED.check_hostname, UNVERIFIED.verify_mode = False, ssl.CERT_NONE
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=UNVERIFIED))
 
 
-def unready(url: str, timeout: float) -> list[str]:
+def unready(url: str, timeout: float, models: Sequence[str] = ()) -> list[str]:
     """What is not ready, each with its reason; nothing if all is well.
+
+    Args:
+        models: that must be ready; none: all of the repository.
 
     Raises:
         OSError, HTTPException: the server does not answer within `timeout` seconds, or not in HTTP.
@@ -44,13 +49,15 @@ def unready(url: str, timeout: float) -> list[str]:
     index = json.loads(_answer(f"{url}/v2/repository/index", timeout, b"{}"))
     if not isinstance(index, list) or not all(isinstance(entry, dict) and "name" in entry for entry in index):
         raise ValueError("what answers is no Triton server")
+    reasons = [f"{name}: not in the model repository" for name in models if name not in {entry["name"] for entry in index}]
+    index = [entry for entry in index if not models or entry["name"] in models]
     loaded = [entry["name"] for entry in index if entry.get("state") == "READY"]
-    reasons = [
+    reasons += [
         f"{entry['name']}: {entry.get('reason') or entry.get('state') or 'not loaded; see the log of the server'}"
         for entry in index
         if entry["name"] not in loaded
     ]
-    if not index:
+    if not index and not models:
         reasons.append("the server has no models")
     for path in ["v2/health/ready", *(f"v2/models/{name}/ready" for name in loaded)]:
         try:
@@ -108,6 +115,13 @@ def main() -> int:
         help=f"default {DEFAULT_METRICS_URL}, or HEALTHCHECK_METRICS_URL",
     )
     parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="a model that must be ready, if the server does not load all (--model-control-mode=explicit); may be repeated "
+        "(default: all, or HEALTHCHECK_MODELS, names with spaces between)",
+    )
+    parser.add_argument(
         "--gateway", nargs="?", const=gateway_url(), metavar="URL", help="ask a gateway instead; default that of the environment"
     )
     parser.add_argument("--timeout", type=float, default=4.0, metavar="SECONDS", help="of each question (default 4)")
@@ -116,7 +130,8 @@ def main() -> int:
         if arguments.gateway:
             reasons = gateway_unready(arguments.gateway, arguments.timeout)
         else:
-            reasons = unready(arguments.url, arguments.timeout) or not_serving(arguments.metrics_url, arguments.timeout)
+            models = arguments.model or os.environ.get("HEALTHCHECK_MODELS", "").split()
+            reasons = unready(arguments.url, arguments.timeout, models) or not_serving(arguments.metrics_url, arguments.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reasons = [f"{arguments.gateway or arguments.url}: {str(error) or type(error).__name__}"]
     print("\n".join(reasons) or "ready")

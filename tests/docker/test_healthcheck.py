@@ -24,12 +24,12 @@ pytestmark = [
 SCRIPT = Path(__file__).parents[2] / "docker" / "healthcheck.py"
 
 
-def ask(server: TritonServer) -> subprocess.CompletedProcess[str]:
+def ask(server: TritonServer, *more: str, models: str = "") -> subprocess.CompletedProcess[str]:
     """The check as a container runs it, in an environment that has a proxy."""
     urls = ["--url", f"http://127.0.0.1:{server.http_port}", "--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *urls, "--timeout", str(PATIENCE)],
-        env={"PATH": "", "http_proxy": "http://127.0.0.1:9"},
+        [sys.executable, str(SCRIPT), *urls, "--timeout", str(PATIENCE), *more],
+        env={"PATH": "", "http_proxy": "http://127.0.0.1:9", "HEALTHCHECK_MODELS": models},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -67,5 +67,9 @@ def test_an_ensemble_that_did_not_load_is_named(tiny_custom_voice: Path, tmp_pat
         answer = ask(server)
         assert answer.returncode == 1
         assert answer.stdout == "qwen3_tts: not loaded; see the log of the server\n"
+        chosen = ask(server, models="talker codec_decoder")  # of a server that need not load all
+        assert (chosen.returncode, chosen.stdout) == (0, "ready\n")
+        chosen = ask(server, "--model", "walker", models="talker")
+        assert (chosen.returncode, chosen.stdout) == (1, "walker: not in the model repository\n")
     finally:
         server.stop()
