@@ -268,16 +268,17 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 def _checked(spec: Field[Any], kind: Any, value: Any) -> Any:
     """`value` converted to the field's type and checked against its range."""
+    choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
+    highest = LARGEST if maximum is None else maximum
     try:
         value = _converted(kind, value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{spec.name}: {value!r:.100} is not {_kind_name(kind)}; {spec.metadata['help']}") from None
-    choices, minimum, maximum = (spec.metadata[key] for key in ("choices", "minimum", "maximum"))
+        advice = spec.metadata["help"] if minimum is None else f"give {minimum} to {highest}"
+        raise ConfigError(f"{spec.name}: {value!r:.100} is not {_kind_name(kind)}; {advice}") from None
     if choices is not None and value not in choices:
         raise ConfigError(f"{spec.name}: {value!r:.100} is not allowed; choose one of {', '.join(map(str, choices))}")
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{spec.name}: {value!r:.100} holds a NUL character; leave it out")
-    highest = LARGEST if maximum is None else maximum
     for number in value if isinstance(value, tuple) else (value,):
         if minimum is not None and not minimum <= number <= highest:
             raise ConfigError(f"{spec.name}: {value!r:.100} is outside {minimum} to {highest}")

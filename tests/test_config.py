@@ -118,7 +118,7 @@ def test_the_environment_overrides_an_option():
 
 
 def test_a_bad_value_from_the_environment_is_refused_like_any_other():
-    with pytest.raises(ConfigError, match="max_num_seqs: 'all' is not a whole number"):
+    with pytest.raises(ConfigError, match="max_num_seqs: 'all' is not a whole number; give 1 to 1024"):
         EngineConfig.from_options({"max_num_seqs": "7"}, {"QWEN3_TTS_MAX_NUM_SEQS": "all"})
 
 
