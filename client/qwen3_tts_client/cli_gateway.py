@@ -10,7 +10,7 @@ import typer
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
 from qwen3_tts_client.cli_errors import EXIT_INVALID, failed
 
-MISSING = "install the gateway's packages: pip install qwen3-tts-triton[gateway]"
+MISSING = "install the gateway's packages, in a clone of the repository: pip install '.[gateway]'"
 DEFAULT_PORT = 8880
 PREFIX = "QWEN3_TTS_GATEWAY_"
 

@@ -14,7 +14,7 @@ from qwen3_tts_gateway.settings import SettingsError
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SERVICE_NAME = "qwen3-tts-gateway"  # unless OTEL_SERVICE_NAME says another
-MISSING = "install its packages (pip install qwen3-tts-triton[trace]) or unset it"
+MISSING = "install its packages (in a clone of the repository: pip install '.[trace]') or unset it"
 
 
 class Tracing:

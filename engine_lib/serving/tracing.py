@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 SERVICE_NAME_VARIABLE, SERVICE_NAME = "OTEL_SERVICE_NAME", "qwen3-tts"
-PACKAGES = "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http: pip install 'qwen3-tts-triton[trace]'"
+PACKAGES = "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http: pip install '.[trace]' in a clone"
 SEND_SECONDS = 5.0  # for the collector to take a batch
 
 

@@ -250,7 +250,7 @@ def test_the_command_says_what_is_wrong_and_what_is_missing(monkeypatch: pytest.
     monkeypatch.setitem(__import__("sys").modules, "qwen3_tts_gateway.running", None)
     result = run(cli, ["gateway"])
     assert result.exit_code == 2
-    assert "pip install qwen3-tts-triton[gateway]" in result.output
+    assert "pip install '.[gateway]'" in result.output
 
 
 def test_a_new_key_is_shown_once_and_its_line_kept() -> None:
