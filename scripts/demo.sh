@@ -9,14 +9,17 @@
 #
 # TEXT    text to speak          VOICE   speaker of a CustomVoice checkpoint (default: its first)
 # DEVICE  as in serve.py         VENV    virtual environment (default: .venv); for other variables see install.sh
-# PORT    of the studio (default: 8880; 0 takes a free one)
-# WYOMING_PORT  for Home Assistant (default: 10200; 0 takes a free one)
+# Ports with --studio; 0 takes a free one:
+# PORT       of the page and the APIs (default: 8880)
+# GRPC_PORT  of Triton, for qwen3-tts and the Python clients (default: 8001)
+# WYOMING_PORT  for Home Assistant (default: 10200)
 set -euo pipefail
+source "$(dirname "$0")/usage.sh"
 studio=
 for argument in "$@"; do
     case $argument in
         --studio) studio=yes ;;
-        -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//p}' "$0"; exit ;;
+        -h | --help) usage; exit ;;
         *) echo "demo.sh: '$argument' is not known; allowed: --studio, --help" >&2; exit 2 ;;
     esac
 done
@@ -32,6 +35,7 @@ work=build/demo
 server_log=$work/server.log
 server_output=$work/serve.txt
 server_pid=
+failed= # what the server did, if that ends the demo
 
 stop_server() {
     local code=$?
@@ -42,10 +46,12 @@ stop_server() {
         kill -TERM "$server_pid" 2>/dev/null || true
         wait "$server_pid" || server_code=$?
         [[ $code -ne 0 ]] || code=$server_code
+        [[ $server_code -eq 0 ]] || failed=${failed:-"the server ended with code $server_code"}
     fi
-    if [[ $code -ne 0 && $code -ne 130 && $code -ne 143 && -n $server_pid ]]; then
-        echo "--- the demo failed; $server_log and $server_output end with" >&2
-        tail -q -n 20 "$server_log" "$server_output" | cut -c 1-300 >&2
+    if [[ -n $failed ]]; then
+        echo "--- $failed; serve.py said (Triton's own log is $server_log):" >&2
+        tail -n 20 "$server_output" >&2
+        [[ -z $studio ]] || echo "--- in demo.sh the variables PORT, GRPC_PORT and WYOMING_PORT choose the ports; see --help" >&2
     fi
     exit "$code"
 }
@@ -81,14 +87,14 @@ fi
 # Emptied here, because the redirection below happens in the background: the loop could read the ports of an earlier run first.
 : >"$server_log"
 : >"$server_output"
-gateway=()
-[[ -z $studio ]] || gateway=(--gateway --gateway-port "${PORT:-8880}" --wyoming-port "${WYOMING_PORT:-10200}")
-python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port 0 --metrics-port 0 --log-file "$server_log" \
+grpc_port=0 gateway=()
+[[ -z $studio ]] || grpc_port=${GRPC_PORT:-8001} gateway=(--gateway --gateway-port "${PORT:-8880}" --wyoming-port "${WYOMING_PORT:-10200}")
+python scripts/serve.py --model "$model" --device "$device" --http-port 0 --grpc-port "$grpc_port" --metrics-port 0 --log-file "$server_log" \
     "${gateway[@]}" >"$server_output" 2>&1 &
 server_pid=$!
 echo "starting Triton with $model on $device"
 until grpc_port=$(sed -n 's/^http .*, grpc \([0-9]*\),.*/\1/p' "$server_output") && [[ -n $grpc_port ]]; do
-    kill -0 "$server_pid" 2>/dev/null || { echo "the server did not start" >&2; exit 1; }
+    kill -0 "$server_pid" 2>/dev/null || { failed="the server did not start"; exit 1; }
     sleep 0.2
 done
 
@@ -96,21 +102,23 @@ if [[ -n $studio ]]; then
     url=http://localhost:$(sed -n 's/^gateway: http //p' "$server_output")
     # The gateway looks for its server once a second.
     until grep -q '"backend is ready"' "$server_output"; do
-        kill -0 "$server_pid" 2>/dev/null || { echo "the server has ended" >&2; exit 1; }
+        kill -0 "$server_pid" 2>/dev/null || { failed="the server has ended"; exit 1; }
         sleep 0.2
     done
+    url_option=
+    [[ $grpc_port == 8001 ]] || url_option=" --url localhost:$grpc_port"
     cat <<END
 
 The studio    $url
 with curl     curl $url/v1/audio/speech -H "Content-Type: application/json" -d '{"input": "Nice to meet you."}' -o hello.mp3
 with openai   OpenAI(base_url="$url/v1", api_key="none").audio.speech.create(model="tts-1", voice="alloy", input="Nice to meet you.")
-in a shell    $venv/bin/qwen3-tts say "Nice to meet you." --output hello.wav --url localhost:$grpc_port
+in a shell    source $venv/bin/activate; qwen3-tts say "Nice to meet you." -o hello.wav$url_option
 Home Assistant: Wyoming on port $(sed -n 's/^gateway: wyoming //p' "$server_output"). More tools: client/examples/settings.md
 
 Ctrl-C ends it.
 END
     trap 'exit 0' INT TERM  # the way to end it, and no failure
-    wait "$server_pid"
+    wait "$server_pid" || { failed="the server has ended"; exit 1; }
     exit
 fi
 

@@ -76,7 +76,8 @@ def main() -> int:
             served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options, first_response_histogram=histogram)
             exit_seconds = _exit_seconds(arguments.exit_timeout, [options.of(checkpoint.talker) for checkpoint in served])
             server = _server(arguments, repository, mps.environment if mps else {}, exit_seconds)
-            gateway = GatewayProcess(server, _gateway_arguments(arguments)) if _wants_gateway(arguments) else None
+            wants_gateway = arguments.gateway or arguments.wyoming_port is not None
+            gateway = GatewayProcess(server, arguments.gateway_port, arguments.wyoming_port) if wants_gateway else None
             return _serve(server, gateway, served)
     except Qwen3TTSError as error:
         return _failed(error)
@@ -166,15 +167,6 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         environment=NO_VARIABLES | environment,
         exit_seconds=exit_seconds,
     )
-
-
-def _wants_gateway(arguments: argparse.Namespace) -> bool:
-    return arguments.gateway or arguments.wyoming_port is not None
-
-
-def _gateway_arguments(arguments: argparse.Namespace) -> list[str]:
-    wyoming = [] if arguments.wyoming_port is None else ["--wyoming-port", str(arguments.wyoming_port)]
-    return ["--port", str(arguments.gateway_port), *wyoming]
 
 
 def _stop(_number: int, _frame: object) -> None:

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 import numpy as np
 import numpy.typing as npt
 
+from benching.arguments import HelpFormatter
 from engine_lib.server.gateway import GatewayProcess
 from engine_lib.server.ports import hold_free_port
 from engine_lib.server.process import FREE_PORTS, TritonServer
@@ -55,7 +56,7 @@ Samples = npt.NDArray[np.int16]
 
 def main() -> int:
     """Run all trials and print a table; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--url", help="a gateway that runs (default: one of its own)")
     parser.add_argument("--framework", choices=FRAMEWORKS, action="append", help="only this one; repeatable")
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "voice-agents", metavar="FOLDER", help="of the plugins")
@@ -97,7 +98,7 @@ def served(folder: Path) -> Iterator[tuple[TritonServer, str]]:
     options = {"model_path": str(checkpoint), "device": "cpu", "max_num_seqs": "8"}
     with TritonServer(options=options, ports=FREE_PORTS, log_file=folder / "server.log") as server, hold_free_port() as held:
         port = held.getsockname()[1]
-        with GatewayProcess(server, ["--host", "127.0.0.1", "--port", str(port)]):
+        with GatewayProcess(server, port, arguments=["--host", "127.0.0.1"]):
             wait_ready(url := f"http://127.0.0.1:{port}")
             yield server, url
 

@@ -3,6 +3,7 @@
 //   node client/examples/node_text_stream.mjs [OUT.pcm [ws://HOST:PORT]]
 import { createWriteStream } from "node:fs";
 
+if (typeof WebSocket === "undefined") throw new Error("needs Node.js 22, or 20 with --experimental-websocket");
 const [path = "hello.pcm", base = "ws://localhost:8880"] = process.argv.slice(2);
 const file = createWriteStream(path);
 const socket = new WebSocket(`${base}/v1/audio/speech/stream`);
@@ -20,6 +21,11 @@ socket.onmessage = ({ data }) => {
   if (typeof data !== "string") { file.write(new Uint8Array(data)); return; }
   const event = JSON.parse(data);
   console.log(event.type, event.error?.message ?? "");
+  if (event.type === "error") process.exitCode = 1;
   if (["session.done", "error"].includes(event.type)) socket.close();
+};
+socket.onerror = () => {
+  console.error(`no gateway answers at ${base}`);
+  process.exitCode = 1;
 };
 socket.onclose = () => file.end();

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from engine_lib.server.installation import ServerError
+from engine_lib.server.installation import EVERY_ADDRESS, ServerError
+from engine_lib.server.ports import check_port
 from engine_lib.server.process import TritonServer
 
 CLIENT = Path(__file__).parents[2] / "client"  # in a checkout that is not installed
 PROGRAM = "from qwen3_tts_client.cli import main; main()"
+HOST_VARIABLE = "QWEN3_TTS_GATEWAY_HOST"
 PARENT_VARIABLE = "QWEN3_TTS_GATEWAY_PARENT"  # the gateway ends with the process of this id
 END_SECONDS = 5.0  # the gateway ends by itself before the server does, because it drains the same streams
 
@@ -22,12 +25,22 @@ class GatewayProcess:
 
     Args:
         server: that it asks, over gRPC.
+        port: to listen on; 0: a free one.
+        wyoming_port: of the Wyoming server; None: there is none.
         arguments: further ones of the command.
+
+    Raises:
+        ServerError: a port cannot be used. The gateway itself would say so when the models are already loading.
     """
 
-    def __init__(self, server: TritonServer, arguments: list[str]) -> None:
+    def __init__(self, server: TritonServer, port: int, wyoming_port: int | None = None, arguments: Sequence[str] = ()) -> None:
+        address = os.environ.get(HOST_VARIABLE, EVERY_ADDRESS)
+        for name, chosen in (("gateway", port), ("wyoming", wyoming_port)):
+            if chosen and ":" not in address:  # of IPv6, which the gateway itself tries
+                check_port(name, address, chosen)
         backend = ["--backend", f"127.0.0.1:{server.grpc_port}", "--metrics-port", str(server.metrics_port)]
-        self._command = [sys.executable, "-c", PROGRAM, "gateway", *backend, *arguments]
+        wyoming = [] if wyoming_port is None else ["--wyoming-port", str(wyoming_port)]
+        self._command = [sys.executable, "-c", PROGRAM, "gateway", *backend, "--port", str(port), *wyoming, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> GatewayProcess:

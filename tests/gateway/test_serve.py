@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -47,12 +48,21 @@ def test_serve_starts_a_gateway_that_speaks_and_ends_with_it(tmp_path: Path) -> 
 
 
 def test_a_gateway_that_cannot_start_ends_serve(tmp_path: Path) -> None:
-    with socket.create_server(("", 0)) as taken:
-        command = [*SERVE, *FREE, str(taken.getsockname()[1]), "--log-file", str(tmp_path / "log")]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    command = [*SERVE, *FREE, "0", "--log-file", str(tmp_path / "log")]
+    environment = os.environ | {"QWEN3_TTS_GATEWAY_KEYS_FILE": str(tmp_path / "missing")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 1
-    assert "cannot be used" in result.stderr
+    assert "keys_file: " in result.stderr
     assert "the gateway ended by itself with code 2" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--gateway-port", "--wyoming-port"])
+def test_a_port_of_the_gateway_that_is_taken_is_told_before_anything_loads(option: str, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        command = [*SERVE, *FREE, "0", option, str(taken.getsockname()[1]), "--log-file", str(tmp_path / "log")]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.endswith(f"cannot be used: Address already in use; choose another with {option}\n")
 
 
 def _answers(port: int) -> bool:

@@ -38,7 +38,7 @@ def installed(tmp_path: Path) -> Path:
 @pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton")
 def test_the_studio_speaks_until_it_is_ended_and_leaves_no_process(installed: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("MODEL", "TORCH", "DEVICE")}
-    environment |= {"VENV": str(installed), "PORT": "0", "WYOMING_PORT": "0", "LC_ALL": "C"}
+    environment |= {"VENV": str(installed), "PORT": "0", "GRPC_PORT": "0", "WYOMING_PORT": "0", "LC_ALL": "C"}
     with subprocess.Popen([DEMO, "--studio"], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as demo:
         try:
             assert demo.stdout is not None
