@@ -207,7 +207,7 @@ def bench(
         raise failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
     except OSError as error:
         raise failed(EXIT_INVALID, f"{output}: {error.strerror or error}") from None
-    for line in lines:
+    for line in [*lines, *notes(measuring.results)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if (comparison := measuring.compared()) is not None:
         console.print(comparison)
@@ -295,6 +295,13 @@ def _try_one_request(load: Load) -> None:
         pass  # it is counted when it happens to a request of the load
     except KeyboardInterrupt:
         raise failed(EXIT_INTERRUPTED, "interrupted") from None
+
+
+def notes(results: list[dict[str, Any]]) -> list[str]:
+    """What to say of points without figures."""
+    if all(point["requests"] for point in results):
+        return []
+    return ["a row without figures: no request began in the measured time, because the earlier ones lasted longer; give more --seconds"]
 
 
 def _code(results: list[dict[str, Any]]) -> int:

@@ -14,6 +14,7 @@ from client.conftest import RUNNING
 from client.test_cli import in_terminal
 from patience import PATIENCE
 from qwen3_tts_client.cli import app
+from qwen3_tts_client.cli_bench import notes
 
 BENCH = ["bench", "--seconds", "1", "--warm-up", "0", "--patience", str(PATIENCE), "--processes", "1"]
 SHORT = ["--chunk-frames", "1,2", "--max-frames", "4"]
@@ -36,6 +37,11 @@ def test_help_fits_eighty_columns_and_explains_columns_and_exit_codes(runner: Cl
     assert max(map(len, result.stdout.splitlines())) <= 80
     for expected in ("--streams N,N,...", "--rates", "--texts", "RTF ", "Exit codes:", "130  interrupted"):
         assert expected in result.stdout
+
+
+def test_a_row_without_figures_is_explained() -> None:
+    assert notes([{"requests": 2}]) == []
+    assert "give more --seconds" in notes([{"requests": 2}, {"requests": 0}])[0]
 
 
 @pytest.mark.parametrize(
