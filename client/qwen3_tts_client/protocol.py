@@ -274,13 +274,14 @@ def parse_response(
         sample_rate: of the chunk before it; 0: there was none.
 
     Raises:
-        Qwen3TTSClientError: the response is an error; one of the classes of qwen3_tts_client.errors.
+        Qwen3TTSClientError: the response is an error, or cannot be read; one of the classes of qwen3_tts_client.errors.
     """
     if response.error_message:
         raise error_from_message(response.error_message, chunks_received)
     result = response.infer_response
-    raw = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
+    hint = "is it the ensemble qwen3_tts of this project, of the same version?"
     try:
+        raw = dict(zip((output.name for output in result.outputs), result.raw_output_contents, strict=True))
         error, finish_reason = (read_string(raw.get(name, b"")) for name in ("error", "finish_reason"))
         if finish_reason == "error":
             raise error_from_message(error or "the server ended the stream with an error and no reason", chunks_received)
@@ -297,8 +298,9 @@ def parse_response(
             metadata=metadata,
             words=words_of(metadata),
         )
+    except Qwen3TTSClientError:
+        raise  # some are a ValueError, too
     except KeyError as missing:
-        raise Qwen3TTSClientError(
-            f"model {result.model_name!r} gave no output {missing}",
-            hint="is it the ensemble qwen3_tts of this project, of the same version?",
-        ) from None
+        raise Qwen3TTSClientError(f"model {result.model_name!r} gave no output {missing}", hint=hint) from None
+    except (AttributeError, TypeError, ValueError) as reason:
+        raise Qwen3TTSClientError(f"model {result.model_name!r} gave an answer that cannot be read: {reason}", hint=hint) from None

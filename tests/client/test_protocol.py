@@ -224,6 +224,14 @@ def test_a_model_that_is_not_this_ensemble_is_named() -> None:
         parse_response(message, 0)
 
 
+@pytest.mark.parametrize(
+    "outputs", [{"audio": b"odd"}, {"metadata": string("{")}, {"metadata": string("[1]")}, {"audio_base64": string("a")}]
+)
+def test_an_answer_that_cannot_be_read_is_an_error_of_this_package(outputs: dict[str, bytes]) -> None:
+    with pytest.raises(Qwen3TTSClientError, match="'qwen3_tts' gave an answer that cannot be read: "):
+        parse_response(response(**outputs), 0)
+
+
 def test_chunks_join_to_a_whole_utterance() -> None:
     chunks = [
         AudioChunk(np.array([1.0, 2.0], np.float32), 24000, 0, False, ""),
