@@ -72,28 +72,7 @@ class UnequalRow:
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument(
-        "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs have one shape"
-    )
-    parser.add_argument("--model", type=Path, help="measure this checkpoint folder instead")
-    add_checkpoints(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES), help="of the codec")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="streams of a step")
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8], help="frames of 80 ms that each brings")
-    parser.add_argument("--unequal", type=int, nargs=2, default=[60, 256], metavar=("STREAMS", "FRAMES"), help="a step of unequal streams")
-    parser.add_argument("--long", type=int, default=1500, help="frames of the stream that measures the error of bfloat16")
-    parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
-    parser.add_argument("--profile", action="store_true", help="also print the device time of each kernel")
-    parser.add_argument("--bf16-flops", type=float, default=790e12, help="bfloat16 operations a second (default: one H200, measured)")
-    parser.add_argument(
-        "--fp32-flops", type=float, default=60e12, help="float32 operations a second (default: one H200, by its data sheet)"
-    )
-    parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-
+    arguments = _arguments()
     print("command:", command())
     folder = arguments.model or random_checkpoint(arguments.checkpoints, arguments.size)
     checkpoint = Checkpoint(folder)
@@ -123,19 +102,45 @@ def main() -> None:
                 _profile(runner, checkpoint, *shape)
         del runner
     if len(streams) == len(DTYPES):
-        samples = STRETCH * checkpoint.config.codec.samples_per_frame
-        stretches = [
-            _signal_to_noise(streams["float32"][i : i + samples], streams["bfloat16"][i : i + samples])
-            for i in range(0, len(streams["float32"]), samples)
-        ]
-        error = _signal_to_noise(streams["float32"], streams["bfloat16"])
-        print(
-            f"\nbfloat16 against float32, signal to noise over {arguments.long} frames: {error:.1f} dB; "
-            f"{STRETCH} frames at a time: {', '.join(f'{stretch:.1f}' for stretch in stretches)}"
-        )
-        results.append({"bf16_snr_db": error, "bf16_snr_db_of_stretches": stretches, "frames": arguments.long})
+        results.append(_bf16_error(streams, STRETCH * checkpoint.config.codec.samples_per_frame, arguments.long))
     if arguments.output:
         write_results(arguments.output, results)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--size", default="0.6b", choices=["tiny", "0.6b"], help="random checkpoint to measure; all published codecs have one shape"
+    )
+    parser.add_argument("--model", type=Path, help="measure this checkpoint folder instead")
+    add_checkpoints(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES), help="of the codec")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="streams of a step")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8], help="frames of 80 ms that each brings")
+    parser.add_argument("--unequal", type=int, nargs=2, default=[60, 256], metavar=("STREAMS", "FRAMES"), help="a step of unequal streams")
+    parser.add_argument("--long", type=int, default=1500, help="frames of the stream that measures the error of bfloat16")
+    parser.add_argument("--eager", action="store_true", help="also time the same step launched kernel by kernel")
+    parser.add_argument("--profile", action="store_true", help="also print the device time of each kernel")
+    parser.add_argument("--bf16-flops", type=float, default=790e12, help="bfloat16 operations a second (default: one H200, measured)")
+    parser.add_argument(
+        "--fp32-flops", type=float, default=60e12, help="float32 operations a second (default: one H200, by its data sheet)"
+    )
+    parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    return parser.parse_args()
+
+
+def _bf16_error(streams: dict[str, npt.NDArray[np.float32]], stretch: int, frames: int) -> dict[str, object]:
+    """The error of bfloat16 over streams of `frames` frames, and over each `stretch` samples of them; also prints it."""
+    exact, rounded = streams["float32"], streams["bfloat16"]
+    error = _signal_to_noise(exact, rounded)
+    stretches = [_signal_to_noise(exact[i : i + stretch], rounded[i : i + stretch]) for i in range(0, len(exact), stretch)]
+    print(
+        f"\nbfloat16 against float32, signal to noise over {frames} frames: {error:.1f} dB; "
+        f"{STRETCH} frames at a time: {', '.join(f'{one:.1f}' for one in stretches)}"
+    )
+    return {"bf16_snr_db": error, "bf16_snr_db_of_stretches": stretches, "frames": frames}
 
 
 def _measure(runner: CodecRunner, checkpoint: Checkpoint, dtype: str, mode: str, arguments: argparse.Namespace) -> list[Row]:
