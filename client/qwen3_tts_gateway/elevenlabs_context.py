@@ -4,7 +4,7 @@ Pieces of text come in and are spoken one behind the other. `flush` ends an utte
 once it is known that nothing follows; the next piece begins another one in the same context.
 
 Alignments count from the beginning of the context's audio if the address says sync_alignment=true, as LiveKit reads them. Otherwise each
-counts from the end of the one before, as Pipecat does.
+counts from the end of the one before, as Pipecat does. Those of a dialogue count from the beginning of their message's audio.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from fastapi import WebSocketDisconnect
 
@@ -28,6 +29,20 @@ from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
 
 MAX_TEXTS = 100  # that wait in one context
 MAX_SPACES = 100  # in a row
+
+
+@dataclass(frozen=True)
+class Fields:
+    """How the fields of the messages are called."""
+
+    context: str = "contextId"
+    is_final: str = "isFinal"
+    normalized: str = "normalizedAlignment"
+    starts: str = "charStartTimesMs"
+    durations: str = "charDurationsMs"
+
+
+DIALOGUE_FIELDS = Fields("context_id", "is_final", "normalized_alignment", "char_start_times_ms", "char_durations_ms")
 
 
 class Connection(Protocol):
@@ -55,9 +70,11 @@ class Context:
         encoding: of all of its audio.
         request: how to speak.
         before: tasks of contexts.
-        counts_from_begin: whether alignments count from the beginning of the audio.
+        counts_from: what alignments count from: the beginning of the context's audio, the alignment before, or the message's audio.
+        fields: names of those of the messages.
 
     Attributes:
+        request: how the next utterance is spoken.
         task: that speaks.
         is_complete: the client has flushed by a message of its own, and no text has come since.
     """
@@ -71,12 +88,13 @@ class Context:
         request: SpeechRequest,
         *,
         before: Sequence[asyncio.Task[None]],
-        counts_from_begin: bool,
+        counts_from: Literal["begin", "alignment", "message"],
+        fields: Fields = Fields(),
     ) -> None:
-        self._connection, self._gateway, self._name, self._encoding, self._request = connection, gateway, name, encoding, request
-        self._counts_from_begin = counts_from_begin
+        self._connection, self._gateway, self._name, self._encoding, self.request = connection, gateway, name, encoding, request
+        self._counts_from, self._fields = counts_from, fields
         self._before = before
-        self._texts: asyncio.Queue[TextFeed | None] = asyncio.Queue()
+        self._texts: asyncio.Queue[tuple[TextFeed, SpeechRequest] | None] = asyncio.Queue()
         self._feed: TextFeed | None = None
         self._spaces = ""  # at the end of the open utterance, until more of it comes
         self._open_texts: list[TextFeed] = []
@@ -108,7 +126,7 @@ class Context:
             if len(self._open_texts) >= MAX_TEXTS:
                 raise ApiError(429, f"text: more than {MAX_TEXTS} utterances of a context wait; flush less often", param="text")
             self._feed, self._spaces = TextFeed(self._gateway.settings.max_text_length), ""
-            self._texts.put_nowait(self._feed)
+            self._texts.put_nowait((self._feed, self.request))
             self._open_texts.append(self._feed)
             text = text.lstrip()
         text = self._spaces + text
@@ -157,13 +175,14 @@ class Context:
             if self._before:
                 await asyncio.wait(self._before)
             async with self._gateway.encoders.open(self._encoding) as encoder:
-                while (feed := await self._texts.get()) is not None:
+                while (text := await self._texts.get()) is not None:
+                    feed, request = text
                     if not feed.is_dropped:
-                        await self._speak_until_stopped(feed, encoder)
+                        await self._speak_until_stopped(feed, request, encoder)
                     self._open_texts.remove(feed)
                 if not self._is_stopped:  # then the encoder may be in the middle of a chunk
                     await self._send(await encoder.finish())
-            await self._connection.send(self._named({"audio": None, "isFinal": True}))
+            await self._connection.send(self._named({"audio": None, self._fields.is_final: True}))
         except WebSocketDisconnect:
             pass
         except Exception as error:
@@ -171,25 +190,26 @@ class Context:
         finally:
             self._connection.forget(self)
 
-    async def _speak_until_stopped(self, feed: TextFeed, encoder: StreamEncoder) -> None:
-        self._speaking = asyncio.create_task(self._speak(feed, encoder))
+    async def _speak_until_stopped(self, feed: TextFeed, request: SpeechRequest, encoder: StreamEncoder) -> None:
+        self._speaking = asyncio.create_task(self._speak(feed, request, encoder))
         try:
             await self._speaking
         except asyncio.CancelledError:
             if not self._is_stopped:
                 raise
 
-    async def _speak(self, feed: TextFeed, encoder: StreamEncoder) -> None:
+    async def _speak(self, feed: TextFeed, request: SpeechRequest, encoder: StreamEncoder) -> None:
         times, characters = WordTimes(), CharacterTimes(self._spoken_seconds)
-        timestamps = "word" if await self._gateway.tells_times(self._request) else None
-        request = self._request.model_copy(update={"timestamps": timestamps})
+        timestamps = "word" if await self._gateway.tells_times(request) else None
+        request = request.model_copy(update={"timestamps": timestamps})
         async with aclosing(times.of(self._gateway.stream(request, feed))) as chunks:
             async for chunk in chunks:
                 if feed.is_dropped:
                     return
                 audio = await encoder.encode(chunk.audio)
                 end = times.seconds if chunk.is_final and (times.has_words or characters.has_begun) else None
-                await self._send(audio, characters.add(aligned_text(feed), times.take(), end))
+                message_begin = self._spoken_seconds + times.seconds - chunk.seconds
+                await self._send(audio, characters.add(aligned_text(feed), times.take(), end), message_begin)
         self._spoken_seconds += times.seconds
 
     async def _fail(self, error: ApiError) -> None:
@@ -197,27 +217,28 @@ class Context:
             await self._connection.refuse(error)
             return
         with suppress(WebSocketDisconnect):
-            told = {"error": error.code or "invalid_request", "message": error.message, "audio": None, "isFinal": True}
+            told = {"error": error.code or "invalid_request", "message": error.message, "audio": None, self._fields.is_final: True}
             await self._connection.send(self._named(told))
 
-    async def _send(self, audio: bytes, characters: Sequence[Character] = ()) -> None:
+    async def _send(self, audio: bytes, characters: Sequence[Character] = (), message_begin: float = 0.0) -> None:
         if audio or characters:
-            alignment = self._alignment(characters) if characters else None
+            alignment = self._alignment(characters, message_begin) if characters else None
             encoded = base64.b64encode(audio).decode() if audio else None
-            values = {"audio": encoded, "isFinal": None, "alignment": alignment, "normalizedAlignment": alignment}
+            values = {"audio": encoded, self._fields.is_final: None, "alignment": alignment, self._fields.normalized: alignment}
             await self._connection.send(self._named(values))
 
-    def _alignment(self, characters: Sequence[Character]) -> dict[str, Any]:
+    def _alignment(self, characters: Sequence[Character], message_begin: float) -> dict[str, Any]:
         """The text is spoken as it is, so both alignments are the same."""
-        before = 0.0 if self._counts_from_begin else self._aligned_seconds
+        before = {"begin": 0.0, "alignment": self._aligned_seconds, "message": message_begin}[self._counts_from]
         self._aligned_seconds = characters[-1][2]
         marks = [round((start - before) * 1000) for _, start, _ in characters]
         ends = [*marks[1:], round((characters[-1][2] - before) * 1000)]
         durations = [end - start for start, end in zip(marks, ends, strict=True)]
-        return {"chars": [character for character, _, _ in characters], "charStartTimesMs": marks, "charDurationsMs": durations}
+        chars = [character for character, _, _ in characters]
+        return {"chars": chars, self._fields.starts: marks, self._fields.durations: durations}
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
-        return values if self._name is None else values | {"contextId": self._name}
+        return values if self._name is None else values | {self._fields.context: self._name}
 
 
 def aligned_text(feed: TextFeed) -> str:

@@ -1,5 +1,6 @@
-"""ElevenLabs' WebSockets: /v1/text-to-speech/{voice}/stream-input and /multi-stream-input.
+"""ElevenLabs' WebSockets, on which text comes in while it is written.
 
+/v1/text-to-speech/{voice}/stream-input and /multi-stream-input, and /v1/text-to-dialogue/multi-stream-input.
 A message brings a piece of text to a context (elevenlabs_context.py), ends its utterance, or closes it.
 """
 
@@ -8,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import BaseModel, ValidationError
 
-from qwen3_tts_gateway.elevenlabs_context import Context
+from qwen3_tts_gateway.elevenlabs_context import DIALOGUE_FIELDS, Context
 from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoding_named
-from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of
+from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of, invalid
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
 from qwen3_tts_gateway.speech_request import SpeechRequest
@@ -43,10 +45,17 @@ async def multi_stream_input(socket: WebSocket, voice: str) -> None:
     await _Connection(socket, voice, is_multi=True).serve()
 
 
+@router.websocket("/v1/text-to-dialogue/multi-stream-input")
+async def multi_stream_dialogue(socket: WebSocket) -> None:
+    """Speak several dialogues, each with a `context_id`."""
+    await socket.accept()
+    await _DialogueConnection(socket, None, is_multi=True).serve()
+
+
 class _Connection:
     """One socket and its contexts."""
 
-    def __init__(self, socket: WebSocket, voice: str, *, is_multi: bool) -> None:
+    def __init__(self, socket: WebSocket, voice: str | None, *, is_multi: bool) -> None:
         self._socket, self._query, self._voice, self._is_multi = JsonSocket(socket), socket.query_params, voice, is_multi
         self._gateway: Gateway = socket.app.state.gateway
         self._format = self._query.get("output_format", DEFAULT)
@@ -100,9 +109,7 @@ class _Connection:
                 return
 
     async def _take(self, message: dict[str, Any]) -> None:
-        name = str(message.get("context_id") or message.get("contextId") or "default")
-        if len(name) > MAX_NAME:
-            raise _refusal("context_id", f"it has {len(name)} characters; allowed: {MAX_NAME}")
+        name = _name(message)
         text = "" if message.get("text") is None else message["text"]
         if not isinstance(text, str):
             raise _refusal("text", f"{type(text).__name__} is not allowed; give a string")
@@ -113,21 +120,8 @@ class _Connection:
         if context is None:
             if self._is_multi and not text:
                 return  # nothing to keep alive
-            if len(self._contexts) + sum(old.is_busy for old in self._closing) >= MAX_CONTEXTS:
-                raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
-            encoding = encoding_named(self._format)
-            shape = {"speed": _speed(message), "response_format": "pcm", "sample_rate": encoding.sample_rate}
-            request = self._request.model_copy(update=shape)
-            before = [old.task for old, its in self._closing.items() if its == name]
-            context = self._contexts[name] = Context(
-                self,
-                self._gateway,
-                name if self._is_multi else None,
-                encoding,
-                request,
-                before=before,
-                counts_from_begin=self._query.get("sync_alignment") == "true",
-            )
+            counts_from: Literal["begin", "alignment"] = "begin" if self._query.get("sync_alignment") == "true" else "alignment"
+            context = self._open(name, counts_from=counts_from, speed=_speed(message))
         closes = bool(message.get("close_context"))
         flushes = bool(message.get("flush"))
         ends = flushes or (self._is_auto and SENTENCE_END.search(text) is not None and not closes)
@@ -144,6 +138,18 @@ class _Connection:
             else:
                 context.drop()
             self._close(name, context)
+
+    def _open(self, name: str, *, speed: float = 1.0, **how: Any) -> Context:
+        """A new context; `how`: as Context's."""
+        if len(self._contexts) + sum(old.is_busy for old in self._closing) >= MAX_CONTEXTS:
+            raise ApiError(429, f"context_id: more than {MAX_CONTEXTS} contexts are open; close one first", param="context_id")
+        encoding = encoding_named(self._format)
+        shape = {"speed": speed, "response_format": "pcm", "sample_rate": encoding.sample_rate}
+        request = self._request.model_copy(update=shape)
+        before = [old.task for old, its in self._closing.items() if its == name]
+        shown = name if self._is_multi else None
+        context = self._contexts[name] = Context(self, self._gateway, shown, encoding, request, before=before, **how)
+        return context
 
     def _stop(self, name: str) -> None:
         """Barge-in: the client has closed the contexts of this name before, and wants to hear no more of them."""
@@ -179,6 +185,52 @@ class _Connection:
     def forget(self, context: Context) -> None:
         """The context has ended."""
         self._closing.pop(context, None)
+
+
+class DialoguePiece(BaseModel):
+    """A piece of what one voice says; empty if it only brings a flush."""
+
+    text: str
+    voice_id: str
+
+
+class _DialogueConnection(_Connection):
+    """Contexts whose pieces of text come in `inputs`, each with its voice. Another voice begins another utterance."""
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        name = _name(message)
+        context = self._contexts.get(name)
+        inputs = message.get("inputs") or []
+        if not isinstance(inputs, list):
+            raise _refusal("inputs", "give a list")
+        for number, entry in enumerate(inputs):
+            try:
+                line = DialoguePiece.model_validate(entry)
+            except ValidationError as error:
+                raise _refusal(f"inputs.{number}", invalid(error.errors()).message) from None
+            if context is None:
+                context = self._open(name, counts_from="message", fields=DIALOGUE_FIELDS)
+            if line.voice_id != context.request.voice:
+                context.flush()
+                context.request = context.request.model_copy(update={"voice": line.voice_id})
+            if line.text.strip() or context.is_speaking:
+                context.put(line.text)
+        if context is None:
+            if message.get("close_context"):
+                self._stop(name)
+            return  # it names voices, or keeps the connection
+        if message.get("flush"):
+            context.flush()
+        if message.get("close_context"):
+            context.drop()
+            self._close(name, context)
+
+
+def _name(message: dict[str, Any]) -> str:
+    name = str(message.get("context_id") or message.get("contextId") or "default")
+    if len(name) > MAX_NAME:
+        raise _refusal("context_id", f"it has {len(name)} characters; allowed: {MAX_NAME}")
+    return name
 
 
 def _seconds(value: str | None) -> float:

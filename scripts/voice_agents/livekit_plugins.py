@@ -20,6 +20,7 @@ from voice_agents.outcomes import LONG_TEXT, TEXT, VOICE, Heard, Trial, parsed_a
 NO_RETRY = APIConnectOptions(max_retry=0, timeout=10)
 FRAMES_BEFORE_LEAVING = 3
 SLOW = 0.8
+V3 = "eleven_v3"
 LAST_WORDS_SECONDS = 0.5  # in which the plugin says that the text has ended
 
 
@@ -53,6 +54,10 @@ async def main() -> None:
             Trial("elevenlabs", "aclose of the plugin after the text", lambda: left(eleven(), ended, closes=True)),
             Trial("elevenlabs", "again after inactivity_timeout", lambda: _again(pcm(inactivity_timeout=1)), "fed sentences", **same),
             Trial("elevenlabs", "speed 0.8", lambda: _slowly(pcm(voice_settings=slow)), "fed sentences", **timed),
+            # Models of this name are asked for as dialogues.
+            Trial("elevenlabs", "eleven_v3, synthesize, pcm", lambda: _chunked(pcm(model=V3)), "whole", **same),
+            Trial("elevenlabs", "eleven_v3, stream of words, pcm", lambda: _streamed(pcm(model=V3)), "fed sentences", **same, **timed),
+            Trial("elevenlabs", "eleven_v3, stream of words (mp3)", lambda: _streamed(eleven(model=V3)), "fed sentences", **timed),
             Trial("elevenlabs", "language en", lambda: _streamed(eleven(language="en"))),
             Trial("elevenlabs", "list_voices", lambda: _voices(eleven())),
             Trial("elevenlabs", "an unknown voice", lambda: _refused(eleven(voice_id="nobody"))),

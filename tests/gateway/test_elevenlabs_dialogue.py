@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from elevenlabs import DialogueInput, VoiceSegment
 from elevenlabs.client import ElevenLabs
 from elevenlabs.core.api_error import ApiError
+from websockets.sync.client import ClientConnection, connect
 
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE
@@ -77,6 +79,60 @@ def check_segments(segments: list[VoiceSegment], characters: list[str]) -> None:
         assert "".join(characters[segment.character_start_index : segment.character_end_index]) in text
     times = [time for segment in segments for time in (segment.start_time_seconds, segment.end_time_seconds)]
     assert times == sorted(times)
+
+
+@pytest.fixture
+def socket(gateway: str) -> Iterator[ClientConnection]:
+    query = "model_id=eleven_v3&output_format=pcm_24000&language_code=en&enable_logging=true&sync_alignment=true"
+    with connect(f"{gateway.replace('http', 'ws')}/v1/text-to-dialogue/multi-stream-input?{query}") as opened:
+        yield opened
+
+
+def send(socket: ClientConnection, **message: Any) -> None:
+    socket.send(json.dumps(message))
+
+
+def until_final(socket: ClientConnection) -> list[dict[str, Any]]:
+    messages = [json.loads(socket.recv(PATIENCE))]
+    while not messages[-1]["is_final"]:
+        messages.append(json.loads(socket.recv(PATIENCE)))
+    return messages
+
+
+def test_livekit_streams_text_to_a_voice(socket: ClientConnection) -> None:
+    """As its plugin does for eleven_v3; it reads alignments from where the audio of their message begins."""
+    send(socket, context_id="one", voices=["ada"], voice_settings={"stability": 0.5})
+    for word in SAID[0][1].split():
+        send(socket, context_id="one", inputs=[{"text": f"{word} ", "voice_id": "ada"}])
+    send(socket, context_id="one", keep_alive=True)
+    send(socket, context_id="one", inputs=[{"text": "", "voice_id": "ada"}], flush=True)
+    send(socket, context_id="one", close_context=True)
+    text, ends, milliseconds = "", [0.0], 0.0
+    for message in until_final(socket):
+        assert message["context_id"] == "one"
+        if alignment := message.get("alignment"):
+            text += "".join(alignment["chars"])
+            starts = [milliseconds + start for start in alignment["char_start_times_ms"]]
+            assert starts[0] == pytest.approx(ends[-1], abs=150 if len(ends) == 1 else 2)  # the first word follows a silence
+            ends += [start + length for start, length in zip(starts, alignment["char_durations_ms"], strict=True)]
+        milliseconds += len(base64.b64decode(message["audio"] or "")) / 2 / 24
+    assert text == f"{SAID[0][1]} "
+    assert ends[-1] == pytest.approx(milliseconds, abs=2)
+    assert milliseconds > 1000
+
+
+def test_voices_of_a_context_speak_in_turn_and_one_that_is_unknown_ends_it_alone(socket: ClientConnection) -> None:
+    seconds = {}
+    for name, voices in (("ada", ["ada"]), ("both", ["ada", "ben"])):
+        send(socket, context_id=name, inputs=[{"text": "Good morning. ", "voice_id": voice} for voice in voices], flush=True)
+        send(socket, context_id=name, close_context=True)
+        seconds[name] = sum(len(base64.b64decode(message["audio"] or "")) for message in until_final(socket)) / 2 / 24_000
+    assert seconds["both"] > 1.5 * seconds["ada"] > 0.5
+    send(socket, context_id="other", inputs=[{"text": "Good morning. ", "voice_id": "nobody"}], flush=True)
+    [refused] = until_final(socket)
+    assert (refused["context_id"], "nobody" in refused["message"]) == ("other", True)
+    send(socket, context_id="last", inputs=[{"text": "Bye. "}])
+    assert json.loads(socket.recv(PATIENCE))["message"].startswith("inputs.0: voice_id")
 
 
 @pytest.mark.parametrize(
