@@ -123,6 +123,7 @@ async def _begin(
     if times is not None:
         chunks = times.of(chunks)
     if spoken.segments is not None:
+        spoken.segments.has_times = request.timestamps is not None
         chunks = spoken.segments.of(chunks)
     return encoding, chunks, await anext(chunks)  # an error before the first chunk has a status of its own
 

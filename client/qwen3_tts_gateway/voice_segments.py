@@ -15,10 +15,13 @@ from qwen3_tts_gateway.word_times import Character
 class VoiceSegments:
     """The segments of one dialogue, each a part of one entry.
 
-    If the times of characters are known, a segment is some of them. Otherwise it is some audio, and says no characters.
+    If the times of characters come, a segment is some of them. Otherwise it is some audio, and says no characters.
 
     Args:
         entries: (voice, text) of each.
+
+    Attributes:
+        has_times: whether the times of characters come.
     """
 
     def __init__(self, entries: Sequence[tuple[str, str]]) -> None:
@@ -27,14 +30,13 @@ class VoiceSegments:
         self._num_characters = 0  # that have been taken
         self._seconds = 0.0
         self._heard: list[tuple[int, float, float]] = []  # (entry, start, end) of audio, not taken yet
-        self._has_words = False
+        self.has_times = False
 
     async def of(self, chunks: AsyncGenerator[AudioChunk, None]) -> AsyncGenerator[AudioChunk, None]:
         """The same chunks, each looked at on its way."""
         async with aclosing(chunks):
             async for chunk in chunks:
                 end = self._seconds + chunk.seconds
-                self._has_words = self._has_words or bool(chunk.words)
                 if "begin" in chunk.metadata and end > self._seconds:
                     self._heard.append((self._entry_at(chunk.metadata["begin"]), self._seconds, end))
                 self._seconds = end
@@ -47,7 +49,7 @@ class VoiceSegments:
             begin, self._num_characters = self._num_characters, self._num_characters + len(characters)
             spans = [(self._entry_at(begin + place), start, end) for place, (_, start, end) in enumerate(characters)]
         else:
-            spans = [] if self._has_words else heard
+            spans = [] if self.has_times else heard
         segments, place = [], 0
         for entry, group in groupby(spans, lambda span: span[0]):
             parts = list(group)

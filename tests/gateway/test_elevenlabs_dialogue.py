@@ -63,6 +63,7 @@ def test_a_dialogue_with_times_says_who_speaks_when(client: ElevenLabs) -> None:
     timed = [piece for piece in pieces if piece.alignment]
     assert len(timed) > 3
     assert "".join(character for piece in timed for character in piece.alignment.characters) == TEXT
+    assert all(not piece.voice_segments for piece in pieces if not piece.alignment)
     for piece in timed:
         check_segments(piece.voice_segments, piece.alignment.characters)
 
