@@ -48,7 +48,7 @@ async def encoded(
 
 
 class StreamedResponse(Response):
-    """An answer whose parts are sent as they come.
+    """An answer that is sent in parts, as they come.
 
     If the speech fails in the middle, the connection is closed before the end of the body, which every HTTP client tells from a
     complete one. HttpProtocol leaves a client that takes nothing.

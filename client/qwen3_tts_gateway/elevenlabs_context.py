@@ -65,7 +65,7 @@ class Context:
 
     Args:
         connection: gets the messages.
-        gateway: whose servers speak.
+        gateway: its servers speak.
         name: `contextId` of the messages; None: they have none, and an error ends the connection.
         encoding: of all of its audio.
         request: how to speak.

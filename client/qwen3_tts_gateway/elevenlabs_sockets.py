@@ -195,7 +195,7 @@ class DialoguePiece(BaseModel):
 
 
 class _DialogueConnection(_Connection):
-    """Contexts whose pieces of text come in `inputs`, each with its voice. Another voice begins another utterance."""
+    """Pieces of text come in `inputs`, each with its voice. Another voice begins another utterance."""
 
     async def _take(self, message: dict[str, Any]) -> None:
         name = _name(message)

@@ -38,11 +38,11 @@ class HttpProtocol(HttpToolsProtocol):
     Each of them gets as long as uvicorn gives a connection between two requests (`timeout_keep_alive`), and so does the rest of a body that
     has been answered already. So clients that connect and send nothing, or a byte now and then, do not use up the descriptors.
 
-    A connection whose client takes nothing is cut when the transport's buffer has been full for `stall_seconds`. That costs a part of an
-    answer nothing; a timeout around each would cost a task and a timer.
+    If the client takes nothing, the connection is cut when the transport's buffer has been full for `stall_seconds`. That costs a part of
+    an answer nothing; a timeout around each would cost a task and a timer.
 
-    HTTP/1.0, as nginx speaks it to servers unless told otherwise, has no chunks: the end of the connection is that of the body. So a
-    connection whose answer is not complete is reset, and the proxy, too, breaks off instead of ending its own answer in order.
+    HTTP/1.0, as nginx speaks it to servers unless told otherwise, has no chunks: the end of the connection is that of the body. So the
+    connection is reset if its answer is not complete, and the proxy, too, breaks off instead of ending its own answer in order.
 
     Answers that are owed on a connection go before the refusal of bytes that are no request. If the client leaves, the one that is being
     made hears of it, also with other requests behind it (uvicorn tells only the last one).

@@ -1,4 +1,4 @@
-"""TextFeed: a text whose pieces arrive while it is spoken."""
+"""TextFeed: a text that arrives in pieces while it is spoken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSocketProtocol: WebSockets whose client may be slow, but not for ever."""
+"""WebSocketProtocol: the client of a WebSocket may be slow, but not for ever."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Character = tuple[str, float, float]  # itself, and the seconds at which it begi
 
 
 class WordTimes:
-    """What the chunks of one speech say about its words, until somebody takes it.
+    """What the chunks of one speech say about its words, until it is taken.
 
     Attributes:
         seconds: of all audio so far.

@@ -23,7 +23,7 @@ class BoundedReader:
 
     Args:
         reader: of the connection.
-        seconds: for the rest of an event whose first line has come.
+        seconds: for the rest of an event, once its first line has come.
         waits_for_client: whether all that came has been answered, or a text is open.
     """
 
