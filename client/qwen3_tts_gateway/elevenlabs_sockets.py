@@ -18,7 +18,7 @@ from qwen3_tts_gateway.elevenlabs_context import DIALOGUE_FIELDS, Context
 from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoding_named
 from qwen3_tts_gateway.errors import ELEVENLABS_FIELDS, ApiError, answer_of, invalid
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
+from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket, refuse_without_upgrade
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED
 
@@ -28,24 +28,30 @@ MAX_CONTEXTS = 5  # at a time on one socket, as ElevenLabs allows
 MAX_NAME = 256  # characters of a context_id, which each answer repeats
 SENTENCE_END = re.compile(r"""[.!?…。！？।؟]["'”’»)\]」』]*\s*$""")
 
+STREAM_INPUT = "/v1/text-to-speech/{voice}/stream-input"
+MULTI_STREAM_INPUT = "/v1/text-to-speech/{voice}/multi-stream-input"
+MULTI_STREAM_DIALOGUE = "/v1/text-to-dialogue/multi-stream-input"
+
 router = APIRouter()
+for path in (STREAM_INPUT, MULTI_STREAM_INPUT, MULTI_STREAM_DIALOGUE):
+    router.add_api_route(path, refuse_without_upgrade, include_in_schema=False)
 
 
-@router.websocket("/v1/text-to-speech/{voice}/stream-input")
+@router.websocket(STREAM_INPUT)
 async def stream_input(socket: WebSocket, voice: str) -> None:
     """Speak one text that comes in pieces; an empty one ends it."""
     await socket.accept()
     await _Connection(socket, voice, is_multi=False).serve()
 
 
-@router.websocket("/v1/text-to-speech/{voice}/multi-stream-input")
+@router.websocket(MULTI_STREAM_INPUT)
 async def multi_stream_input(socket: WebSocket, voice: str) -> None:
     """Speak several texts, each with a `context_id`."""
     await socket.accept()
     await _Connection(socket, voice, is_multi=True).serve()
 
 
-@router.websocket("/v1/text-to-dialogue/multi-stream-input")
+@router.websocket(MULTI_STREAM_DIALOGUE)
 async def multi_stream_dialogue(socket: WebSocket) -> None:
     """Speak several dialogues, each with a `context_id`."""
     await socket.accept()

@@ -75,6 +75,8 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        if self.status == 426:
+            headers["Upgrade"] = "websocket"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, headers)

@@ -19,6 +19,11 @@ GOING_AWAY = 1001
 SERVICE_RESTART = 1012
 
 
+async def refuse_without_upgrade() -> None:
+    """Answer GET on the path of a WebSocket, which is what arrives through a proxy that drops the headers of the handshake."""
+    raise ApiError(426, "this is a WebSocket; a proxy in front must pass on the headers Upgrade and Connection", code="websocket")
+
+
 class Conversation(Protocol):
     """What is said on one WebSocket."""
 

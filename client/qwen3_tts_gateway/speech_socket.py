@@ -20,17 +20,20 @@ from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_gateway.delivery import encoding_of
 from qwen3_tts_gateway.errors import ApiError, answer_of, invalid
 from qwen3_tts_gateway.gateway import Gateway
-from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket
+from qwen3_tts_gateway.json_socket import POLICY_VIOLATION, SERVICE_RESTART, JsonSocket, refuse_without_upgrade
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 
 IDLE_SECONDS = (60.0, 1.0, 3600.0)  # without a message before the socket is closed: default, least, most; the query may choose
 ALIASES = {"input_text.append": "input.text", "input_text.end": "input.done"}  # event names of another server of this model
 
+PATH = "/v1/audio/speech/stream"
+
 router = APIRouter()
+router.add_api_route(PATH, refuse_without_upgrade, include_in_schema=False)
 
 
-@router.websocket("/v1/audio/speech/stream")
+@router.websocket(PATH)
 async def speech_stream(socket: WebSocket) -> None:
     """Speak one utterance after the other until the client leaves."""
     await socket.accept()

@@ -154,6 +154,14 @@ async def test_a_compressed_body_is_refused_by_name() -> None:
     assert "Content-Encoding" in answer.json()["error"]["message"]
 
 
+async def test_a_handshake_that_a_proxy_has_spoilt_is_told_so() -> None:
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        for path in ("audio/speech/stream", "text-to-speech/ada/stream-input", "text-to-dialogue/multi-stream-input"):
+            answer = await client.get(f"/v1/{path}")
+            assert (answer.status_code, answer.headers["upgrade"]) == (426, "websocket")
+            assert "pass on the headers Upgrade and Connection" in answer.json()["error"]["message"]
+
+
 async def test_a_list_without_end_is_not_read_to_its_end() -> None:
     bodies = {"/v1/audio/speech/batch": b'{"items": [%s]}', "/v1/text-to-dialogue": b'{"inputs": [%s]}'}
     async with client_of(GatewaySettings(backends=NOWHERE)) as client:
