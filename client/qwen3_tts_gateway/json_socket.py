@@ -13,6 +13,7 @@ from starlette.websockets import WebSocketState
 
 from qwen3_tts_gateway.deadline import within
 from qwen3_tts_gateway.errors import ApiError
+from qwen3_tts_gateway.json_size import MOST_VALUES, TOO_MANY, num_values
 
 POLICY_VIOLATION = 1008  # close codes of WebSockets
 GOING_AWAY = 1001
@@ -72,7 +73,7 @@ class JsonSocket:
 
         Raises:
             WebSocketDisconnect: it has left.
-            ApiError: the message is no JSON object, or its text is not Unicode.
+            ApiError: the message is no JSON object, has too many values, or its text is not Unicode.
             asyncio.TimeoutError: none came for so long.
         """
         received = await within(seconds, self._socket.receive())
@@ -80,6 +81,8 @@ class JsonSocket:
             raise WebSocketDisconnect(received["code"], received.get("reason"))
         if (text := received.get("text")) is None:
             raise ApiError(400, "the message is binary; send a JSON object as text", code="invalid_json")
+        if num_values(text.encode("utf-8", "replace")) > MOST_VALUES:
+            raise ApiError(413, TOO_MANY, code="body_too_large")
         try:
             message = json.loads(text)
             json.dumps(message, ensure_ascii=False).encode()

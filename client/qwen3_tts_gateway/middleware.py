@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from qwen3_tts_gateway.context import RequestContext, new_request_id, set_context
 from qwen3_tts_gateway.errors import NO_ROUTE, ApiError
+from qwen3_tts_gateway.json_size import MOST_VALUES, TOO_MANY, num_values
 from qwen3_tts_gateway.keys import Keys
 from qwen3_tts_gateway.logs import log
 from qwen3_tts_gateway.settings import GatewaySettings
@@ -141,7 +142,8 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, settings: GatewaySettings) -> None:
         self._scope, self._receive, self._send, self._context = scope, receive, send, context
         self._most_bytes, self._stall_seconds = settings.max_body_bytes, settings.stall_seconds
-        self._bytes = self.status = 0
+        self._is_form = dict(scope["headers"]).get(b"content-type", b"").lower().startswith(b"multipart/")
+        self._bytes = self._values = self.status = 0
         self._is_answered = self._has_stalled = self.has_left = False
         self._watch: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
@@ -191,6 +193,10 @@ class _Exchange:
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._most_bytes:
             raise HTTPException(413, self._too_long())
+        if not self._is_form:
+            self._values += num_values(message.get("body", b""))
+            if self._values > MOST_VALUES:
+                raise HTTPException(413, TOO_MANY)
         if message["type"] == "http.disconnect":
             self.has_left = True
             self._gone.set()

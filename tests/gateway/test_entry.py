@@ -120,6 +120,13 @@ async def test_a_body_that_is_too_long_is_refused_before_it_is_read(chunked: boo
         assert "1000 bytes" in answer.json()["error"]["message"]
 
 
+async def test_a_body_of_endless_lists_is_refused_before_it_is_parsed() -> None:
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        content = b'{"input": [' + b"[]," * 600_000 + b"[]]}"
+        answer = await client.post(SPEECH, content=content, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, "allowed: 500000" in answer.json()["error"]["message"]) == (413, True)
+
+
 async def test_browsers_of_other_origins_are_let_in_only_if_named() -> None:
     headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     async with client_of(GatewaySettings(backends=NOWHERE)) as client:
