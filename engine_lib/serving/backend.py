@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine_lib.errors import place_of
+from engine_lib.errors import InvalidRequestError, place_of
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import RelayedError, status
 from engine_lib.serving.metrics import Counter
@@ -72,6 +72,18 @@ class TritonBackend:
     def tensors(self, request: Any) -> Tensors:
         """The inputs of `request`. They are views of shared memory: copy those that must outlive the request."""
         return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+    def parameters(self, request: Any) -> str:
+        """The request parameters of `request`, a JSON object; "" for none.
+
+        Raises:
+            InvalidRequestError: they are not UTF-8. Over HTTP Triton lets any bytes through.
+        """
+        try:
+            parameters: str = request.parameters()
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError("parameters", f"a name or a value is not UTF-8 ({error.reason}); give UTF-8 text") from None
+        return parameters
 
     def trace_context(self, request: Any) -> dict[str, str]:
         """The headers (W3C) that make a call part of the trace that Triton makes of `request`; none if it makes none."""
@@ -158,6 +170,15 @@ def request_name(request_id: str) -> str:
     return f"request {request_id[:100]!r}" if request_id else "a request without id"
 
 
+def _id_of(request: Any) -> str:
+    """The client's own name of a request, which only the log needs: over HTTP Triton lets any bytes through."""
+    try:
+        request_id: str = request.request_id()
+    except UnicodeDecodeError:
+        return "(not UTF-8)"
+    return request_id
+
+
 class Reply:
     """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error.
 
@@ -169,7 +190,7 @@ class Reply:
     """
 
     def __init__(self, backend: TritonBackend, pb_utils: Any, request: Any) -> None:
-        self.request_id: str = request.request_id()
+        self.request_id = _id_of(request)
         self._backend, self._pb_utils = backend, pb_utils
         self._sender = request.get_response_sender()
         self._trace_context = backend.trace_context(request) if backend.tracing is not None else {}

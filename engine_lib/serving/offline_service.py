@@ -23,7 +23,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import InvalidRequestError, OverloadedError
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.errors import RelayedError
@@ -64,7 +64,7 @@ class OfflineService:
         """Give one request to a thread of its own."""
         reply = self._backend.reply(request)
         try:
-            message = _message(self._ensemble, self._backend.tensors(request), request.parameters(), timeout_of(request))
+            message = _message(self._ensemble, self._backend.tensors(request), self._backend.parameters(request), timeout_of(request))
         except Exception as error:
             with self._metrics.answering():
                 reply.refuse(error)
@@ -93,6 +93,7 @@ class OfflineService:
 
         Raises:
             RelayedError: it was refused, or its stream failed.
+            OverloadedError: its client has gone.
         """
         audio, encoded, refusal = [], [], ""
         told: list[dict[str, Any]] = []
@@ -110,6 +111,8 @@ class OfflineService:
                     if "metadata" in last:
                         told.append(json.loads(last["metadata"][4:]))
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.CANCELLED:  # by `look_after`; no fault of this server, and nobody reads the answer
+                raise OverloadedError("the client has gone") from None
             raise RelayedError(f"{error.code().name}: the stream broke") from None
         if refusal:
             raise RelayedError(refusal)

@@ -89,7 +89,7 @@ class TalkerService(EngineService):
         arrived_at = time.monotonic()
         reply = self._backend.reply(request)
         try:
-            tensors, parameters = self._backend.tensors(request), request.parameters()
+            tensors, parameters = self._backend.tensors(request), self._backend.parameters(request)
             deadline = deadline_of(request, arrived_at)
             if self._control_requests.handle(tensors, parameters, deadline, reply):
                 return

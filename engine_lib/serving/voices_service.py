@@ -70,7 +70,7 @@ class VoicesService:
             "remove": self._remove,
         }
         try:
-            values = RequestValues(self._backend.tensors(request), request.parameters())
+            values = RequestValues(self._backend.tensors(request), self._backend.parameters(request))
             values.report_unknown(FIELDS)
             action = values.string("action") or ""
             if action == "add":

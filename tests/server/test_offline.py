@@ -103,13 +103,20 @@ def test_a_refusal_names_the_field_has_the_code_and_is_counted(server: TritonSer
     eventually(lambda: counted("helper_request_seconds_count") > answered, "the request is counted")
 
 
-def test_a_client_that_goes_away_stops_the_work(small_server: TritonServer) -> None:
+def test_a_client_that_goes_away_stops_the_work_and_is_no_fault_of_the_server(small_server: TritonServer) -> None:
     cancelled = metric(small_server, "finished_requests_total", reason="cancelled")
+    codes = ("INTERNAL", "UNAVAILABLE")
+
+    def errors() -> list[float]:
+        return [metric(small_server, "helper_errors_total", model="qwen3_tts_offline", code=code) for code in codes]
+
+    internal, unavailable = errors()
     with triton.InferenceServerClient(f"localhost:{small_server.grpc_port}") as client:
         call = client.async_infer("qwen3_tts_offline", inputs(sampling={"max_frames": 1900}), lambda result, error: None)
         eventually(lambda: metric(small_server, "running_requests") == 1, "it runs")
         call.cancel()
         eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == cancelled + 1, "it is cancelled")
+        eventually(lambda: errors() == [internal, unavailable + 1], "its end is counted as that of a client")
     eventually_free(small_server)
 
 

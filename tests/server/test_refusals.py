@@ -122,6 +122,34 @@ def test_http_clients_read_the_same_message(server: TritonServer) -> None:
     assert http_refusal(server, {"text": "hello", "voice": "nobody"}) == refusal(server, inputs("hello", voice="nobody"))
 
 
+@pytest.mark.parametrize("path", ["qwen3_tts/generate_stream", "talker/generate_stream", "qwen3_tts_offline/generate", "voices/generate"])
+def test_bytes_that_are_no_text_name_no_place_of_the_server(server: TritonServer, path: str) -> None:
+    """Over HTTP Triton lets any bytes through as an id or a parameter."""
+
+    def answer(field: bytes) -> str:
+        body = b'{"text": "Hello.", "action": "list", "sampling_parameters": "{\\"max_frames\\": 1}", ' + field + b"}"
+        request = urllib.request.Request(f"http://localhost:{server.http_port}/v2/models/{path}", data=body)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+                content: bytes = response.read()
+        except urllib.error.HTTPError as error:
+            content = error.read()
+        return content.decode(errors="replace")
+
+    for field in (b'"client": "\xff"', b'"\xff": 1'):
+        assert "INVALID_ARG: parameters: a name or a value is not UTF-8 (" in answer(field)
+    assert "INVALID_ARG" in (answered := answer(b'"id": "\xff"')), "to these two routes an id is a parameter too"
+    assert "backend.py" not in answered
+
+
+@pytest.mark.parametrize(("model", "name", "value"), [("qwen3_tts_offline", "text", "Hello."), ("voices", "action", "list")])
+def test_an_id_of_any_bytes_is_no_matter_of_the_answer(server: TritonServer, model: str, name: str, value: str) -> None:
+    given = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}]
+    body = b'{"id": "\xff", "inputs": ' + json.dumps(given).encode() + b"}"
+    with urllib.request.urlopen(f"http://localhost:{server.http_port}/v2/models/{model}/infer", body, timeout=PATIENCE) as response:
+        assert response.status == 200
+
+
 @pytest.mark.parametrize("timeout", ["soon", 1.5, -1])
 def test_a_timeout_that_is_none_is_refused_where_triton_does_not_read_it(server: TritonServer, timeout: Any) -> None:
     message = http_refusal(server, {"text": "hello", "timeout": timeout})
