@@ -13,6 +13,7 @@ import numpy as np
 from engine_lib.errors import InvalidRequestError, nearest
 
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 2**31 - 1  # of top_k and max_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,12 @@ class SamplingParams:
                 raise InvalidRequestError(name, f"{value} is not allowed; give a number above 0 and up to 1{_greedy(switch)}")
         for name in ("top_k", "subtalker_top_k"):
             value = getattr(self, name)
-            if not 0 <= value <= 2**31 - 1:
-                raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from 0 (off)")
+            if not 0 <= value <= MAX_COUNT:
+                raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from 0 (off) to {MAX_COUNT}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise InvalidRequestError("seed", f"{self.seed!r:.100} is not allowed; give a whole number from 0 to {MAX_SEED}")
-        if self.max_frames is not None and not 1 <= self.max_frames <= 2**31 - 1:
-            raise InvalidRequestError("max_frames", f"{self.max_frames!r:.100} is not allowed; give a whole number from 1")
+        if self.max_frames is not None and not 1 <= self.max_frames <= MAX_COUNT:
+            raise InvalidRequestError("max_frames", f"{self.max_frames!r:.100} is not allowed; give a whole number from 1 to {MAX_COUNT}")
 
     def _is_off(self, value: float, switch: str) -> bool:
         """Whether `value` is 0 beside a do_sample that is False; clients write both for the likeliest id."""

@@ -30,6 +30,7 @@ MAX_NAME_LENGTH = 256  # of a string with no limit of its own: a voice, a langua
 MAX_JSON_LENGTH = 16 * 1024
 MAX_PARAMETERS_LENGTH = 256 * 1024  # three texts of 4,000 characters take 144,000 at most
 MAX_CHARACTER_BYTES = 4  # of UTF-8
+MAX_DIGITS = 1000  # of a whole number in JSON; Python itself refuses 4,301 in words for its own programmers
 SESSION = "session"
 MIN_SESSION_BYTES = 16  # because no other client may guess the id
 
@@ -197,4 +198,10 @@ def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits, and at most {MAX_DIGITS} are allowed")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number)

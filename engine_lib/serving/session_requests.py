@@ -74,4 +74,6 @@ class SessionRequests:
 
 
 def _not_found() -> NotFoundError:
-    return NotFoundError(SESSION, "no open stream of this model has this id: it has ended, or was never opened")
+    return NotFoundError(
+        SESSION, "no open stream of this model has this id: it has ended, was never opened, or began before the model was loaded again"
+    )

@@ -123,4 +123,4 @@ def _prompt(prompts: PromptBuilder) -> Prompt:
     voice = None
     if prompts.config.kind == "base":
         voice = VoiceClonePromptItem(None, torch.zeros(prompts.config.talker.shape.hidden_size), x_vector_only_mode=True, icl_mode=False)
-    return prompts.build(text=TEXT, voice_prompt=voice)
+    return prompts.build(text=TEXT[: prompts.max_text_length], voice_prompt=voice)

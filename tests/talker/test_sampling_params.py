@@ -52,6 +52,12 @@ def test_a_value_outside_its_range_is_refused_by_name(name: str, value: Any):
     assert "give " in str(error.value) or "too large" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["top_k", "subtalker_top_k", "max_frames"])
+def test_a_count_that_is_too_large_is_told_the_largest(name: str):
+    with pytest.raises(InvalidRequestError, match=f"{2**31} is not allowed; .* to {2**31 - 1}$"):
+        SamplingParams().updated({name: 2**31})
+
+
 @pytest.mark.parametrize("zero", [0, 0.0, -0.0])
 def test_a_zero_that_greedy_decoding_does_not_use_is_allowed_beside_it_alone(zero: float):
     for switch, names in (("do_sample", ("temperature", "top_p")), ("subtalker_dosample", ("subtalker_temperature", "subtalker_top_p"))):
