@@ -352,11 +352,14 @@ class CodecService(EngineService):
     def _forget(self, stream_key: str) -> None:
         """On the engine's thread: a stream without a message for `codec_idle_timeout` has ended, although its final one never came.
 
-        If it is a script that waits for its next line, that line opens it anew.
+        If it is a script that waits for its next line, that line opens it anew. Any other is stopped: Triton no longer carries its
+        messages, as those of a client that wants its audio in a region of shared memory that is too small.
         """
         key = stream_of(stream_key).rstrip(ANEW)
         if (stream := self._streams.pop(key, None)) is not None:
             self._sender.put(key, stream.release)
+            if stream.lines is None and not stream.is_cancelled:
+                self._controller.put(key, partial(self._backend.cancel_stream, talker_of(key), key))
 
 
 def _told(chunk: CodesChunk) -> tuple[dict[str, Any], list[TimedWord]]:

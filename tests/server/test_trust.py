@@ -134,6 +134,18 @@ def test_a_stream_without_a_final_message_is_forgotten(impatient_server: TritonS
     eventually_free(impatient_server)
 
 
+def test_a_stream_that_triton_no_longer_carries_is_stopped(impatient_server: TritonServer) -> None:
+    """As one whose client wants its audio in shared memory that is too small: the codec gets the first message, and none behind it."""
+    with Stream(impatient_server, inputs(sampling=ENDLESS), model="talker") as stream:
+        first = stream.next_message()
+        with Stream(impatient_server, tensors(first), model="codec_decoder") as codec:
+            assert len(codec.next().audio) == SAMPLES_PER_FRAME
+        while (last := stream.next_message())["codes"].size:
+            pass
+        assert b"cancelled" in last["header"].tobytes()
+    eventually_free(impatient_server)
+
+
 def test_messages_of_the_talker_cannot_be_kept_for_later(impatient_server: TritonServer) -> None:
     for number in range(80):
         chunk = CodesChunk(f"talker/kept{number}", 0, np.zeros((1, 16), np.int16))
