@@ -11,7 +11,8 @@ qwen3_tts_design (likewise talker_base, ..). They share one codec, which must be
 
 tritonserver comes from PATH (the NGC container), else from the wheel nvidia-pytriton; that one is old, and listens on 127.0.0.1 alone
 unless --address says otherwise. SIGTERM and SIGINT stop it in order: running streams get drain_seconds to end, then they end with an
-error; then the models unload. The exit code is the server's; 137 if it had to be killed before its models had ended.
+error; then the models unload. The exit code is 0 if that went in order, 137 if the server had to be killed before its models had
+ended, else 1.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
 from engine_lib.serving.tracing import SERVICE_NAME, SERVICE_NAME_VARIABLE
 
+KILLED_CODE = 128 + signal.SIGKILL
 KILLED = "--exit-timeout is too short for its streams or for this machine"
 DRAIN_SECONDS = EngineConfig().drain_seconds
 FOLDER_PREFIX = "qwen3-tts-models-"
@@ -112,15 +114,16 @@ def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: 
     except _StopRequested:
         if gateway:
             gateway.terminate()
-        code = server.stop() or 0
-        if code == -signal.SIGTERM:
-            return 0  # it was still loading; Triton heeds the signal in another way only afterwards
-        if code == -signal.SIGKILL:
-            if server.models_have_ended:
-                _say(f"serve.py: every stream has ended; tritonserver itself did not end and was killed; {LINGERED}", ERRORS)
-                return 0
+        stopped = server.stop()
+        if server.was_killed and server.models_have_ended:
+            _say(f"serve.py: every stream has ended; tritonserver itself did not end and was killed; {LINGERED}", ERRORS)
+            return 0
+        if server.was_killed:
             _say(f"serve.py: the server was killed; {KILLED}", ERRORS)
-        return 128 - code if code < 0 else code
+            return KILLED_CODE
+        if stopped in (0, None, -signal.SIGTERM):  # by the signal: it was still loading; Triton heeds it in another way only afterwards
+            return 0
+        return _failed(ServerError(f"tritonserver did not stop in order, but ended with code {stopped}\n{server.last_log_lines()}"))
     finally:
         server.stop()
 
@@ -179,6 +182,8 @@ def _model_paths(arguments: argparse.Namespace) -> list[Path]:
     paths = arguments.model or list(filter(None, [os.environ.get(ENVIRONMENT_PREFIX + "MODEL_PATH")]))
     if not paths:
         raise ConfigError(f"no checkpoint is given; use --model PATH or {ENVIRONMENT_PREFIX}MODEL_PATH")
+    if not all(path.strip() for path in paths):
+        raise ConfigError("--model: the path is empty, which may be that of a shell variable that is not set; give a checkpoint folder")
     return [Path(path) for path in paths]
 
 
@@ -205,8 +210,8 @@ def trace_arguments(url: str | None, rate: int) -> list[str]:
 
 def _option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if not equals or not all(name.split(".", 1)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE or MODEL.NAME=VALUE")
     return name, value
 
 

@@ -69,6 +69,7 @@ class TritonServer:
         models: names of the models that it loads at its start, all of which must be ready.
         log_file: the output of the server and the models.
         version: of tritonserver, as in 2.51.0; "" before `wait_ready`.
+        was_killed: whether `stop` had to kill it.
         models_have_ended: whether `stop` saw that nothing is lost if the server is killed: see EndOfModels.
     """
 
@@ -112,7 +113,7 @@ class TritonServer:
         self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None
-        self.models_have_ended = self._is_drained = False
+        self.models_have_ended = self.was_killed = self._is_drained = False
         self.version = ""
 
     def __enter__(self) -> TritonServer:
@@ -315,6 +316,7 @@ class TritonServer:
             self.models_have_ended |= models.have_ended  # a second call finds none
             if self._process.poll() is None:
                 self._process.kill()
+                self.was_killed = True
             code = self.wait()
             for region in regions:  # that of a model's process which was killed before it had a guard
                 region.unlink(missing_ok=True)

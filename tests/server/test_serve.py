@@ -17,6 +17,7 @@ import psutil
 import pytest
 import tritonclient.grpc.aio as triton_aio
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException
 
 from engine_lib.serving.secret import SECRET_VARIABLE
 from patience import PATIENCE, eventually, has_ended
@@ -121,6 +122,19 @@ def test_serve_refuses_an_address_that_is_none(address: str) -> None:
     assert f"argument --address: '{address}' is no IPv4 address; give one of this machine, or 0.0.0.0 for all" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["max_num_seqs", "talker.=4"])
+def test_serve_refuses_an_option_without_a_name_or_a_value(option: str) -> None:
+    result = subprocess.run([*SERVE, "--option", option], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    assert f"argument --option: {option!r} is not NAME=VALUE or MODEL.NAME=VALUE" in result.stderr
+
+
+def test_serve_says_that_a_path_is_empty() -> None:
+    result = subprocess.run([*SERVE, "--model", ""], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert result.stderr.startswith("serve.py: --model: the path is empty")
+
+
 def test_serve_refuses_to_drain_for_longer_than_it_may_take_to_end(endless_voice: Path) -> None:
     command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", "--option", "drain_seconds=60", "--exit-timeout", "60"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
@@ -146,6 +160,38 @@ def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(
     assert (end.finish_reason, end.error) == ("error", "the server is shutting down")
     eventually(lambda: has_ended(server), "the server ends")
     nothing_is_left_of(processes)
+
+
+def test_a_model_that_dies_while_serve_stops_is_no_matter_of_its_exit_timeout(endless_voice: Path, tmp_path: Path) -> None:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    explicit = ["--triton-argument=--model-control-mode=explicit", "--triton-argument=--load-model=qwen3_tts"]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ports, *explicit, "--option", f"drain_seconds={PATIENCE}"]
+    with subprocess.Popen(
+        [*command, "--log-file", str(tmp_path / "log")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as serve:
+        assert serve.stdout is not None
+        assert serve.stderr is not None
+        last_line = [serve.stdout.readline() for _ in range(3)][2]
+        [server] = map(int, subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split())
+        processes = [model_process(server, model) for model in MODELS]
+        port = int(last_line.split()[3].strip(","))
+        with Stream(port, inputs(sampling=ENDLESS)) as stream:
+            stream.next()
+            serve.send_signal(signal.SIGTERM)
+            eventually(lambda: drains(port), "new streams are refused")
+            os.kill(processes[0].pid, signal.SIGKILL)
+            assert serve.wait(PATIENCE) == 1
+            assert "serve.py: tritonserver did not stop in order, but ended with code -" in serve.stderr.read()
+    nothing_is_left_of(processes)
+
+
+def drains(port: int) -> bool:
+    with Stream(port, inputs(sampling={"max_frames": 1})) as stream:
+        try:
+            stream.all()
+        except InferenceServerException as error:
+            return "the server is shutting down; use another one" in str(error)
+    return False
 
 
 async def cancel_at_the_last_chunk(port: int, num_streams: int = 60, frames: int = 4) -> None:
