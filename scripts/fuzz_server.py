@@ -8,7 +8,7 @@ memory, descriptors and shared memory of the server's processes are compared, an
 `sound` with exit code 0, or the reasons why not with exit code 1. --seed repeats a run's requests, though not their order.
 
 Not sent, because Triton 24.10 itself does not survive them: shapes of 2^31 and more over HTTP, requests that lack a required
-input (never answered), many clients that leave (--cancel-share).
+input (never answered), many clients that leave (--cancel-share), requested outputs with parameters (classes of a text end it).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from typing import NoReturn, Protocol
 from engine_lib.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class ChildProcess(Protocol):
@@ -55,10 +58,14 @@ def start_child(module: str, pipe: Connection, files: Sequence[int] = ()) -> Chi
 def run_child(serve: Callable[[Connection], None], what: str) -> NoReturn:
     """Run the child: `serve` its end of the pipe. The process ends when that returns, even if other threads run, or with its parent.
 
+    It heeds no signal to stop, because a supervisor may send one to all processes of a server at once, and streams may still end.
+
     Args:
         serve: its exceptions are logged.
         what: the process in words, for the log.
     """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.pidfd_open(os.getppid()),), name="parent-watch", daemon=True).start()
     try:
         serve(Connection(int(sys.argv[1])))

@@ -24,6 +24,8 @@ POLL_SECONDS = 0.1
 EMPTY_SECONDS = 5.0  # after its models' processes have all ended
 IDLE_SECONDS = 10.0  # when those that remain have no work and have not even been told to end, because Triton waits for such a request
 GUARD = "server_guard.py"
+# A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class EndOfModels:
@@ -108,6 +110,8 @@ def watch_for_orphan(
 
 
 def _watch(parent_pid: int, server_pid: int, log: int, run_directory: Path, seconds: float, drain_files: list[Path]) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     server = os.pidfd_open(server_pid)
     with contextlib.suppress(ProcessLookupError):  # the parent has been killed already
         if server in select.select([os.pidfd_open(parent_pid), server], [], [])[0]:

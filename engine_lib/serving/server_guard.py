@@ -20,6 +20,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,41 +31,65 @@ TERMINATE_SECONDS = 2.5
 ORPHAN_SECONDS = 2.0
 BUSY_SECONDS = 60.0  # a process that gets no processor time may take as long to use up its limit
 SIGSETXID = 33
+# A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAREWELL, HELPER, STREAMS = b"0", b"1", b"2"
 REGION_PREFIX = "triton_python_backend_shm_region"
 
 
 class ServerGuard:
-    """Ties the calling process and its server together, until released."""
+    """Ties the calling process and its server together, until released. If its child is killed, another one takes its place."""
 
     def __init__(self, model_file: str) -> None:
         """`model_file`: the model.py that calls; the message names its model."""
-        name = Path(model_file).parents[1].name
-        read_end, self._write_end = os.pipe()
-        command = [sys.executable, "-I", "-S", __file__, str(os.getppid()), name]
-        try:
-            self._child = subprocess.Popen(command, stdin=read_end, start_new_session=True)
-        finally:
-            os.close(read_end)
+        region, name = _region_of(os.getpid()), Path(model_file).parents[1].name
+        # A guard may start after its model's process has died, and then has another parent.
+        self._command = [sys.executable, "-I", "-S", __file__, str(os.getppid()), str(os.getpid()), str(region or ""), name]
+        self._lock = threading.Lock()
+        self._told = b""
+        self._start()
+        threading.Thread(target=self._replace_killed, name="guard", daemon=True).start()
 
     def watch(self, *, holds_streams: bool) -> None:
         """The model is loaded. `holds_streams`: if this process dies, the server must end."""
-        os.write(self._write_end, STREAMS if holds_streams else HELPER)
+        self._tell(STREAMS if holds_streams else HELPER)
 
     def release(self) -> None:
         """Say farewell: the process ends in order."""
-        with contextlib.suppress(BrokenPipeError):  # the guard was killed
-            os.write(self._write_end, FAREWELL)
+        self._tell(FAREWELL)
         os.close(self._write_end)
         self._child.wait()
 
+    def _start(self) -> None:
+        read_end, self._write_end = os.pipe()
+        try:
+            self._child = subprocess.Popen(self._command, stdin=read_end, start_new_session=True)
+        finally:
+            os.close(read_end)
 
-def _guard(server_pid: int, name: str) -> None:
+    def _tell(self, message: bytes) -> None:
+        with self._lock:
+            self._told = message
+            with contextlib.suppress(BrokenPipeError):  # it has been killed; the next one is told
+                os.write(self._write_end, message)
+
+    def _replace_killed(self) -> None:
+        while self._child.wait() < 0:
+            with self._lock:
+                if self._told == FAREWELL:
+                    return
+                os.close(self._write_end)
+                self._start()
+                os.write(self._write_end, self._told)
+
+
+def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     # A pid may later belong to another process; a pidfd never does.
-    server, model = os.pidfd_open(server_pid), os.pidfd_open(os.getppid())
-    region = _region_of(os.getppid())
+    server, model = _pidfd(server_pid), _pidfd(model_pid)
     state, ready = b"", [0]
-    while 0 in ready:
+    while server is not None and 0 in ready:
         ready, _, _ = select.select([0, server], [], [])
         message = os.read(0, 1) if 0 in ready else b""
         if message == FAREWELL:
@@ -72,8 +97,9 @@ def _guard(server_pid: int, name: str) -> None:
         if not message:
             break
         state = message
-    if server in ready:
-        _kill_after(model, ORPHAN_SECONDS)
+    if server is None or server in ready:
+        if model is not None:
+            _kill_after(model, ORPHAN_SECONDS)
     elif state == STREAMS:
         print(f"{name}: the model's process died; stopping the server", file=sys.stderr, flush=True)
         # First, because this process may end with the server. All processes of a container end with its first one, perhaps at once, so
@@ -85,6 +111,14 @@ def _guard(server_pid: int, name: str) -> None:
         print(f"{name}: the model's process died; the server goes on without it", file=sys.stderr, flush=True)
         select.select([server], [], [])  # the server uses the region until it ends
     _remove([region])
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor of a process; None: it has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _stop(server: int, server_pid: int) -> None:
@@ -157,4 +191,5 @@ def _remove(regions: Iterable[Path | None]) -> None:
 
 
 if __name__ == "__main__":
-    _guard(int(sys.argv[1]), sys.argv[2])
+    _server, _model, _region, _name = sys.argv[1:]
+    _guard(int(_server), int(_model), Path(_region) if _region else None, _name)

@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from docker.test_healthcheck import ask
+from tritonclient.utils import InferenceServerException
 
 from engine_lib.codec.isolation.remote_engine import CHILD_MODULE as CODEC_MODULE
+from engine_lib.server.orphan import children, is_running
 from engine_lib.server.process import TritonServer
 from engine_lib.talker.isolation.remote_engine import CHILD_MODULE as TALKER_MODULE
 from patience import PATIENCE, eventually, has_ended
@@ -38,6 +41,24 @@ def streams_end_with_engine(server: TritonServer, engine: int, failed: str) -> N
             assert (end.is_final, end.finish_reason) == (True, "error")
             assert end.error == f"{failed} process {engine} ended with signal 9"
         server.wait(PATIENCE)
+
+
+def guards(model_pid: int) -> list[int]:
+    """The processes that tie a model's process to its server."""
+    command = ["pgrep", "-P", str(model_pid), "-f", "server_guard.py"]
+    return list(map(int, subprocess.run(command, capture_output=True, text=True).stdout.split()))
+
+
+def signal_all_but_triton(server: TritonServer) -> list[Path]:
+    """Send what asks a process to end to all processes of ours: engines, guards, the orphan watch. Returns their folders in /proc."""
+    command = ["pgrep", "-P", str(os.getpid()), "-f", f"orphan.py {os.getpid()} {server.pid} "]
+    watch = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    processes = [Path("/proc", watch)]
+    processes += [child for model in children(server.pid) for child in children(int(model.name))]
+    for process in processes:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(int(process.name), number)
+    return processes
 
 
 def test_a_talker_whose_engine_has_its_own_process_serves_and_ends_with_it(endless_voice: Path, tmp_path: Path) -> None:
@@ -77,6 +98,27 @@ def test_a_server_whose_engines_have_their_own_processes_stops_with_streams_in_f
     assert [(end.is_final, end.finish_reason, end.error) for end in ends] == [(True, "error", "the server is shutting down")] * 3
     nothing_is_left_of(processes)
     assert all(map(has_ended, engines))
+
+
+def test_what_asks_all_processes_to_end_ends_none_that_streams_or_their_clients_need(endless_voice: Path, tmp_path: Path) -> None:
+    """systemd does so by default, and pkill. A server whose guards were gone would let clients wait for a model that dies."""
+    with new_server(endless_voice, tmp_path / "log", talker_isolation="process", codec_isolation="process") as server:
+        processes = processes_of(server)
+        with Stream(server, inputs(sampling=ENDLESS)) as stream:
+            stream.next()
+            signalled = signal_all_but_triton(server)
+            assert len(signalled) == 1 + len(server.models) - 1 + len(MODELS)  # the watch; a guard of each model but the ensemble; engines
+            for _ in range(20):
+                stream.next()
+            assert all(map(is_running, signalled))
+            [guard] = guards(processes[0].pid)
+            os.kill(guard, signal.SIGKILL)
+            eventually(lambda: guards(processes[0].pid) not in ([], [guard]), "another one takes the place of a guard that was killed")
+            os.kill(processes[0].pid, signal.SIGKILL)
+            with pytest.raises(InferenceServerException):
+                stream.last()
+            server.wait(PATIENCE)
+    nothing_is_left_of(processes)
 
 
 def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with_its_model(endless_voice: Path, tmp_path: Path) -> None:
