@@ -187,10 +187,10 @@ class Weights:
         return _own(tensor.contiguous(), dtype, device)
 
     def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
-        """These rows of a weight of two dimensions, each [columns] float32; nothing else of it is read."""
+        """These rows of a weight of two dimensions, each [columns] float32 in memory of its own; nothing else of it is read."""
         stored = self._file_of(name).get_slice(name)
         self._check_shape(name, stored.get_shape(), shape)
-        return [stored[row].float().numpy() for row in rows]
+        return [np.array(stored[row].float().numpy()) for row in rows]  # copies; see `_own`
 
     def _file_of(self, name: str) -> Any:
         if name not in self._files:

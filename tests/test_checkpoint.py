@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine_lib.checkpoint import Checkpoint, Weights
+from engine_lib.checkpoint import Checkpoint, Shard, Weights
 from engine_lib.errors import CheckpointError
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.device.model import TalkerModel
@@ -366,6 +367,22 @@ def test_a_missing_shard_or_a_broken_index_is_named(tmp_path: Path):
         (sharded / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"model.safetensors.index.json.*(weight_map|JSON)"):
             Weights(sharded)
+
+
+def test_what_was_taken_stays_when_its_file_is_written_over(tiny_custom_voice: Path, tmp_path: Path):
+    """A file that gets shorter would even end the process, at the first use of what is still the file itself."""
+    folder = shutil.copytree(tiny_custom_voice, tmp_path / "written_over")
+    checkpoint = Checkpoint(folder)
+    talker, weights = checkpoint.config.talker, checkpoint.weights()
+    name, shape = "talker.model.codec_embedding.weight", (talker.vocab_size, talker.shape.hidden_size)
+    own: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+    shard = weights.take_shard(name, shape, Shard(0, 2), dim=0, **own)
+    taken = [weights.take(name, shape, **own).numpy(), shard.numpy(), *checkpoint.speaker_embeddings().values()]
+    before = [array.copy() for array in taken]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(bytes((folder / "model.safetensors").stat().st_size))
+    for array, as_it_was in zip(taken, before, strict=True):
+        np.testing.assert_array_equal(array, as_it_was)
 
 
 def test_weights_arrive_in_the_dtype_that_was_asked_for(tiny_custom_voice: Path):
