@@ -6,13 +6,16 @@ from collections.abc import Callable, Sized
 from typing import Any
 
 from engine_lib.admission.turn import Priority
+from engine_lib.errors import DEADLINE_ERROR
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.errors import STATUS_CODES
 from engine_lib.serving.metrics import Counter, Metrics
 from engine_lib.talker.base_engine import BaseTalkerEngine
 from engine_lib.talker.output.runaway import RUNAWAYS
-from engine_lib.talker.request import FinishReason
+from engine_lib.talker.request import TEXT_IDLE_ERROR, FinishReason
 
+# How errors begin that a stream ends with because of its own request.
+CLIENT_ERRORS = (DEADLINE_ERROR, TEXT_IDLE_ERROR.partition("{")[0], "INVALID_ARG: ")
 FIRST_CODES_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -21,7 +24,6 @@ class TalkerMetrics:
 
     Attributes:
         accept_times: how long the latest requests took from their arrival to the engine.
-        finished: accepted requests that ended, by finish reason.
         overloads: requests refused because no place was left, by priority.
     """
 
@@ -64,11 +66,19 @@ class TalkerMetrics:
             for i, (cause, outcome) in enumerate(RUNAWAYS)
         ]
         metrics.totals("runaways_total", "Times that a stream did not end by itself and was stopped or spoken anew", runaways)
-        self.finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
+        self._finished = metrics.counter("finished_requests_total", "Accepted requests that ended, by finish reason", "reason", reasons)
+        own = "Requests that ended with an error of their own: the timeout passed, or the text did not come or cannot be spoken"
+        self._client_errors = metrics.counter("client_errors_total", own)
         metrics.counter("refused_requests_total", "Requests refused with an error, by status code", "code", STATUS_CODES, counter=refusals)
         priorities = [priority.value for priority in Priority]
         overloads = "Requests refused because no place was left to wait in, by their priority"
         self.overloads = metrics.counter("overload_refusals_total", overloads, "priority", priorities)
+
+    def add_end(self, reason: str, error: str) -> None:
+        """An accepted request has ended, with this finish reason and error."""
+        self._finished.add(1, reason)
+        if error.startswith(CLIENT_ERRORS):
+            self._client_errors.add(1)
 
     def add_first_codes(self, seconds: float) -> None:
         """On an engine's thread: a stream got its first frames `seconds` after it arrived."""

@@ -353,7 +353,7 @@ class TalkerStream(RequestListener):
     def _end(self, chunk: CodesChunk) -> None:
         """Send the final chunk; the stream is closed whether or not that works."""
         self._has_ended = True
-        self._talker.metrics.finished.add(1, chunk.finish_reason)
+        self._talker.metrics.add_end(chunk.finish_reason, chunk.error)
         if chunk.error:
             logger.error("%s, stream %s, ended with an error: %s", request_name(self._reply.request_id), self.stream_key, chunk.error)
         try:

@@ -149,6 +149,10 @@ def test_a_timeout_ends_running_and_waiting_streams_with_an_error(small_server: 
 
 
 def test_a_timeout_is_kept_for_whole_utterances_too(small_server: TritonServer) -> None:
+    def errors() -> tuple[float, float]:
+        return metric(small_server, "finished_requests_total", reason="error"), metric(small_server, "client_errors_total")
+
+    all_before, own_before = errors()
     with pytest.raises(InferenceServerException, match="DEADLINE_EXCEEDED: timeout: "):
         unary(small_server, inputs(sampling=ENDLESS), timeout=300_000)
     url = f"http://localhost:{small_server.http_port}/v2/models/qwen3_tts_offline/infer"
@@ -158,4 +162,5 @@ def test_a_timeout_is_kept_for_whole_utterances_too(small_server: TritonServer) 
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=PATIENCE)
     assert b"DEADLINE_EXCEEDED: timeout: " in error.value.read()
+    eventually(lambda: errors() == (all_before + 2, own_before + 2), "they are no errors of the server")
     eventually_free(small_server)
