@@ -84,7 +84,8 @@ class CodesOutlet:
     def close(self, timeout: float) -> None:
         """Close all connections and end the thread. The codec then ends the streams that it has claimed."""
         self._is_closed = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        with suppress(OSError):  # a codec has woken the thread meanwhile, and it has closed this
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes it
         self._thread.join(timeout)
 
     def _run(self) -> None:
