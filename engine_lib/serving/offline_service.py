@@ -50,8 +50,8 @@ class OfflineService:
         parameters = json.loads(args["model_config"])["parameters"]
         self._backend = backend
         self._ensemble: str = parameters["ensemble"]["string_value"]
-        url = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
-        self._stream_call = stream_call(grpc.insecure_channel(url, (*CHANNEL_OPTIONS, NO_PROXY)))
+        self._url: str = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
+        self._stream_call = stream_call(grpc.insecure_channel(self._url, (*CHANNEL_OPTIONS, NO_PROXY)))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
         self._metrics = HelperMetrics(backend)
         self._calls: dict[str, _Call] = {}  # those under way, by number
@@ -113,7 +113,9 @@ class OfflineService:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.CANCELLED:  # by `look_after`; no fault of this server, and nobody reads the answer
                 raise OverloadedError("the client has gone") from None
-            raise RelayedError(f"{error.code().name}: the stream broke") from None
+            told_by = f"grpc_url of the model's config.pbtxt, or {GRPC_URL_VARIABLE}, names the server's own gRPC port"
+            problem = "the stream broke" if audio else f"no answer of {self._ensemble} at {self._url}; {told_by}"
+            raise RelayedError(f"{error.code().name}: {problem}") from None
         if refusal:
             raise RelayedError(refusal)
         if "is_final" not in last:

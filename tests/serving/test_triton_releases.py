@@ -31,6 +31,7 @@ from qwen3_tts_client.protocol import build_request
 from serving.python_backend import TRITON_24_10, TRITON_26_11, Release
 from serving.stand_in_server import NoGuard, StandInServer
 
+NOWHERE = "127.0.0.1:1"  # a port that no program listens on
 NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 RELEASES = [
     pytest.param(TRITON_24_10, id="24.10", marks=pytest.mark.skipif(NUMPY_2, reason="the stub of 24.10 cannot run with numpy 2")),
@@ -102,6 +103,17 @@ def test_a_stream_and_the_offline_model_say_the_same(shells: Shells, client: Cli
     raw = dict(zip((output.name for output in answer.outputs), answer.raw_output_contents, strict=True))
     whole = np.concatenate([chunk.audio for chunk in client.stream("Hello.", voice="vivian", sampling=SAMPLING)])
     np.testing.assert_allclose(np.frombuffer(raw["audio"], np.float32), whole, atol=1e-5)
+
+
+def test_an_offline_model_that_does_not_reach_its_server_says_where_it_asked(shells: Shells, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = shells.server.models["qwen3_tts_offline"]._service
+    monkeypatch.setattr(service, "_url", NOWHERE)
+    monkeypatch.setattr(service, "_stream_call", stream_call(grpc.insecure_channel(NOWHERE)))
+    with grpc.insecure_channel(shells.url) as channel, pytest.raises(grpc.RpcError) as refused:
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(build_request("qwen3_tts_offline", "Hello.", 100.0), timeout=PATIENCE)
+    expected = f"UNAVAILABLE: no answer of qwen3_tts at {NOWHERE}; grpc_url of the model's config.pbtxt, or {GRPC_URL_VARIABLE}, names "
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert refused.value.details().startswith(expected)
 
 
 def test_voices_are_stored_listed_spoken_with_and_removed(shells: Shells, client: Client) -> None:
