@@ -46,7 +46,15 @@ from make_checkpoint import make_checkpoint
 
 WARM_UP_SHARE = 0.4  # of the requests, before the first snapshot: allocators settle
 EXIT_SECONDS = 120.0  # a busy machine is no fault
-OWN_OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "512", "max_num_seqs": "8", "codec_idle_timeout": "20"}
+OWN_OPTIONS = {
+    "device": "cpu",
+    "num_threads": "1",
+    "max_model_len": "512",
+    "max_num_seqs": "8",
+    # A stream that waits for text that never comes, or a message of another one that is sent again, is silent for so long.
+    "codec_idle_timeout": "5",
+    "text_idle_seconds": "5",
+}
 
 
 def main() -> int:
