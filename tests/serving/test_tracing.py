@@ -37,7 +37,7 @@ def test_tracing_is_off_unless_an_endpoint_is_named(no_packages: None) -> None:
 
 
 def test_an_operator_who_names_a_collector_is_told_what_is_missing(no_packages: None) -> None:
-    with pytest.raises(ConfigError, match=r"trace_url: 'http://collector/v1/traces' cannot be used without .*qwen3-tts-triton\[trace\]"):
+    with pytest.raises(ConfigError, match=r"trace_url: 'http://collector/v1/traces' cannot be used without .*pip install '\.\[trace\]'"):
         Tracing.of("talker", "http://collector/v1/traces", {})
 
 
