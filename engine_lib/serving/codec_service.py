@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from math import ceil, inf
@@ -214,7 +215,25 @@ class CodecService(EngineService):
             self._sender.put(message.chunk.stream_key, partial(reply.trace, span))
 
     def _answer(self, message: CodesMessage, reply: Reply, take: Take | None, chunk: AudioChunk) -> None:
-        """Send what the client hears now that a message is decoded; FINAL goes with the last answer, or alone."""
+        """Send what the client hears now that a message is decoded. A defect of this code ends the stream, and no other."""
+        stream = self._streams.get(message.chunk.stream_key)
+        try:
+            self._send_heard(message, reply, take, chunk)
+        except Exception as error:
+            self._backend.log_failure(error, reply.request_id)
+            problem = f"the codec's model failed: {type(error).__name__}"
+            if stream is not None:
+                stream.error = stream.error or problem
+                self._cancel(message.chunk.stream_key, self._counts.failures)
+            with suppress(Exception):  # it has been answered already
+                if message.chunk.is_final:
+                    answer = self._last_answer(message, problem)
+                    self._send(reply, answer if stream is None else stream.numbered([answer])[0], stream, is_final=True)
+                else:
+                    reply.finish()
+
+    def _send_heard(self, message: CodesMessage, reply: Reply, take: Take | None, chunk: AudioChunk) -> None:
+        """FINAL goes with the last answer, or alone."""
         codes = message.chunk
         if codes.is_reference:  # if it failed, the chunks behind it fail too, and their answers say so
             reply.finish()
