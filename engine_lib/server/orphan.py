@@ -24,6 +24,7 @@ POLL_SECONDS = 0.1
 EMPTY_SECONDS = 5.0  # after its models' processes have all ended
 IDLE_SECONDS = 10.0  # when those that remain have no work and have not even been told to end, because Triton waits for such a request
 GUARD = "server_guard.py"
+STATE, NUM_THREADS = 0, 17  # of the fields of /proc/PID/stat behind the name
 # A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -64,11 +65,15 @@ def children(pid: int) -> list[Path]:
 
 
 def is_running(process: Path) -> bool:
-    """Whether the process of this folder in /proc runs. A model's process that died stays as a zombie until its model is unloaded."""
+    """Whether the process of this folder in /proc runs. A model's process that died stays as a zombie until its model is unloaded.
+
+    Its first thread may have ended before the others, which keep its sockets open.
+    """
     try:
-        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        fields = process.joinpath("stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return fields[STATE] != "Z" or int(fields[NUM_THREADS]) > 1
 
 
 def dead_models(server_pid: int, models: Sequence[str]) -> list[str]:

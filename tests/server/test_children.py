@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -47,6 +48,21 @@ def test_a_running_process_has_its_children(children: Callable[[int], list[Path]
         assert Path("/proc", str(child.pid)) in children(os.getpid())
         assert orphan.is_running(Path("/proc", str(child.pid)))
         child.communicate(b"\n")
+
+
+# Its first thread ends, by the call `exit` of the system, and another waits for input.
+WITHOUT_FIRST_THREAD = "import ctypes, threading; threading.Thread(target=input).start(); ctypes.CDLL(None).syscall(60, 0)"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call is that of x86-64")
+def test_a_process_runs_until_its_last_thread_has_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", WITHOUT_FIRST_THREAD], stdin=subprocess.PIPE) as child:
+        folder = Path("/proc", str(child.pid))
+        eventually(lambda: ") Z " in folder.joinpath("stat").read_text(), "its first thread ends")
+        assert orphan.is_running(folder)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not orphan.is_running(folder)
 
 
 def test_a_model_without_a_process_is_told_only_beside_a_dead_one() -> None:
