@@ -128,7 +128,8 @@ def fuzz(
     if outcomes.bugs:
         reasons.append(f"{len(outcomes.bugs)} requests without an answer or with an unexpected error")
     if outcomes.longest_silence > silence:
-        reasons.append(f"nothing came of an answer for {outcomes.longest_silence:.1f} s, more than {silence:g}")
+        too_long = f"nothing came of an answer for {outcomes.longest_silence:.1f} s, more than {silence:g}"
+        reasons.append(f"{too_long}: {outcomes.longest_silence_of}")
     return {
         "seed": seed,
         "requests": requests,

@@ -34,18 +34,21 @@ class Outcomes:
         messages: how often Triton itself refused a request of a model with a message that begins so.
         bugs: some requests that were not answered, or with an error of the server.
         longest_silence: seconds until a stream began, or between two of its parts, at most. (A whole utterance takes its time.)
+        longest_silence_of: the request.
     """
 
     answers: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
     bugs: list[str] = field(default_factory=list)
     longest_silence: float = 0.0
+    longest_silence_of: str = ""
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def add(self, attack: Attack, answer: str, message: str, silence: float) -> None:
         """Count one answer; `message` is the server's text, `silence` the longest time in which nothing came."""
         with self._lock:
-            self.longest_silence = max(self.longest_silence, silence)
+            if silence > self.longest_silence:
+                self.longest_silence, self.longest_silence_of = silence, describe(attack)[:1500]
             self.answers[f"{attack.model}: {answer}"] += 1
             if answer == BY_TRITON:
                 self.messages[f"{attack.model}: {message[:MESSAGE_LENGTH]}"] += 1
