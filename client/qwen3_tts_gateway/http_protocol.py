@@ -11,7 +11,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from qwen3_tts_gateway.logs import log
+from qwen3_tts_gateway.stalled_client import StalledClient
 from qwen3_tts_gateway.websocket_protocol import WebSocketProtocol
 
 LONGEST_HEAD = 64 * 1024  # bytes
@@ -32,7 +32,7 @@ class HttpConfig(uvicorn.Config):
         self.stall_seconds = stall_seconds
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(StalledClient, HttpToolsProtocol):
     """uvicorn's, which waits for ever for the first request of a connection, and for the rest of a head that has begun, however long.
 
     Each of them gets as long as uvicorn gives a connection between two requests (`timeout_keep_alive`), and so does the rest of a body that
@@ -54,7 +54,6 @@ class HttpProtocol(HttpToolsProtocol):
     config: HttpConfig
     parser: httptools.HttpRequestParser
     _timer: asyncio.TimerHandle | None = None
-    _stall: asyncio.TimerHandle | None = None
     _head_bytes = 0  # of a head that is not complete; those that come together with the end of the request before do not count
     _head_size = 0  # of a head, as far as it has been read
     _is_in_body = False
@@ -62,7 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
     _is_deaf = False  # what comes is no HTTP
     _running: RequestResponseCycle | None = None  # the answer that is being made; `cycle` is that of the last request
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """As uvicorn's."""
         super().connection_made(transport)
         self._timer = self.loop.call_later(self.timeout_keep_alive, transport.close)
@@ -180,22 +179,11 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
         self._stop_timer()
-        self._stop_stall()
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """As uvicorn's."""
-        super().pause_writing()
-        self._stall = self.loop.call_later(self.config.stall_seconds, self._leave)
-
-    def resume_writing(self) -> None:
-        """As uvicorn's."""
-        self._stop_stall()
-        super().resume_writing()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -204,16 +192,6 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
-
-    def _leave(self) -> None:
-        reason = f"the client took nothing for {self.config.stall_seconds:g} s"
-        log("stream broken", request_id=self.scope["state"].get("request_id"), reason=reason)
-        self.transport.abort()
-
-    def _stop_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
