@@ -86,7 +86,7 @@ class Entry:
             ApiError: it needs a key, or is a page of another origin.
         """
         context.caller = (scope.get("client") or ("unknown",))[0]
-        is_free = scope["type"] == "websocket" or (scope["method"] == "POST" and not _is_json(headers))
+        is_free = scope["type"] == "websocket" or (scope["method"] == "POST" and not _has_type(headers, b"application/json"))
         if is_free and not self._has_allowed_origin(headers):
             raise ApiError(403, "the origin of this page is not let in; name it by --cors-origin", kind="permission_error", code="origin")
         if self._keys is None or not scope["path"].startswith(GUARDED) or scope.get("method") == "OPTIONS":
@@ -120,8 +120,8 @@ class Entry:
         return facts
 
 
-def _is_json(headers: dict[bytes, bytes]) -> bool:
-    return headers.get(b"content-type", b"").lower().startswith(b"application/json")
+def _has_type(headers: dict[bytes, bytes], content_type: bytes) -> bool:
+    return headers.get(b"content-type", b"").lower().startswith(content_type)
 
 
 def _forget_cancel() -> None:
@@ -142,7 +142,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, settings: GatewaySettings) -> None:
         self._scope, self._receive, self._send, self._context = scope, receive, send, context
         self._most_bytes, self._stall_seconds = settings.max_body_bytes, settings.stall_seconds
-        self._is_form = dict(scope["headers"]).get(b"content-type", b"").lower().startswith(b"multipart/")
+        self._is_form = False
         self._bytes = self._values = self.status = 0
         self._is_answered = self._has_stalled = self.has_left = False
         self._watch: asyncio.Task[None] | None = None
@@ -158,6 +158,7 @@ class _Exchange:
 
     def check_body(self, headers: dict[bytes, bytes]) -> None:
         """Raises ApiError if the body is too long by its own account, or compressed."""
+        self._is_form = _has_type(headers, b"multipart/")
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
         if encoding.lower() != "identity":
             message = f"the body is compressed ({encoding:.20}); send it as it is, without the header Content-Encoding"
