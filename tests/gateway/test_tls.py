@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 
 from engine_lib.server.process import TritonServer
 from gateway.conftest import TEXT, RunningGateway
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 from qwen3_tts_client.cli import app as cli
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with the command openssl")
@@ -85,7 +85,9 @@ def test_a_container_asks_a_gateway_over_tls_as_its_environment_says(secure: Run
         command = [sys.executable, str(script), "--gateway", "--timeout", str(PATIENCE)]
         return subprocess.run(command, env={"QWEN3_TTS_GATEWAY_PORT": port, **environment}, capture_output=True, text=True, check=False)
 
-    ready = checked(QWEN3_TTS_GATEWAY_CERTIFICATE=str(files / "key.cert.pem"))
+    trusting = {"QWEN3_TTS_GATEWAY_CERTIFICATE": str(files / "key.cert.pem")}
+    eventually(lambda: "being loaded" not in checked(**trusting).stdout, "the gateway has loaded its codecs")
+    ready = checked(**trusting)
     assert (ready.returncode, ready.stdout) == (0, "ready\n"), ready.stdout + ready.stderr
     plain = checked()
     assert (plain.returncode, plain.stdout.startswith(f"http://127.0.0.1:{port}: ")) == (1, True)
