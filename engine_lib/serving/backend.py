@@ -182,11 +182,13 @@ def _id_of(request: Any) -> str:
 class Reply:
     """Sends the answers to one request. FINAL goes out exactly once, with the last answer or with an error.
 
-    A reply that is held takes the answers of further messages, too: FINAL then goes out with `release` alone.
+    A reply that is held takes the answers of further messages, too: FINAL then goes out with `release` alone. If none come after all,
+    `let_go` makes it a reply like any other.
 
     Attributes:
         request_id: the client's own name of the request, for the log; "" if it gave none.
         is_traced: whether `trace` sends spans.
+        is_held: its answers must be sent on one thread.
     """
 
     def __init__(self, backend: TritonBackend, pb_utils: Any, request: Any) -> None:
@@ -195,18 +197,26 @@ class Reply:
         self._sender = request.get_response_sender()
         self._trace_context = backend.trace_context(request) if backend.tracing is not None else {}
         self.is_traced = bool(self._trace_context)
-        self._is_held = self._is_released = False
+        self.is_held = self._is_released = False
+        self._is_answered = False  # its last answer has been sent, with or without FINAL
 
     def hold(self) -> None:
-        """From now on nothing ends it but `release`."""
-        self._is_held = True
+        """From now on nothing ends it but `release` or `let_go`."""
+        self.is_held = True
 
     def release(self) -> None:
         """Send FINAL; what is sent afterwards is lost."""
-        if self._is_held:
-            self._is_held = False
+        if self.is_held:
+            self.is_held = False
             self.finish()
             self._is_released = True
+
+    def let_go(self) -> None:
+        """Hold it no more: FINAL goes out with its own last answer, or now if that has been sent. On the thread that sends."""
+        if self.is_held:
+            is_answered, self.is_held = self._is_answered, False
+            if is_answered:
+                self.finish()
 
     def trace(self, *spans: Span) -> None:
         """Add spans to the request's trace, if Triton makes one."""
@@ -217,14 +227,16 @@ class Reply:
         """Send one answer. Blocks on the server."""
         if self._is_released:
             return
+        self._is_answered |= is_final
         begin = time.perf_counter()
         outputs = [self._pb_utils.Tensor(name, array) for name, array in tensors.items()]
-        self._sender.send(self._pb_utils.InferenceResponse(outputs), flags=self._final_flag(is_final and not self._is_held))
+        self._sender.send(self._pb_utils.InferenceResponse(outputs), flags=self._final_flag(is_final and not self.is_held))
         self._backend.send_times.add(time.perf_counter() - begin)
 
     def finish(self) -> None:
         """Send FINAL alone."""
-        if not (self._is_held or self._is_released):
+        self._is_answered = True
+        if not (self.is_held or self._is_released):
             self._sender.send(flags=self._final_flag(True))
 
     def refuse(self, error: Exception) -> None:

@@ -93,7 +93,7 @@ class CodecService(EngineService):
         self._slowed_talkers: set[str] = set()
         self._claimed_from_streams = CLAIMED_FROM_STREAMS.get(config.codes_channel, inf)
         self._intake = threading.Lock()  # messages come from Triton and from talkers
-        self._inlet = CodesInlet(backend.secret, self._take_direct, self._lose)
+        self._inlet = CodesInlet(backend.secret, self._take_direct, self._give_back, self._lose)
         with self._started():
             warm_up_codec(self._engine, self._sender)
         self._counts = CodecMetrics(self._metrics, self._engine, self._streams)
@@ -122,23 +122,19 @@ class CodecService(EngineService):
                 self._engine.keep_open(stream.present_key if stream else chunk.stream_key)
             self._sender.put(chunk.stream_key, partial(self._answer_question, chunk.stream_key, reply))
             return
-        is_claimed = stream is not None and bool(stream.claimed_from)  # then later messages may wait for this one
-        if arrived_at - message.sent_at > MAX_AGE_SECONDS and not is_claimed:
+        # Of a claimed stream later messages may wait for this one.
+        is_old = stream.order.has_come(message.place) if stream and stream.claimed_from else arrived_at - message.sent_at > MAX_AGE_SECONDS
+        if is_old:
             too_old = AudioChunk(chunk.stream_key, chunk.index, NO_AUDIO, chunk.is_final, "the message is too old")
             self._sender.put(chunk.stream_key, partial(self._answer, message, reply, None, too_old))
             return
         stream = stream or self._open(message)
         in_order = stream.in_order(message, reply)
-        if self._may_claim(stream, message) and self._inlet.claim(message.channel, chunk.stream_key):
+        is_busy = len(self._streams) >= self._claimed_from_streams
+        if is_busy and stream.may_be_claimed(message) and self._inlet.claim(message.channel, chunk.stream_key):
             stream.claim(message, reply)
         for due, its_reply in in_order:
             self._decode(stream, due, its_reply, arrived_at)
-
-    def _may_claim(self, stream: OpenStream, message: CodesMessage) -> bool:
-        chunk = message.chunk
-        if not message.channel or stream.claimed_from or stream.error or chunk.is_reference or chunk.is_final or not len(chunk.codes):
-            return False
-        return len(self._streams) >= self._claimed_from_streams
 
     def _take_direct(self, tensors: Tensors) -> None:
         """On a talker's thread: queue a message that has come past Triton."""
@@ -150,11 +146,19 @@ class CodecService(EngineService):
             return
         with self._intake:
             stream = self._streams.get(message.chunk.stream_key)
-            if stream is None or stream.held is None:
+            if stream is None or stream.held is None or not stream.claimed_from:
                 return
             self._counts.direct_messages.add(1)
             for due, its_reply in stream.in_order(message, stream.held):
                 self._decode(stream, due, its_reply, arrived_at)
+
+    def _give_back(self, stream_key: str) -> None:
+        """On a talker's thread: a stream had ended when it was claimed, so its messages come through Triton alone."""
+        with self._intake:
+            if (stream := self._streams.get(stream_key)) is not None and stream.claimed_from:
+                for message, reply in stream.give_back():
+                    self._decode(stream, message, reply, time.monotonic())
+                self._sender.put(stream_key, stream.let_go)
 
     def _lose(self, address: str) -> None:
         """On its thread: a talker sends nothing past Triton any more, so the streams claimed from it cannot go on."""
@@ -205,7 +209,7 @@ class CodecService(EngineService):
         if message.chunk.index == 0 and len(chunk.audio):
             self._counts.first_audio_times.add(decoded_at - arrived_at)
         is_first_frame = _is_first_frame(message.chunk)
-        if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral:
+        if is_first_frame and len(self._streams) == 1 and message.delivery.audio.is_neutral and not reply.is_held:
             self._answer(message, reply, take, chunk)
         else:
             self._sender.put(message.chunk.stream_key, partial(self._answer, message, reply, take, chunk), urgent=is_first_frame)

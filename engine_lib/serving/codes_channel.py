@@ -6,6 +6,9 @@ one message open, and the talker sends the messages that follow on a Unix socket
 further responses of that request. A stream's last message always goes through Triton, and one now and then, because only a request
 that is new to the ensemble shows that its client has gone.
 
+A claim of a stream that has ended is refused, on the same socket: a client may have kept its messages, and sends them again. Whatever
+comes of such a stream comes through Triton, so the request need not be held.
+
 The talker listens (`CodesOutlet`) at an address that cannot be guessed, which its messages tell. The codec connects to it (`CodesInlet`)
 and names the streams that it claims. Both directions are signed with the server's secret, as what goes through Triton is. A message that
 cannot be sent at once goes through Triton, so that the talker never waits for the channel; `place` in it tells the codec the order.
@@ -35,7 +38,8 @@ MAX_BYTES = 1 << 16  # of a message; a larger one goes through Triton
 MAX_CONNECTIONS = 16  # one for each codec; a reload makes another
 _SHAPE = struct.Struct("<HH")
 _PEER = struct.Struct("3i")  # pid, uid, gid
-_CLAIM = b"claim "
+_CLAIM, _REFUSAL = b"claim ", b"refused "
+_NO_SHAPE = _SHAPE.pack(0xFFFF, 0xFFFF)  # in front of a refusal, because no message has so many codes
 
 
 class CodesOutlet:
@@ -130,6 +134,8 @@ class CodesOutlet:
         self._claims[stream_key] = codec
         if stream_key not in self._streams:  # looked at only now, because it may end meanwhile
             self.release(stream_key)
+            with suppress(OSError):  # it has gone, or is slow: then it forgets the stream in time
+                codec.send(_NO_SHAPE + self._secret.sign(_REFUSAL + name) + name)
 
     def _drop(self, codec: socket.socket) -> None:
         """End a connection. A sender may be using the socket, so the last one who does closes it."""
@@ -143,13 +149,20 @@ class CodesOutlet:
 class CodesInlet:
     """The codec's end: claims streams, and hears the messages that come for them."""
 
-    def __init__(self, secret: ServerSecret, on_message: Callable[[Tensors], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        secret: ServerSecret,
+        on_message: Callable[[Tensors], None],
+        on_refused: Callable[[str], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
         """
         Args:
             on_message: called with each message, on a thread of its talker's.
+            on_refused: called with the key of a stream that had ended when it was claimed, on the same thread.
             on_lost: called with the address of a talker that sends nothing any more, on the same thread, behind its last message.
         """
-        self._secret, self._on_message, self._on_lost = secret, on_message, on_lost
+        self._secret, self._on_message, self._on_refused, self._on_lost = secret, on_message, on_refused, on_lost
         self._talkers: dict[str, socket.socket] = {}
         self._threads: list[threading.Thread] = []
 
@@ -184,11 +197,19 @@ class CodesInlet:
         with talker, suppress(ConnectionError):
             while message := talker.recv(MAX_BYTES):
                 try:
-                    self._on_message(_unpacked(message))
+                    if message.startswith(_NO_SHAPE):
+                        self._hear_refusal(message[_SHAPE.size :])
+                    else:
+                        self._on_message(_unpacked(message))
                 except Exception as error:
                     logger.error("a message of the talker: %s", place_of(error))
         del self._talkers[address]
         self._on_lost(address)
+
+    def _hear_refusal(self, refusal: bytes) -> None:
+        signature, name = refusal[:SIGNATURE_BYTES], refusal[SIGNATURE_BYTES:]
+        if self._secret.has_signed(_REFUSAL + name, signature):
+            self._on_refused(name.decode())
 
 
 def _new_socket() -> socket.socket:

@@ -15,12 +15,16 @@ class MessageOrder(Generic[T]):
         self._next_place = next_place
         self._early: dict[int, T] = {}
 
+    def has_come(self, place: int) -> bool:
+        """Whether the message of this place has come before."""
+        return place < self._next_place or place in self._early
+
     def due(self, place: int, message: T) -> list[T]:
         """The messages that are due now that this one is here: it alone, it and those that waited for it, or none.
 
         One that comes twice is not kept, so that each has its answer.
         """
-        if place < self._next_place or place in self._early:
+        if self.has_come(place):
             return [message]
         self._early[place] = message
         due = []

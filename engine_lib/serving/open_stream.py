@@ -45,7 +45,8 @@ class OpenStream:
         lines: of a script.
         order: of its messages.
         claimed_from: address of the talker that sends its messages past Triton; "": none does.
-        held: answers those.
+        held: answers those, or has answered them.
+        has_ended: the talker said so when the stream was claimed: whoever sends its messages now, sends them again.
         error: why it cannot end well; "": it can.
     """
 
@@ -62,6 +63,7 @@ class OpenStream:
     order: MessageOrder[tuple[CodesMessage, Reply]] = field(default_factory=MessageOrder)
     claimed_from: str = ""
     held: Reply | None = None
+    has_ended: bool = False
     error: str = ""
 
     def in_order(self, message: CodesMessage, reply: Reply) -> list[tuple[CodesMessage, Reply]]:
@@ -70,11 +72,28 @@ class OpenStream:
             return [(message, reply)]
         return self.order.due(message.place, (message, reply))
 
+    def may_be_claimed(self, message: CodesMessage) -> bool:
+        """Whether this message, which has come through Triton, lets later ones come past it."""
+        chunk = message.chunk
+        if not message.channel or self.claimed_from or self.has_ended or self.error or chunk.is_reference or chunk.is_final:
+            return False
+        return len(chunk.codes) > 0
+
     def claim(self, message: CodesMessage, reply: Reply) -> None:
         """From now on messages come past Triton, too; `reply` to this one is held to answer them."""
         reply.hold()
         self.claimed_from, self.held = message.channel, reply
         self.order = MessageOrder(message.place + 1)
+
+    def give_back(self) -> list[tuple[CodesMessage, Reply]]:
+        """The talker has refused the claim, so no message comes past Triton; returns those that have waited for one."""
+        self.claimed_from, self.has_ended = "", True
+        return self.order.rest()
+
+    def let_go(self) -> None:
+        """Let the held reply be one like any other. Blocks on the server."""
+        if self.held is not None:
+            self.held.let_go()
 
     def release(self) -> None:
         """Let the held reply end, and those to messages that wait for one that never came. Blocks on the server."""

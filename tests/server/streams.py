@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
+from tritonclient.utils import np_to_triton_dtype
 
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import AudioChunk, CodecEngine, CodecRequest
@@ -87,6 +88,15 @@ def inputs(
         tensors.append(triton.InferInput("text_end", [1], "BOOL"))
         tensors[-1].set_data_from_numpy(np.array([text_end]))
     return tensors
+
+
+def tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
+    """Input tensors of these values."""
+    made = []
+    for name, array in arrays.items():
+        made.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        made[-1].set_data_from_numpy(array)
+    return made
 
 
 def signature(model: str, name: str, order: npt.NDArray[Any]) -> dict[str, str]:
@@ -165,6 +175,11 @@ class Stream:
         while not chunk.has_final_flag:
             chunk = self.next()
         return chunk
+
+    def wait(self) -> None:
+        """Wait for the stream's end, whatever comes. To see one that comes alone, ask for `enable_empty_final_response`."""
+        while not self._has_ended:
+            self._receive()
 
     def cancel(self) -> None:
         """Drop the stream and its connection.

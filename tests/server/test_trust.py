@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from engine_lib.delivery import Delivery
 from engine_lib.server.process import TritonServer
@@ -21,7 +20,7 @@ from engine_lib.serving.secret import SECRET_VARIABLE, SIGNATURE_BYTES, ServerSe
 from engine_lib.talker.request import CodesChunk
 from patience import eventually
 from server.conftest import TALKER_ALONE, new_server
-from server.streams import SAMPLES_PER_FRAME, SECRET, Stream, eventually_free, inputs, metric, signature
+from server.streams import SAMPLES_PER_FRAME, SECRET, Stream, eventually_free, inputs, metric, signature, tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 ENDLESS = {"max_frames": 1900, "chunk_frames": [1]}
@@ -31,14 +30,6 @@ ORDERS: Arrays = {
     "hold": np.array([3.0], np.float32),
     "store_voice": np.array([b'{"name": "eve", "consent": "none"}'], np.object_),
 }
-
-
-def tensors(arrays: Arrays) -> list[Any]:
-    made = []
-    for name, array in arrays.items():
-        made.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-        made[-1].set_data_from_numpy(array)
-    return made
 
 
 def refusal(server: TritonServer, model: str, arrays: Arrays, **arguments: Any) -> str:

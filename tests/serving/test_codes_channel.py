@@ -34,12 +34,13 @@ def has_connections(outlet: CodesOutlet, count: int) -> bool:
 
 
 class Codec:
-    """A codec's end; what it hears and loses."""
+    """A codec's end; what it hears, is refused and loses."""
 
     def __init__(self) -> None:
         self.heard: queue.SimpleQueue[Tensors] = queue.SimpleQueue()
+        self.refused: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.lost: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.inlet = CodesInlet(SECRET, self.heard.put, self.lost.put)
+        self.inlet = CodesInlet(SECRET, self.heard.put, self.refused.put, self.lost.put)
 
     def claims(self, outlet: CodesOutlet, key: str) -> None:
         """Claim a stream, and wait until the talker knows."""
@@ -80,13 +81,26 @@ def test_messages_of_a_claimed_stream_arrive_whole_and_in_order(outlet: CodesOut
         assert heard["header"].tobytes() == one["header"].tobytes()
 
 
-def test_a_stream_that_has_ended_is_not_claimed(outlet: CodesOutlet, codec: Codec, streams: set[str]) -> None:
+def test_the_claim_of_a_stream_that_has_ended_is_refused(outlet: CodesOutlet, codec: Codec, streams: set[str]) -> None:
     codec.claims(outlet, "a")
     streams.remove("a")
     outlet.release("a")
     assert codec.inlet.claim(outlet.address, "a")
-    codec.claims(outlet, "b")  # on the same connection, so the claim before it has been heard
+    assert codec.refused.get(timeout=PATIENCE) == "a"
+    codec.claims(outlet, "b")
     assert list(outlet._claims) == ["b"]
+    assert outlet.send("b", message())
+    codec.heard.get(timeout=PATIENCE)
+    assert codec.refused.empty()
+
+
+@pytest.mark.parametrize("lie", [b"a", b"x" * 32 + b"a", ServerSecret(b"of another server").sign(b"refused a") + b"a"])
+def test_only_this_servers_talker_can_refuse_a_claim(outlet: CodesOutlet, codec: Codec, lie: bytes) -> None:
+    codec.claims(outlet, "a")
+    outlet._claims["a"].send(b"\xff\xff\xff\xff" + lie)
+    assert outlet.send("a", message())
+    codec.heard.get(timeout=PATIENCE)
+    assert codec.refused.empty()
 
 
 def test_a_codec_that_goes_leaves_its_streams_to_triton(outlet: CodesOutlet, codec: Codec) -> None:

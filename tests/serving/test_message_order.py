@@ -35,6 +35,12 @@ def test_a_message_that_waits_is_not_lost_when_its_like_comes() -> None:
     assert order.due(1, "second") == ["second", "third"]
 
 
+def test_a_message_has_come_whether_it_waits_or_not() -> None:
+    order: MessageOrder[int] = MessageOrder(1)
+    assert order.due(2, 2) == []
+    assert [place for place in range(4) if order.has_come(place)] == [0, 2]
+
+
 def test_what_waits_for_a_lost_message_comes_in_the_end() -> None:
     order: MessageOrder[int] = MessageOrder()
     assert order.due(3, 3) == order.due(1, 1) == []

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from msgspec import structs
 
 from engine_lib.delivery import AudioFormat, Delivery
 from engine_lib.serving.backend import Reply
@@ -74,6 +75,9 @@ class Replied:
     def release(self) -> None:
         self.told.append("release")
 
+    def let_go(self) -> None:
+        self.told.append("let go")
+
     def finish(self) -> None:
         self.told.append("finish")
 
@@ -109,3 +113,33 @@ def test_a_released_stream_leaves_no_reply_open() -> None:
     stream.release()
     assert held.told == ["hold", "release"]
     assert [reply.told for _, reply in waiting] == [["finish"], ["finish"]]
+
+
+def test_a_stream_whose_claim_is_refused_waits_for_nothing_and_is_claimed_no_more() -> None:
+    stream = new_stream()
+    message, held = sent(0)
+    assert stream.may_be_claimed(message)
+    stream.claim(message, cast(Any, held))
+    waiting = sent(2)
+    assert take(stream, waiting) == []
+    assert [one.place for one, _ in stream.give_back()] == [2]
+    stream.let_go()
+    assert (held.told, waiting[1].told) == (["hold", "let go"], [])
+    assert take(stream, sent(5)) == [5]
+    assert not stream.may_be_claimed(message)
+
+
+def test_only_codes_that_more_may_follow_let_a_stream_be_claimed() -> None:
+    message, reply = sent(0)
+    chunk = message.chunk
+    for other in (
+        structs.replace(message, channel=""),
+        structs.replace(message, chunk=structs.replace(chunk, is_final=True)),
+        structs.replace(message, chunk=structs.replace(chunk, is_reference=True)),
+        structs.replace(message, chunk=structs.replace(chunk, codes=chunk.codes[:0])),
+    ):
+        assert not new_stream().may_be_claimed(other)
+    assert not replace(new_stream(), error="broken").may_be_claimed(message)
+    claimed = new_stream()
+    claimed.claim(message, cast(Any, reply))
+    assert not claimed.may_be_claimed(message)

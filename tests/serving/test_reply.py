@@ -91,3 +91,28 @@ def test_a_reply_that_is_held_ends_with_its_release_alone() -> None:
     reply.send({}, is_final=True)
     reply.finish()
     assert [flags for _, flags in server.sent] == [0, 1]
+
+
+def test_a_reply_that_is_let_go_ends_with_its_own_last_answer() -> None:
+    server = Server()
+    reply = server.backend.reply(server)
+    reply.hold()
+    reply.send({}, is_final=False)
+    reply.let_go()
+    reply.send({}, is_final=True)
+    reply.release()
+    assert [flags for _, flags in server.sent] == [0, 1]
+
+
+@pytest.mark.parametrize("has_audio", [True, False])
+def test_a_reply_that_is_let_go_once_it_is_answered_ends_at_once(has_audio: bool) -> None:
+    server = Server()
+    reply = server.backend.reply(server)
+    reply.hold()
+    if has_audio:
+        reply.send({}, is_final=True)
+    else:
+        reply.finish()
+    reply.let_go()
+    reply.release()
+    assert [flags for _, flags in server.sent] == [0, 1][not has_audio :]
