@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
@@ -25,10 +26,12 @@ import numpy as np
 import soundfile
 import soxr
 
-from benching.arguments import add_repeated_streams
+from benching.arguments import add_repeated_streams, require_packages
 from benching.measuring import command, machine, write_results
-from qwen3_tts_gateway.audio import FORMATS, make_encoder
-from qwen3_tts_gateway.audio.encoders import Samples
+
+with suppress(ModuleNotFoundError):
+    from qwen3_tts_gateway.audio import FORMATS, make_encoder
+    from qwen3_tts_gateway.audio.encoders import Samples
 
 SPEECH = Path(__file__).resolve().parents[1] / "docs" / "voice_in_the_box.wav"
 RATE = 24000
@@ -41,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What each audio format of the gateway costs.")
     add_repeated_streams(parser)
     arguments = parser.parse_args()
+    require_packages(parser, "av")
     print(f"command: {command()}\n{machine()}, {os.cpu_count()} CPU cores\n{COLUMNS}", flush=True)
     recording = soundfile.read(SPEECH, dtype="float32")[0]
     results: list[dict[str, object]] = []

@@ -32,13 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import numpy as np
-import psutil
 
-from benching.arguments import HelpFormatter
+from benching.arguments import HelpFormatter, require_packages
 from benching.fake_triton import expected_pcm, running_fake
 from benching.measuring import command, machine, write_results
 from qwen3_tts_client import AsyncClient
 from qwen3_tts_client.load.streams import until
+
+with suppress(ModuleNotFoundError):
+    import psutil
 
 TEXT = "The weather is fine this morning, and the two of them walk to the station together."
 FRAMES = 60  # of an utterance, if the server is asked for so many
@@ -242,7 +244,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, default=1.0, metavar="S", help="before each point, in which the streams begin (default 1)")
     parser.add_argument("--voice", metavar="NAME", help="of the requests (default: the server's first)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    require_packages(parser, "psutil")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from fuzzing.resources import memory_by_name
 
-from benching.arguments import HelpFormatter
+from benching.arguments import HelpFormatter, require_packages
 from benching.server import running_server
 from qwen3_tts_client import Client
 from voice_in_the_box import VOICE_IN_THE_BOX
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=VOICE_IN_THE_BOX, help="folder to serve")
     parser.add_argument("--device", default="cpu", help="of the server: auto, cpu or cuda:N")
     arguments = parser.parse_args()
+    require_packages(parser, "psutil")
     with running_server(arguments.checkpoint, {"device": arguments.device}, mps=False, log_file=None) as (server, _):
         sys.exit(0 if speak(server.grpc_port, server.pid, arguments.lines) else 1)
 

@@ -29,7 +29,6 @@ that both are equal: it says how large a difference could still be. More texts m
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
@@ -46,7 +45,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benching.arguments import HelpFormatter, add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_engine_options, require_matplotlib, require_packages
 from benching.measuring import command, machine
 from comparing.figures import EQUAL, LESS, MORE, Figure, Values, cosine, figure, sums, word_errors
 from comparing.recognising import Embed, embedder, recogniser
@@ -131,8 +130,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     for option, value in (("--texts-count", arguments.texts_count), ("--seeds", arguments.seeds), ("--max-frames", arguments.max_frames)):
         if value is not None and value < 1:
             parser.error(f"{option}: {value} is not allowed; give 1 or more")
-    if arguments.recogniser and importlib.util.find_spec("jiwer") is None:
-        parser.error("--recogniser needs jiwer: pip install jiwer")
+    if arguments.recogniser:
+        require_packages(parser, "jiwer", option="--recogniser")
     if arguments.embedder and arguments.reference is None and arguments.seeds < 2:
         parser.error("--embedder compares takes of two seeds: give --seeds 2 or more")
     require_matplotlib(parser, arguments)

@@ -40,7 +40,7 @@ from fuzzing.sending import Outcomes, Sender
 from fuzzing.target import Target
 from tqdm import tqdm
 
-from benching.arguments import HelpFormatter
+from benching.arguments import HelpFormatter, require_packages
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from make_checkpoint import make_checkpoint
 
@@ -59,7 +59,9 @@ OWN_OPTIONS = {
 
 def main() -> int:
     """Attack, print the verdict; returns the exit code."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    require_packages(parser, "psutil")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("fuzz_server.py: stopped"))  # not without its own server
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 from fuzzing.resources import Resources, wait_until_free
 from tqdm import tqdm
 
-from benching.arguments import HelpFormatter
+from benching.arguments import HelpFormatter, require_packages
 from engine_lib.server.process import FREE_PORTS, MODEL_REPOSITORY, TritonServer
 from make_checkpoint import make_checkpoint
 from qwen3_tts_client import AsyncClient
@@ -48,7 +48,9 @@ OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "512", "on_runa
 
 def main() -> int:
     """Read the command line, do it, print the figures; returns the exit code."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    require_packages(parser, "psutil")
     with tempfile.TemporaryDirectory(prefix="roll-") as folder:
         model = arguments.model or make_checkpoint(Path(folder) / "checkpoint", eos_gain=0.0)
         log_file, begin = arguments.log_file or Path(folder) / "log", time.monotonic()

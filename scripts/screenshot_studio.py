@@ -10,10 +10,14 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image
-from playwright.sync_api import sync_playwright
+from benching.arguments import require_packages
+
+with suppress(ModuleNotFoundError):
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
 
 SHOTS = {"studio": (1440, 900, "light", ""), "studio_dark": (1440, 1100, "dark", "ada"), "studio_phone": (390, 844, "light", "")}
 EARLIER = ["Good morning.", "My brother has two dogs and a very small cat."]
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("url", help="of the gateway")
     parser.add_argument("folder", type=Path, help="for the pictures")
     arguments = parser.parse_args()
+    require_packages(parser, "PIL", "playwright")
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, (width, height, theme, blended) in SHOTS.items():

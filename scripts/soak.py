@@ -50,7 +50,7 @@ from soaking.samples import Sample, Sampler
 from soaking.speech import AUDIO, FORM, SAMPLE_RATE, Rule, Spoken, Utterance, speak_alone, utterances
 from soaking.target import ServeError, served
 
-from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options, require_matplotlib
+from benching.arguments import HelpFormatter, add_checkpoints, add_engine_options, require_matplotlib, require_packages
 from benching.measuring import command, machine, random_checkpoint
 from qwen3_tts_client import AsyncClient
 from qwen3_tts_client.load.texts import LONGEST, SHORTEST
@@ -280,6 +280,7 @@ def _arguments() -> argparse.Namespace:
         parser.error("--url needs --http, --metrics and --pid beside it")
     if arguments.cancels + arguments.dead + arguments.slow + arguments.hostile > 1:
         parser.error("--cancels, --dead, --slow and --hostile are more than 1 together")
+    require_packages(parser, "psutil")
     require_matplotlib(parser, arguments)
     if arguments.output and not arguments.log_file:
         arguments.log_file = arguments.output.with_suffix(".log")

@@ -24,7 +24,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 import numpy as np
-import psutil
 from fuzzing.resources import Resources, wait_until_free
 from soaking.leavers import MOMENTS, TEXT, WAYS, Door, hear, leave
 from soaking.speech import GREEDY
 from tqdm import tqdm
 
-from benching.arguments import HelpFormatter
+from benching.arguments import HelpFormatter, require_packages
 from engine_lib.server.process import FREE_PORTS, TritonServer
 from voice_in_the_box import VOICE_IN_THE_BOX
+
+with suppress(ModuleNotFoundError):
+    import psutil
 
 VOICE = "ada"
 # The gateway's own command, which prints on SIGUSR1 how many tasks it has.
@@ -61,6 +63,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="clients that leave (default 1000)")
     parser.add_argument("--streams", type=int, default=8, metavar="N", help="of them at a time (default 8)")
     arguments = parser.parse_args()
+    require_packages(parser, "psutil", "websockets", "wyoming")
     with tempfile.TemporaryDirectory(prefix="soak-gateway-") as folder:
         options = {"model_path": str(VOICE_IN_THE_BOX), "device": "cpu", "num_threads": "1", "max_num_seqs": str(arguments.streams + 1)}
         with (

@@ -6,6 +6,8 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+PACKAGES = {"PIL": "pillow"}  # of modules that have another name
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Prints the description as it is, and behind each help its default, unless that is nothing or the help names it."""
@@ -56,7 +58,21 @@ def _engine_option(text: str) -> tuple[str, str]:
     return name, value
 
 
+def require_packages(parser: argparse.ArgumentParser, *modules: str, option: str = "", advice: str = "") -> None:
+    """End with an error if one of `modules` is not installed.
+
+    The project does not depend on them. So a script imports them under `suppress(ModuleNotFoundError)`, that --help works without, and
+    calls this before it uses one.
+
+    Args:
+        option: the one that needs them; "": the script does.
+    """
+    packages = " ".join(PACKAGES.get(name, name) for name in modules if importlib.util.find_spec(name) is None)
+    if packages:
+        parser.error(f"{option}{option and ' '}needs {packages.replace(' ', ' and ')}: pip install {packages}{advice}")
+
+
 def require_matplotlib(parser: argparse.ArgumentParser, arguments: argparse.Namespace, advice: str = "") -> None:
     """End with an error if --plot is given and matplotlib is not installed."""
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error(f"--plot needs matplotlib: pip install matplotlib{advice}")
+    if arguments.plot:
+        require_packages(parser, "matplotlib", option="--plot", advice=advice)

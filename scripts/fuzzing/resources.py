@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from engine_lib.serving.server_guard import REGION_PREFIX
+
+with suppress(ModuleNotFoundError):
+    import psutil
 
 TRITON = "tritonserver"  # a process's name
 ENGINE_MODULE = re.compile(r"engine_lib\.(\w+)\.(?:isolation|parallel)\.\w+")  # `python -m` of an engine's process

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
-import psutil
+with suppress(ModuleNotFoundError):
+    import psutil
+
 
 DRAIN_SECONDS = 30.0  # for streams that have begun, if the time is limited
 END_SECONDS = 30.0  # behind them: until everything is free and the server has ended

@@ -11,13 +11,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
-from wyoming.audio import AudioChunk, AudioStop
-from wyoming.error import Error
-from wyoming.event import Event, async_read_event, async_write_event
-from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
-
 from soaking.speech import GREEDY
+
+with suppress(ModuleNotFoundError):
+    from websockets.asyncio.client import ClientConnection, connect
+    from wyoming.audio import AudioChunk, AudioStop
+    from wyoming.error import Error
+    from wyoming.event import Event, async_read_event, async_write_event
+    from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
 
 BEFORE, MIDDLE, END = MOMENTS = ("before the first audio", "in the middle", "at the end")
 TEXT = "There is a small penguin in the window."

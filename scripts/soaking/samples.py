@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 
-import psutil
 from fuzzing.resources import FREE, Resources, memory_by_name, read_metrics, still_held
 from fuzzing.target import Target
+
+with suppress(ModuleNotFoundError):
+    import psutil
 
 LEVELS = ("active_streams", "running_requests", "waiting_requests", "codec_open_streams", "kv_blocks_used")
 Sample = dict[str, float]

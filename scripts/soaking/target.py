@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 from fuzzing.target import Target
+
+with suppress(ModuleNotFoundError):
+    import psutil
 
 SERVE = Path(__file__).parents[1] / "serve.py"
 EXIT_SECONDS = 120
