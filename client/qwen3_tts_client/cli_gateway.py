@@ -84,6 +84,9 @@ def gateway(
         int, typer.Option(metavar="N", envvar=PREFIX + "MAX_SCRIPT_LENGTH", help="Characters of a text with long_form or a text_format.")
     ] = 100_000,
     max_body_bytes: Annotated[int, typer.Option(metavar="N", envvar=PREFIX + "MAX_BODY_BYTES", help="Bytes of a request.")] = 32 * 2**20,
+    max_bodies_bytes: Annotated[
+        int, typer.Option(metavar="N", envvar=PREFIX + "MAX_BODIES_BYTES", help="Of all requests that are being read or answered.")
+    ] = 256 * 2**20,
     max_batch: Annotated[int, typer.Option(metavar="N", envvar=PREFIX + "MAX_BATCH", help="Utterances of a batch.")] = 32,
     max_streams: Annotated[
         int, typer.Option(metavar="N", envvar=PREFIX + "MAX_STREAMS", help="Utterances at a time, all callers together.")
@@ -154,6 +157,7 @@ def gateway(
             max_text_length=max_text_length,
             max_script_length=max_script_length,
             max_body_bytes=max_body_bytes,
+            max_bodies_bytes=max_bodies_bytes,
             max_batch=max_batch,
             max_streams=max_streams,
             max_streams_per_caller=max_streams_per_caller,

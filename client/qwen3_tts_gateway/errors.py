@@ -133,6 +133,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ApiError):  # raised while FastAPI reads a body, which would make another error of it
+            return error.__cause__.response()
         if isinstance(error.__cause__, (ValueError, RecursionError)):  # FastAPI's reason: not UTF-8, nested too deeply, a number too long
             return ApiError(400, NO_JSON, code="invalid_json").response()
         answer = ApiError(error.status_code, str(error.detail))

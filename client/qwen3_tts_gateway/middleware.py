@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from qwen3_tts_gateway.context import RequestContext, new_request_id, set_context
-from qwen3_tts_gateway.errors import NO_ROUTE, ApiError
+from qwen3_tts_gateway.errors import NO_ROUTE, RETRY_SECONDS, ApiError
 from qwen3_tts_gateway.json_size import MOST_VALUES, TOO_MANY, num_values
 from qwen3_tts_gateway.keys import Keys
 from qwen3_tts_gateway.logs import log
@@ -46,6 +46,7 @@ class Entry:
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings, keys: Keys | None = None, tracing: Tracing | None = None) -> None:
         self._app, self._settings, self._keys, self._tracing = app, settings, keys, tracing
+        self._bodies = _Bodies(settings.max_bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -59,7 +60,7 @@ class Entry:
         if scope.get("method") == "HEAD":  # as GET, which every route has that has a HEAD; the web server leaves out the body
             scope = {**scope, "method": "GET"}
             context.facts["method"] = "HEAD"
-        exchange = _Exchange(scope, receive, send, context, self._settings)
+        exchange = _Exchange(scope, receive, send, context, self._settings, self._bodies)
         begun = time.perf_counter()
         with self._span(scope, headers) as attributes:
             try:
@@ -131,6 +132,23 @@ def _forget_cancel() -> None:
         task.uncancel()
 
 
+class _Bodies:
+    """The bodies of all requests.
+
+    Attributes:
+        held: bytes that have come of those that are being read or answered.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.held = most, 0
+
+    def check(self, more: int) -> None:
+        """Raises ApiError if there is no room for so many bytes."""
+        if self.held + more > self._most:
+            message = f"the bodies of all requests have {self.held} bytes; with this one they would have more than {self._most}, the limit"
+            raise ApiError(503, message, kind="server_error", code="overloaded", retry_after=RETRY_SECONDS)
+
+
 class _Exchange:
     """One request and its answer.
 
@@ -139,7 +157,10 @@ class _Exchange:
         has_left: the client went away before the end of the answer.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, settings: GatewaySettings) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, settings: GatewaySettings, bodies: _Bodies
+    ) -> None:
+        self._bodies = bodies
         self._scope, self._receive, self._send, self._context = scope, receive, send, context
         self._most_bytes, self._stall_seconds = settings.max_body_bytes, settings.stall_seconds
         self._is_form = False
@@ -153,11 +174,12 @@ class _Exchange:
         try:
             await app(self._scope, self._receive_counted if self._scope["type"] == "http" else self._receive, self._send_marked)
         finally:
+            self._bodies.held -= self._bytes
             if self._watch is not None:
                 self._watch.cancel()
 
     def check_body(self, headers: dict[bytes, bytes]) -> None:
-        """Raises ApiError if the body is too long by its own account, or compressed."""
+        """Raises ApiError if the body is too long by its own account, alone or with all others, or compressed."""
         self._is_form = _has_type(headers, b"multipart/")
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
         if encoding.lower() != "identity":
@@ -166,6 +188,8 @@ class _Exchange:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most_bytes:
             raise ApiError(413, self._too_long(), code="body_too_large")
+        if length.isdigit():
+            self._bodies.check(int(length))
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error; a WebSocket gets it instead of its handshake."""
@@ -191,7 +215,13 @@ class _Exchange:
             raise HTTPException(408, f"nothing of the body came for {self._stall_seconds:g} s") from None
         finally:
             stall.cancel()
-        self._bytes += len(message.get("body", b""))
+        length = len(message.get("body", b""))
+        try:
+            self._bodies.check(length)
+        except ApiError as error:
+            raise HTTPException(error.status) from error
+        self._bytes += length
+        self._bodies.held += length
         if self._bytes > self._most_bytes:
             raise HTTPException(413, self._too_long())
         if not self._is_form:

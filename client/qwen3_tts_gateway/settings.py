@@ -34,6 +34,7 @@ class GatewaySettings:
         max_text_length: characters of a request's text.
         max_script_length: of one with long_form, or of another text_format than plain.
         max_body_bytes: of a request.
+        max_bodies_bytes: of all requests together that are being read or answered.
         max_batch: items of a batch, 1000 at most.
         max_streams: utterances at a time, all callers together.
         max_streams_per_caller: at a time, of one API key, or of one address if there are no keys; 0: no limit.
@@ -59,6 +60,7 @@ class GatewaySettings:
     max_text_length: int = 4096
     max_script_length: int = 100_000
     max_body_bytes: int = 32 * 2**20
+    max_bodies_bytes: int = 256 * 2**20
     max_batch: int = 32
     max_streams: int = 1024
     max_streams_per_caller: int = 0
@@ -85,6 +87,10 @@ class GatewaySettings:
             self._check(name, 1)
         for name in ("metrics_port", "max_streams_per_caller", "requests_per_minute", "timeout", "drain_seconds"):
             self._check(name, 0)
+        if not self.max_bodies_bytes >= self.max_body_bytes:
+            raise SettingsError(
+                f"max_bodies_bytes: {self.max_bodies_bytes} is not allowed; give max_body_bytes ({self.max_body_bytes}) or more"
+            )
         if self.max_batch > MOST_ITEMS:
             raise SettingsError(f"max_batch: {self.max_batch} is not allowed; give 1 to {MOST_ITEMS}")
         if not self.stall_seconds > 0:

@@ -120,6 +120,32 @@ async def test_a_body_that_is_too_long_is_refused_before_it_is_read(chunked: boo
         assert "1000 bytes" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_is_too_long_with_all_others_is_refused_until_those_are_answered(chunked: bool) -> None:
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b" " * 800
+        has_begun.set()
+        await may_end.wait()
+        yield b"{}"
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b" " * 300
+
+    kind = {"Content-Type": "application/json"}
+    async with client_of(GatewaySettings(backends=NOWHERE, max_body_bytes=1000, max_bodies_bytes=1000)) as client:
+        first = asyncio.create_task(client.post(SPEECH, content=slow(), headers=kind))
+        await has_begun.wait()
+        answer = await client.post(SPEECH, content=parts() if chunked else b" " * 300, headers=kind)
+        error = answer.json()["error"]
+        assert (answer.status_code, answer.headers["retry-after"], error["type"], error["code"]) == (503, "1", "server_error", "overloaded")
+        assert "more than 1000" in error["message"]
+        may_end.set()
+        assert (await first).status_code == 422  # it was read, and lacks its input
+        assert (await client.post(SPEECH, content=b" " * 900 + b"{}", headers=kind)).status_code == 422
+
+
 async def test_a_body_of_endless_lists_is_refused_before_it_is_parsed() -> None:
     async with client_of(GatewaySettings(backends=NOWHERE)) as client:
         content = b'{"input": [' + b"[]," * 600_000 + b"[]]}"

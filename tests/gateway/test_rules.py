@@ -248,6 +248,7 @@ def test_a_small_file_of_hours_is_refused() -> None:
         ({"backends": ("a:0",)}, "backend"),
         ({"backends": ("a:1", "a:1")}, "twice"),
         ({"max_streams": 0}, "max_streams"),
+        ({"max_bodies_bytes": 999, "max_body_bytes": 1000}, "max_bodies_bytes"),
         ({"encoder_processes": 0}, "encoder_processes"),
         ({"timeout": -1.0}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
