@@ -6,7 +6,7 @@
 Sizes are those of the published models. Every time is of one launch in a captured chain of many, over weights that together exceed
 the L2 cache several times. Tiles are tried in place: in a chain of whole layers, one product after the other. A product's time is
 shown with the share of the memory's bandwidth that its weight takes, and with the same through cuBLAS: the batch at which cuBLAS
-becomes faster is FEW_ROWS of engine_lib/layers/fused.py. The same products with FP8 weights follow (many rows by linear_fp8.py), then
+becomes faster is its border in engine_lib/kernels/tiles.py. The same products with FP8 weights follow (many rows by linear_fp8.py), then
 whole layers and the step's other kernels (step_kernels.py). Whole frames are timed by bench_engine.py.
 """
 
@@ -156,7 +156,7 @@ class Bench:
         jobs = []
         for product in PRODUCTS:
             for rows in TUNED_BATCHES:
-                default = tile_for(product.out, product.inner, rows, gated=product.gated)
+                _, default = tile_for(product.out, product.inner, rows, gated=product.gated)
                 tiles = candidates(product, rows) if self.arguments.tune else [default]
                 jobs += [(product, rows, tile) for tile in tiles]
         for product, batch, tile, error in self.pool.map(compile_and_check, jobs):

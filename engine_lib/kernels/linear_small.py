@@ -1,14 +1,15 @@
 """Matrix products of a few rows: norm, product and epilogue in one kernel, one read of the weights.
 
 With few rows a linear layer takes as long as reading its weights, so the weights are the long operand of the tensor cores: a
-program owns `block_out` rows of the weight for up to 16 rows of x. The inner dimension is cut into `split_k` segments, one a
+program owns `block_out` rows of the weight for up to 64 rows of x (tiles.py). The inner dimension is cut into `split_k` segments, one a
 warp, each summed in order in float32, and the segments are added in a fixed order. That order depends neither on the number of
 rows nor on their neighbours: with one split_k for a weight, a row's result is the same alone and in any batch.
 
 The time beyond reading weights is mostly waiting, and two things shorten it:
 
 - RMSNorm costs no pass of its own: its weight scales x before the product, the row's scale comes after it, and the sum of
-  squares is the diagonal of x @ x.T, from the same operands of the tensor cores and in the same order;
+  squares is the diagonal of x @ x.T, from the same operands of the tensor cores and in the same order. Of more than 16 rows
+  each 16 are multiplied by themselves alone, because the other elements of x @ x.T would only take registers;
 - operands reach the tensor cores without shared memory, in the order of operand.py.
 
 FP8 weights (ops/fp8.py) halve what is read. Codes become numbers of x's dtype in registers (fp8_codes.py), and the scale of an output
@@ -39,7 +40,7 @@ from engine_lib.kernels.launch import (
     times_packed,
     wait_for_previous,
 )
-from engine_lib.kernels.operand import as_operand, operand_columns, operand_rows, operand_words
+from engine_lib.kernels.operand import as_operand, as_operands, operand_columns, operand_rows, operand_words
 from engine_lib.kernels.tiles import LinearTile, block_rows_for, chunk_for, tile_for
 from engine_lib.ops.fp8 import Fp8Weight, Weight, linear
 from engine_lib.ops.norm import rms_norm
@@ -76,7 +77,7 @@ def linear_small(
         residual: [rows, out], added after rounding; may be `out` itself.
         out: [rows, out], where to write; None allocates.
         normed: [rows, in], gets norm(x).
-        tile: None takes `tile_for`.
+        tile: for programs of `block_rows_for(rows)` rows; None takes `tile_for`.
 
     Returns:
         `out`. The twin is `linear_small_torch`.
@@ -165,8 +166,9 @@ def _launch(
         check_rows("bias", bias, out_features)
     if normed is not None:
         check_rows("normed", normed, rows, in_features)
-    tile = tile or tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)
     block_rows, chunk = block_rows_for(rows), chunk_for(x.dtype)
+    if tile is None:
+        block_rows, tile = tile_for(out_features, in_features, rows, gated=gated, dtype=x.dtype)
     segment = triton.cdiv(triton.cdiv(in_features, tile.split_k), chunk) * chunk
     stages = tile.num_stages * (2 if is_fp8 and x.dtype != torch.float32 else 1)  # as many bytes in flight, in as many registers
     grid = (triton.cdiv(out_features, tile.block_out), triton.cdiv(rows, block_rows))
@@ -314,7 +316,8 @@ def _linear_small_kernel(
     x_at = x + x_row.to(tl.int64) * x_stride + column
     acc = tl.zeros([SPLIT, OCTETS * 8, BLOCK_ROWS], tl.float32)
     if NORM:
-        squares = tl.zeros([SPLIT, BLOCK_ROWS, BLOCK_ROWS], tl.float32)
+        SQUARED: tl.constexpr = min(BLOCK_ROWS, 16)  # rows that are multiplied by themselves
+        squares = tl.zeros([BLOCK_ROWS // SQUARED * SPLIT, SQUARED, SQUARED], tl.float32)
     for i in tl.static_range(CHUNKS):
         part = _load(x_at + i * CHUNK, (column + i * CHUNK < IN) & (x_row >= 0), WHOLE_IN)
         ahead = (i + STAGES) * CHUNK
@@ -325,7 +328,7 @@ def _linear_small_kernel(
         if NORM:
             if i + STAGES < CHUNKS:
                 norm_scales += (_load(norm_weight + norm_column + ahead, norm_column + ahead < IN, WHOLE_IN),)
-            raw = as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8)
+            raw = as_operands(part, CHUNK, SPLIT, SQUARED // 8)
             squares = matmul(raw, tl.trans(raw, 0, 2, 1), squares)
             part = times_packed(*tl.broadcast(part, norm_scales[i]), dtype, HOPPER)
         part = tl.trans(as_operand(part, CHUNK, SPLIT, BLOCK_ROWS // 8), 0, 2, 1)
@@ -336,9 +339,10 @@ def _linear_small_kernel(
     if FP8:
         y *= channel_scales
     if NORM:
-        index = tl.arange(0, BLOCK_ROWS)
+        index = tl.arange(0, SQUARED)
         diagonal = tl.sum(tl.where((index[:, None] == index[None, :])[None, :, :], squares, 0.0), axis=2)
-        scale = tl.rsqrt(_sum_segments(diagonal[:, :, None]) / IN + eps)
+        diagonal = tl.permute(tl.reshape(diagonal, (BLOCK_ROWS // SQUARED, SPLIT, SQUARED)), (1, 0, 2))
+        scale = tl.rsqrt(_sum_segments(tl.reshape(diagonal, (SPLIT, BLOCK_ROWS, 1))) / IN + eps)
         y *= scale
     if BIAS:
         y += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)

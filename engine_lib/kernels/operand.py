@@ -46,6 +46,15 @@ def as_operand(loaded, CHUNK: tl.constexpr, SPLIT: tl.constexpr, OCTETS: tl.cons
 
 
 @triton.jit
+def as_operands(loaded, CHUNK: tl.constexpr, SPLIT: tl.constexpr, OCTETS: tl.constexpr):
+    """[groups * SPLIT, OCTETS * 8, CHUNK]: the same cut into groups of OCTETS * 8 rows, with a group's segments side by side."""
+    GROUPS: tl.constexpr = loaded.shape[4] // OCTETS
+    loaded = tl.reshape(loaded, (4, 8, SPLIT, CHUNK // 32, GROUPS, OCTETS, 2, 2, 2))
+    loaded = tl.permute(loaded, (4, 2, 5, 1, 3, 6, 7, 0, 8))
+    return tl.reshape(loaded, (GROUPS * SPLIT, OCTETS * 8, CHUNK))
+
+
+@triton.jit
 def in_operand_order(x):
     """[rows, columns] with its columns, a multiple of 32, in the order that `as_operand` gives them."""
     rows: tl.constexpr = x.shape[0]

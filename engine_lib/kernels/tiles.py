@@ -1,4 +1,4 @@
-"""How linear_small cuts a weight: measured tiles, and a rule for all other shapes.
+"""How linear_small cuts a weight, and up to how many rows: measured, with rules for all other shapes.
 
 scripts/bench_kernels.py measured the tiles on an H100.
 """
@@ -28,9 +28,15 @@ class LinearTile:
     max_registers: int | None = None
 
 
-# (out, in, gated) -> {rows of x in a program: tile}. cuBLAS multiplies more rows (layers/fused.py).
+ROWS_OF_PROGRAMS = (8, 16, 32, 64)  # as the tensor cores take them
+MOST_UNMEASURED_ROWS = 16  # of a program without a measured tile
+FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # FEW_NARROW_ROWS if one side of the weight is up to NARROW
+
+Key = tuple[int, int, bool]  # (out, in, gated) of a weight; out counts gate and up once
+
+# Key -> {rows of x in a program: tile}. A weight without a tile for 32 or 64 rows takes several programs with fewer.
 # One weight keeps one split_k, so that a row's result does not depend on the batch.
-MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
+MEASURED_TILES: dict[Key, dict[int, LinearTile]] = {
     # 0.6B talker and both predictors: qkv, output, gate_up, down, heads
     (4096, 1024, False): {8: LinearTile(16, 4, 3, 168), 16: LinearTile(16, 4, 4, 168)},
     (1024, 2048, False): {8: LinearTile(8, 16, 2, 64), 16: LinearTile(16, 16, 2, 96)},
@@ -46,20 +52,35 @@ MEASURED_TILES: dict[tuple[int, int, bool], dict[int, LinearTile]] = {
     (3072, 2048, False): {8: LinearTile(16, 8, 3, 128), 16: LinearTile(16, 8, 3, 128)},
 }
 
+# Key -> rows up to which our own product is faster than cuBLAS's, where that is not what `most_rows_for` says of all others.
+MEASURED_BORDERS: dict[Key, int] = {}
 
-def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> LinearTile:
-    """The tile for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x."""
-    if dtype == torch.float32:
-        return LinearTile(8, num_stages=1)  # for checks of exactness only; without tensor cores registers are scarce
-    measured = MEASURED_TILES.get((out_features, in_features, gated), {}).get(block_rows_for(rows))
-    if measured is not None:
-        return measured
-    return LinearTile(8 if gated or out_features <= 1024 else 16, num_stages=4, max_registers=128)
+
+def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> tuple[int, LinearTile]:
+    """Rows of x in a program, and its tile, for a weight [out_features, in_features] (gate and up counted once) and `rows` rows of x."""
+    block_rows = block_rows_for(rows)
+    if dtype == torch.float32:  # for checks of exactness only; without tensor cores registers are scarce
+        return min(block_rows, MOST_UNMEASURED_ROWS), LinearTile(8, num_stages=1)
+    measured = MEASURED_TILES.get((out_features, in_features, gated), {})
+    fitting = [size for size in measured if size <= block_rows]
+    if fitting:
+        return max(fitting), measured[max(fitting)]
+    tile = LinearTile(8 if gated or out_features <= 1024 else 16, num_stages=4, max_registers=128)
+    return min(block_rows, MOST_UNMEASURED_ROWS), tile
 
 
 def block_rows_for(rows: int) -> int:
-    """Rows of x in one program: 8 or 16, for the tensor cores; more than 16 rows take several programs."""
-    return 8 if rows <= 8 else 16
+    """The smallest program that holds `rows` rows of x; more than the largest holds take several."""
+    return next((size for size in ROWS_OF_PROGRAMS if rows <= size), ROWS_OF_PROGRAMS[-1])
+
+
+def most_rows_for(out_features: int, in_features: int, *, gated: bool) -> int:
+    """Rows of x up to which our own product by a weight is faster than cuBLAS's with the launches around that (layers/fused.py).
+
+    Without a measurement it depends on the size of the weight, because each program of 16 rows reads that again.
+    """
+    default = FEW_NARROW_ROWS if min(out_features, in_features) <= NARROW else FEW_ROWS
+    return MEASURED_BORDERS.get((out_features, in_features, gated), default)
 
 
 def chunk_for(dtype: torch.dtype) -> int:

@@ -2,8 +2,8 @@
 
 Its twin is Transformer.forward; only rounding differs. For few rows a layer takes as long as reading its weights. Our own products
 read them once, with norm, residual and SwiGLU fused into them: five launches a layer. For more rows other products are faster,
-cuBLAS's: seven launches. The crossing point on an H100 depends on the size of the weights, because each of our programs
-of 16 rows reads them again. FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
+cuBLAS's: seven launches. Each weight has its own crossing point (tiles.py), so in between a layer has products of both kinds.
+FP8 weights go to our own products for any number of rows. Importing this module needs Triton's compiler.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_fp8 import linear_fp8
 from engine_lib.kernels.linear_small import Norm, gate_up_small, linear_small
+from engine_lib.kernels.tiles import most_rows_for
 from engine_lib.ops.fp8 import Fp8Weight, Weight
-
-FEW_ROWS, NARROW, FEW_NARROW_ROWS = 16, 1024, 32  # FEW_NARROW_ROWS in layers of up to NARROW hidden
 
 # (layer index, packed qkv [rows, (heads + 2 * kv_heads) * head_dim]) -> [rows, heads * head_dim]. Does q/k norm and RoPE too.
 AttendPacked = Callable[[int, torch.Tensor], torch.Tensor]
@@ -87,36 +86,43 @@ def forward_fused(
     Returns:
         [rows, hidden], before the final norm: the kernels that read it norm their input.
     """
-    eps, few = transformer.eps, _are_few(x) if few is None else few
+    eps = transformer.eps
     for i, layer in enumerate(transformer.layers):
-        if few:
-            qkv = linear_small(x, layer.qkv, norm=Norm(layer.input_norm, eps))
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, linear_small)
-            gated = gate_up_small(x, layer.gate_up, norm=Norm(layer.post_attention_norm, eps))
-            x = _plus_product(x, gated, layer.down, all_reduce, linear_small)
-        else:
-            qkv = _many_rows(rms_norm_rows(x, layer.input_norm, eps), layer.qkv)
-            x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, _many_rows)
-            gate_up = _many_rows(rms_norm_rows(x, layer.post_attention_norm, eps), layer.gate_up)
-            x = _plus_product(x, silu_and_mul(gate_up), layer.down, all_reduce, _many_rows)
+        qkv = _normed_product(x, layer.qkv, Norm(layer.input_norm, eps), few)
+        x = _plus_product(x, attend(i, qkv), layer.output, all_reduce, few)
+        gated = _gated_product(x, layer.gate_up, Norm(layer.post_attention_norm, eps), few)
+        x = _plus_product(x, gated, layer.down, all_reduce, few)
     return x
 
 
-def _are_few(x: torch.Tensor) -> bool:
-    """Whether our own products are faster for [rows, hidden]."""
-    rows, hidden = x.shape
-    return rows <= (FEW_NARROW_ROWS if hidden <= NARROW else FEW_ROWS)
+def _normed_product(x: torch.Tensor, weight: Weight, norm: Norm, few: bool | None) -> torch.Tensor:
+    if _is_ours(x, weight, few):
+        return linear_small(x, weight, norm=norm)
+    return _many_rows(rms_norm_rows(x, norm.weight, norm.eps), weight)
 
 
-def _plus_product(
-    x: torch.Tensor, y: torch.Tensor, weight: Weight, all_reduce: AllReduce | None, product: Callable[..., torch.Tensor]
-) -> torch.Tensor:
+def _gated_product(x: torch.Tensor, weight: Weight, norm: Norm, few: bool | None) -> torch.Tensor:
+    if _is_ours(x, weight, few, gated=True):
+        return gate_up_small(x, weight, norm=norm)
+    return silu_and_mul(_many_rows(rms_norm_rows(x, norm.weight, norm.eps), weight))
+
+
+def _plus_product(x: torch.Tensor, y: torch.Tensor, weight: Weight, all_reduce: AllReduce | None, few: bool | None) -> torch.Tensor:
     """x + y @ weight.T; if shards hold columns of the weight, x plus the all-reduced products.
 
     The product of a shard is rounded, then the sum over shards, then x plus that sum. x joins last, because x is larger than a
     layer's product, and each addition to it rounds to the precision of x.
     """
+    product = linear_small if _is_ours(y, weight, few) else _many_rows
     return product(y, weight, residual=x) if all_reduce is None else x + all_reduce(product(y, weight))
+
+
+def _is_ours(x: torch.Tensor, weight: Weight, few: bool | None = None, *, gated: bool = False) -> bool:
+    """Whether to take our own product: what `few` says, else whether it is faster. gated: the weight is a gate and an up."""
+    if few is not None:
+        return few
+    out, inner = weight.shape
+    return len(x) <= most_rows_for(out // 2 if gated else out, inner, gated=gated)
 
 
 def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -131,7 +137,7 @@ def linear_fused(x: torch.Tensor, weight: torch.Tensor, norm: Norm, normed: torc
         weight: [out, hidden].
         normed: [rows, hidden], gets norm(x).
     """
-    if _are_few(x):
+    if _is_ours(x, weight):
         return linear_small(x, weight, norm=norm, normed=normed)
     y = rms_norm_rows(x, norm.weight, norm.eps)
     if normed is not None:

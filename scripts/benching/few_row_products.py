@@ -12,8 +12,8 @@ from benching.step_kernels import EPS, weight
 from engine_lib.kernels.elementwise import rms_norm_rows, silu_and_mul
 from engine_lib.kernels.linear_fp8 import linear_fp8
 from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
-from engine_lib.kernels.tiles import LinearTile, chunk_for, tile_for
-from engine_lib.layers.fused import FEW_ROWS, cublas_product
+from engine_lib.kernels.tiles import LinearTile, chunk_for, most_rows_for, tile_for
+from engine_lib.layers.fused import cublas_product
 from engine_lib.ops.fp8 import Fp8Weight, Weight
 
 PREDICTOR, TALKER = (1024, 3072), (2048, 6144)  # hidden and ffn of the predictor's and of 1.7B's layers; 0.6B's equal the former
@@ -52,7 +52,7 @@ class Product:
 
     def run_fp8(self, x: torch.Tensor, w: Fp8Weight, norm: Norm | None, residual: torch.Tensor) -> torch.Tensor:
         """The same with FP8 weights, as layers/fused.py computes it: many rows by a kernel of their own."""
-        if len(x) <= FEW_ROWS:
+        if len(x) <= most_rows_for(self.out, self.inner, gated=self.gated):
             return self.run(x, w, norm, residual, None)
         if norm is not None:
             y = linear_fp8(rms_norm_rows(x, norm.weight, norm.eps), w)
@@ -91,7 +91,7 @@ PRODUCTS = (
 
 def candidates(product: Product, block_rows: int) -> list[LinearTile]:
     """Tiles worth trying: a program loads 24 to 80 KB of weight at a time, and has registers for them but not many more."""
-    tiles = {tile_for(product.out, product.inner, block_rows, gated=product.gated)}
+    tiles = {tile_for(product.out, product.inner, block_rows, gated=product.gated)[1]}
     chunk = chunk_for(torch.bfloat16)
     for split in (4, 8, 16):
         chunks = math.ceil(product.inner / split / chunk)

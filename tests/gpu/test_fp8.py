@@ -37,7 +37,7 @@ def test_greedy_float32_codes_equal_the_cpu_engines(eager: bool, tiny_custom_voi
 
 def test_bfloat16_logits_are_those_of_rounded_weights_by_torch(tiny_custom_voice_1b7: Path) -> None:
     """Fed the same codes. The prompts together, in one step, are many rows, the frames few."""
-    from engine_lib.layers.fused import FEW_NARROW_ROWS  # needs Triton's compiler
+    from engine_lib.kernels.tiles import FEW_NARROW_ROWS  # needs Triton's compiler
 
     prompts = [UTTERANCES[0].prompt(tiny_custom_voice_1b7)] * 12
     assert sum(map(len, prompts)) > FEW_NARROW_ROWS >= 2 * len(prompts)  # the code predictor begins a frame with two rows

@@ -155,8 +155,9 @@ def everything_at_once(dtype: torch.dtype) -> None:
 
 
 def all_of_a_product(dtype: torch.dtype) -> None:
-    rows, tile = 12, LinearTile(16, num_stages=1)
-    for out, width in ((1040, 2048), (1038, 2044)):  # blocks of the weight are whole, or not
+    tile = LinearTile(16, num_stages=1)
+    # blocks of the weight are whole, or not; programs are of 16, 64 and 32 rows
+    for rows, out, width in ((12, 1040, 2048), (40, 1040, 2048), (20, 1038, 2044)):
         norm = Norm(empty(width, dtype=dtype), 1e-6)
         for weight in (empty(out, width, dtype=dtype), codes_of(empty(out, width))):
             x, normed = empty(rows, width, dtype=dtype), empty(rows, width, dtype=dtype)
@@ -191,6 +192,8 @@ def largest_programs() -> None:
         keys = empty(9, BLOCK_SIZE, 8, 128, dtype=dtype)
         cache = PagedCache(keys, keys, empty(2, 4, dtype=torch.int32))
         prefill_attention(empty(64, 16, 128, dtype=dtype), cache, empty(2, dtype=torch.int32), empty(3, dtype=torch.int32))
+    x, weight = empty(64, 2048, dtype=torch.bfloat16), empty(2048, 2048, dtype=torch.bfloat16)
+    linear_small(x, weight, residual=x, tile=LinearTile(32, num_stages=1))
     x, weight, out = (empty(*shape, dtype=torch.bfloat16) for shape in ((16 * 2048,), (1024, 1, 2048), (16 * 1024,)))
     causal_conv(Packed(x), weight, out[:1024], Frames(integers(3), integers(16)), 1, out=Packed(out))
 

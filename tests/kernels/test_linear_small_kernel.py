@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine_lib.kernels.linear_small import Norm, gate_up_small, gate_up_small_torch, linear_small, linear_small_torch
-from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile
+from engine_lib.kernels.tiles import MEASURED_BORDERS, MEASURED_TILES, LinearTile, block_rows_for, most_rows_for, tile_for
 from kernels.compare import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -83,6 +83,51 @@ def test_a_row_is_the_same_alone_and_in_any_batch(rng: random.Random, device: to
     alone = linear_small(x[:1], weight, norm=norm)
     for rows in (2, 12, 16, 32, 64):
         assert torch.equal(linear_small(x[:rows], weight, norm=norm)[:1], alone), f"{rows} rows"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_in_programs_of_every_size(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
+    inner, outer, ffn = (1024, 2048, 1024) if device.type == "cuda" else (256, 32, 16)
+
+    def values(*shape: int) -> torch.Tensor:
+        """On the CPU whole numbers with exact sums: numpy's order of a sum depends on the size of the matrix."""
+        x = random_tensor(*shape, dtype=dtype, device=device)
+        return x if device.type == "cuda" else x.round()
+
+    x, tile = values(64, inner), LinearTile(16, num_stages=1)
+    weight, gate_up, norm = values(outer, inner), values(2 * ffn, inner), Norm(values(inner), 1e-6)
+    for product, operand in ((linear_small, weight), (gate_up_small, gate_up)):
+        small = torch.cat([product(rows, operand, norm=norm, tile=tile) for rows in x.split(8)])
+        for rows in (9, 16, 20, 32, 40, 64):
+            assert torch.equal(product(x[:rows], operand, norm=norm, tile=tile), small[:rows]), f"{product.__name__} of {rows} rows"
+
+
+def test_norm_and_gaps_and_all_options_of_a_program_of_many_rows_equal_the_twin(rng: random.Random, device: torch.device) -> None:
+    rows, inner, outer = rng.choice([17, 33, 64, 70]), 16 * rng.randint(1, 12), rng.randint(1, 40)
+    x = random_tensor(rows, 2, inner, dtype=torch.float32, device=device)[:, 1]
+    weight, bias, residual = (random_tensor(*shape, dtype=x.dtype, device=device) for shape in ((outer, inner), (outer,), (rows, outer)))
+    norm, normed = Norm(random_tensor(inner, dtype=x.dtype, device=device), 1e-6), poisoned(rows, inner, dtype=x.dtype, device=device)
+    out = linear_small(x, weight, norm=norm, bias=bias, residual=residual, normed=normed, tile=LinearTile(8, num_stages=1))
+    assert_near(out, linear_small_torch(x, weight, norm=norm, bias=bias, residual=residual))
+    assert_near(normed, linear_small_torch(x, torch.eye(inner, device=device), norm=norm))
+
+
+def test_a_program_is_only_as_large_as_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = LinearTile(16), LinearTile(32)
+    monkeypatch.setitem(MEASURED_TILES, (48, 32, True), {8: small, 16: small, 32: large})
+    programs = [tile_for(48, 32, rows, gated=True) for rows in (8, 9, 17, 64, 500)]
+    assert programs == [(8, small), (16, small), (32, large), (32, large), (32, large)]
+    assert [tile_for(48, 32, rows, gated=False)[0] for rows in (8, 9, 17, 64)] == [8, 16, 16, 16]
+    assert tile_for(48, 32, 64, gated=True, dtype=torch.float32)[0] == 16
+    assert [block_rows_for(rows) for rows in (1, 8, 9, 16, 17, 32, 33, 64, 65)] == [8, 8, 16, 16, 32, 32, 64, 64, 64]
+
+
+def test_each_weight_has_its_own_border_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert most_rows_for(48, 2048, gated=True) == most_rows_for(2048, 1024, gated=False) == 32
+    assert most_rows_for(4096, 2048, gated=True) == 16
+    monkeypatch.setitem(MEASURED_BORDERS, (4096, 2048, True), 48)
+    assert most_rows_for(4096, 2048, gated=True) == 48
+    assert most_rows_for(4096, 2048, gated=False) == 16
 
 
 def test_a_row_of_nan_stays_alone(rng: random.Random, device: torch.device) -> None:
