@@ -2,12 +2,13 @@
 
     python scripts/bench_kernels.py --output bench_kernels.json     # check, tune, time: a few minutes; the file names the GPU
     python scripts/bench_kernels.py --check                         # correctness alone
+    python scripts/bench_kernels.py --rows 32 64 --output larger.json --within 150    # larger programs alone, against cuBLAS
 
 Sizes are those of the published models. Every time is of one launch in a captured chain of many, over weights that together exceed
 the L2 cache several times. Tiles are tried in place: in a chain of whole layers, one product after the other. A product's time is
 shown with the share of the memory's bandwidth that its weight takes, and with the same through cuBLAS: the batch at which cuBLAS
-becomes faster is its border in engine_lib/kernels/tiles.py. The same products with FP8 weights follow (many rows by linear_fp8.py), then
-whole layers and the step's other kernels (step_kernels.py). Whole frames are timed by bench_engine.py.
+becomes faster is the weight's border in engine_lib/kernels/tiles.py. The same products with FP8 weights follow (many rows by
+linear_fp8.py), then whole layers and the step's other kernels (step_kernels.py). Whole frames are timed by bench_engine.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 import torch
 
 from benching.arguments import HelpFormatter
-from benching.few_row_products import PREDICTOR, PRODUCTS, TALKER, Product, candidates
+from benching.few_row_products import BF16_ERROR, PREDICTOR, PRODUCTS, TALKER, Product, candidates
+from benching.larger_programs import tune_larger, winners
 from benching.launch_timing import seconds_per_launch
 from benching.step_kernels import EPS, Layers, StepKernels, weight
 from engine_lib.kernels.linear_small import Norm
@@ -36,9 +38,11 @@ from engine_lib.kernels.tiles import MEASURED_TILES, LinearTile, tile_for
 from engine_lib.ops.fp8 import Fp8Weight
 
 BATCHES = (1, 2, 4, 8, 12, 16, 32, 64)
-TUNED_BATCHES = {8: (1, 8), 16: (12, 16)}  # rows of x in a program -> timed batches; times count relative to the batch's best
+# rows of x in a program -> timed batches; times count relative to the batch's best
+TUNED_BATCHES = {8: (1, 8), 16: (12, 16), 32: (24, 32), 64: (48, 64)}
+SMALL = (8, 16)  # rows of the programs that choose a weight's split_k
 CHAIN_BYTES = 200e6  # weights of one chain: several times the L2 cache
-BF16_ERROR, F32_ERROR = 1e-2, 1e-5
+F32_ERROR = 1e-5
 
 
 def compile_and_check(job: tuple[Product, int, LinearTile]) -> tuple[Product, int, LinearTile, float]:
@@ -112,7 +116,8 @@ def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> 
     layer_timers = {sizes: LayerTimer(sizes) for sizes in (PREDICTOR, TALKER)}
     for product in PRODUCTS:
         chosen: dict[int, dict[int, tuple[float, LinearTile]]] = {}  # split -> rows of x in a program -> (relative time, tile)
-        for block_rows, batches in TUNED_BATCHES.items():
+        for block_rows in SMALL:
+            batches = TUNED_BATCHES[block_rows]
             kept, times = MEASURED_TILES.setdefault(product.key, {}).copy(), {}
             for tile in candidates(product, block_rows):
                 error = errors.get((product, block_rows, tile), math.nan)
@@ -129,7 +134,7 @@ def tune(timer: Timer, errors: dict[tuple[Product, int, LinearTile], float]) -> 
                 by_rows = chosen.setdefault(tile.split_k, {})
                 by_rows[block_rows] = min(by_rows.get(block_rows, (math.inf, tile)), (relative, tile), key=lambda pair: pair[0])
         # One split serves all batches, because a row's result must not depend on the batch.
-        complete = [by_rows for by_rows in chosen.values() if len(by_rows) == len(TUNED_BATCHES)]
+        complete = [by_rows for by_rows in chosen.values() if len(by_rows) == len(SMALL)]
         if complete:
             best_split = min(complete, key=lambda by_rows: sum(relative for relative, _ in by_rows.values()))
             MEASURED_TILES[product.key] = {block_rows: tile for block_rows, (_, tile) in best_split.items()}
@@ -155,7 +160,7 @@ class Bench:
         """Check every product with every tile that will be timed; return whether all are correct."""
         jobs = []
         for product in PRODUCTS:
-            for rows in TUNED_BATCHES:
+            for rows in SMALL:
                 _, default = tile_for(product.out, product.inner, rows, gated=product.gated)
                 tiles = candidates(product, rows) if self.arguments.tune else [default]
                 jobs += [(product, rows, tile) for tile in tiles]
@@ -192,6 +197,21 @@ class Bench:
                 rows = [row for row in self.results[name] if row["name"] == product.name]
                 print(f"  {product.name:24}" + " ".join(f"{row['us']:6.2f} ({row['share']:.2f})" for row in rows))
 
+    def larger(self) -> None:
+        """Tune programs of more rows alone, at the split_k of each weight, against cuBLAS."""
+        timer = Timer(self.arguments.bandwidth)
+
+        def timed(product: Product, batch: int, tile: LinearTile | None, cublas: bool) -> float:
+            return float(timer.product(product, batch, tile, cublas=cublas)["us"])
+
+        batches = {rows: TUNED_BATCHES[rows] for rows in sorted(self.arguments.rows)}
+        self.results["larger"] = tune_larger(batches, self.pool, timed, self.began + self.arguments.within)
+        self.passed("larger programs; for MEASURED_TILES and MEASURED_BORDERS:")
+        tiles, borders = winners(self.results["larger"]["weights"], max(batches))
+        for key, border in borders.items():
+            cells = ", ".join(f"{rows}: LinearTile{tuple(asdict(tile).values())}" for rows, tile in tiles.get(key, {}).items())
+            print(f"    {key}: {{{cells}}}  border {border}")
+
     def layers(self) -> None:
         """Time whole layers."""
         self.results["layers"] = {}
@@ -219,13 +239,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--check", action="store_true", help="only check the products of every size; the tests check the rest")
     parser.add_argument("--no-tune", dest="tune", action="store_false", help="time only the tiles in the repository")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=SMALL,
+        choices=TUNED_BATCHES,
+        help="tune programs of so many rows; 32 and 64 are tuned alone, without the other passes",
+    )
+    parser.add_argument("--within", type=float, default=600, help="seconds after which the tuning of 32 and 64 rows stops")
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile")
     parser.add_argument("--bandwidth", type=float, default=4.2e12, help="bytes a second the memory moves (default: one H200, measured)")
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     arguments = parser.parse_args()
     arguments.tune = arguments.tune and not arguments.check
+    is_small = set(arguments.rows) == set(SMALL)
+    if not is_small and set(arguments.rows) & set(SMALL):
+        parser.error(f"--rows: {' '.join(map(str, arguments.rows))}; 8 and 16 are tuned together, without 32 and 64")
     with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         bench = Bench(arguments, pool)
+        if not is_small:
+            bench.larger()
+            return
         right = bench.check()
         if not arguments.check:
             bench.products()

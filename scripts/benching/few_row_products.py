@@ -16,6 +16,7 @@ from engine_lib.kernels.tiles import LinearTile, chunk_for, most_rows_for, tile_
 from engine_lib.layers.fused import cublas_product
 from engine_lib.ops.fp8 import Fp8Weight, Weight
 
+BF16_ERROR = 1e-2  # relative, that bfloat16 explains
 PREDICTOR, TALKER = (1024, 3072), (2048, 6144)  # hidden and ffn of the predictor's and of 1.7B's layers; 0.6B's equal the former
 
 
@@ -72,6 +73,13 @@ class Product:
         else:
             truth = linear_small_torch(x.float(), w.float(), norm=wide, residual=None if self.norm else residual.float()).double()
         return float((out - truth).norm() / truth.norm())
+
+    def is_same_in_small_programs(self, batch: int, tile: LinearTile) -> bool:
+        """Whether bfloat16 rows get the bits that they get in programs of 8 rows."""
+        x, w, residual = weight(batch, self.inner), weight(self.weight_rows, self.inner), weight(batch, self.out)
+        norm = Norm(1 + weight(self.inner), EPS) if self.norm else None
+        small = [self.run(some, w, norm, rest, None) for some, rest in zip(x.split(8), residual.split(8), strict=True)]
+        return torch.equal(self.run(x, w, norm, residual, tile), torch.cat(small))
 
 
 PRODUCTS = (
