@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -17,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from engine_lib.server.process import TritonServer
 from engine_lib.speech.audio.encoding import pcm16
 from patience import PATIENCE, TIMEOUTS, eventually
-from server.streams import TEXT, Chunk, Stream, assert_same_speech, audio_of, eventually_free, inputs, metric
+from server.streams import TEXT, Chunk, Stream, assert_same_speech, audio_of, eventually_free, inputs, metric, model_process, tensors
 
 SAMPLING = {"seed": 8, "max_frames": 12}
 
@@ -164,3 +165,19 @@ def test_a_timeout_is_kept_for_whole_utterances_too(small_server: TritonServer) 
     assert b"DEADLINE_EXCEEDED: timeout: " in error.value.read()
     eventually(lambda: errors() == (all_before + 2, own_before + 2), "they are no errors of the server")
     eventually_free(small_server)
+
+
+def test_the_memory_of_long_recordings_is_given_back(server: TritonServer) -> None:
+    """Each of four threads sends some; what they took would stay with the allocator of the model's process."""
+    process = psutil.Process(model_process(server, "qwen3_tts_offline").pid)
+
+    def send(seconds: int) -> None:
+        recording = {"reference_audio": np.ones(seconds * 24000, np.float32), "reference_sample_rate": np.array([24000], np.int32)}
+        with pytest.raises(InferenceServerException, match="reference_audio"):
+            unary(server, [*inputs(), *tensors(recording)])
+
+    send(1)
+    before = process.memory_full_info().uss
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(send, [60, 15, 30, 59] * 4))
+    eventually(lambda: process.memory_full_info().uss < before + 20e6, "the memory is free again")
