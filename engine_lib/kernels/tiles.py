@@ -1,6 +1,6 @@
 """How linear_small cuts a weight, and up to how many rows: measured, with rules for all other shapes.
 
-scripts/bench_kernels.py measured the tiles on an H100.
+scripts/bench_kernels.py measured the tiles for 8 and 16 rows on an H100, those for 32 and 64 rows and the borders on an H200.
 """
 
 from __future__ import annotations
@@ -38,22 +38,52 @@ Key = tuple[int, int, bool]  # (out, in, gated) of a weight; out counts gate and
 # One weight keeps one split_k, so that a row's result does not depend on the batch.
 MEASURED_TILES: dict[Key, dict[int, LinearTile]] = {
     # 0.6B talker and both predictors: qkv, output, gate_up, down, heads
-    (4096, 1024, False): {8: LinearTile(16, 4, 3, 168), 16: LinearTile(16, 4, 4, 168)},
-    (1024, 2048, False): {8: LinearTile(8, 16, 2, 64), 16: LinearTile(16, 16, 2, 96)},
-    (3072, 1024, True): {8: LinearTile(16, 8, 2, 128), 16: LinearTile(16, 8, 2, 128)},
-    (1024, 3072, False): {8: LinearTile(8, 8, 6, 96), 16: LinearTile(8, 8, 6, 128)},
-    (3072, 1024, False): {8: LinearTile(32, 8, 2, 128), 16: LinearTile(16, 8, 2, 168)},
+    (4096, 1024, False): {
+        8: LinearTile(16, 4, 3, 168),
+        16: LinearTile(16, 4, 4, 168),
+        32: LinearTile(16, 4, 2, 168),
+        64: LinearTile(16, 4, 2, 255),
+    },
+    (1024, 2048, False): {8: LinearTile(8, 16, 2, 64), 16: LinearTile(16, 16, 2, 96), 64: LinearTile(8, 16, 1, 128)},
+    (3072, 1024, True): {8: LinearTile(16, 8, 2, 128), 16: LinearTile(16, 8, 2, 128), 32: LinearTile(32, 8, 1, 255)},
+    (1024, 3072, False): {
+        8: LinearTile(8, 8, 6, 96),
+        16: LinearTile(8, 8, 6, 128),
+        32: LinearTile(16, 8, 2, 168),
+        64: LinearTile(16, 8, 4, 255),
+    },
+    (3072, 1024, False): {
+        8: LinearTile(32, 8, 2, 128),
+        16: LinearTile(16, 8, 2, 168),
+        32: LinearTile(32, 8, 1, 168),
+        64: LinearTile(32, 8, 1, 255),
+    },
     (2048, 1024, False): {8: LinearTile(32, 16, 1, 128), 16: LinearTile(32, 16, 1, 128)},
     # 1.7B talker
-    (4096, 2048, False): {8: LinearTile(16, 8, 3, 128), 16: LinearTile(16, 8, 3, 128)},
-    (2048, 2048, False): {8: LinearTile(16, 8, 4, 128), 16: LinearTile(16, 8, 4, 168)},
+    (4096, 2048, False): {8: LinearTile(16, 8, 3, 128), 16: LinearTile(16, 8, 3, 128), 32: LinearTile(32, 8, 2, 255)},
+    (2048, 2048, False): {
+        8: LinearTile(16, 8, 4, 128),
+        16: LinearTile(16, 8, 4, 168),
+        32: LinearTile(32, 8, 2, 255),
+        64: LinearTile(16, 8, 4, 168),
+    },
     (6144, 2048, True): {8: LinearTile(16, 8, 1, 128), 16: LinearTile(8, 8, 2, 128)},
-    (2048, 6144, False): {8: LinearTile(8, 16, 4, 64), 16: LinearTile(32, 16, 2, 128)},
-    (3072, 2048, False): {8: LinearTile(16, 8, 3, 128), 16: LinearTile(16, 8, 3, 128)},
+    (2048, 6144, False): {8: LinearTile(8, 16, 4, 64), 16: LinearTile(32, 16, 2, 128), 32: LinearTile(16, 16, 2, 128)},
+    (3072, 2048, False): {8: LinearTile(16, 8, 3, 128), 16: LinearTile(16, 8, 3, 128), 32: LinearTile(32, 8, 2, 255)},
 }
 
 # Key -> rows up to which our own product is faster than cuBLAS's, where that is not what `most_rows_for` says of all others.
-MEASURED_BORDERS: dict[Key, int] = {}
+MEASURED_BORDERS: dict[Key, int] = {
+    (4096, 1024, False): 64,
+    (1024, 2048, False): 64,
+    (1024, 3072, False): 64,
+    (3072, 1024, False): 64,
+    (2048, 1024, False): 64,
+    (4096, 2048, False): 32,
+    (2048, 2048, False): 48,
+    (2048, 6144, False): 32,
+    (3072, 2048, False): 32,
+}
 
 
 def tile_for(out_features: int, in_features: int, rows: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> tuple[int, LinearTile]:

@@ -123,11 +123,11 @@ def test_a_program_is_only_as_large_as_was_measured(monkeypatch: pytest.MonkeyPa
 
 
 def test_each_weight_has_its_own_border_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert most_rows_for(48, 2048, gated=True) == most_rows_for(2048, 1024, gated=False) == 32
-    assert most_rows_for(4096, 2048, gated=True) == 16
-    monkeypatch.setitem(MEASURED_BORDERS, (4096, 2048, True), 48)
-    assert most_rows_for(4096, 2048, gated=True) == 48
-    assert most_rows_for(4096, 2048, gated=False) == 16
+    assert most_rows_for(48, 2048, gated=True) == most_rows_for(2048, 96, gated=False) == 32
+    assert most_rows_for(4000, 2048, gated=True) == 16
+    monkeypatch.setitem(MEASURED_BORDERS, (4000, 2048, True), 48)
+    assert most_rows_for(4000, 2048, gated=True) == 48
+    assert most_rows_for(4000, 2048, gated=False) == 16
 
 
 def test_a_row_of_nan_stays_alone(rng: random.Random, device: torch.device) -> None:
