@@ -3,6 +3,7 @@
 Callers only touch the inbox; scheduler, worker and requests belong to the engine thread. Every accepted request gets
 exactly one final chunk, whatever happens. On a GPU the next step is launched before the codes of the last one are read, but as
 late as possible: a request that comes while a step runs is prefilled beside it, and joins the next step if that is not launched yet.
+In a long step prompts wait for that launch and share one: the next step samples their first frames together.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 LAUNCH_SHARE = 0.6  # the next step is launched after this share of the shortest recent step; launching it takes the host the rest
 RECENT_STEPS = 8
+PREFILL_SECONDS = 0.003  # a launch of prompts: 1.5 to 2 ms on the device, and launching it
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,10 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         try:
             with torch.inference_mode(), on_device(self.worker.device), self.worker.on_stream():
                 while self._take_inbox():
-                    if time.perf_counter() < self._launch_due():
-                        self._prefill_ahead()
-                    else:
+                    if time.perf_counter() >= self._launch_due():
                         self._step()
+                    elif not self._gathers_prompts:
+                        self._prefill_ahead()
                     self._after_step()
                 self._ranks.finish()
         except Exception as error:
@@ -286,6 +288,11 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
         if not (self._pipelined and self._unread and self._step_seconds and self.scheduler.will_decode):
             return 0.0
         return self._step_began + LAUNCH_SHARE * min(self._step_seconds)
+
+    @property
+    def _gathers_prompts(self) -> bool:
+        """Whether prompts wait for the launch of the next step: that comes so early that they are done when the step that runs ends."""
+        return (1 - LAUNCH_SHARE) * min(self._step_seconds) >= PREFILL_SECONDS and self.scheduler.may_gather_prompts
 
     def _prefill_ahead(self) -> None:
         """Launch the prompts of new sequences beside the step that runs; the next step samples their first frames."""

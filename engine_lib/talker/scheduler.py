@@ -123,6 +123,14 @@ class Scheduler:
         return any(map(_has_frames_to_come, self.active))
 
     @property
+    def may_gather_prompts(self) -> bool:
+        """Whether one launch is enough for all prompts that wait, with room for more: then the engine may wait for more."""
+        if len(self.waiting) >= MAX_PREFILL_SEQUENCES:  # thousands may wait for a slot
+            return False
+        rows = [num_rows for sequence in (*self.active, *self.waiting) if (num_rows := _rows_beside_others(sequence))]
+        return len(rows) < MAX_PREFILL_SEQUENCES and sum(rows) < self.max_num_batched_tokens - self._num_rows_ahead
+
+    @property
     def _next_may_begin(self) -> bool:
         return bool(self.waiting) and (self.waiting.head.num_preemptions > 0 or not self._backpressure.is_on)
 
@@ -327,6 +335,11 @@ class Scheduler:
 
 def _has_frames_to_come(sequence: Sequence) -> bool:
     return sequence.status is RUNNING and sequence.num_launched_frames < sequence.num_possible_frames
+
+
+def _rows_beside_others(sequence: Sequence) -> int:
+    """Prompt rows of `sequence` that are not launched, but for the last, which joins the decode step of others."""
+    return 0 if sequence.status is RUNNING else sequence.num_rows - 1 - sequence.num_prefilled_rows
 
 
 def _rows_at_first(sequence: Sequence) -> int:

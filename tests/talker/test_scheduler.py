@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.device.prefill_layout import NULL_BLOCK
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, NULL_BLOCK
 from engine_lib.talker.sequence import Sequence, SequenceStatus
 from talker.simulation import Simulation, make_open_sequence, make_sequence
 
@@ -160,6 +160,38 @@ def test_a_prompt_prefilled_ahead_joins_the_next_step_and_takes_of_its_budget():
     schedule = simulation.step()
     assert [(chunk.sequence, chunk.start, chunk.stop) for chunk in schedule.prefill] == [(late, 0, 2)]
     assert schedule.decode == [running, new]
+
+
+def test_prompts_may_wait_for_more_only_while_one_launch_is_enough_for_all():
+    simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=8, delay=1)
+    scheduler = simulation.scheduler
+    scheduler.add(make_sequence("running", 5, 20))
+    simulation.step()
+    scheduler.add(make_sequence("new", 5, 5))
+    assert scheduler.may_gather_prompts
+    simulation.prefill_ahead()  # of the step's 8 rows 4 are left
+    assert scheduler.may_gather_prompts
+    scheduler.add(make_sequence("fits", 4, 5))
+    assert scheduler.may_gather_prompts
+    scheduler.add(make_sequence("fills the launch", 2, 5))
+    assert not scheduler.may_gather_prompts
+    simulation.step()
+    assert scheduler.may_gather_prompts
+    scheduler.add(make_sequence("long", 20, 5))
+    assert not scheduler.may_gather_prompts
+    simulation.prefill_ahead()
+    simulation.step()
+    assert not scheduler.may_gather_prompts  # the rest of it waits
+
+
+def test_prompts_wait_for_no_more_than_fit_one_launch():
+    simulation = Simulation(num_blocks=200, block_size=4, max_num_seqs=40, budget=500, delay=1)
+    simulation.scheduler.add(make_sequence("running", 5, 20))
+    simulation.step()
+    for number in range(MAX_PREFILL_SEQUENCES):
+        assert simulation.scheduler.may_gather_prompts
+        simulation.scheduler.add(make_sequence(f"new {number}", 5, 5))
+    assert not simulation.scheduler.may_gather_prompts
 
 
 def test_prefill_comes_after_the_steps_that_may_still_use_what_its_request_was_given():
