@@ -36,7 +36,7 @@ from engine_lib.devices import limit_gpu_share
 from engine_lib.errors import InvalidRequestError
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend, request_name
 from engine_lib.serving.codec_metrics import CodecMetrics
-from engine_lib.serving.codes_channel import CodesInlet
+from engine_lib.serving.codes_channel import CLAIMED_FROM_STREAMS, CodesInlet
 from engine_lib.serving.message import AudioAnswer, CodesMessage, talker_of
 from engine_lib.serving.metrics import Counter
 from engine_lib.serving.open_stream import OpenStream, Source
@@ -60,8 +60,6 @@ MAX_REFERENCE_SECONDS: float = next(spec.metadata["maximum"] for spec in fields(
 # A client of the talker can send its messages to the codec, where each stream of them takes a slot. It cannot keep them for later.
 MAX_AGE_SECONDS = 60.0
 WELL_ENDED = (FinishReason.STOP.value, FinishReason.LENGTH.value)
-# With fewer open streams Triton's way costs no time, and each of its messages tells whether the client is there.
-CLAIMED_FROM_STREAMS = {"auto": 8, "always": 1}
 SENDER_THREADS = 4  # a send waits for the server most of its time, and every chunk has one
 
 Heard = list[tuple[CodesMessage, AudioAnswer]]  # answers before the audio chain, each with the message that it came with

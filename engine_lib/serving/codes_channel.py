@@ -9,6 +9,9 @@ that is new to the ensemble shows that its client has gone.
 A claim of a stream that has ended is refused, on the same socket: a client may have kept its messages, and sends them again. Whatever
 comes of such a stream comes through Triton, so the request need not be held.
 
+The talker knows by the claims that it holds whether the codec will claim a stream, too; then the stream's messages wait for that
+(codes_route.py).
+
 The talker listens (`CodesOutlet`) at an address that cannot be guessed, which its messages tell. The codec connects to it (`CodesInlet`)
 and names the streams that it claims. Both directions are signed with the server's secret, as what goes through Triton is. A message that
 cannot be sent at once goes through Triton, so that the talker never waits for the channel; `place` in it tells the codec the order.
@@ -25,6 +28,7 @@ import struct
 import threading
 from collections.abc import Callable, Container
 from contextlib import suppress
+from math import inf
 
 import numpy as np
 
@@ -34,6 +38,8 @@ from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
 
 logger = logging.getLogger(__name__)
 
+# With fewer open streams Triton's way costs no time, and each of its messages tells whether the client is there.
+CLAIMED_FROM_STREAMS = {"auto": 8, "always": 1}
 MAX_BYTES = 1 << 16  # of a message; a larger one goes through Triton
 MAX_CONNECTIONS = 16  # one for each codec; a reload makes another
 _SHAPE = struct.Struct("<HH")
@@ -49,13 +55,17 @@ class CodesOutlet:
         address: of its socket, in Linux's abstract namespace, so that nothing is left of it.
     """
 
-    def __init__(self, secret: ServerSecret, streams: Container[str]) -> None:
+    def __init__(
+        self, secret: ServerSecret, streams: Container[str], on_claim: Callable[[str], None] = lambda _: None, *, busy_from: float = inf
+    ) -> None:
         """Listen.
 
         Args:
             streams: keys of the open ones; a stream leaves them before it is released.
+            on_claim: called with the key of a stream that is claimed from now on.
+            busy_from: open streams from which the codec claims each.
         """
-        self._secret, self._streams = secret, streams
+        self._secret, self._streams, self._on_claim, self._busy_from = secret, streams, on_claim, busy_from
         self.address = f"qwen3_tts_codes_{secrets.token_hex(16)}"
         self._claims: dict[str, socket.socket] = {}
         self._is_closed = False
@@ -80,6 +90,10 @@ class CodesOutlet:
             self.release(stream_key)
             return False
         return True
+
+    def will_be_claimed(self, stream_key: str) -> bool:
+        """Whether the codec will claim this stream when a message of it arrives, and has not yet: it holds claims of enough others."""
+        return stream_key not in self._claims and len(self._claims) >= self._busy_from
 
     def release(self, stream_key: str) -> None:
         """Forget a stream."""
@@ -136,6 +150,8 @@ class CodesOutlet:
             self.release(stream_key)
             with suppress(OSError):  # it has gone, or is slow: then it forgets the stream in time
                 codec.send(_NO_SHAPE + self._secret.sign(_REFUSAL + name) + name)
+        else:
+            self._on_claim(stream_key)
 
     def _drop(self, codec: socket.socket) -> None:
         """End a connection. A sender may be using the socket, so the last one who does closes it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from engine_lib.errors import EngineDeadError
 from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
-from engine_lib.serving.codes_channel import CodesOutlet
+from engine_lib.serving.codes_channel import CLAIMED_FROM_STREAMS, CodesOutlet
 from engine_lib.serving.control_requests import ControlRequests
 from engine_lib.serving.helpers import Helpers
 from engine_lib.serving.parse import RequestParser
@@ -74,7 +74,7 @@ class TalkerService(EngineService):
         self._voices.add_metrics(self._metrics)
         metrics = TalkerMetrics(self._metrics, self._engine, streams, backend.refusals)
         self._watch_helpers([checkpoint.ensemble + OFFLINE_SUFFIX for checkpoint in served if checkpoint.talker == backend.name])
-        self._outlet = _outlet(backend, streams) if config.codes_channel != "never" else None
+        self._outlet = _outlet(backend, streams, CLAIMED_FROM_STREAMS.get(config.codes_channel))
         self._parts = TalkerParts(
             backend.name, backend.secret, self._engine, prompts, self._voices, self._sender, metrics, streams, {}, self._outlet
         )
@@ -123,10 +123,17 @@ class TalkerService(EngineService):
             self._outlet.close(SHUTDOWN_SECONDS)
 
 
-def _outlet(backend: TritonBackend, streams: Container[str]) -> CodesOutlet | None:
-    """The talker's end of the codes channel; None, and a line in the log, on a system without such sockets."""
+def _outlet(backend: TritonBackend, streams: Mapping[str, TalkerStream], busy_from: int | None) -> CodesOutlet | None:
+    """The talker's end of the codes channel; None if the codec claims nothing, or on a system without such sockets, which is logged."""
+
+    def on_claim(stream_key: str) -> None:
+        if (stream := streams.get(stream_key)) is not None:
+            stream.on_claim()
+
+    if busy_from is None:
+        return None
     try:
-        return CodesOutlet(backend.secret, streams)
+        return CodesOutlet(backend.secret, streams, on_claim, busy_from=busy_from)
     except OSError as error:
         backend.log.log_warn(f"codes_channel: {error.strerror}; all codes go through Triton")
         return None

@@ -24,6 +24,7 @@ from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.backend import Reply, request_name
 from engine_lib.serving.client_watch import Watched
 from engine_lib.serving.codes_channel import CodesOutlet
+from engine_lib.serving.codes_route import CodesRoute
 from engine_lib.serving.errors import status
 from engine_lib.serving.message import CodesMessage, new_stream_key
 from engine_lib.serving.ordered_sender import OrderedSender
@@ -47,8 +48,6 @@ logger = logging.getLogger(__name__)
 # The codec is asked about the client of a stream that sends no chunk for so long: it waits to begin, for text, or after a preemption.
 # It also learns so that the stream goes on.
 QUIET_SECONDS = 1.0
-# A message through Triton shows whether the client is still there. With more messages past it, less is spoken to clients that have gone.
-MOST_SECONDS_PAST_TRITON = 0.4
 PARTS = ("waiting", "prefill", "first frame", "speaking")  # of a stream, as spans
 
 
@@ -114,8 +113,7 @@ class TalkerStream(RequestListener):
         self._encoded_at = 0.0  # time.monotonic(); 0.0: no recording has been encoded
         self._times: StreamTimes | None = None
         self._heard_at = 0.0  # time.monotonic() of its last chunk; 0.0: none has come
-        self._num_sent = 0  # messages, without questions
-        self._through_triton_at = 0.0  # time.monotonic() of the last message that went there
+        self._route = CodesRoute(self.stream_key, reply, talker.outlet)
         self._has_ended = False  # its last message or its refusal has been sent
         self._reference: npt.NDArray[np.int16] | None = None  # codes that the codec takes in before the first chunk
         self._words: SpokenWords | None = None  # with timestamps
@@ -167,6 +165,10 @@ class TalkerStream(RequestListener):
         self._stop_speaking()
         if self._encoding is not None:
             self._talker.sender.put(self.stream_key, self._cancel_encoding)
+
+    def on_claim(self) -> None:
+        """On the outlet's thread: the codec has claimed this stream."""
+        self._talker.sender.put(self.stream_key, self._route.send_waiting)
 
     def on_start(self) -> None:
         """On an engine's thread: let the codec take in the reference while the talker takes in the prompt."""
@@ -289,6 +291,7 @@ class TalkerStream(RequestListener):
         elif self._reply.is_cancelled():
             self.cancel()
         elif time.monotonic() >= self._heard_at + QUIET_SECONDS:
+            self._route.send_waiting()
             nothing = CodesChunk(self.stream_key, 0, self._no_codes)
             self._reply.send(CodesMessage(nothing, self._speech.delivery, is_question=True).pack(self._talker.secret), is_final=False)
 
@@ -338,14 +341,9 @@ class TalkerStream(RequestListener):
         elif self._words is not None and not chunk.is_reference:
             metadata = words_json(self._words.of_chunk(chunk.scores, chunk.finish_reason))
             chunk = structs.replace(chunk, metadata=metadata, scores=None)
-        outlet, now = self._talker.outlet, time.monotonic()
-        channel = "" if outlet is None else outlet.address
-        message = structs.replace(self._message(chunk), place=self._num_sent, channel=channel).pack(self._talker.secret, now)
-        self._num_sent += 1
-        is_in_between = not (chunk.is_final or chunk.is_reference) and now < self._through_triton_at + MOST_SECONDS_PAST_TRITON
-        if outlet is None or not is_in_between or not outlet.send(self.stream_key, message):
-            self._through_triton_at = now
-            self._reply.send(message, is_final=chunk.is_final)
+        route, now = self._route, time.monotonic()
+        message = structs.replace(self._message(chunk), place=route.place, channel=route.channel).pack(self._talker.secret, now)
+        route.send(message, now, is_final=chunk.is_final, may_pass=not (chunk.is_final or chunk.is_reference))
 
     def _message(self, chunk: CodesChunk) -> CodesMessage:
         return CodesMessage(chunk, self._speech.delivery)

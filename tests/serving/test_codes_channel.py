@@ -185,5 +185,27 @@ def test_a_system_without_such_sockets_has_no_channel(monkeypatch: pytest.Monkey
     monkeypatch.setattr(codes_channel, "_new_socket", refuse)
     logged: list[str] = []
     backend = SimpleNamespace(secret=SECRET, log=SimpleNamespace(log_warn=logged.append))
-    assert _outlet(cast(Any, backend), set()) is None
+    assert _outlet(cast(Any, backend), {}, 8) is None
     assert logged == ["codes_channel: Protocol not supported; all codes go through Triton"]
+
+
+def test_the_talker_knows_by_its_claims_that_a_stream_will_be_claimed_and_hears_when_it_is(codec: Codec) -> None:
+    claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
+    outlet = CodesOutlet(SECRET, {"a", "b", "c"}, claimed.put, busy_from=2)
+    try:
+        for key in ("a", "b"):
+            assert not outlet.will_be_claimed("c")
+            codec.claims(outlet, key)
+            assert claimed.get(timeout=PATIENCE) == key
+        assert outlet.will_be_claimed("c")
+        codec.claims(outlet, "c")
+        assert claimed.get(timeout=PATIENCE) == "c"
+        assert not outlet.will_be_claimed("c")
+        outlet.release("a")
+        outlet.release("b")
+        assert not outlet.will_be_claimed("a")
+        assert codec.inlet.claim(outlet.address, "ended")
+        assert codec.refused.get(timeout=PATIENCE) == "ended"
+        assert claimed.empty()
+    finally:
+        outlet.close(PATIENCE)

@@ -1,0 +1,60 @@
+"""CodesRoute: the way of one stream's messages to the codec, through Triton or past it.
+
+A message that comes between a stream's first and its last may go past Triton once the codec has claimed the stream (codes_channel.py).
+While its claim is sure to come, such messages wait for it. Through Triton they would arrive behind the one that is claimed, so no sooner,
+and each would be one more request to a codec that is behind with its requests: then every stream would send more of them, and the codec
+would stay behind.
+"""
+
+from __future__ import annotations
+
+from engine_lib.serving.backend import Reply, Tensors
+from engine_lib.serving.codes_channel import CodesOutlet
+
+# A message through Triton shows whether the client is still there. With more messages past it, less is spoken to clients that have gone.
+# Nor does a message wait longer for a claim.
+MOST_SECONDS_PAST_TRITON = 0.4
+
+
+class CodesRoute:
+    """The messages of one stream, in order. Never called by two threads at a time.
+
+    Attributes:
+        place: of the next message.
+        channel: where the codec may claim the stream; "": nowhere.
+    """
+
+    def __init__(self, stream_key: str, reply: Reply, outlet: CodesOutlet | None) -> None:
+        """`outlet`: sends messages past Triton; None: all go through it."""
+        self._stream_key, self._reply, self._outlet = stream_key, reply, outlet
+        self.channel = "" if outlet is None else outlet.address
+        self.place = 0
+        self._through_triton_at = 0.0  # time.monotonic() of the last message that went there
+        self._is_offered = False  # a message that the codec may claim has gone through Triton
+        self._waiting: list[Tensors] = []  # for the claim
+
+    def send(self, message: Tensors, now: float, *, is_final: bool = False, may_pass: bool = True) -> None:
+        """Send the next message, or let it wait for the claim.
+
+        Args:
+            now: time.monotonic().
+            may_pass: it may go past Triton; the last one may not.
+        """
+        self.place += 1
+        outlet = self._outlet
+        is_between = may_pass and now < self._through_triton_at + MOST_SECONDS_PAST_TRITON
+        if outlet is not None and is_between and self._is_offered and outlet.will_be_claimed(self._stream_key):
+            self._waiting.append(message)
+            return
+        self.send_waiting()
+        if outlet is None or not is_between or not outlet.send(self._stream_key, message):
+            self._through_triton_at = now
+            self._is_offered |= may_pass and message["codes"].size > 0
+            self._reply.send(message, is_final=is_final)
+
+    def send_waiting(self) -> None:
+        """Send what has waited for the claim: past Triton if that has come, else through it."""
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            if self._outlet is None or not self._outlet.send(self._stream_key, message):
+                self._reply.send(message, is_final=False)
