@@ -379,6 +379,7 @@ class CodecService(EngineService):
         key = stream_of(stream_key).rstrip(ANEW)
         if (stream := self._streams.pop(key, None)) is not None:
             self._sender.put(key, stream.release)
+            self._controller.put(key, partial(self._inlet.release, stream.claimed_from, key))
             if stream.lines is None and not stream.is_cancelled:
                 self._controller.put(key, partial(self._backend.cancel_stream, talker_of(key), key))
 

@@ -7,7 +7,7 @@ further responses of that request. A stream's last message always goes through T
 that is new to the ensemble shows that its client has gone.
 
 A claim of a stream that has ended is refused, on the same socket: a client may have kept its messages, and sends them again. Whatever
-comes of such a stream comes through Triton, so the request need not be held.
+comes of such a stream comes through Triton, so the request need not be held. The codec releases a claim of a stream that it forgets.
 
 The talker knows by the claims that it holds whether the codec will claim a stream, too; then the stream's messages wait for that
 (codes_route.py).
@@ -44,7 +44,7 @@ MAX_BYTES = 1 << 16  # of a message; a larger one goes through Triton
 MAX_CONNECTIONS = 16  # one for each codec; a reload makes another
 _SHAPE = struct.Struct("<HH")
 _PEER = struct.Struct("3i")  # pid, uid, gid
-_CLAIM, _REFUSAL = b"claim ", b"refused "
+_CLAIM, _RELEASE, _REFUSAL = b"claim ", b"release ", b"refused "
 _NO_SHAPE = _SHAPE.pack(0xFFFF, 0xFFFF)  # in front of a refusal, because no message has so many codes
 
 
@@ -132,18 +132,20 @@ class CodesOutlet:
 
     def _hear(self, codec: socket.socket) -> None:
         try:
-            claim = codec.recv(MAX_BYTES)
+            told = codec.recv(MAX_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            claim = b""
-        if not claim:
+            told = b""
+        signature, name = told[:SIGNATURE_BYTES], told[SIGNATURE_BYTES:]
+        if self._secret.has_signed(_CLAIM + name, signature):
+            self._hear_claim(codec, name)
+        elif self._secret.has_signed(_RELEASE + name, signature):
+            self.release(name.decode())
+        else:
             self._drop(codec)
-            return
-        signature, name = claim[:SIGNATURE_BYTES], claim[SIGNATURE_BYTES:]
-        if not self._secret.has_signed(_CLAIM + name, signature):
-            self._drop(codec)
-            return
+
+    def _hear_claim(self, codec: socket.socket, name: bytes) -> None:
         stream_key = name.decode()
         self._claims[stream_key] = codec
         if stream_key not in self._streams:  # looked at only now, because it may end meanwhile
@@ -190,6 +192,12 @@ class CodesInlet:
         except OSError:
             return False
         return True
+
+    def release(self, address: str, stream_key: str) -> None:
+        """Tell the talker at `address` that a claimed stream's further messages must come through Triton."""
+        if (talker := self._talkers.get(address)) is not None:
+            with suppress(OSError):  # it has gone
+                talker.send(self._secret.sign(_RELEASE + stream_key.encode()) + stream_key.encode())
 
     def close(self, timeout: float) -> None:
         """Close all connections and end their threads; `on_lost` is called for each."""

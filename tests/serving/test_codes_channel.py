@@ -94,6 +94,17 @@ def test_the_claim_of_a_stream_that_has_ended_is_refused(outlet: CodesOutlet, co
     assert codec.refused.empty()
 
 
+def test_the_messages_of_a_stream_that_the_codec_forgets_go_through_triton_again(outlet: CodesOutlet, codec: Codec) -> None:
+    codec.claims(outlet, "a")
+    codec.claims(outlet, "b")
+    codec.inlet.release(outlet.address, "a")
+    eventually(lambda: not outlet.send("a", message()), "the release is heard")
+    assert outlet.send("b", message())
+    codec.inlet.release("nowhere", "b")
+    codec.claims(outlet, "a")
+    assert outlet.send("a", message())
+
+
 @pytest.mark.parametrize("lie", [b"a", b"x" * 32 + b"a", ServerSecret(b"of another server").sign(b"refused a") + b"a"])
 def test_only_this_servers_talker_can_refuse_a_claim(outlet: CodesOutlet, codec: Codec, lie: bytes) -> None:
     codec.claims(outlet, "a")
