@@ -26,6 +26,7 @@ import selectors
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Container
 from contextlib import suppress
 from math import inf
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # With fewer open streams Triton's way costs no time, and each of its messages tells whether the client is there.
 CLAIMED_FROM_STREAMS = {"auto": 8, "always": 1}
+RECENT_CLAIMS, LATE = 16, 2.0  # a claim is late if it takes so many times as long as the slowest of the recent ones
 MAX_BYTES = 1 << 16  # of a message; a larger one goes through Triton
 MAX_CONNECTIONS = 16  # one for each codec; a reload makes another
 _SHAPE = struct.Struct("<HH")
@@ -68,6 +70,7 @@ class CodesOutlet:
         self._secret, self._streams, self._on_claim, self._busy_from = secret, streams, on_claim, busy_from
         self.address = f"qwen3_tts_codes_{secrets.token_hex(16)}"
         self._claims: dict[str, socket.socket] = {}
+        self._claim_seconds: deque[float] = deque(maxlen=RECENT_CLAIMS)
         self._is_closed = False
         self._listener = _new_socket()
         self._listener.bind(_abstract(self.address))
@@ -91,9 +94,18 @@ class CodesOutlet:
             return False
         return True
 
-    def will_be_claimed(self, stream_key: str) -> bool:
-        """Whether the codec will claim this stream when a message of it arrives, and has not yet: it holds claims of enough others."""
-        return stream_key not in self._claims and len(self._claims) >= self._busy_from
+    def expects_claim(self, stream_key: str, waited: float) -> bool:
+        """Whether the codec, which holds claims of enough others, will claim this stream, too: it has not yet, and is not late.
+
+        Args:
+            waited: seconds since a message that may be claimed was sent. A client of the talker alone brings it to no codec.
+        """
+        is_busy = len(self._claims) >= self._busy_from
+        return is_busy and stream_key not in self._claims and waited < LATE * max(self._claim_seconds, default=0.0)
+
+    def add_claim(self, seconds: float) -> None:
+        """Learn how long a claim took."""
+        self._claim_seconds.append(seconds)
 
     def release(self, stream_key: str) -> None:
         """Forget a stream."""

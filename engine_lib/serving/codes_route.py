@@ -1,7 +1,7 @@
 """CodesRoute: the way of one stream's messages to the codec, through Triton or past it.
 
 A message that comes between a stream's first and its last may go past Triton once the codec has claimed the stream (codes_channel.py).
-While its claim is sure to come, such messages wait for it. Through Triton they would arrive behind the one that is claimed, so no sooner,
+While its claim is expected, such messages wait for it. Through Triton they would arrive behind the one that is claimed, so no sooner,
 and each would be one more request to a codec that is behind with its requests: then every stream would send more of them, and the codec
 would stay behind.
 """
@@ -17,7 +17,7 @@ MOST_SECONDS_PAST_TRITON = 0.4
 
 
 class CodesRoute:
-    """The messages of one stream, in order. Never called by two threads at a time.
+    """The messages of one stream, in order. Never called by two threads at a time, but for `add_claim`.
 
     Attributes:
         place: of the next message.
@@ -30,7 +30,7 @@ class CodesRoute:
         self.channel = "" if outlet is None else outlet.address
         self.place = 0
         self._through_triton_at = 0.0  # time.monotonic() of the last message that went there
-        self._is_offered = False  # a message that the codec may claim has gone through Triton
+        self._offered_at = 0.0  # time.monotonic() when a message that the codec may claim went through Triton; 0.0: none has
         self._waiting: list[Tensors] = []  # for the claim
 
     def send(self, message: Tensors, now: float, *, is_final: bool = False, may_pass: bool = True) -> None:
@@ -43,14 +43,20 @@ class CodesRoute:
         self.place += 1
         outlet = self._outlet
         is_between = may_pass and now < self._through_triton_at + MOST_SECONDS_PAST_TRITON
-        if outlet is not None and is_between and self._is_offered and outlet.will_be_claimed(self._stream_key):
+        if outlet is not None and is_between and self._offered_at and outlet.expects_claim(self._stream_key, now - self._offered_at):
             self._waiting.append(message)
             return
         self.send_waiting()
         if outlet is None or not is_between or not outlet.send(self._stream_key, message):
             self._through_triton_at = now
-            self._is_offered |= may_pass and message["codes"].size > 0
+            if not self._offered_at and may_pass and message["codes"].size:
+                self._offered_at = now
             self._reply.send(message, is_final=is_final)
+
+    def add_claim(self, now: float) -> None:
+        """Let others know how long the claim took that has come. On any thread."""
+        if self._outlet is not None and self._offered_at:
+            self._outlet.add_claim(now - self._offered_at)
 
     def send_waiting(self) -> None:
         """Send what has waited for the claim: past Triton if that has come, else through it."""

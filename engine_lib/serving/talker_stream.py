@@ -168,6 +168,7 @@ class TalkerStream(RequestListener):
 
     def on_claim(self) -> None:
         """On the outlet's thread: the codec has claimed this stream."""
+        self._route.add_claim(time.monotonic())
         self._talker.sender.put(self.stream_key, self._route.send_waiting)
 
     def on_start(self) -> None:

@@ -200,21 +200,26 @@ def test_a_system_without_such_sockets_has_no_channel(monkeypatch: pytest.Monkey
     assert logged == ["codes_channel: Protocol not supported; all codes go through Triton"]
 
 
-def test_the_talker_knows_by_its_claims_that_a_stream_will_be_claimed_and_hears_when_it_is(codec: Codec) -> None:
+def test_the_talker_expects_claims_of_a_busy_codec_that_are_not_late_and_hears_of_each(codec: Codec) -> None:
     claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
     outlet = CodesOutlet(SECRET, {"a", "b", "c"}, claimed.put, busy_from=2)
     try:
+        outlet.add_claim(0.1)
         for key in ("a", "b"):
-            assert not outlet.will_be_claimed("c")
+            assert not outlet.expects_claim("c", 0.0)
             codec.claims(outlet, key)
             assert claimed.get(timeout=PATIENCE) == key
-        assert outlet.will_be_claimed("c")
+        assert outlet.expects_claim("c", 0.1)
+        assert not outlet.expects_claim("c", 0.25)
+        outlet.add_claim(0.2)
+        outlet.add_claim(0.05)
+        assert outlet.expects_claim("c", 0.25)
         codec.claims(outlet, "c")
         assert claimed.get(timeout=PATIENCE) == "c"
-        assert not outlet.will_be_claimed("c")
+        assert not outlet.expects_claim("c", 0.0)
         outlet.release("a")
         outlet.release("b")
-        assert not outlet.will_be_claimed("a")
+        assert not outlet.expects_claim("a", 0.0)
         assert codec.inlet.claim(outlet.address, "ended")
         assert codec.refused.get(timeout=PATIENCE) == "ended"
         assert claimed.empty()

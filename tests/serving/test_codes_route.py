@@ -1,4 +1,4 @@
-"""The way of a stream's messages: those in between wait for a claim that is sure to come."""
+"""The way of a stream's messages: those in between wait for a claim that is expected."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Ways:
 
     def __init__(self, *, is_busy: bool = True) -> None:
         self.is_busy, self.is_claimed, self.is_slow = is_busy, False, False
+        self.waited = self.claim_seconds = 0.0
         self.through: list[int] = []
         self.past: list[int] = []
         self.route = CodesRoute("a stream", cast(Any, self), cast(Any, Outlet(self)))
@@ -40,8 +41,12 @@ class Outlet:
     def __init__(self, ways: Ways) -> None:
         self.ways = ways
 
-    def will_be_claimed(self, _: str) -> bool:
+    def expects_claim(self, _: str, waited: float) -> bool:
+        self.ways.waited = waited
         return self.ways.is_busy and not self.ways.is_claimed
+
+    def add_claim(self, seconds: float) -> None:
+        self.ways.claim_seconds = seconds
 
     def send(self, _: str, message: Tensors) -> bool:
         if self.ways.is_claimed and not self.ways.is_slow:
@@ -60,6 +65,16 @@ def test_messages_wait_for_the_claim_and_then_go_past_triton_in_order() -> None:
     ways.route.send_waiting()
     ways.speak(3)
     assert (ways.through, ways.past, ways.route.place) == ([0], [1, 2, 3], 4)
+
+
+def test_what_a_claim_takes_counts_from_the_message_that_may_be_claimed() -> None:
+    ways = Ways()
+    ways.route.add_claim(START)  # of a stream that has sent nothing
+    ways.speak(0, may_pass=False)
+    ways.speak(1, now=0.1)
+    ways.speak(2, now=0.15)
+    ways.route.add_claim(START + 0.2)
+    assert (ways.waited, ways.claim_seconds) == pytest.approx((0.05, 0.1))
 
 
 def test_a_message_that_comes_between_the_claim_and_the_news_of_it_overtakes_none() -> None:
