@@ -73,9 +73,6 @@ def test_a_product_of_many_rows_equals_its_twin(rng: random.Random, device: torc
 
 def test_a_row_of_many_is_the_same_in_any_batch_and_one_of_nan_stays_alone(rng: random.Random, device: torch.device) -> None:
     x, weight = torch.randn(70, 516, device=device), random_weight(20, 516, device)
-    if device.type == "cpu":  # the interpreter's products may sum blocks of another size in another order; such sums are exact in any
-        x, codes = torch.randint(-8, 9, x.shape).float(), torch.randint(-4, 5, weight.codes.shape)
-        weight = Fp8Weight(codes.to(weight.codes.dtype), weight.scales)
     expected = linear_fp8(x, weight)
     for rows in (17, 40):
         assert torch.equal(linear_fp8(x[:rows], weight), expected[:rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -89,11 +90,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(rng: random.Random, device: to
 def test_a_row_is_the_same_in_programs_of_every_size(rng: random.Random, device: torch.device, dtype: torch.dtype) -> None:
     inner, outer, ffn = (1024, 2048, 1024) if device.type == "cuda" else (256, 32, 16)
 
-    def values(*shape: int) -> torch.Tensor:
-        """On the CPU whole numbers with exact sums: numpy's order of a sum depends on the size of the matrix."""
-        x = random_tensor(*shape, dtype=dtype, device=device)
-        return x if device.type == "cuda" else x.round()
-
+    values = partial(random_tensor, dtype=dtype, device=device)
     x, tile = values(64, inner), LinearTile(16, num_stages=1)
     weight, gate_up, norm = values(outer, inner), values(2 * ffn, inner), Norm(values(inner), 1e-6)
     for product, operand in ((linear_small, weight), (gate_up_small, gate_up)):
