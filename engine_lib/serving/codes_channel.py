@@ -26,7 +26,6 @@ import selectors
 import socket
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Container
 from contextlib import suppress
 from math import inf
@@ -34,6 +33,7 @@ from math import inf
 import numpy as np
 
 from engine_lib.errors import place_of
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.secret import SIGNATURE_BYTES, ServerSecret
 
@@ -55,6 +55,7 @@ class CodesOutlet:
 
     Attributes:
         address: of its socket, in Linux's abstract namespace, so that nothing is left of it.
+        claim_times: how long the latest claims took, from the message that was claimed.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class CodesOutlet:
         self._secret, self._streams, self._on_claim, self._busy_from = secret, streams, on_claim, busy_from
         self.address = f"qwen3_tts_codes_{secrets.token_hex(16)}"
         self._claims: dict[str, socket.socket] = {}
-        self._claim_seconds: deque[float] = deque(maxlen=RECENT_CLAIMS)
+        self.claim_times = LatencyWindow(RECENT_CLAIMS)
         self._is_closed = False
         self._listener = _new_socket()
         self._listener.bind(_abstract(self.address))
@@ -101,11 +102,7 @@ class CodesOutlet:
             waited: seconds since a message that may be claimed was sent. A client of the talker alone brings it to no codec.
         """
         is_busy = len(self._claims) >= self._busy_from
-        return is_busy and stream_key not in self._claims and waited < LATE * max(self._claim_seconds, default=0.0)
-
-    def add_claim(self, seconds: float) -> None:
-        """Learn how long a claim took."""
-        self._claim_seconds.append(seconds)
+        return is_busy and stream_key not in self._claims and waited < LATE * max(self.claim_times.latest(RECENT_CLAIMS), default=0.0)
 
     def release(self, stream_key: str) -> None:
         """Forget a stream."""
@@ -163,7 +160,7 @@ class CodesOutlet:
         if stream_key not in self._streams:  # looked at only now, because it may end meanwhile
             self.release(stream_key)
             with suppress(OSError):  # it has gone, or is slow: then it forgets the stream in time
-                codec.send(_NO_SHAPE + self._secret.sign(_REFUSAL + name) + name)
+                codec.send(_NO_SHAPE + _signed(self._secret, _REFUSAL, name))
         else:
             self._on_claim(stream_key)
 
@@ -200,7 +197,7 @@ class CodesInlet:
         """Ask the talker at `address` for a stream's further messages; False if it cannot be reached. Not for two threads at a time."""
         try:
             talker = self._talkers.get(address) or self._connect(address)
-            talker.send(self._secret.sign(_CLAIM + stream_key.encode()) + stream_key.encode())
+            talker.send(_signed(self._secret, _CLAIM, stream_key.encode()))
         except OSError:
             return False
         return True
@@ -209,7 +206,7 @@ class CodesInlet:
         """Tell the talker at `address` that a claimed stream's further messages must come through Triton."""
         if (talker := self._talkers.get(address)) is not None:
             with suppress(OSError):  # it has gone
-                talker.send(self._secret.sign(_RELEASE + stream_key.encode()) + stream_key.encode())
+                talker.send(_signed(self._secret, _RELEASE, stream_key.encode()))
 
     def close(self, timeout: float) -> None:
         """Close all connections and end their threads; `on_lost` is called for each."""
@@ -246,6 +243,11 @@ class CodesInlet:
         signature, name = refusal[:SIGNATURE_BYTES], refusal[SIGNATURE_BYTES:]
         if self._secret.has_signed(_REFUSAL + name, signature):
             self._on_refused(name.decode())
+
+
+def _signed(secret: ServerSecret, word: bytes, name: bytes) -> bytes:
+    """The name of a stream behind the signature of what is said of it."""
+    return secret.sign(word + name) + name
 
 
 def _new_socket() -> socket.socket:

@@ -56,7 +56,7 @@ class CodesRoute:
     def add_claim(self, now: float) -> None:
         """Let others know how long the claim took that has come. On any thread."""
         if self._outlet is not None and self._offered_at:
-            self._outlet.add_claim(now - self._offered_at)
+            self._outlet.claim_times.add(now - self._offered_at)
 
     def send_waiting(self) -> None:
         """Send what has waited for the claim: past Triton if that has come, else through it."""

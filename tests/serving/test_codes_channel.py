@@ -204,15 +204,15 @@ def test_the_talker_expects_claims_of_a_busy_codec_that_are_not_late_and_hears_o
     claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
     outlet = CodesOutlet(SECRET, {"a", "b", "c"}, claimed.put, busy_from=2)
     try:
-        outlet.add_claim(0.1)
+        outlet.claim_times.add(0.1)
         for key in ("a", "b"):
             assert not outlet.expects_claim("c", 0.0)
             codec.claims(outlet, key)
             assert claimed.get(timeout=PATIENCE) == key
         assert outlet.expects_claim("c", 0.1)
         assert not outlet.expects_claim("c", 0.25)
-        outlet.add_claim(0.2)
-        outlet.add_claim(0.05)
+        outlet.claim_times.add(0.2)
+        outlet.claim_times.add(0.05)
         assert outlet.expects_claim("c", 0.25)
         codec.claims(outlet, "c")
         assert claimed.get(timeout=PATIENCE) == "c"

@@ -7,21 +7,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Tensors
 from engine_lib.serving.codes_route import MOST_SECONDS_PAST_TRITON, CodesRoute
 
 
 class Ways:
-    """Both ways, and what has gone each; stands in for a Reply and a CodesOutlet."""
-
-    address = "here"
+    """Both ways, and what has gone each; stands in for a Reply."""
 
     def __init__(self, *, is_busy: bool = True) -> None:
         self.is_busy, self.is_claimed, self.is_slow = is_busy, False, False
-        self.waited = self.claim_seconds = 0.0
+        self.waited = 0.0
         self.through: list[int] = []
         self.past: list[int] = []
-        self.route = CodesRoute("a stream", cast(Any, self), cast(Any, Outlet(self)))
+        self.outlet = Outlet(self)
+        self.route = CodesRoute("a stream", cast(Any, self), cast(Any, self.outlet))
 
     def send(self, message: Tensors, *, is_final: bool) -> None:
         assert is_final == (message["header"][0] == LAST)
@@ -39,14 +39,11 @@ class Outlet:
     address = "here"
 
     def __init__(self, ways: Ways) -> None:
-        self.ways = ways
+        self.ways, self.claim_times = ways, LatencyWindow()
 
     def expects_claim(self, _: str, waited: float) -> bool:
         self.ways.waited = waited
         return self.ways.is_busy and not self.ways.is_claimed
-
-    def add_claim(self, seconds: float) -> None:
-        self.ways.claim_seconds = seconds
 
     def send(self, _: str, message: Tensors) -> bool:
         if self.ways.is_claimed and not self.ways.is_slow:
@@ -74,7 +71,7 @@ def test_what_a_claim_takes_counts_from_the_message_that_may_be_claimed() -> Non
     ways.speak(1, now=0.1)
     ways.speak(2, now=0.15)
     ways.route.add_claim(START + 0.2)
-    assert (ways.waited, ways.claim_seconds) == pytest.approx((0.05, 0.1))
+    assert (ways.waited, *ways.outlet.claim_times.latest(2)) == pytest.approx((0.05, 0.1))
 
 
 def test_a_message_that_comes_between_the_claim_and_the_news_of_it_overtakes_none() -> None:
