@@ -104,13 +104,14 @@ def block_rows_for(rows: int) -> int:
     return next((size for size in ROWS_OF_PROGRAMS if rows <= size), ROWS_OF_PROGRAMS[-1])
 
 
-def most_rows_for(out_features: int, in_features: int, *, gated: bool) -> int:
+def most_rows_for(out_features: int, in_features: int, *, gated: bool, dtype: torch.dtype = torch.bfloat16) -> int:
     """Rows of x up to which our own product by a weight is faster than cuBLAS's with the launches around that (layers/fused.py).
 
-    Without a measurement it depends on the size of the weight, because each program of 16 rows reads that again.
+    Without a measurement it depends on the size of the weight, because each program of 16 rows reads that again. All programs of
+    float32 are so small, so the measured borders are not for them.
     """
     default = FEW_NARROW_ROWS if min(out_features, in_features) <= NARROW else FEW_ROWS
-    return MEASURED_BORDERS.get((out_features, in_features, gated), default)
+    return default if dtype == torch.float32 else MEASURED_BORDERS.get((out_features, in_features, gated), default)
 
 
 def chunk_for(dtype: torch.dtype) -> int:

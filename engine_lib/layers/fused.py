@@ -122,7 +122,7 @@ def _is_ours(x: torch.Tensor, weight: Weight, few: bool | None = None, *, gated:
     if few is not None:
         return few
     out, inner = weight.shape
-    return len(x) <= most_rows_for(out // 2 if gated else out, inner, gated=gated)
+    return len(x) <= most_rows_for(out // 2 if gated else out, inner, gated=gated, dtype=x.dtype)
 
 
 def _many_rows(x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None) -> torch.Tensor:

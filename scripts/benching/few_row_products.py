@@ -53,7 +53,7 @@ class Product:
 
     def run_fp8(self, x: torch.Tensor, w: Fp8Weight, norm: Norm | None, residual: torch.Tensor) -> torch.Tensor:
         """The same with FP8 weights, as layers/fused.py computes it: many rows by a kernel of their own."""
-        if len(x) <= most_rows_for(self.out, self.inner, gated=self.gated):
+        if len(x) <= most_rows_for(self.out, self.inner, gated=self.gated, dtype=x.dtype):
             return self.run(x, w, norm, residual, None)
         if norm is not None:
             y = linear_fp8(rms_norm_rows(x, norm.weight, norm.eps), w)

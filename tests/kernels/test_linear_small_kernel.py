@@ -124,6 +124,7 @@ def test_each_weight_has_its_own_border_to_cublas(monkeypatch: pytest.MonkeyPatc
     assert most_rows_for(4000, 2048, gated=True) == 16
     monkeypatch.setitem(MEASURED_BORDERS, (4000, 2048, True), 48)
     assert most_rows_for(4000, 2048, gated=True) == 48
+    assert most_rows_for(4000, 2048, gated=True, dtype=torch.float32) == 16
     assert most_rows_for(4000, 2048, gated=False) == 16
 
 
