@@ -22,7 +22,7 @@ def plot(samples: Sequence[Sample], warm_up: float, slopes: Mapping[str, str], t
     minutes = [sample["seconds"] / 60 for sample in samples]
     memory = [name for name in samples[-1] if name.startswith("memory_mb")]
     first = samples[0]
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = Figure(figsize=(16, 8), layout="constrained")
     grown = {name: first.get(name, 0.0) for name in (*memory, "gpu_mb")}  # a process of gigabytes hides what the others gain
     panels: list[tuple[str, Sequence[str], Mapping[str, float]]] = [
         ("private memory, MB", memory, {}),
@@ -40,6 +40,6 @@ def plot(samples: Sequence[Sample], warm_up: float, slopes: Mapping[str, str], t
         if not base:
             axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
