@@ -74,6 +74,12 @@ class EngineConfig:
 
     max_num_seqs: int = option(64, "Streams decoded together; further requests wait.", minimum=1, maximum=1024, group="Talker")
     max_num_batched_tokens: int = option(512, "Prompt rows prefilled in one step; longer prompts are split.", minimum=1)
+    prompts_in_steps_from: int = option(
+        0,
+        "Streams from which on a step takes the rows of new prompts with it, so that both read the weights once; "
+        "0: prompts always run beside steps.",
+        minimum=0,
+    )
     max_model_len: int = option(4096, "Longest prompt plus frames of one request, in rows.", minimum=16, maximum=1 << 20)
     kv_block_size: int = option(16, "Rows in one block of the paged KV cache.", minimum=1, maximum=256)
     num_kv_blocks: int = option(

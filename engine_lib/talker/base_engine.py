@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from engine_lib.admission.pause import AdmissionPause
 from engine_lib.admission.room import Room
 from engine_lib.admission.turn import DEFAULT_TURN, Turn
 from engine_lib.checkpoint import Checkpoint
@@ -18,7 +19,6 @@ from engine_lib.delivery import Timestamps
 from engine_lib.errors import EngineDeadError, InvalidRequestError
 from engine_lib.prompt import Prompt
 from engine_lib.speech.alignment_file import ALIGNMENT_FILE, MAX_TEXT_ROWS
-from engine_lib.talker.backpressure import AdmissionPause
 from engine_lib.talker.output.runaway import SilentStream
 from engine_lib.talker.request import FurtherText, Request, RequestListener
 from engine_lib.talker.step_times import StepTimes

@@ -291,8 +291,10 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
 
     @property
     def _gathers_prompts(self) -> bool:
-        """Whether prompts wait for the launch of the next step: that comes so early that they are done when the step that runs ends."""
-        return (1 - LAUNCH_SHARE) * min(self._step_seconds) >= PREFILL_SECONDS and self.scheduler.may_gather_prompts
+        """Whether prompts wait for the launch of the next step: they join it, or are done when the step that runs ends."""
+        they_join = 0 < self.config.prompts_in_steps_from <= len(self.scheduler.active)
+        has_time = (1 - LAUNCH_SHARE) * min(self._step_seconds) >= PREFILL_SECONDS
+        return (they_join or has_time) and self.scheduler.may_gather_prompts
 
     def _prefill_ahead(self) -> None:
         """Launch the prompts of new sequences beside the step that runs; the next step samples their first frames."""

@@ -49,14 +49,13 @@ class Planner:
         for sequence in schedule.admitted:
             if (embedding := sequence.prompt.speaker_embedding) is not None:
                 yield SpeakerPlan(after, sequence.slot, embedding), NONE
-        if schedule.prefill:
+        in_step = self._prefill_in_step(schedule)
+        if schedule.prefill and in_step is None:
             # Before the slots, which only sampling needs: the host writes them while the device is busy with this.
             plan = self._prefill(schedule.prefill, after)
             self._scheduler.prefilled(schedule.prefill)
             yield plan, NONE
-            now = time.monotonic()
-            for chunk in schedule.prefill:
-                chunk.sequence.prefilled_at = now
+            _note_time(schedule.prefill)
         for sequence in schedule.admitted:
             yield self._slot(sequence, after), NONE
         if schedule.grown:
@@ -68,18 +67,34 @@ class Planner:
             yield self._text(schedule.fed), NONE
 
         # decode
+        if in_step is not None:
+            self._scheduler.prefilled(schedule.prefill)
         if schedule.decode:
-            yield self._decode(schedule.decode), schedule.decode
+            yield self._decode(schedule.decode, in_step), schedule.decode
+        if in_step is not None:
+            _note_time(schedule.prefill)
+
+    def _prefill_in_step(self, schedule: Schedule) -> PrefillPlan | None:
+        """The prompts of `schedule` if they go through the layers with its decode step."""
+        chunks, streams = schedule.prefill, schedule.decode
+        if not (chunks and streams) or any(chunk.completes_prompt for chunk in chunks) or any(stream.wants_scores for stream in streams):
+            return None
+        layout = self._worker.layout_in_step(len(streams), self._exact_layout(chunks))
+        return None if layout is None else self._fill(layout, chunks, 0)
 
     def _prefill(self, chunks: list[PrefillChunk], after: int) -> PrefillPlan:
-        exact = PrefillLayout(
+        return self._fill(self._worker.layout_for(self._exact_layout(chunks)), chunks, after)
+
+    def _exact_layout(self, chunks: list[PrefillChunk]) -> PrefillLayout:
+        return PrefillLayout(
             rows=sum(chunk.stop - chunk.start for chunk in chunks),
             sequences=len(chunks),
             sampled=sum(chunk.completes_prompt for chunk in chunks),
             width=max(-(-chunk.stop // self._block_size) for chunk in chunks),
             num_code_groups=chunks[0].sequence.prompt.codes.shape[1],
         )
-        layout = self._worker.layout_for(exact)
+
+    def _fill(self, layout: PrefillLayout, chunks: list[PrefillChunk], after: int) -> PrefillPlan:
         buffer = self._worker.prefill_buffer(layout)
         for chunk in chunks:
             sequence = chunk.sequence
@@ -128,10 +143,10 @@ class Planner:
             tables[row, : len(sequence.block_table)] = sequence.block_table
         return BlockTablePlan(_slots(sequences), tables)
 
-    def _decode(self, sequences: list[Sequence]) -> DecodePlan:
+    def _decode(self, sequences: list[Sequence], prefill: PrefillPlan | None = None) -> DecodePlan:
         num_rows = max(sequence.num_rows_on_device for sequence in sequences) + 1
         text_rows = max((self._text_rows(sequence) for sequence in sequences if sequence.wants_scores), default=0)
-        plan = DecodePlan(_slots(sequences), -(-num_rows // self._block_size), text_rows)
+        plan = DecodePlan(_slots(sequences), -(-num_rows // self._block_size), text_rows, prefill)
         self._scheduler.decoded(sequences)
         return plan
 
@@ -139,6 +154,12 @@ class Planner:
     def _text_rows(sequence: Sequence) -> int:
         """Rows of its text that its next frame may look at."""
         return max(min(sequence.num_text_rows, sequence.num_rows_on_device + 1 - sequence.prompt.text_start, MAX_TEXT_ROWS), 1)
+
+
+def _note_time(chunks: list[PrefillChunk]) -> None:
+    now = time.monotonic()
+    for chunk in chunks:
+        chunk.sequence.prefilled_at = now
 
 
 def _slots(sequences: list[Sequence]) -> npt.NDArray[np.int64]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine_lib.admission.fair_queue import FairQueue
-from engine_lib.talker.backpressure import AdmissionPause
+from engine_lib.admission.pause import AdmissionPause
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
 from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES

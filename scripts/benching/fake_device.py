@@ -41,7 +41,7 @@ class NoForward:
     def __init__(self, num_code_groups: int, hidden_size: int) -> None:
         self._num_code_groups, self._hidden_size = num_code_groups, hidden_size
 
-    def decode(self, slots: torch.Tensor, _width: int, _scores: object = None) -> torch.Tensor:
+    def decode(self, slots: torch.Tensor, _width: int, _scores: object = None, _prompts: object = None) -> torch.Tensor:
         """See TalkerForward."""
         return torch.empty(len(slots), 0)
 

@@ -46,14 +46,16 @@ UTTERANCES = [
 
 
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])
+@pytest.mark.parametrize("joining", [0, 1], ids=["prompts beside steps", "prompts in steps"])
 @pytest.mark.parametrize("checkpoint_name", ["tiny_custom_voice", "tiny_custom_voice_1b7"])
 def test_greedy_float32_codes_equal_the_cpu_engines_in_a_mixed_batch(
-    checkpoint_name: str, eager: bool, request: pytest.FixtureRequest
+    checkpoint_name: str, joining: int, eager: bool, request: pytest.FixtureRequest
 ) -> None:
     path: Path = request.getfixturevalue(checkpoint_name)
     with running_engine(path, device="cpu") as engine:
         expected = [speak(engine, utterance, max_frames=24 + 5 * i) for i, utterance in enumerate(UTTERANCES)]
-    with running_engine(path, device="cuda", dtype="float32", enforce_eager=eager, max_num_batched_tokens=24) as engine:
+    options: dict[str, Any] = {"device": "cuda", "dtype": "float32", "max_num_batched_tokens": 24}
+    with running_engine(path, enforce_eager=eager, prompts_in_steps_from=joining, **options) as engine:
         streams = [start(engine, utterance, max_frames=24 + 5 * i) for i, utterance in enumerate(UTTERANCES)]
         for stream, codes in zip(streams, expected, strict=True):
             assert stream.end().error == ""

@@ -114,7 +114,7 @@ def codes_of(weight: Any) -> Fp8Weight:
 
 
 def talker(model: Checkpoint, dtype: torch.dtype, *, fp8: bool = False) -> None:
-    """Decode, prefill and first frames in every size that is captured."""
+    """Decode, with prompts too, prefill and first frames in every size that is captured."""
     config = model.config.talker
     weights = TalkerModel(model, dtype=dtype, device=META, max_positions=ROWS, num_speaker_rows=SLOTS)
     for layer in (*weights.transformer.layers, *weights.code_predictor.transformer.layers) if fp8 else ():
@@ -131,6 +131,9 @@ def talker(model: Checkpoint, dtype: torch.dtype, *, fp8: bool = False) -> None:
     for batch in talker_graphs.BATCH_BUCKETS:
         slots = integers(batch)
         forward.sample(slots, forward.decode(slots, width, scores.of_step(slots, scores.out.shape[2])))
+    for rows in talker_graphs.PROMPT_ROWS_IN_STEPS:
+        layout = PrefillLayout(rows, talker_graphs.PROMPTS_IN_STEPS + 1, talker_graphs.PROMPTS_IN_STEPS, width, groups)
+        forward.decode(integers(SLOTS), width, None, layout.unpack(integers(layout.size)))
     for rows in talker_graphs.PREFILL_ROW_BUCKETS:
         for sequences in (*talker_graphs.PREFILL_SEQUENCE_BUCKETS, MAX_PREFILL_SEQUENCES):
             layout = PrefillLayout(rows, sequences + 1, sequences, width, groups)

@@ -20,6 +20,7 @@ from engine_lib.layers.attention import AttentionBackend, TorchAttention
 from engine_lib.ops.fp8 import Fp8Weight
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_forward import FusedForward
+from engine_lib.talker.device.plan import DecodePlan
 from engine_lib.talker.device.text_scores import TextScores
 from engine_lib.talker.device.worker import TalkerWorker
 from engine_lib.talker.engine import TalkerEngine
@@ -76,6 +77,31 @@ def test_a_decode_step_equals_the_one_in_torch(attention: AttentionBackend | Non
         assert_near(fused_forward(worker, attention).decode(slots, width, scores.of_step(slots, 7)), truth)
         assert_near(worker.kv_cache, stored)
         assert_near(scores.out.float().exp(), expected.float().exp())  # rows that are not seen are -inf in both
+
+
+@pytest.mark.parametrize("attention", [None, TorchAttention()], ids=["own attention", "a backend's attention"])
+def test_prompts_in_a_step_give_what_they_give_in_torch(attention: AttentionBackend | None, device: torch.device, voice: Path):
+    engine = make_engine(voice, device=device.type, dtype="float32", attention_backend="torch", prompts_in_steps_from=1)
+    worker = engine.worker
+    with torch.inference_mode():
+        prefill(engine, voice)
+        for i, text in enumerate(("three four five", "six")):
+            engine.scheduler.add(unheard(engine, f"new {i}", Utterance(text=text).prompt(voice)))
+        *before, (step, _) = engine.planner.plans(engine.scheduler.schedule())
+        for plan, _ in before:
+            worker.execute(plan)
+        assert isinstance(step, DecodePlan)
+        assert step.prefill is not None
+        slots, prompts = (torch.from_numpy(part).to(worker.device) for part in (step.slots, step.prefill.buffer))
+        inputs, width = step.prefill.layout.unpack(prompts), worker.state.block_tables.shape[1]
+        old = worker.kv_cache.clone()
+        worker.forward.prefill(inputs)  # beside the step, and ahead of it
+        beside = worker.forward.decode(slots, width)
+        stored = worker.kv_cache.clone()
+        for forward in (worker.forward, fused_forward(worker, attention)):
+            worker.kv_cache.copy_(old)
+            assert_near(forward.decode(slots, width, None, inputs), beside)
+            assert_near(worker.kv_cache, stored)
 
 
 def test_shards_make_the_decode_step_of_the_whole(device: torch.device, voice: Path, monkeypatch: pytest.MonkeyPatch):

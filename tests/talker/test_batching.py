@@ -35,7 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prefill row by row": {"max_num_batched_tokens": 1, "kv_block_size": 16},
     "small pool": SMALL_POOL,
     "pipelined": {"pipelined": True},
-    "all at once": SMALL_POOL | {"pipelined": True, "max_num_batched_tokens": 7, "max_num_seqs": 5},
+    "prompts in steps": {"prompts_in_steps_from": 1},
+    "all at once": SMALL_POOL | {"pipelined": True, "max_num_batched_tokens": 7, "max_num_seqs": 5, "prompts_in_steps_from": 2},
 }
 
 

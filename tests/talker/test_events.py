@@ -16,7 +16,13 @@ from talker.speaking import running_engine
 def test_any_number_of_joins_departures_and_cancellations_leaves_every_block_free(
     endless_voice: Path, num_events: int, pipelined: bool, fresh_seed: int
 ):
-    options: dict[str, Any] = {"max_model_len": 48, "num_kv_blocks": 20, "max_num_batched_tokens": 16, "max_num_seqs": 8}
+    options: dict[str, Any] = {
+        "max_model_len": 48,
+        "num_kv_blocks": 20,
+        "max_num_batched_tokens": 16,
+        "max_num_seqs": 8,
+        "prompts_in_steps_from": 3,
+    }
     with running_engine(endless_voice, pipelined=pipelined, **options) as engine:
         join_leave_and_cancel(engine, np.random.default_rng(fresh_seed), num_events=num_events, max_frames=4)
         assert engine.stats().num_prefix_hits > 0

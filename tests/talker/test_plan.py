@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import fields
 
+from engine_lib.process.wire import Message
 from engine_lib.sampling import SamplingParams
 from engine_lib.talker.device.plan import (
     PLAN_WIRE,
@@ -23,6 +24,7 @@ from engine_lib.talker.device.plan import (
 from engine_lib.talker.device.prefill_layout import PrefillLayout
 
 NOTHING = np.empty(0, np.int64)
+PREFILL = PrefillPlan(1, PrefillLayout(rows=3, sequences=2, sampled=1, width=4, num_code_groups=16), np.arange(-9, 90))
 PLANS = [
     SlotPlan(
         9,
@@ -38,16 +40,20 @@ PLANS = [
     SlotPlan(0, 0, 1, 0, -np.ones(16, np.int64), 0, SamplingParams(do_sample=False), NOTHING, NOTHING),
     SpeakerPlan(2, 4, np.array([1 / 3, -2e-30], np.float32)),
     BlockTablePlan(np.array([1, 0]), np.arange(6, dtype=np.int32).reshape(2, 3)),
-    PrefillPlan(1, PrefillLayout(rows=3, sequences=2, sampled=1, width=4, num_code_groups=16), np.arange(-9, 90)),
+    PREFILL,
     FirstFramesPlan(0, 2),
     DecodePlan(np.array([5, 4]), 7),
+    DecodePlan(np.array([5, 4]), 7, prefill=PREFILL),
     ErasePlan(NOTHING),
 ]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: type(plan).__name__)
 def test_a_plan_comes_out_of_its_message_as_it_went_in(plan: Plan):
-    copy = PLAN_WIRE.unpack(PLAN_WIRE.pack(plan))
+    assert_copied(plan, PLAN_WIRE.unpack(PLAN_WIRE.pack(plan)))
+
+
+def assert_copied(plan: Message, copy: Message) -> None:
     assert type(copy) is type(plan)
     for spec in fields(plan):
         value, copied = getattr(plan, spec.name), getattr(copy, spec.name)
@@ -55,6 +61,8 @@ def test_a_plan_comes_out_of_its_message_as_it_went_in(plan: Plan):
             assert (copied.dtype, copied.shape) == (value.dtype, value.shape)
             np.testing.assert_array_equal(copied, value)
             copied += 1  # torch must be able to write to it
+        elif isinstance(value, Message):
+            assert_copied(value, copied)
         else:
             assert copied == value
-            assert is_dataclass(value) or type(copied) is int
+            assert is_dataclass(value) or value is None or type(copied) is int

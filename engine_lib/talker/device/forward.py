@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from engine_lib.layers.attention import AttentionBackend
+from engine_lib.layers.transformer import Attend
 from engine_lib.ops.kv_cache import store_kv
 from engine_lib.talker.device.frame import FirstCodebookRules, sample_frame
 from engine_lib.talker.device.model import TalkerModel
@@ -30,13 +31,16 @@ class TalkerForward(Protocol):
     name: str
     can_be_captured: bool
 
-    def decode(self, slots: torch.Tensor, width: int, scores: StepScores | None = None) -> torch.Tensor:
+    def decode(
+        self, slots: torch.Tensor, width: int, scores: StepScores | None = None, prompts: PrefillInputs | None = None
+    ) -> torch.Tensor:
         """Run the next input row of each slot through all layers.
 
         Args:
             slots: [batch] int64.
             width: columns of the block tables that these slots use.
             scores: of this step, takes in every layer.
+            prompts: rows that go through the layers with these, and may be earlier rows of the same sequences; not with `scores`.
 
         Returns:
             [batch, hidden], before the final norm.
@@ -87,11 +91,14 @@ class PlainForward:
         self.name, self.can_be_captured = attention.name, attention.can_be_captured
         self._model, self._kv_cache, self._state, self._rules, self._attention = model, kv_cache, state, rules, attention
 
-    def decode(self, slots: torch.Tensor, width: int, scores: StepScores | None = None) -> torch.Tensor:
+    def decode(
+        self, slots: torch.Tensor, width: int, scores: StepScores | None = None, prompts: PrefillInputs | None = None
+    ) -> torch.Tensor:
         """See TalkerForward."""
-        state = self._state
+        state, batch = self._state, len(slots)
         rows = decode_rows(state, slots, width, self._kv_cache.shape[3])
         text_columns = state.frames[slots].clamp(max=state.text_ids.shape[1] - 1)
+        x = self._model.embed(state.text_ids[slots, text_columns], state.codes[slots])
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             k_cache, v_cache = self._kv_cache[layer]
@@ -100,11 +107,23 @@ class PlainForward:
                 scores.add(layer, q)
             return self._attention.decode(q, k_cache, v_cache, rows.block_tables, rows.lengths)
 
-        x = self._model.embed(state.text_ids[slots, text_columns], state.codes[slots])
-        return self._model.forward(x, rows.positions, attend)
+        if prompts is None:
+            return self._model.forward(x, rows.positions, attend)
+        attend_prompts = self._attend_prompts(prompts)
+
+        def attend_both(layer: int, *qkv: torch.Tensor) -> torch.Tensor:
+            of_prompts = attend_prompts(layer, *(t[batch:] for t in qkv))  # first, because a row of `slots` may come behind them
+            return torch.cat([attend(layer, *(t[:batch] for t in qkv)), of_prompts])
+
+        x, positions = torch.cat([x, self._model.embed(prompts.text_ids, prompts.codes)]), torch.cat([rows.positions, prompts.positions])
+        return self._model.forward(x, positions, attend_both)[:batch]
 
     def prefill(self, inputs: PrefillInputs) -> torch.Tensor:
         """See TalkerForward."""
+        x = self._model.embed(inputs.text_ids, inputs.codes)
+        return self._model.forward(x, inputs.positions, self._attend_prompts(inputs))
+
+    def _attend_prompts(self, inputs: PrefillInputs) -> Attend:
         block_tables, lengths, query_starts = (t.to(torch.int32) for t in (inputs.block_tables, inputs.lengths, inputs.query_starts))
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -112,7 +131,7 @@ class PlainForward:
             store_kv(k, v, k_cache, v_cache, inputs.cache_rows)
             return self._attention.prefill(q, k_cache, v_cache, block_tables, lengths, query_starts)
 
-        return self._model.forward(self._model.embed(inputs.text_ids, inputs.codes), inputs.positions, attend)
+        return attend
 
     def sample(self, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See TalkerForward."""

@@ -28,6 +28,7 @@ from engine_lib.talker.device.text_scores import TextScores
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 PREFILL_ROW_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 PREFILL_SEQUENCE_BUCKETS = (1, 4)
+PROMPT_ROWS_IN_STEPS, PROMPTS_IN_STEPS = (32, 128), 4  # prompts that join a step: rows of all, and their number at most
 WARMUP_RUNS = 2  # libraries choose algorithms and allocate workspaces in the first runs, which must not be captured
 
 
@@ -71,7 +72,7 @@ class CapturableSteps(Protocol):
     first_slots: torch.Tensor
     text_scores: TextScores | None
 
-    def step(self, slots: torch.Tensor, width: int, text_rows: int = 0) -> torch.Tensor: ...
+    def step(self, slots: torch.Tensor, width: int, text_rows: int = 0, prompts: PrefillInputs | None = None) -> torch.Tensor: ...
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor: ...
     def first_frames(self, slots: torch.Tensor) -> torch.Tensor: ...
     def prefill_buffer(self, layout: PrefillLayout) -> PrefillBuffer: ...
@@ -103,7 +104,14 @@ class TalkerGraphs:
             for rows in _buckets(PREFILL_ROW_BUCKETS, min(config.max_num_batched_tokens, config.max_model_len))
             for sequences in sequence_buckets
         ]
+        joining = [
+            PrefillLayout(rows, PROMPTS_IN_STEPS + 1, PROMPTS_IN_STEPS, steps.table_width, steps.talker_config.num_code_groups)
+            for rows in PROMPT_ROWS_IN_STEPS
+        ]
+        least = config.prompts_in_steps_from
+        in_steps = [(batch, layout) for batch in reversed(batches) if 0 < least <= batch for layout in joining]
         self._steps: dict[int, CapturedFunction] = {}
+        self._steps_with_prompts: dict[tuple[int, PrefillLayout], CapturedFunction] = {}
         self._scored_steps: dict[int, CapturedFunction] = {}  # only of a checkpoint that can give timestamps
         self._prefills: dict[PrefillLayout, CapturedFunction] = {}
         self._first_frames: dict[int, CapturedFunction] = {}
@@ -112,7 +120,7 @@ class TalkerGraphs:
             self._write_slot = CapturedFunction(steps.slots.write, blank, prefill_pool)
         # The largest first, so that the smaller ones fit into its memory.
         scores = steps.text_scores
-        num_graphs = len(self._layouts) + len(sequence_buckets) + len(batches) * (1 if scores is None else 2)
+        num_graphs = len(self._layouts) + len(sequence_buckets) + len(batches) * (1 if scores is None else 2) + len(in_steps)
         with tqdm(total=num_graphs, desc="capturing talker graphs", unit="graph", disable=None) as progress:
             for layout in reversed(self._layouts):
                 with on_stream(prefill_stream):
@@ -122,6 +130,11 @@ class TalkerGraphs:
             for count in reversed(sequence_buckets):
                 with on_stream(prefill_stream):
                     self._first_frames[count] = CapturedFunction(steps.first_frames, steps.first_slots[:count], prefill_pool)
+                progress.update()
+            for batch, layout in in_steps:
+                padding = np.concatenate([np.full(batch, self._scratch_slot, np.int64), steps.prefill_buffer(layout).finish()])
+                function = partial(_step_with_prompts, steps, batch, layout)
+                self._steps_with_prompts[batch, layout] = CapturedFunction(function, torch.from_numpy(padding).to(device), pool)
                 progress.update()
             for batch in reversed(batches):
                 slots = torch.full((batch,), self._scratch_slot, device=device)
@@ -135,7 +148,8 @@ class TalkerGraphs:
         self.nbytes = torch.cuda.memory_reserved(device) - reserved
 
     def __len__(self) -> int:
-        return len(self._steps) + len(self._scored_steps) + len(self._prefills) + len(self._first_frames) + 1
+        of_steps = len(self._steps) + len(self._steps_with_prompts) + len(self._scored_steps)
+        return of_steps + len(self._prefills) + len(self._first_frames) + 1
 
     def step(self, slots: npt.NDArray[np.integer[Any]], *, with_scores: bool = False) -> torch.Tensor:
         """One frame of `slots` [n]: codes [n or more, num_code_groups]. With scores, TextScores.out has those of all its rows then."""
@@ -144,13 +158,31 @@ class TalkerGraphs:
         padded[: len(slots)] = slots
         return (self._scored_steps if with_scores else self._steps)[batch].replay(padded)
 
+    def step_with_prompts(
+        self, slots: npt.NDArray[np.integer[Any]], layout: PrefillLayout, buffer: npt.NDArray[np.integer[Any]]
+    ) -> torch.Tensor:
+        """As `step`, with prompt rows in the buffer of a layout from `layout_in_step`."""
+        batch = min(batch for batch, its in self._steps_with_prompts if batch >= len(slots) and its == layout)
+        padded = np.full(batch + len(buffer), self._scratch_slot, np.int64)
+        padded[: len(slots)], padded[batch:] = slots, buffer
+        return self._steps_with_prompts[batch, layout].replay(padded)
+
+    def layout_in_step(self, streams: int, exact: PrefillLayout) -> PrefillLayout | None:
+        """The smallest captured layout that `exact` fits into beside `streams` in one step; None if there is none."""
+        fitting = [
+            layout
+            for batch, layout in self._steps_with_prompts
+            if batch >= streams and layout.rows >= exact.rows and layout.sequences > exact.sequences
+        ]
+        return min(fitting, key=lambda layout: layout.rows, default=None)
+
     def write_slot(self, packed: npt.NDArray[np.integer[Any]]) -> None:
         """Begin a stream; `packed` as in SlotTable.pack."""
         self._write_slot.replay(packed)
 
     def release(self) -> None:
         """Destroy all graphs; steps from here on raise RuntimeError."""
-        steps = (*self._steps.values(), *self._scored_steps.values())
+        steps = (*self._steps.values(), *self._steps_with_prompts.values(), *self._scored_steps.values())
         for captured in (self._write_slot, *steps, *self._prefills.values(), *self._first_frames.values()):
             captured.release()
 
@@ -169,6 +201,10 @@ class TalkerGraphs:
 
 def _prefill(steps: CapturableSteps, layout: PrefillLayout, buffer: torch.Tensor) -> torch.Tensor:
     return steps.prefill_step(layout.unpack(buffer))
+
+
+def _step_with_prompts(steps: CapturableSteps, batch: int, layout: PrefillLayout, inputs: torch.Tensor) -> torch.Tensor:
+    return steps.step(inputs[:batch], steps.table_width, prompts=layout.unpack(inputs[batch:]))
 
 
 def _buckets(sizes: Sequence[int], largest: int) -> list[int]:

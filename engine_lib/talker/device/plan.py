@@ -95,11 +95,13 @@ class DecodePlan(Message, frozen=True):
     Attributes:
         width: columns of their block tables that they use.
         text_rows: rows of text of which the frame gives scores, as in TextScores; 0: no stream asks.
+        prefill: prompt rows that go through the layers with the frame's, none of them sampled; None: none.
     """
 
     slots: Integers
     width: int
     text_rows: int = 0
+    prefill: PrefillPlan | None = None
 
 
 class ErasePlan(Message, frozen=True):

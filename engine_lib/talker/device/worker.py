@@ -200,6 +200,12 @@ class TalkerWorker:
         """The layout of a PrefillPlan that `exact` fits into: the smallest captured one, or `exact` if none is captured."""
         return exact if self.graphs is None else self.graphs.layout_for(exact)
 
+    def layout_in_step(self, streams: int, exact: PrefillLayout) -> PrefillLayout | None:
+        """The layout with which prompt rows join a step of `streams`; None: they run beside it."""
+        if not 0 < self.config.prompts_in_steps_from <= streams:
+            return None
+        return exact if self.graphs is None else self.graphs.layout_in_step(streams, exact)
+
     def prefill_buffer(self, layout: PrefillLayout) -> PrefillBuffer:
         """An empty buffer for a PrefillPlan."""
         return PrefillBuffer(
@@ -287,9 +293,13 @@ class TalkerWorker:
         if self._prefill_stream is not None and self._is_ahead:
             torch.cuda.current_stream(self.device).wait_stream(self._prefill_stream)
             self._is_ahead = False
+        prefill = plan.prefill
         if self.graphs is not None:
+            if prefill is not None:
+                return self.graphs.step_with_prompts(plan.slots, prefill.layout, prefill.buffer)[: len(plan.slots)]
             return self.graphs.step(plan.slots, with_scores=plan.text_rows > 0)[: len(plan.slots)]
-        return self.step(self._upload(plan.slots), plan.width, plan.text_rows)
+        prompts = None if prefill is None else prefill.layout.unpack(self._upload(prefill.buffer))
+        return self.step(self._upload(plan.slots), plan.width, plan.text_rows, prompts)
 
     def _erase(self, plan: ErasePlan) -> None:
         self.kv_cache[:, :, self._upload(plan.blocks)] = 0
@@ -298,19 +308,20 @@ class TalkerWorker:
 
     # steps, which graphs capture
 
-    def step(self, slots: torch.Tensor, width: int, text_rows: int = 0) -> torch.Tensor:
+    def step(self, slots: torch.Tensor, width: int, text_rows: int = 0, prompts: PrefillInputs | None = None) -> torch.Tensor:
         """One frame for each slot: input row, talker, head, sampling, code predictor, state.
 
         Args:
             slots: [batch] int64; `scratch_slot` pads.
             width: columns of the block tables that these slots use.
             text_rows: rows of each text that `text_scores` gets the scores of.
+            prompts: rows that go through the talker's layers with these.
 
         Returns:
             [batch, num_code_groups] int64; codebook 0 is EOS if the stream ends, BAD_CODE if its row went wrong.
         """
         scores = self.text_scores.of_step(slots, text_rows) if text_rows and self.text_scores is not None else None
-        return self.forward.sample(slots, self.forward.decode(slots, width, scores))
+        return self.forward.sample(slots, self.forward.decode(slots, width, scores, prompts))
 
     def prefill_step(self, inputs: PrefillInputs) -> torch.Tensor:
         """Run prompt rows, and keep those that `first_frames` may sample from: [sampled, hidden]."""
