@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import numpy as np
@@ -15,7 +16,7 @@ class LatencyWindow:
     """
 
     def __init__(self, size: int = 1024) -> None:
-        self._latest: deque[float] = deque(maxlen=size)
+        self._latest: deque[tuple[float, float]] = deque(maxlen=size)  # when each was added (time.monotonic()), and the duration
         self.num_added = 0
 
     def __len__(self) -> int:
@@ -23,14 +24,15 @@ class LatencyWindow:
 
     def add(self, seconds: float) -> None:
         """Remember one duration; the oldest is forgotten if the window is full."""
-        self._latest.append(seconds)
+        self._latest.append((time.monotonic(), seconds))
         self.num_added += 1
 
     def latest(self, number: int) -> list[float]:
         """The last `number` durations, as far as they are remembered, oldest first."""
-        return list(self._latest)[-number:] if number else []
+        return [seconds for _, seconds in list(self._latest)[-number:]] if number else []
 
-    def quantile(self, q: float) -> float:
-        """The `q`-quantile (0..1) of the remembered durations; 0 if there are none."""
-        latest = list(self._latest)
+    def quantile(self, q: float, within: float | None = None) -> float:
+        """The `q`-quantile (0..1) of the remembered durations, or of those added in the last `within` seconds; 0 if there are none."""
+        since = float("-inf") if within is None else time.monotonic() - within
+        latest = [seconds for added_at, seconds in list(self._latest) if added_at >= since]
         return float(np.quantile(latest, q)) if latest else 0.0

@@ -17,6 +17,7 @@ from typing import Any
 from engine_lib.process.latency import LatencyWindow
 
 QUANTILES = (0.5, 0.99)
+QUANTILE_SECONDS = 300.0  # older durations do not count: an alert must end, though no new stream comes
 
 
 def instance_labels(model: str, version: str) -> dict[str, str]:
@@ -134,11 +135,11 @@ class Metrics:
                 self._publishers.append(_Gauge(family.Metric(labels=self._labels | {label: value}), read).publish)
 
     def quantiles(self, name: str, description: str, durations: LatencyWindow) -> None:
-        """Add gauges of the median and the 99th percentile of the latest durations, with the label `quantile`."""
+        """Add gauges of the median and the 99th percentile of the latest durations, with the label `quantile`; 0 if none is recent."""
         if (family := self._new_family(name, description, "GAUGE")) is not None:
             for q in QUANTILES:
                 metric = family.Metric(labels=self._labels | {"quantile": f"{q:g}"})
-                self._publishers.append(_Gauge(metric, partial(durations.quantile, q)).publish)
+                self._publishers.append(_Gauge(metric, partial(durations.quantile, q, QUANTILE_SECONDS)).publish)
 
     def total(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a counter of the growth of `read()` from now on, read at the time of publishing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from engine_lib.process.latency import LatencyWindow
@@ -16,6 +18,19 @@ def test_durations_forget_what_is_old_and_know_their_quantiles() -> None:
     assert len(durations) == 4
     assert durations.quantile(0.5) == 2.5
     assert durations.quantile(1.0) == 4.0
+
+
+def test_a_quantile_of_late_durations_leaves_out_those_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations, now = LatencyWindow(), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    durations.add(9.0)
+    now = 130.0
+    durations.add(1.0)
+    assert durations.quantile(0.5, within=60) == 5.0
+    assert durations.quantile(1.0, within=10) == 1.0
+    now = 300.0
+    assert durations.quantile(1.0, within=60) == 0
+    assert durations.quantile(1.0) == 9.0
 
 
 def test_intervals_are_taken_between_decode_steps_that_follow_each_other() -> None:
