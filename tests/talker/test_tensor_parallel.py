@@ -48,12 +48,12 @@ from talker.speaking import (
     speak,
     start,
 )
-from talker.test_batching import FED, SMALL_POOL, WHOLE, speak_together
+from talker.test_batching import FED, OPTIONS, WHOLE, speak_together
 from talker.test_faults import assert_blocks_are_given_out_clean
 from talker.test_oracle_voices import clone
 
 CPU = torch.device("cpu")
-ALL_AT_ONCE: dict[str, Any] = SMALL_POOL | {"pipelined": True, "max_num_batched_tokens": 7, "max_num_seqs": 5}
+ALL_AT_ONCE = OPTIONS["all at once"]
 UTTERANCES = (WHOLE[0], FED[1], WHOLE[2], FED[3], WHOLE[1])
 SAMPLINGS = [replace(SamplingParams(seed=i) if i % 2 else GREEDY, max_frames=frames) for i, frames in enumerate((16, 15, 3, 12, 16))]
 
