@@ -53,6 +53,14 @@ OUTPUT, ERRORS = 1, 2  # descriptors
 CHECK_SECONDS = 0.5  # between two looks at the gateway
 LINGERED = "a client has left its gRPC stream open, or Triton has leaked a cancelled request"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Arguments of tritonserver that come from here: with other values it would be asked on the wrong ports, or killed too early.
+OWN_ARGUMENTS = {
+    **{f"--{name}-port": f"choose the port with --{name}-port of serve.py" for name in ("http", "grpc", "metrics")},
+    **{f"--{name}-address": "choose the address with --address" for name in ("http", "grpc", "metrics")},
+    **{f"--allow-{name}": "serve.py and the models ask there, so it must stay open" for name in ("http", "grpc")},
+    **{f"--model-{name}": "choose the checkpoints with --model" for name in ("repository", "store")},
+    "--exit-timeout-secs": "choose the seconds with --exit-timeout",
+}
 
 
 class _StopRequested(Exception):
@@ -61,6 +69,7 @@ class _StopRequested(Exception):
 
 def main() -> int:
     """Read the command line, serve until the server ends, and return the exit code."""
+    _open_closed_descriptors()
     arguments = _parser().parse_args()
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -194,6 +203,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     of_model: dict[str, dict[str, str]] = {}
     for key, value in arguments.option:
         model, dot, name = key.rpartition(".")
+        if name == "model_path":
+            raise ConfigError(f"--option {key}: has no effect here; choose the checkpoints with --model")
         (of_model.setdefault(model, {}) if dot else every)[name] = value
     return Options(os.environ, every, of_model)
 
@@ -215,15 +226,24 @@ def _option(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _triton_argument(text: str) -> str:
+    if advice := OWN_ARGUMENTS.get(name := text.partition("=")[0]):
+        raise argparse.ArgumentTypeError(f"{name} is given to tritonserver already; {advice}")
+    return text
+
+
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; give seconds above 0, and at most {LARGEST}")
     return seconds
 
 
 def _count(text: str) -> int:
-    count = int(text)
+    count = int(text) if text.isdecimal() else 0
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; give 1 or more")
     return count
@@ -234,6 +254,15 @@ def _address(text: str) -> str:
         return str(IPv4Address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address; give one of this machine, or {EVERY_ADDRESS} for all") from None
+
+
+def _open_closed_descriptors() -> None:
+    """Open /dev/null for an input or output that is closed; else a port or a file of the server would take its number."""
+    for number in (0, OUTPUT, ERRORS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
 
 
 def _say(text: str, output: int = OUTPUT) -> None:
@@ -319,10 +348,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="file or pipe for the server's output (default: standard output)")
     parser.add_argument(
         "--triton-argument",
+        type=_triton_argument,
         action="append",
         default=[],
         metavar="ARGUMENT",
-        help="passed to tritonserver unchanged, for example --triton-argument=--log-verbose=1; may be repeated",
+        help="passed to tritonserver unchanged, for example --triton-argument=--log-verbose=1; may be repeated. Its ports, addresses and "
+        "models are chosen by the options above",
     )
     return parser
 

@@ -37,7 +37,7 @@ def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
     assert f"http port {port} cannot be used" in result.stderr
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300", "soon"])
 def test_serve_refuses_an_exit_timeout_that_is_none(seconds: str) -> None:
     result = subprocess.run([*SERVE, f"--exit-timeout={seconds}"], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 2
@@ -103,6 +103,18 @@ def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_pa
         assert "serve.py: warning: Triton 2.51.0 (24.10) is older than 2.75.0 (26.11), which is recommended: " in errors
 
 
+def test_serve_needs_no_open_input_and_outputs(endless_voice: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = ["--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, "--exit-timeout", str(PATIENCE)]
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *SERVE, *arguments, "--log-file", str(log)]
+    with subprocess.Popen(command) as serve:
+        eventually(lambda: log.exists() and "Started HTTPService" in log.read_text(), "the server has started")
+        outputs = {os.readlink(f"/proc/{serve.pid}/fd/{number}") for number in range(3)}
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(PATIENCE) == 0
+    assert outputs == {os.devnull}
+
+
 def addresses_of(ports: str) -> set[str]:
     """The addresses on which the ports in serve.py's last line are listened to. gRPC names them as IPv6 does."""
     numbers = [int(word) for word in ports.replace(",", "").split() if word.isdecimal()]
@@ -127,6 +139,37 @@ def test_serve_refuses_an_option_without_a_name_or_a_value(option: str) -> None:
     result = subprocess.run([*SERVE, "--option", option], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 2
     assert f"argument --option: {option!r} is not NAME=VALUE or MODEL.NAME=VALUE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ("--http-port=8123", "choose the port with --http-port of serve.py"),
+        ("--metrics-address", "choose the address with --address"),
+        ("--allow-http=false", "serve.py and the models ask there, so it must stay open"),
+        ("--model-repository=/models", "choose the checkpoints with --model"),
+    ],
+)
+def test_serve_refuses_an_argument_of_tritonserver_that_it_gives_itself(argument: str, advice: str) -> None:
+    result = subprocess.run([*SERVE, f"--triton-argument={argument}"], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    name = argument.partition("=")[0]
+    assert f"argument --triton-argument: {name} is given to tritonserver already; {advice}\n" in result.stderr
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
+def test_serve_refuses_a_trace_rate_that_is_no_number(number: str) -> None:
+    result = subprocess.run([*SERVE, f"--trace-rate={number}"], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    assert f"argument --trace-rate: {number} is not allowed; give 1 or more" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["model_path", "talker.model_path"])
+def test_serve_refuses_a_checkpoint_that_is_given_as_an_option(endless_voice: Path, option: str) -> None:
+    command = [*SERVE, "--model", str(endless_voice), "--option", f"{option}=/models/another"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert result.stderr == f"serve.py: --option {option}: has no effect here; choose the checkpoints with --model\n"
 
 
 def test_serve_says_that_a_path_is_empty() -> None:
