@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch  # types only: models without an engine import this module, and must not load torch
 
 
+INCOMPLETE = ("not fully covered", "header too small", "invalid header length")  # words of safetensors for a file that ends too early
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # all weights, or the names of the files that have them
 
 
@@ -146,7 +147,9 @@ class Weights:
             try:
                 handle = safe_open(str(file), framework="pt")
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(why_unreadable(file, error)) from None
+                incomplete = any(word in str(error) for word in INCOMPLETE)
+                advice = "; the file is incomplete, as after a download that was broken off: download it again" if incomplete else ""
+                raise CheckpointError(f"{why_unreadable(file, error)}{advice}") from None
             self._files.update(dict.fromkeys(handle.keys(), handle))
 
     def names(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def test_a_missing_or_broken_json_file_is_named(folder: Path, file: str):
         return
     with pytest.raises(CheckpointError, match=rf"{file} is missing; (the folder is not a complete|copy speech_tokenizer from)"):
         Checkpoint(folder)
+
+
+@pytest.mark.parametrize("size", [0, 100, 100_000])
+def test_a_weight_file_that_was_downloaded_in_part_is_called_that(folder: Path, size: int):
+    os.truncate(folder / "model.safetensors", size)
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read: .*; the file is incomplete, .*: download it again$"):
+        Weights(folder)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "speech_tokenizer/model.safetensors"])

@@ -19,6 +19,7 @@ STATUS_CODES = ("INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "INTERNAL")
 # Codes that a stream ends with in-band and Triton does not have.
 OTHER_CODES = {"DEADLINE_EXCEEDED": "UNAVAILABLE"}
 CODE = re.compile(r"([A-Z_]+): ")
+NOT_SERVED = re.compile(r"Request for unknown model|Server is stopping")  # Triton's words for a model that is being loaded, or no longer is
 
 
 class RelayedError(Qwen3TTSError):
@@ -40,6 +41,8 @@ def status(error: BaseException) -> tuple[str, str]:
     elif isinstance(error, InvalidRequestError):
         code, message = "INVALID_ARG", str(error)
     elif isinstance(error, OverloadedError | EngineDeadError | StoreError) or str(error) == SHUTDOWN_ERROR:
+        code, message = "UNAVAILABLE", str(error)
+    elif isinstance(error, RelayedError) and NOT_SERVED.match(str(error)):
         code, message = "UNAVAILABLE", str(error)
     elif isinstance(error, Qwen3TTSError):
         code, message = "INTERNAL", str(error)

@@ -1,4 +1,7 @@
-"""A server serves one version of a model: the latest, which ensemble and control requests reach."""
+"""What Triton must be told of a model that streams: one version, the latest, which ensemble and control requests reach; and how it answers.
+
+A config may come from an operator, or with a request to load the model, which would then end the server at the first stream.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,22 @@ def check_only_version(args: Mapping[str, str]) -> None:
             f"version_policy: loads version {own} of {args['model_name']} beside version {latest}, and a server serves one version of it; "
             f"name the one to serve, as in version_policy: {{ specific: {{ versions: [{own}] }} }}"
         )
+
+
+def check_streams(args: Mapping[str, str]) -> None:
+    """Refuse a config with which Triton would take one answer for a request, or put requests together.
+
+    Args:
+        args: the arguments of `initialize`.
+
+    Raises:
+        ConfigError: a field has a value with which no stream can be served.
+    """
+    config = json.loads(args["model_config"])
+    if not (config.get("model_transaction_policy") or {}).get("decoupled"):
+        raise ConfigError(f"model_transaction_policy: {args['model_name']} answers in a stream; give {{ decoupled: true }}")
+    if int(config.get("max_batch_size", 0)) != 0:
+        raise ConfigError(f"max_batch_size: is {config['max_batch_size']}; give 0, because the engine batches streams by itself")
 
 
 def _loaded_versions(args: Mapping[str, str]) -> list[int]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tritonclient.grpc as triton
@@ -33,6 +37,28 @@ def test_reloads_lose_no_stream(reloadable: TritonServer) -> None:
 def test_a_helper_is_loaded_again(reloadable: TritonServer, model: str) -> None:
     reload(reloadable, model)
     assert reloadable.is_model_ready(model)
+    with Stream(reloadable, inputs(sampling={"max_frames": 2})) as stream:
+        assert stream.all()[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "problem"),
+    [
+        ("talker", {"model_transaction_policy": {"decoupled": False}}, "model_transaction_policy: talker answers in a stream"),
+        ("codec_decoder", {"max_batch_size": 8}, "max_batch_size: is 8; give 0"),
+        ("talker", {"parameters": {"kv_block_size": {"string_value": "many"}}}, "kv_block_size: 'many' is not a whole number"),
+    ],
+)
+def test_a_load_with_a_bad_config_is_refused_and_the_old_instance_serves_on(
+    reloadable: TritonServer, model: str, changes: dict[str, Any], problem: str
+) -> None:
+    base = f"http://localhost:{reloadable.http_port}/v2"
+    with urllib.request.urlopen(f"{base}/models/{model}/config", timeout=PATIENCE) as response:
+        config = json.load(response)
+    body = json.dumps({"parameters": {"config": json.dumps(config | changes)}})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{base}/repository/models/{model}/load", data=body.encode(), timeout=PATIENCE)
+    assert problem in json.load(refused.value)["error"]
     with Stream(reloadable, inputs(sampling={"max_frames": 2})) as stream:
         assert stream.all()[-1].finish_reason == "length"
 

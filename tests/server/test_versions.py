@@ -1,8 +1,9 @@
-"""Two versions of a model: the latest is served, and any other is refused by name."""
+"""What a config must say of a model that streams: the latest version is served, and any other is refused by name; it is decoupled."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from engine_lib.errors import ConfigError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
-from engine_lib.serving.versions import check_only_version
+from engine_lib.serving.versions import check_only_version, check_streams
 from server.conftest import TALKER_ALONE, new_server
 from server.streams import Stream, inputs
 
@@ -66,3 +67,19 @@ def test_a_folder_of_an_older_version_may_stay(endless_voice: Path, tmp_path: Pa
     assert [f"successfully loaded '{model}'" in log for model in ("talker", "codec_decoder")] == [True, True]
     assert "loading: talker:2" in log
     assert "loading: codec_decoder:1" in log
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"max_batch_size": 8}, "max_batch_size: is 8; give 0"),
+        ({"model_transaction_policy": {"decoupled": False}}, "model_transaction_policy: talker answers in a stream; give { decoupled: true }"),
+        ({"model_transaction_policy": None}, "model_transaction_policy: talker answers in a stream"),
+    ],
+)
+def test_a_config_with_which_nothing_can_stream_is_refused(changes: dict[str, object], problem: str | None) -> None:
+    config = {"max_batch_size": 0, "model_transaction_policy": {"decoupled": True}} | changes
+    args = {"model_name": "talker", "model_config": json.dumps(config)}
+    with pytest.raises(ConfigError, match=re.escape(problem)) if problem else nullcontext():
+        check_streams(args)

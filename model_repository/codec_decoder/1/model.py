@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.codec_service import CodecService
 from engine_lib.serving.options import engine_config
-from engine_lib.serving.versions import check_only_version
+from engine_lib.serving.versions import check_only_version, check_streams
 
 
 class TritonPythonModel:
@@ -22,6 +22,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; the server reports an exception raised here as its reason."""
         check_only_version(args)
+        check_streams(args)
         self._service = CodecService(TritonBackend(pb_utils, args, GUARD), engine_config(args))
 
     def execute(self, requests: list[Any]) -> None:
