@@ -14,23 +14,25 @@ from qwen3_tts_gateway.errors import ApiError
 
 LONGEST_SECONDS = 120  # no server takes a longer one; so a small file cannot become a large array
 MOST_CHANNELS = 8
-DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII)
+DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w.+-]+=(?:[\w.+-]+|\"[^\"]*\"))*;base64,", re.ASCII | re.IGNORECASE)
+BLANKS = str.maketrans("", "", " \t\r\n")  # `base64 FILE` breaks its lines
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII | re.IGNORECASE)
 
 
 def recording_of(text: str, field: str) -> Recording:
-    """The recording in a data URL, or in plain base64.
+    """The recording in a data URL, or in plain base64, in one line or in many.
 
     Raises:
         ApiError: it holds none; `field` is named.
     """
+    text = text.strip()
     prefix = DATA_URL.match(text)
     if not prefix and ADDRESS.match(text):
         raise _refused(
             field, "an address is not allowed, because the gateway opens none; give the file's content, as data:audio/wav;base64,.."
         )
     try:
-        content = base64.b64decode(text[prefix.end() if prefix else 0 :], validate=True)
+        content = base64.b64decode(text[prefix.end() if prefix else 0 :].translate(BLANKS), validate=True)
     except (binascii.Error, ValueError):
         raise _refused(field, "it is not base64; give the content of an audio file, as data:audio/wav;base64,..") from None
     return decoded(content, field)

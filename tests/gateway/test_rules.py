@@ -220,10 +220,28 @@ def test_a_recording_is_read_from_base64() -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        "{lines}",  # as `base64 FILE` and Python's encodebytes write it
+        " {line}\r\n",
+        "data:audio/flac;base64,{lines}",
+        "DATA:audio/flac;Base64,{line}",
+        "data:;base64,{line}",
+        'data:audio/webm;codecs="opus";base64,{line}',
+    ],
+)
+def test_base64_may_have_line_breaks_and_a_data_url_any_type(given: str) -> None:
+    content = flac(2)
+    text = given.format(line=base64.b64encode(content).decode(), lines=base64.encodebytes(content).decode())
+    assert len(recording_of(text, "ref_audio").audio) == 16_000
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("https://example.org/a.wav", "an address is not allowed"),
         ("file:///etc/passwd", "an address is not allowed"),
+        ("data:audio/wav,RIFF", "an address is not allowed"),
         ("/etc/passwd!", "not base64"),
         (base64.b64encode(b"no audio").decode(), "cannot be read as audio"),
         ("", "cannot be read as audio"),
