@@ -195,12 +195,12 @@ def _message(model: str, tensors: Tensors, parameters: str, timeout: int) -> ser
         message.inputs.add(name=name, datatype=DATATYPES.get(tensor.dtype, "BYTES"), shape=tensor.shape)
         message.raw_input_contents.append(content)
     for name, value in ({"sparse_answers": True} | json.loads(parameters or "{}")).items():
-        if name in TRITON_NAMES:
+        # Triton's own, which /generate lets through with any value, and a gRPC request does not.
+        if name in TRITON_NAMES or name.startswith("triton_"):
             continue
         _check_whole(model, name, value)
-        # Triton's own, which /generate lets through with any type, and a gRPC request does not.
-        if name == "priority" and type(value) is not int:
-            raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number")
+        if name == "priority" and (type(value) is not int or value < 0):
+            raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from 0")
         kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(type(value), "string_param")
         try:
             setattr(message.parameters[name], kind, value)

@@ -58,12 +58,15 @@ def generate(server: TritonServer, **fields: Any) -> Any:
         return json.load(response)
 
 
-@pytest.mark.parametrize(("name", "value"), [("timeout", 0.5), ("timeout", "soon"), ("priority", 0.5), ("priority", True)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("timeout", 0.5), ("timeout", "soon"), ("priority", 0.5), ("priority", True), ("priority", -1), ("priority", "high")],
+)
 def test_a_number_that_triton_reads_itself_is_refused_by_name_if_it_is_none(server: TritonServer, name: str, value: Any) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         generate(server, **{name: value})
     refusal = f"INVALID_ARG: {name}: {value!r} is not allowed; give a whole number"
-    assert (error.value.code, json.load(error.value)["error"]) == (400, refusal)
+    assert (error.value.code, json.load(error.value)["error"].removesuffix(" from 0")) == (400, refusal)
 
 
 @pytest.mark.parametrize(("name", "value"), [("text_end", False), ("session_action", "append"), ("session_action", "cancel")])
@@ -79,6 +82,10 @@ def test_a_timeout_beyond_all_time_is_none(server: TritonServer) -> None:
 
 def test_the_names_of_sequences_have_no_effect(server: TritonServer) -> None:
     assert generate(server, sequence_id=0.5, sequence_start=1, sequence_end="x")["finish_reason"] == "length"
+
+
+def test_the_names_that_triton_keeps_for_itself_have_no_effect(server: TritonServer) -> None:
+    assert generate(server, triton_final_response="x", triton_of_tomorrow=1)["finish_reason"] == "length"
 
 
 def test_many_share_the_batch_and_each_gets_its_own(server: TritonServer) -> None:
