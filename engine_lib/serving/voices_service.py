@@ -114,6 +114,8 @@ class VoicesService:
         Raises:
             InvalidRequestError, OverloadedError, Qwen3TTSError: it is refused.
         """
+        if values.has("blend"):
+            raise InvalidRequestError("blend", "is given to add a recording; leave it out, or give the action blend, without a recording")
         store, name = self._open_store(), self._new_name(values)
         consent, lexicon = values.string("consent", MAX_CONSENT_LENGTH) or "", _lexicon(values)
         store.check_addition(name, consent)
@@ -155,6 +157,8 @@ class VoicesService:
         text = values.string("blend", MAX_LENGTH)
         if not text:
             raise InvalidRequestError("blend", f"is missing; {EXPECTED}")
+        if values.has("reference_audio"):
+            raise InvalidRequestError("reference_audio", "is given with a blend, which has no recording; leave it out")
         stored = self._store.names() if self._store else []
         built_in = {voice["name"] for voice in self._built_in()}
         for part in Blend.parse(text, "blend").names:
