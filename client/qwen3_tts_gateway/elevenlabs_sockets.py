@@ -26,6 +26,8 @@ INACTIVITY_SECONDS = 20  # ElevenLabs' default
 MAX_INACTIVITY_SECONDS = 180
 MAX_CONTEXTS = 5  # at a time on one socket, as ElevenLabs allows
 MAX_NAME = 256  # characters of a context_id, which each answer repeats
+FLAGS = ("flush", "close_context", "close_socket")
+WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}  # of a flag in the address, in any case
 SENTENCE_END = re.compile(r"""[.!?…。！？।؟]["'”’»)\]」』]*\s*$""")
 
 STREAM_INPUT = "/v1/text-to-speech/{voice}/stream-input"
@@ -65,7 +67,7 @@ class _Connection:
         self._socket, self._query, self._voice, self._is_multi = JsonSocket(socket), socket.query_params, voice, is_multi
         self._gateway: Gateway = socket.app.state.gateway
         self._format = self._query.get("output_format", DEFAULT)
-        self._is_auto = self._query.get("auto_mode") == "true"
+        self._is_auto = self._is_synchronous = False
         self._contexts: dict[str, Context] = {}  # that take text
         self._closing: dict[Context, str] = {}  # that speak the rest of theirs; their names may be given to new ones
 
@@ -86,6 +88,7 @@ class _Connection:
 
     async def _converse(self) -> None:
         try:
+            self._is_auto, self._is_synchronous = (_flag(name, self._query.get(name)) for name in ("auto_mode", "sync_alignment"))
             names = {"model": "model_id", "language": "language_code", "seed": "seed"}
             fields = {field: self._query.get(name) for field, name in names.items()}
             self._request = SpeechRequest.model_validate({"input": STREAMED, "voice": self._voice, **fields})
@@ -108,6 +111,9 @@ class _Connection:
                 if self.is_busy:
                     continue
                 raise ApiError(408, f"no message came for {inactivity:g} s", code="input_timeout_exceeded") from None
+            for name in FLAGS:  # the word "false" is true to Python
+                if not isinstance(value := message.get(name, False), bool) and value is not None:
+                    raise _refusal(name, f"{value!r:.40} is not allowed; give true or false")
             if not message.get("close_socket"):
                 await self._take(message)
             if message.get("close_socket") or (not self._is_multi and message.get("text") == ""):
@@ -126,7 +132,7 @@ class _Connection:
         if context is None:
             if self._is_multi and not text:
                 return  # nothing to keep alive
-            counts_from: Literal["begin", "alignment"] = "begin" if self._query.get("sync_alignment") == "true" else "alignment"
+            counts_from: Literal["begin", "alignment"] = "begin" if self._is_synchronous else "alignment"
             context = self._open(name, counts_from=counts_from, speed=_speed(message))
         closes = bool(message.get("close_context"))
         flushes = bool(message.get("flush"))
@@ -206,10 +212,12 @@ class _DialogueConnection(_Connection):
     async def _take(self, message: dict[str, Any]) -> None:
         name = _name(message)
         context = self._contexts.get(name)
-        inputs = message.get("inputs") or []
+        inputs = [] if message.get("inputs") is None else message["inputs"]
         if not isinstance(inputs, list):
-            raise _refusal("inputs", "give a list")
+            raise _refusal("inputs", f"{type(inputs).__name__} is not allowed; give a list")
         for number, entry in enumerate(inputs):
+            if not isinstance(entry, dict):
+                raise _refusal(f"inputs.{number}", f"{type(entry).__name__} is not allowed; give an object with text and voice_id")
             try:
                 line = DialoguePiece.model_validate(entry)
             except ValidationError as error:
@@ -233,7 +241,10 @@ class _DialogueConnection(_Connection):
 
 
 def _name(message: dict[str, Any]) -> str:
-    name = str(message.get("context_id") or message.get("contextId") or "default")
+    given = [message[name] for name in ("context_id", "contextId") if message.get(name) is not None]
+    if not all(isinstance(each, str) for each in given):
+        raise _refusal("context_id", f"{given[0]!r:.40} is not allowed; give a string")
+    name: str = next(filter(None, given), "default")
     if len(name) > MAX_NAME:
         raise _refusal("context_id", f"it has {len(name)} characters; allowed: {MAX_NAME}")
     return name
@@ -249,12 +260,20 @@ def _seconds(value: str | None) -> float:
     return seconds
 
 
+def _flag(name: str, value: str | None) -> bool:
+    if (word := (value or "").lower()) not in WORDS:
+        raise _refusal(name, f"{value!r:.40} is not allowed; give true or false")
+    return WORDS[word]
+
+
 def _speed(message: dict[str, Any]) -> float:
     settings = message.get("voice_settings")
-    speed = settings.get("speed") if isinstance(settings, dict) else None
+    if settings is not None and not isinstance(settings, dict):
+        raise _refusal("voice_settings", f"{type(settings).__name__} is not allowed; give an object")
+    speed = (settings or {}).get("speed")
     if speed is None:
         return 1.0
-    if not isinstance(speed, (int, float)) or not 0.25 <= speed <= 4:
+    if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 0.25 <= speed <= 4:
         raise _refusal("voice_settings.speed", f"{speed!r:.40} is not allowed; give a number from 0.25 to 4")
     return float(speed)
 

@@ -134,6 +134,15 @@ def test_close_context_ends_what_is_not_flushed_and_frees_the_name(gateway: str)
         ({}, {"text": 0}, "text"),
         ({}, {"text": "Hello. ", "context_id": "x" * 257}, "context_id"),
         ({}, {"text": "Hello. ", "voice_settings": {"speed": 40}}, "voice_settings.speed"),
+        ({}, {"text": "Hello. ", "voice_settings": {"speed": True}}, "voice_settings.speed"),
+        ({}, {"text": "Hello. ", "voice_settings": "slow"}, "voice_settings"),
+        ({}, {"text": "Hello. ", "context_id": 5}, "context_id: 5 is not allowed; give a string"),
+        ({}, {"text": "Hello. ", "context_id": ["a"]}, "context_id"),
+        ({}, {"text": "Hello. ", "flush": "false"}, "flush: 'false' is not allowed; give true or false"),
+        ({}, {"text": "Hello. ", "close_context": "false"}, "close_context"),
+        ({}, {"text": "Hello. ", "close_socket": 0}, "close_socket"),
+        ({"auto_mode": "maybe"}, {"text": "Hello. "}, "auto_mode: 'maybe' is not allowed; give true or false"),
+        ({"sync_alignment": "on"}, {"text": "Hello. "}, "sync_alignment"),
     ],
 )
 def test_what_is_not_allowed_closes_the_socket_with_the_field(

@@ -137,6 +137,18 @@ def test_voices_of_a_context_speak_in_turn_and_one_that_is_unknown_ends_it_alone
 
 
 @pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"text": "Bye. "}, "inputs: dict is not allowed; give a list"),
+        (["Bye. "], "inputs.0: str is not allowed; give an object with text"),
+    ],
+)
+def test_what_is_no_list_of_pieces_is_refused(socket: ClientConnection, inputs: object, message: str) -> None:
+    send(socket, inputs=inputs)
+    assert json.loads(socket.recv(PATIENCE))["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
     ("changed", "status", "param"),
     [
         ({"inputs": [INPUTS[0], DialogueInput(voice_id="nobody", text="Hello.")]}, 400, "inputs.1.voice_id"),

@@ -63,8 +63,9 @@ def said(messages: list[dict[str, Any]]) -> list[tuple[str, float]]:
     return words
 
 
-def test_a_sentence_is_spoken_to_its_end_before_the_next_one_comes(gateway: str) -> None:
-    with pipecat(gateway) as socket:
+@pytest.mark.parametrize("auto_mode", ["true", "True"])  # as Pipecat writes it, and as Python does
+def test_a_sentence_is_spoken_to_its_end_before_the_next_one_comes(gateway: str, auto_mode: str) -> None:
+    with pipecat(gateway, auto_mode=auto_mode) as socket:
         send(socket, text=" ", context_id="turn")
         send(socket, text=SENTENCES[0], context_id="turn")
         spoken = b""
