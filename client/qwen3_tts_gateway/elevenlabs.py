@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from qwen3_tts_gateway.elevenlabs_answers import (
     OUTPUT_FORMAT,
@@ -23,11 +23,12 @@ from qwen3_tts_gateway.elevenlabs_answers import (
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.openapi import AUDIO, ERRORS
+from qwen3_tts_gateway.speech_request import NoFlags
 
 router = APIRouter(tags=["elevenlabs"])
 
 
-class VoiceSettings(BaseModel):
+class VoiceSettings(NoFlags):
     """The settings that this server knows; the others (stability, similarity, style) have no counterpart and are ignored."""
 
     speed: float = Field(1.0, ge=0.25, le=4.0)

@@ -14,7 +14,6 @@ from typing import Any
 
 from fastapi import Query
 from fastapi.responses import Response
-from pydantic import BaseModel
 
 from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_gateway.audio import Encoding
@@ -24,7 +23,7 @@ from qwen3_tts_gateway.elevenlabs_formats import DEFAULT, encoding_named
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.routing import Route
-from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.speech_request import NoFlags, SpeechRequest
 from qwen3_tts_gateway.voice_segments import VoiceSegments
 from qwen3_tts_gateway.word_times import Character, CharacterTimes, WordTimes
 
@@ -32,7 +31,7 @@ LINE_AUDIO_BYTES = 32_768  # of one line: aiohttp, with which Pipecat reads it, 
 OUTPUT_FORMAT = Query(DEFAULT, description="CODEC_RATE or CODEC_RATE_KBITS.")
 
 
-class SpokenRequest(BaseModel):
+class SpokenRequest(NoFlags):
     """What the bodies of all these routes have in common; unknown fields are ignored."""
 
     model_id: str | None = None

@@ -181,8 +181,8 @@ class _Exchange:
     def check_body(self, headers: dict[bytes, bytes]) -> None:
         """Raises ApiError if the body is too long by its own account, alone or with all others, or compressed."""
         self._is_form = _has_type(headers, b"multipart/")
-        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-        if encoding.lower() != "identity":
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip()
+        if encoding.lower() not in ("", "identity"):
             message = f"the body is compressed ({encoding:.20}); send it as it is, without the header Content-Encoding"
             raise ApiError(415, message, code="unsupported_encoding")
         length = headers.get(b"content-length", b"0")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwen3_tts_client.voices import Voice, VoiceList
+from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.settings import GatewaySettings
 from qwen3_tts_gateway.speech_request import SpeechRequest
 from qwen3_tts_gateway.voice_names import names_in, voice_of
@@ -35,6 +36,9 @@ def route(request: SpeechRequest, found: VoiceList, settings: GatewaySettings) -
     The model: the request's if it is served; else one that has the voice; with a reference one that clones; else the default. A model
     of another name (`tts-1`) says nothing. A reference or a design is a voice of its own: a name that the model does not have is then
     left out, because OpenAI's clients always send one.
+
+    Raises:
+        ApiError: a voice is to be designed, and no model does that. Another one would speak, with a voice of its own.
     """
     kinds = {model.name: model.kind for model in found.models}
     by_name = {voice.name: voice for voice in found.voices}
@@ -43,6 +47,9 @@ def route(request: SpeechRequest, found: VoiceList, settings: GatewaySettings) -
     if request.model in kinds:
         model = str(request.model)
     elif wanted := BASE if request.ref_audio is not None else TASKS.get((request.task_type or "").lower()):
+        if wanted == DESIGN and kinds and DESIGN not in kinds.values():
+            message = "task_type: no model here designs voices; leave it out, or serve a VoiceDesign checkpoint"
+            raise ApiError(400, message, param="task_type", code="invalid_value")
         model = next((name for name, kind in kinds.items() if kind == wanted), settings.model)
     elif models and settings.model not in models:
         model = models[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from qwen3_tts_client.protocol import RequestOptions
 from qwen3_tts_gateway.audio.formats import FORMATS, encoder_rate
+from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.languages import language_of
 from qwen3_tts_gateway.recordings import recording_of
 
@@ -28,6 +31,20 @@ SAMPLING = (
 )
 CODEC_RATE = 24_000  # Hz, of every Qwen3-TTS codec
 RAMP = (1, 2, 4, 8)  # frames in the chunks of a stream, as the server has them by default
+TASKS = ("CustomVoice", "Base", "VoiceDesign")
+MOST_LEXICON = 15_000  # characters of ASCII JSON; the server takes 16,384, with the other parameters of a request
+
+
+class NoFlags(BaseModel):
+    """Fields in which true is no number, as it is to Python."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
+            raise PydanticCustomError("no_flag", "Input should not be true or false")
+        return value
 
 
 class VoiceId(BaseModel):
@@ -36,7 +53,7 @@ class VoiceId(BaseModel):
     id: str
 
 
-class SpeechOptions(BaseModel):
+class SpeechOptions(NoFlags):
     """How to speak and how to deliver it. Unknown fields are ignored, because clients send what other servers know.
 
     A field that is null has its default, because some clients send all fields that they know.
@@ -100,6 +117,13 @@ class SpeechOptions(BaseModel):
     def _without_nulls(cls, fields: Any) -> Any:
         return {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
 
+    @field_validator("task_type")
+    @classmethod
+    def _is_task(cls, task: str | None) -> str | None:
+        if task and task.lower() not in map(str.lower, TASKS):
+            raise PydanticCustomError("literal_error", f"Input should be one of {', '.join(TASKS)}")
+        return task
+
     @property
     def voice_name(self) -> str | None:
         """The voice that is asked for."""
@@ -116,8 +140,11 @@ class SpeechOptions(BaseModel):
         Samples come at the rate of the encoder.
 
         Raises:
-            ApiError: ref_audio holds no recording.
+            ApiError: ref_audio holds no recording, or the lexicon is too long.
         """
+        if self.lexicon and (length := len(json.dumps(self.lexicon))) > MOST_LEXICON:
+            message = f"lexicon: it has {length} characters as ASCII JSON; allowed: {MOST_LEXICON}"
+            raise ApiError(400, message, param="lexicon", code="string_above_max_length")
         sampling: dict[str, Any] = {name: getattr(self, name) for name in SAMPLING} | {"max_frames": self.max_new_tokens}
         options = RequestOptions(
             language=language_of(self.language),

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_client.voices import Voice
@@ -20,7 +20,16 @@ STORED = "stored"
 FORM_FIELDS = {**FIELDS, "reference_audio": "audio_sample", "reference_sample_rate": "audio_sample"}
 CONSENT_HINT = "the server keeps one with each voice: give it as the text `consent` of POST /v1/audio/voices"
 
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
 router = APIRouter(tags=["voices"], responses=ERRORS)
+
+
+async def need_form(request: Request) -> None:
+    """Refuse another body before each of its fields is said to be missing."""
+    if not request.headers.get("content-type", "").lower().startswith(FORMS):
+        message = "body: it is no form; send multipart/form-data, as curl -F name=NAME -F consent=WHO -F audio_sample=@FILE does"
+        raise ApiError(422, message, code="no_form")
 
 
 @router.get("/v1/audio/voices")
@@ -31,7 +40,7 @@ async def list_voices(request: Request) -> dict[str, Any]:
     return {"object": "list", "voices": voices, "data": voices}
 
 
-@router.post("/v1/audio/voices")
+@router.post("/v1/audio/voices", dependencies=[Depends(need_form)])
 async def add_voice(
     request: Request,
     name: Annotated[str, Form(description="Letters a-z, digits, - _ and dots; 64 at most.")],

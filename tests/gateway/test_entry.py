@@ -183,6 +183,8 @@ async def test_forms_of_other_pages_are_not_taken() -> None:
 async def test_a_compressed_body_is_refused_by_name() -> None:
     async with client_of(GatewaySettings(backends=NOWHERE)) as client:
         answer = await client.post(SPEECH, content=gzip.compress(b"{}"), headers=JSON | {"Content-Encoding": "gzip"})
+        for plain in ("", "identity"):
+            assert (await client.post(SPEECH, content=b"{}", headers=JSON | {"Content-Encoding": plain})).status_code == 422
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
     assert "Content-Encoding" in answer.json()["error"]["message"]
 
@@ -233,6 +235,13 @@ async def test_a_body_that_does_not_say_that_it_is_json_is_told_to(kind: dict[st
         answer = await client.post(SPEECH, content=b'{"input": "x"}', headers=kind)
     assert answer.status_code == 422
     assert "the header Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+async def test_a_voice_that_comes_as_json_is_told_that_it_is_no_form() -> None:
+    async with client_of(GatewaySettings(backends=NOWHERE)) as client:
+        answer = await client.post("/v1/audio/voices", json={"name": "anna", "consent": "she"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, None)
+    assert "send multipart/form-data, as curl -F name=NAME" in answer.json()["error"]["message"]
 
 
 async def test_head_is_answered_as_get_is() -> None:

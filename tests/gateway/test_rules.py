@@ -80,13 +80,19 @@ def test_no_language_is_left_to_the_server_and_an_unknown_one_too() -> None:
         ({"voice": "anna", "model": "qwen3_tts"}, "qwen3_tts", "anna"),  # the server says what is wrong
         ({"voice": "alloy", "ref_audio": "AAAA"}, "qwen3_tts_base", None),
         ({"model": "qwen3_tts_base"}, "qwen3_tts_base", "anna"),
-        ({"task_type": "VoiceDesign"}, "qwen3_tts", None),  # not served: the default one refuses what it cannot do
+        ({"task_type": "base"}, "qwen3_tts_base", "anna"),
         ({"model": "tts-1-hd", "voice": {"id": "Anna"}}, "qwen3_tts_base", "anna"),
     ],
 )
 def test_a_request_finds_its_model(values: dict[str, object], model: str, voice: str | None) -> None:
     found = route(request(**values), BOTH, SETTINGS)
     assert (found.model, found.voice) == (model, voice)
+
+
+def test_a_design_without_a_model_that_designs_is_refused() -> None:
+    with pytest.raises(ApiError, match="task_type: no model here designs voices"):
+        route(request(task_type="VoiceDesign"), BOTH, SETTINGS)
+    assert route(request(task_type="VoiceDesign"), VoiceList((), {}, False), SETTINGS).model == "qwen3_tts"  # nobody knows
 
 
 def test_without_the_list_of_voices_a_request_goes_to_the_default_model_as_it_is() -> None:
@@ -118,10 +124,19 @@ def test_fields_become_options_of_the_server() -> None:
         {"sample_rate": 7999},
         {"on_runaway": "auto"},
         {"response_format": "ogg"},
+        {"task_type": "VoiceClone"},
+        {"speed": True},
+        {"seed": False},
+        {"loudness": True},
         {"input": ""},
     ):
         with pytest.raises(ValidationError):
             request(**wrong)
+
+
+def test_a_lexicon_that_no_server_takes_is_refused_by_name() -> None:
+    with pytest.raises(ApiError, match=r"lexicon: it has .* characters as ASCII JSON; allowed: 15000"):
+        request(lexicon={f"{number:0150}": "word" for number in range(100)}).options()
 
 
 def test_a_field_that_is_null_has_its_default() -> None:
