@@ -23,7 +23,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -100,7 +101,10 @@ def main() -> int:
 
 def _serve(server: TritonServer, gateway: GatewayProcess | None, served: list[ServedCheckpoint]) -> int:
     """Serve until the server or the gateway ends, or a signal comes; return the exit code."""
-    with gateway or nullcontext():
+    with ExitStack() as stack:
+        if gateway:
+            with _signals_held():
+                stack.enter_context(gateway)
         return _serve_beside(server, gateway, served)
 
 
@@ -113,7 +117,8 @@ def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: 
     try:
         log = "follows" if server.log_file == STDOUT else f"is {server.log_file}"
         _say(f"loading {', '.join(checkpoint.model_path for checkpoint in served)}; the log {log}")
-        server.start()
+        with _signals_held():
+            server.start()
         server.wait_ready(report=report)
         report(f"{notice_of(server.version)}; docs/compatibility.md")
         _say(f"ready: {', '.join(server.models)}")
@@ -185,6 +190,25 @@ def _stop(_number: int, _frame: object) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the orderly stop
     raise _StopRequested
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets a signal to stop wait for the end of the block: in the middle of a start it would leave a process that nobody ends.
+
+    They are not blocked, because the process that is started would inherit that.
+    """
+    came: list[int] = []
+    held = [number for number in STOP_SIGNALS if signal.getsignal(number) is _stop]
+    for number in held:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, _stop)
+    if came:
+        _stop(came[0], None)
 
 
 def _model_paths(arguments: argparse.Namespace) -> list[Path]:

@@ -40,9 +40,11 @@ def status(error: BaseException) -> tuple[str, str]:
         code, message = "NOT_FOUND", str(error)
     elif isinstance(error, InvalidRequestError):
         code, message = "INVALID_ARG", str(error)
-    elif isinstance(error, OverloadedError | EngineDeadError | StoreError) or str(error) == SHUTDOWN_ERROR:
-        code, message = "UNAVAILABLE", str(error)
-    elif isinstance(error, RelayedError) and NOT_SERVED.match(str(error)):
+    elif (
+        isinstance(error, OverloadedError | EngineDeadError | StoreError)
+        or str(error) == SHUTDOWN_ERROR
+        or (isinstance(error, RelayedError) and NOT_SERVED.match(str(error)))
+    ):
         code, message = "UNAVAILABLE", str(error)
     elif isinstance(error, Qwen3TTSError):
         code, message = "INTERNAL", str(error)

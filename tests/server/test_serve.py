@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as triton_aio
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
+import serve
 from engine_lib.serving.secret import SECRET_VARIABLE
 from patience import PATIENCE, eventually, has_ended
 from server.conftest import ANY_PORTS, SERVE
@@ -83,6 +84,21 @@ def test_serve_may_be_stopped_while_it_loads(endless_voice: Path, tmp_path: Path
         serve.send_signal(signal.SIGTERM)
         serve.stdout.read()
         assert serve.wait(PATIENCE) == 0
+
+
+def test_a_signal_in_the_middle_of_a_start_waits_for_its_end() -> None:
+    before = {number: signal.getsignal(number) for number in serve.STOP_SIGNALS}
+    started = []
+    try:
+        for number in serve.STOP_SIGNALS:
+            signal.signal(number, serve._stop)
+        with pytest.raises(serve._StopRequested), serve._signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            started.append(True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert started
 
 
 def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:

@@ -74,7 +74,10 @@ def test_a_folder_of_an_older_version_may_stay(endless_voice: Path, tmp_path: Pa
     [
         ({}, None),
         ({"max_batch_size": 8}, "max_batch_size: is 8; give 0"),
-        ({"model_transaction_policy": {"decoupled": False}}, "model_transaction_policy: talker answers in a stream; give { decoupled: true }"),
+        (
+            {"model_transaction_policy": {"decoupled": False}},
+            "model_transaction_policy: talker answers in a stream; give { decoupled: true }",
+        ),
         ({"model_transaction_policy": None}, "model_transaction_policy: talker answers in a stream"),
     ],
 )

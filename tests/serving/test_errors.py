@@ -33,7 +33,11 @@ from engine_lib.serving.errors import RelayedError, status
         (RelayedError("NOT_FOUND: voice: is unknown"), "NOT_FOUND", "NOT_FOUND: voice: is unknown"),
         (RelayedError("the server is shutting down"), "UNAVAILABLE", "UNAVAILABLE: the server is shutting down"),
         (RelayedError("DEADLINE_EXCEEDED: timeout: passed"), "UNAVAILABLE", "DEADLINE_EXCEEDED: timeout: passed"),
-        (RelayedError("Request for unknown model: 'a' is not found"), "UNAVAILABLE", "UNAVAILABLE: Request for unknown model: 'a' is not found"),
+        (
+            RelayedError("Request for unknown model: 'a' is not found"),
+            "UNAVAILABLE",
+            "UNAVAILABLE: Request for unknown model: 'a' is not found",
+        ),
         (RelayedError("Server is stopping, .."), "UNAVAILABLE", "UNAVAILABLE: Server is stopping, .."),
         (RelayedError("the server stops"), "INTERNAL", "INTERNAL: the server stops"),
     ],
