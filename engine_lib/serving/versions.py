@@ -1,6 +1,7 @@
-"""What Triton must be told of a model that streams: one version, the latest, which ensemble and control requests reach; and how it answers.
+"""What the config of a model that streams must say: one version, the latest, and a stream of answers.
 
-A config may come from an operator, or with a request to load the model, which would then end the server at the first stream.
+Ensemble and control requests reach the latest version alone. A config may come from an operator, or with a request to load
+the model, which would then end the server at the first stream.
 """
 
 from __future__ import annotations

@@ -89,12 +89,17 @@ def test_serve_may_be_stopped_while_it_loads(endless_voice: Path, tmp_path: Path
 def test_a_signal_in_the_middle_of_a_start_waits_for_its_end() -> None:
     before = {number: signal.getsignal(number) for number in serve.STOP_SIGNALS}
     started = []
+
+    def start() -> None:
+        with serve._signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            started.append(True)
+
     try:
         for number in serve.STOP_SIGNALS:
             signal.signal(number, serve._stop)
-        with pytest.raises(serve._StopRequested), serve._signals_held():
-            os.kill(os.getpid(), signal.SIGINT)
-            started.append(True)
+        with pytest.raises(serve._StopRequested):
+            start()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

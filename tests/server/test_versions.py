@@ -1,4 +1,4 @@
-"""What a config must say of a model that streams: the latest version is served, and any other is refused by name; it is decoupled."""
+"""What a config must say of a model that streams; a version but the latest is refused by name."""
 
 from __future__ import annotations
 
