@@ -183,6 +183,7 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         ],
         environment=NO_VARIABLES | environment,
         exit_seconds=exit_seconds,
+        folder=str(repository.parent),
     )
 
 

@@ -98,23 +98,23 @@ def _command(process: Path) -> str:
 
 
 def watch_for_orphan(
-    server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], run_directory: Path, seconds: float
+    server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], folder: Path, seconds: float
 ) -> subprocess.Popen[bytes]:
     """Start the watch over `server`, a child of this process. It ends with the server.
 
     Args:
         log: the read end of the server's output. Without a reader the server would die of its next line.
         drain_files: made by the watch to drain the talkers; each goes when its talker has no stream left.
-        run_directory: removed at the end.
+        folder: removed at the end.
         seconds: the most that draining, and then stopping, may take; then the server is killed.
     """
-    arguments = [str(os.getpid()), str(server.pid), str(log), str(run_directory), str(seconds), *map(str, drain_files)]
+    arguments = [str(os.getpid()), str(server.pid), str(log), str(folder), str(seconds), *map(str, drain_files)]
     command = [sys.executable, "-I", "-S", __file__, *arguments]
     null = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=null, stdout=null, stderr=null, pass_fds=[log], start_new_session=True)
 
 
-def _watch(parent_pid: int, server_pid: int, log: int, run_directory: Path, seconds: float, drain_files: list[Path]) -> None:
+def _watch(parent_pid: int, server_pid: int, log: int, folder: Path, seconds: float, drain_files: list[Path]) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     server = os.pidfd_open(server_pid)
@@ -129,7 +129,7 @@ def _watch(parent_pid: int, server_pid: int, log: int, run_directory: Path, seco
     _signal(server, signal.SIGTERM)
     end.wait(seconds, lambda: not models.is_over(is_drained=is_drained))
     _signal(server, signal.SIGKILL)
-    shutil.rmtree(run_directory, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(server_pid: int, model: str) -> bool:

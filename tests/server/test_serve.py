@@ -224,6 +224,7 @@ def test_a_killed_serve_leaves_no_server_which_may_have_loaded_only_some_models(
     assert (end.finish_reason, end.error) == ("error", "the server is shutting down")
     eventually(lambda: has_ended(server), "the server ends")
     nothing_is_left_of(processes)
+    eventually(lambda: not [*tmp_path.glob("qwen3-tts-*")], "its temporary files are removed")
 
 
 def test_a_model_that_dies_while_serve_stops_is_no_matter_of_its_exit_timeout(endless_voice: Path, tmp_path: Path) -> None:
