@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 STDOUT = Path("/dev/stdout")
+HELP = "Usage: tritonserver"
 MAX_LINE = 65536  # a longer line is copied in pieces
 LINES_KEPT = 1000
 STALL_SECONDS = 1.0  # that a reader may let the server wait, until it reads again
@@ -53,6 +54,12 @@ class ServerLog:
     def lines(self) -> list[str]:
         """The last lines, at most LINES_KEPT."""
         return list(self._lines)
+
+    def last_lines(self, number: int) -> list[str]:
+        """The end, for a message; without tritonserver's help, behind which the argument would be lost that it does not know."""
+        lines = self.lines()
+        helps = next((index for index, line in enumerate(lines) if line.startswith(HELP)), None)
+        return lines[-number:] if helps is None else [*lines[:helps][-number:], *filter(None, lines[-1:])]
 
     def _copy(self, output: BinaryIO, target: int) -> None:
         dropped = 0

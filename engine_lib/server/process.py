@@ -275,7 +275,7 @@ class TritonServer:
 
     def last_log_lines(self) -> str:
         """The end of the log, for a message."""
-        return "\n".join(self._log.lines()[-LOG_LINES_SHOWN:])
+        return "\n".join(self._log.last_lines(LOG_LINES_SHOWN))
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process to exit; returns its exit code.

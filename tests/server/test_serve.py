@@ -178,6 +178,16 @@ def test_serve_refuses_an_argument_of_tritonserver_that_it_gives_itself(argument
     assert f"argument --triton-argument: {name} is given to tritonserver already; {advice}\n" in result.stderr
 
 
+@pytest.mark.parametrize("argument", ["--no-such-argument=1", "word"])
+def test_serve_names_an_argument_that_tritonserver_does_not_know(endless_voice: Path, argument: str) -> None:
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, f"--triton-argument={argument}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert "serve.py: tritonserver exited with code 1 while loading:\n" in result.stderr
+    assert argument in result.stderr
+    assert len(result.stderr.splitlines()) < 5  # and not tritonserver's help
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
 def test_serve_refuses_a_trace_rate_that_is_no_number(number: str) -> None:
     result = subprocess.run([*SERVE, f"--trace-rate={number}"], capture_output=True, text=True, timeout=PATIENCE)
