@@ -31,7 +31,7 @@ router = APIRouter(tags=["elevenlabs"])
 class VoiceSettings(NoFlags):
     """The settings that this server knows; the others (stability, similarity, style) have no counterpart and are ignored."""
 
-    speed: float = Field(1.0, ge=0.25, le=4.0)
+    speed: float | None = Field(None, ge=0.25, le=4.0)
 
 
 class SynthesisRequest(SpokenRequest):
@@ -42,7 +42,7 @@ class SynthesisRequest(SpokenRequest):
 
     def spoken(self, voice: str) -> Spoken:
         """What `voice` is to speak."""
-        speed = self.voice_settings.speed if self.voice_settings else 1.0
+        speed = self.voice_settings.speed if self.voice_settings else None
         return Spoken(self.speech(input=self.text, voice=voice, speed=speed), self.text)
 
 

@@ -17,6 +17,7 @@ from qwen3_tts_gateway.logs import LOGGER
 RETRY_SECONDS = 1
 NO_JSON = "the body is not valid JSON"
 NO_ROUTE = "there is no such route; GET /docs lists them. The base URL of OpenAI's clients ends with /v1, that of ElevenLabs' does not"
+OBJECTS = ("voice_settings",)  # fields that have fields
 NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")  # pydantic's words
 # The server's names of fields -> those of a request to the gateway.
 FIELDS = {
@@ -158,7 +159,8 @@ def invalid(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, NO_JSON, code="invalid_json")
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     # A union has the names of its members behind the field's; the field is what a caller knows.
-    field = ".".join(path[:3] if len(path) > 1 and path[1].isdigit() else path[:1]) or None
+    depth = 3 if len(path) > 1 and path[1].isdigit() else 2 if path and path[0] in OBJECTS else 1
+    field = ".".join(path[:depth]) or None
     if field is None and first["type"] in NO_OBJECT:
         message = "body: it is no JSON object; send one, with the header Content-Type: application/json"
         return ApiError(422, message, code=first["type"])

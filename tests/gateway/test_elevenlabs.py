@@ -8,6 +8,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -46,6 +47,18 @@ def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) 
         b"".join(client.text_to_speech.convert("ada", text=TEXT, output_format="mp3_7_1"))
     assert refused.value.status_code == 400
     assert "output_format" in str(refused.value.body)
+
+
+def test_a_setting_of_the_voice_may_be_null_and_a_wrong_one_is_named(gateway: str) -> None:
+    def answer(settings: object) -> httpx.Response:
+        body = {"text": "Hello.", "voice_settings": settings}
+        return httpx.post(f"{gateway}/v1/text-to-speech/ada?output_format=pcm_8000", json=body, timeout=PATIENCE)
+
+    for good in ({"speed": None, "stability": None}, {}, None):
+        assert answer(good).status_code == 200
+    for bad, param in (({"speed": 9}, "voice_settings.speed"), ({"speed": True}, "voice_settings.speed"), ("slow", "voice_settings")):
+        refused = answer(bad)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
 
 
 def socket_of(gateway: str, path: str, voice: str = "ada", **query: Any) -> ClientConnection:
