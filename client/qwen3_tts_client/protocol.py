@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 
 from qwen3_tts_client.decoding import FORMATS, decoded
 from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, error_from_message, nearest
-from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_int, read_string
+from qwen3_tts_client.wire import add_parameter, add_reference, add_string, add_timeout, checked_timeout, read_int, read_string, utf8
 from qwen3_tts_client.words import TimedWord, words_of
 
 if TYPE_CHECKING:
@@ -205,8 +205,7 @@ def build_request(
         allowed = f"{', '.join(RequestOptions.__annotations__)}{nearest(unknown[0], RequestOptions.__annotations__)}"
         raise TypeError(f"unknown option {', '.join(unknown)}; allowed: {allowed}")
     request_id = options.get("request_id", "")
-    if not isinstance(request_id, str):
-        raise InvalidRequest(f"request_id: {type(request_id).__name__} is not allowed; give a str", field="request_id")
+    utf8("request_id", request_id)
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     add_timeout(request, checked_timeout(timeout))
     for name, value in (("request_priority", options.get("request_priority")), ("client", options.get("client"))):
@@ -232,8 +231,17 @@ def build_request(
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))
         except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"sampling: {error}; give finite numbers, true, false or None", field="sampling") from None
+            wrong = next((name for name in names if not _is_json(options.get(name))), "sampling")
+            raise InvalidRequest(f"{wrong}: {error}; give finite numbers, true, false or None", field=wrong) from None
     return request
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False, default=_python_value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _sampling_parameters(sampling: object, chunk_frames: object) -> dict[str, Any]:

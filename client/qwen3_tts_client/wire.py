@@ -29,6 +29,20 @@ def checked_timeout(timeout: float | None) -> float | None:
     return None if timeout > LONGEST_TIMEOUT else float(timeout)
 
 
+def utf8(name: str, value: str) -> bytes:
+    """`value` as the wire has it.
+
+    Raises:
+        InvalidRequest: it is no text, or cannot be encoded.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)
+    try:
+        return value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name}: is not valid Unicode (a lone surrogate); give text that UTF-8 can hold", field=name) from None
+
+
 def add_input(request: service_pb2.ModelInferRequest, name: str, datatype: str, values: npt.NDArray[Any]) -> None:
     """Append an input of Triton's `datatype`."""
     request.inputs.add(name=name, datatype=datatype, shape=values.shape)
@@ -41,7 +55,7 @@ def add_parameter(request: service_pb2.ModelInferRequest, name: str, value: str)
     Raises:
         InvalidRequest: the value cannot be encoded as UTF-8.
     """
-    _encoded(name, value)
+    utf8(name, value)
     request.parameters[name].string_param = value
 
 
@@ -57,7 +71,7 @@ def add_string(request: service_pb2.ModelInferRequest, name: str, value: str) ->
     Raises:
         InvalidRequest: the value cannot be encoded as UTF-8.
     """
-    encoded = _encoded(name, value)
+    encoded = utf8(name, value)
     request.inputs.add(name=name, datatype="BYTES", shape=[1])
     request.raw_input_contents.append(len(encoded).to_bytes(4, "little") + encoded)
 
@@ -95,15 +109,6 @@ def read_string(raw: bytes) -> str:
 def read_int(raw: bytes) -> int:
     """The value of an INT32 output of shape [1]."""
     return int.from_bytes(raw, "little", signed=True)
-
-
-def _encoded(name: str, value: str) -> bytes:
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name}: {type(value).__name__} is not allowed; give a str", field=name)
-    try:
-        return value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{name}: is not valid Unicode (a lone surrogate); give text that UTF-8 can hold", field=name) from None
 
 
 def _checked_rate(sample_rate: object) -> int:

@@ -121,7 +121,9 @@ def test_every_option_becomes_an_input_of_the_ensemble() -> None:
         *(({"timeout": value}, "timeout") for value in ("5", float("nan"), True, [5])),
         *(({"chunk_frames": value}, "chunk_frames") for value in ("1,2,4", 4, {"a": 1})),
         *(({"sampling": value}, "sampling") for value in ('{"seed": 1}', [1], 7)),
-        ({"request_id": 7}, "request_id"),
+        *(({"request_id": value}, "request_id") for value in (7, "\ud800")),
+        ({"speed": float("nan")}, "speed"),
+        ({"loudness": {1}, "sampling": {"seed": 1}}, "loudness"),
     ],
 )
 def test_what_cannot_go_on_the_wire_is_refused_with_its_field(options: dict[str, Any], field: str) -> None:
