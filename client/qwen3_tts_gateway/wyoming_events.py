@@ -83,6 +83,12 @@ def parsed(kind: Any, event: Event) -> Any:
     Raises:
         InvalidRequest: its data is not as the protocol says.
     """
+    data = event.data if isinstance(event.data, dict) else {}
+    if data.get("voice") is None:
+        data.pop("voice", None)
+    elif not isinstance(data["voice"], dict):  # the library finds no name in it, and the default voice would speak
+        message = f"voice: {type(data['voice']).__name__} is not allowed; give an object with a name"
+        raise InvalidRequest(message, field="voice")
     try:
         return kind.from_event(event)
     except (KeyError, TypeError, AttributeError):

@@ -157,7 +157,9 @@ async def test_a_streamed_text_without_words_ends_at_once(client: AsyncTcpClient
         (Synthesize("").event(), "text: "),
         (Event("synthesize", {"text": 5}), "text: int is not allowed; give a string"),
         (Event("synthesize", {}), "synthesize: its data is not as the protocol says"),
-        (Event("synthesize", {"text": TEXT, "voice": 5}), "synthesize: its data is not as the protocol says"),
+        (Event("synthesize", {"text": TEXT, "voice": "ada"}), "voice: str is not allowed; give an object with a name"),
+        (Event("synthesize-start", {"voice": []}), "voice: list is not allowed; give an object with a name"),
+        (Event("synthesize", {"text": "", "voice": None}), "text: "),  # null is no voice
     ],
 )
 async def test_what_is_not_possible_is_refused_by_name(client: AsyncTcpClient, event: Event, message: str) -> None:
