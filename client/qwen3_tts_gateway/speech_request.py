@@ -150,8 +150,8 @@ class SpeechOptions(NoFlags):
             language=language_of(self.language),
             instruct=self.instructions or None,
             sampling={name: value for name, value in sampling.items() if value is not None},
-            reference_text=self.ref_text,
-            x_vector_only=self.x_vector_only_mode,
+            reference_text=self.ref_text or None,  # some clients send all fields; these say nothing
+            x_vector_only=self.x_vector_only_mode or None,
             on_runaway=self.on_runaway,
         )
         rate = encoder_rate(self.response_format, self.asked_rate)

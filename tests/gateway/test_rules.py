@@ -134,6 +134,11 @@ def test_fields_become_options_of_the_server() -> None:
             request(**wrong)
 
 
+def test_fields_of_a_clone_that_say_nothing_are_not_sent_to_a_model_that_clones_none() -> None:
+    options = request(ref_text="", x_vector_only_mode=False).options()
+    assert (options["reference_text"], options["x_vector_only"]) == (None, None)
+
+
 def test_a_lexicon_that_no_server_takes_is_refused_by_name() -> None:
     with pytest.raises(ApiError, match=r"lexicon: it has .* characters as ASCII JSON; allowed: 15000"):
         request(lexicon={f"{number:0150}": "word" for number in range(100)}).options()
