@@ -31,6 +31,7 @@ MAX_JSON_LENGTH = 16 * 1024
 MAX_PARAMETERS_LENGTH = 256 * 1024  # three texts of 4,000 characters take 144,000 at most
 MAX_CHARACTER_BYTES = 4  # of UTF-8
 MAX_DIGITS = 1000  # of a whole number in JSON; Python itself refuses 4,301 in words for its own programmers
+JSON_NAMES = {list: "list", str: "string", bool: "boolean", type(None): "null"}
 SESSION = "session"
 MIN_SESSION_BYTES = 16  # because no other client may guess the id
 
@@ -140,7 +141,7 @@ class RequestValues:
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(name, f"is not valid JSON ({error}); give a JSON object") from None
         if not isinstance(value, dict):
-            raise InvalidRequestError(name, f"is a JSON {type(value).__name__}; give a JSON object")
+            raise InvalidRequestError(name, f"is a JSON {JSON_NAMES.get(type(value), 'number')}; give a JSON object")
         return value
 
 

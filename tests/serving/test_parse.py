@@ -175,6 +175,11 @@ def test_only_a_base_checkpoint_takes_a_reference(kind: str, field: str) -> None
     refused(field, "kind base", {field: 1}, kind=kind, text="a")
 
 
+@pytest.mark.parametrize(("given", "kind"), [("null", "null"), ('"x"', "string"), ("[1]", "list"), ("true", "boolean"), ("5", "number")])
+def test_what_is_no_json_object_is_called_as_in_json(given: str, kind: str) -> None:
+    refused("sampling_parameters", f"is a JSON {kind}; give a JSON object", text="a", sampling_parameters=given)
+
+
 def test_a_sampling_parameter_is_no_request_parameter() -> None:
     refused("temperature", "put it into sampling_parameters", {"temperature": 0.5}, text="a")
 
