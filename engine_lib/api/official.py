@@ -61,6 +61,8 @@ LOAD_KEYWORDS = frozenset(
         "weights_only",
     ]
 )
+SWITCHES = frozenset(["do_sample", "subtalker_dosample"])
+STREAM_KEYWORDS = frozenset(["chunk_frames", "timestamps"])
 # Arguments of transformers' generate() beside the fields of its GenerationConfig.
 GENERATE_KEYWORDS = frozenset(
     [
@@ -139,6 +141,10 @@ def sampling_arguments(generation: Mapping[str, Any], kind: str, eos: int) -> di
         raise InvalidRequestError("eos_token_id", f"{generation['eos_token_id']!r} is not allowed; speech ends at {eos}, so leave it out")
     others = {name: arguments.pop(name) for name in CALL_KEYWORDS & arguments.keys()}
     _warn_of(others, f"the checkpoint is of kind {kind}, which does not use it; checkpoints of other kinds do", stacklevel=6)
+    for name in SWITCHES & arguments.keys():
+        arguments[name] = flag(name, arguments[name])
+    for name in STREAM_KEYWORDS & arguments.keys():
+        raise InvalidRequestError(name, "is taken by the stream_ methods alone; call one of these, or leave it out")
     ignored = {name: arguments.pop(name) for name in _ignored_by_generate(arguments)}
     _warn_of(ignored, "qwen-tts 0.1.1 ignores it as well", stacklevel=6)
     return arguments

@@ -16,7 +16,7 @@ import atexit
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -30,10 +30,11 @@ import torch
 
 from engine_lib.api import official
 from engine_lib.api.codes import Codes, start_codes
+from engine_lib.api.columns import broadcast, plain
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceClonePrompt, voice_prompt_items
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
-from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder, broadcast
+from engine_lib.api.utterance import CALLS, TextPieces, Utterance, UtteranceBuilder
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.codec.engine import CodecEngine
 from engine_lib.config import LARGEST, EngineConfig
@@ -362,7 +363,8 @@ class Qwen3TTS:
         return Spoken(waves, reasons), streams[0].sample_rate
 
     def _stream_delivery(self, chunk_frames: Iterable[int] | None, timestamps: str | None) -> Delivery:
-        return self._delivery.updated({"chunk_frames": None if chunk_frames is None else list(chunk_frames), "timestamps": timestamps})
+        frames = [plain(each) for each in chunk_frames] if isinstance(chunk_frames, Iterable) else chunk_frames
+        return self._delivery.updated({"chunk_frames": frames, "timestamps": timestamps})
 
     def _start(self, utterance: Utterance, delivery: Delivery) -> SpeechStream:
         """Queue one utterance; the stream gives its audio."""
@@ -381,7 +383,7 @@ def _one_text(text: object) -> str | TextPieces:
     """The text of a stream."""
     if isinstance(text, str):
         return text
-    if isinstance(text, Iterable) and not isinstance(text, (bytes, list, tuple)):
+    if isinstance(text, Iterable) and not isinstance(text, (bytes, bytearray, list, tuple, Mapping, Set)):
         return TextPieces(text)
     raise InvalidRequestError("text", f"is a {type(text).__name__}; a stream speaks one string, or an iterator of its pieces")
 

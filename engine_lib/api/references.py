@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from engine_lib.api.columns import check_string, listed
 from engine_lib.api.official import flag
 from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference_input
 from engine_lib.checkpoint import Checkpoint
@@ -41,9 +42,12 @@ class VoiceReferences:
     ) -> list[VoiceClonePromptItem]:
         """See Qwen3TTS.create_voice_clone_prompt."""
         audios = ref_audio if isinstance(ref_audio, list) else [ref_audio]
+        if not audios:
+            raise InvalidRequestError(FIELD, "is an empty list; give at least one reference")
         texts = _one_each("ref_text", ref_text, len(audios))
         modes = [flag("x_vector_only_mode", mode) for mode in _one_each("x_vector_only_mode", x_vector_only_mode, len(audios))]
         for text, x_vector_only in zip(texts, modes, strict=True):
+            check_string("ref_text", text)
             if not x_vector_only and not (isinstance(text, str) and text.strip()):
                 raise InvalidRequestError("ref_text", "is missing; give the words of each reference, or set x_vector_only_mode")
         recordings = [read_reference_input(audio) for audio in audios]
@@ -88,11 +92,17 @@ def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceCloneP
         if missing:
             raise InvalidRequestError("voice_clone_prompt", f"is a dict without {', '.join(missing)}; add them")
         columns = [voice_clone_prompt[name] for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if not isinstance(column, (list, tuple)):
+                raise InvalidRequestError(
+                    "voice_clone_prompt", f"has a {type(column).__name__} as {name}; give a list with one entry a text"
+                )
         texts = voice_clone_prompt.get("ref_text") or [None] * len(columns[0])
         if len({len(column) for column in (*columns, texts)}) > 1:
             raise InvalidRequestError("voice_clone_prompt", "is a dict of lists of different lengths; give one entry a text")
         return [VoiceClonePromptItem(*row) for row in zip(*columns, texts, strict=True)]
-    items = list(voice_clone_prompt) if isinstance(voice_clone_prompt, (list, tuple)) else [voice_clone_prompt]
+    held = listed(voice_clone_prompt)
+    items = held if isinstance(held, list) else [held]
     return [_own_item(item) for item in items]
 
 
@@ -108,7 +118,8 @@ def _own_item(item: Any) -> VoiceClonePromptItem:
 
 def _one_each(field: str, value: T | list[T], count: int) -> list[T]:
     """`value` for each of `count` references; as in the official package, a list of one is not repeated."""
-    values = value if isinstance(value, list) else [value] * count
+    held = listed(value)
+    values: list[T] = held if isinstance(held, list) else [held] * count
     if len(values) != count:
         raise InvalidRequestError(field, f"has {len(values)} entries for {count} references; give one value, or a list of {count}")
     return values

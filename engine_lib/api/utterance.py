@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.api import official
+from engine_lib.api.columns import broadcast, check_string, listed, plain
 from engine_lib.api.incoming_text import IncomingText
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceClonePrompt, VoiceReferences, voice_prompt_items
@@ -31,8 +32,6 @@ from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Script
 from engine_lib.speech.text_options import DEFAULT_TEXT, TEXT_NAMES, TextOptions
 from engine_lib.voices.voice_key import voice_key
-
-T = TypeVar("T")
 
 OFFICIAL_MAX_NEW_TOKENS = 2048  # if neither the caller nor generation_config.json sets it
 CALLS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}  # kind of checkpoint -> its calls
@@ -127,7 +126,8 @@ class UtteranceBuilder:
     ) -> list[Utterance]:
         """See Qwen3TTS.generate_custom_voice."""
         self._check_kind("custom_voice")
-        speakers = [name or "" for name in speaker] if isinstance(speaker, list) else speaker or ""
+        names = listed(speaker)
+        speakers = ["" if name is None else name for name in names] if isinstance(names, list) else "" if names is None else names
         return self._build(text, non_streaming_mode, generation, voice=speakers, language=language, instruct=instruct)
 
     def voice_design(
@@ -160,7 +160,10 @@ class UtteranceBuilder:
         if voice is not None:
             if not (voice_clone_prompt is None and ref_audio is None):
                 raise InvalidRequestError("voice", "is given with ref_audio or voice_clone_prompt; give one of them")
-            names = broadcast("voice", voice, len(text) if isinstance(text, list) else 1)
+            texts = listed(text)
+            names = broadcast("voice", voice, len(texts) if isinstance(texts, list) else 1)
+            for name in names:
+                check_string("voice", name)
             items = [self.references.stored(name) for name in names]
         elif voice_clone_prompt is not None:
             items = voice_prompt_items(voice_clone_prompt)
@@ -209,10 +212,15 @@ class UtteranceBuilder:
             stored: the stored voice of each text; empty for other voices.
             fields: arguments of PromptBuilder.build; one value, a list of one, or a list of one for each text.
         """
-        texts: list[str] | list[TextPieces] | list[str | TextPieces] = text if isinstance(text, list) else [text]
+        held = listed(text)
+        texts: list[str | TextPieces] = held if isinstance(held, list) else [held]
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
+        for name in fields.keys() & {"voice", "language", "instruct"}:
+            for value in columns[name]:
+                check_string(NAMES_HERE.get(name, name), value)
+        generation = {name: plain(value) for name, value in generation.items()}
         reading = DEFAULT_TEXT.updated({name: generation.pop(name) for name in TEXT_NAMES if name in generation})
         turn = Turn.of(*(generation.pop(name, None) for name in TURN_NAMES))
         audio = self._delivery.updated({name: generation.pop(name, None) for name in AUDIO_NAMES})
@@ -319,17 +327,3 @@ def _settings(delivery: Delivery, row: Mapping[str, Any]) -> AudioSettings:
     if delivery.audio.loudness is None:
         return delivery.audio
     return delivery.of_voice(voice_key(row.get("voice"), row.get("instruct"), row.get("voice_prompt"))).audio
-
-
-def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
-    """`value` for each of `count` texts.
-
-    Raises:
-        InvalidRequestError: it is a list of another length.
-    """
-    values = value if isinstance(value, list) else [value]
-    if len(values) == 1:
-        values = values * count
-    if len(values) != count:
-        raise InvalidRequestError(field, f"has {len(values)} entries for {count} texts; give one, or one a text")
-    return values
