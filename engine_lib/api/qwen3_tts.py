@@ -12,8 +12,6 @@ Each kind of checkpoint has its own calls: `*_custom_voice`, `*_voice_design`, a
 
 from __future__ import annotations
 
-import atexit
-import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -31,6 +29,7 @@ import torch
 from engine_lib.api import official
 from engine_lib.api.codes import Codes, start_codes
 from engine_lib.api.columns import broadcast, plain
+from engine_lib.api.engines import Engines
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceClonePrompt, voice_prompt_items
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
@@ -55,19 +54,19 @@ WHOLE_UTTERANCE_CHUNK = (16,)  # the caller gets all audio at the end, so chunks
 
 
 class Qwen3TTS:
-    """One checkpoint, loaded. Use it as a context manager, or call `close`."""
+    """One checkpoint, loaded. Use it as a context manager, or call `close`; one that is dropped closes itself."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         """Load everything the kind of checkpoint needs and start its threads. Most callers use `from_pretrained`."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.checkpoint, self.config = checkpoint, config
-        self._is_closed, self._process = False, os.getpid()
         self._talker = TalkerEngine(checkpoint, config)
         try:
             # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot as long as that takes.
             patient = replace(config, codec_idle_timeout=LARGEST)
-            self._codec = CodecEngine(checkpoint, patient, lambda seconds: self._talker.apply_backpressure(time.monotonic() + seconds))
+            talker = self._talker  # the codec must not refer to self: then a dropped one would never be freed
+            self._codec = CodecEngine(checkpoint, patient, lambda seconds: talker.apply_backpressure(time.monotonic() + seconds))
             self._utterances = UtteranceBuilder(checkpoint, config, self._talker.max_frames_behind)
         except BaseException:
             self._talker.shutdown()  # its other ranks are processes
@@ -76,7 +75,7 @@ class Qwen3TTS:
         self._voice_loudness = VoiceLoudness()
         self._talker.start()
         self._codec.start()
-        atexit.register(self.close)  # or torch would abort the process when the interpreter ends their threads
+        self._engines = Engines((self._talker, self._codec, self._utterances))
 
     @classmethod
     def from_pretrained(
@@ -332,12 +331,7 @@ class Qwen3TTS:
 
     def close(self) -> None:
         """Stop all engines; open streams end with an error. It happens at the end of the program, too."""
-        self._is_closed = True
-        atexit.unregister(self.close)
-        if self._process == os.getpid():  # a fork has no threads of theirs to wait for
-            self._talker.shutdown()
-            self._codec.shutdown()
-            self._utterances.shutdown()
+        self._engines.close()
 
     def __enter__(self) -> Qwen3TTS:
         return self
@@ -347,9 +341,9 @@ class Qwen3TTS:
 
     def _check(self) -> None:
         """Raise EngineDeadError if the engines of this process do not run: in a forked process a request would wait for ever."""
-        if self._is_closed:
+        if self._engines.is_closed:
             raise EngineDeadError("this Qwen3TTS is closed; load the checkpoint again")
-        if self._process != os.getpid():
+        if self._engines.is_forked:
             raise EngineDeadError("this Qwen3TTS was loaded before the process was forked; load the checkpoint in each process")
 
     def _speak(self, utterances: list[Utterance]) -> tuple[Spoken[Audio], int]:
@@ -376,7 +370,7 @@ class Qwen3TTS:
         if delivery.timestamps is Timestamps.WORD and alignment is not None:
             frame_seconds = self._codec.samples_per_frame / self.sample_rate
             new_words = partial(SpokenWords, alignment, frame_seconds, self._utterances.prompts.token_spans)
-        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio, new_words)
+        return SpeechStream.start(self._talker, self._codec, utterance, delivery, audio, new_words, owner=self)
 
 
 def _one_text(text: object) -> str | TextPieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -53,13 +54,15 @@ class SpeechStream(Iterator[SpeechChunk]):
         sample_rate: int,
         audio: AudioChain | None = None,
         lines: Sequence[Utterance] = (),
+        owner: object = None,
     ) -> None:
         """Use `start` instead."""
-        self._chunks, self._cancel = chunks, cancel
+        self._chunks, self._cancel, self._owner = chunks, cancel, owner
         self.sample_rate = sample_rate if audio is None else audio.sample_rate
         self._shaped = None if audio is None else _Shaped(audio, lines)
         self._ready: deque[SpeechChunk] = deque()
         self._has_ended = False
+        self._reading = threading.Lock()  # of several readers one gets the end, which ends all
         self.finish_reason = ""
 
     @classmethod
@@ -71,12 +74,14 @@ class SpeechStream(Iterator[SpeechChunk]):
         delivery: Delivery,
         audio: AudioChain | None = None,
         new_words: Callable[[], SpokenWords] | None = None,
+        owner: object = None,
     ) -> SpeechStream:
         """Queue a request.
 
         Args:
             audio: what the codec's samples go through, on the thread of the reader.
             new_words: makes words of a text that is still to come, for a delivery with timestamps.
+            owner: of the engines; it lives as long as the stream.
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as in TalkerEngine.submit.
@@ -86,26 +91,27 @@ class SpeechStream(Iterator[SpeechChunk]):
         else:
             pipe = ScriptPipe(talker, codec, new_words)
         pipe.start(utterance, delivery)
-        return cls(pipe.chunks, pipe.cancel, codec.sample_rate, audio, utterance.lines)
+        return cls(pipe.chunks, pipe.cancel, codec.sample_rate, audio, utterance.lines, owner)
 
     def __next__(self) -> SpeechChunk:
-        """Wait for the next chunk.
+        """Wait for the next chunk. Several threads may read one stream; each chunk goes to one of them.
 
         Raises:
             Qwen3TTSError: the stream has failed.
             Whatever an iterator of text has raised.
         """
-        if self._has_ended:
-            raise StopIteration
-        while not self._ready:
-            made = self._chunks.get()
-            if isinstance(made, BaseException):
-                self._has_ended = True
-                raise made
-            self._ready += [made] if self._shaped is None else self._shaped.chunks(made)
-        chunk = self._ready.popleft()
-        self._has_ended, self.finish_reason = chunk.is_final, chunk.finish_reason
-        return chunk
+        with self._reading:
+            if self._has_ended:
+                raise StopIteration
+            while not self._ready:
+                made = self._chunks.get()
+                if isinstance(made, BaseException):
+                    self._has_ended = True
+                    raise made
+                self._ready += [made] if self._shaped is None else self._shaped.chunks(made)
+            chunk = self._ready.popleft()
+            self._has_ended, self.finish_reason = chunk.is_final, chunk.finish_reason
+            return chunk
 
     def cancel(self) -> None:
         """Stop speaking; the chunks that were made are still there, and the last one says how many samples there were."""

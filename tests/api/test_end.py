@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -57,6 +61,27 @@ def test_after_the_context_and_after_a_fork_every_call_says_why_it_cannot_speak(
         with pytest.raises(EngineDeadError, match="this Qwen3TTS is closed"):
             call()
     tts.close()  # a second close does no harm
+
+
+def engine_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name in ("talker-engine", "codec-engine", "close-dropped-engines")]
+
+
+def test_one_that_is_dropped_ends_its_threads_and_is_freed(tiny_custom_voice: Path):
+    before = engine_threads()
+    tts = load(tiny_custom_voice)
+    list(tts.stream_custom_voice("Good morning!", "ryan", speed=1.2, max_new_tokens=4))
+    seen: list[weakref.ref[Any]] = [weakref.ref(tts), weakref.ref(tts._talker), weakref.ref(tts._codec)]
+    del tts
+    eventually(lambda: engine_threads() == before, "the threads of the dropped one have ended")
+    gc.collect()
+    assert [reference() for reference in seen] == [None, None, None]
+
+
+def test_a_stream_is_heard_to_its_end_though_its_model_was_dropped(tiny_custom_voice: Path):
+    stream = load(tiny_custom_voice).stream_custom_voice("Good morning!", "ryan", seed=1, max_new_tokens=8)
+    gc.collect()
+    assert list(stream)[-1].finish_reason in ("stop", "length")
 
 
 def test_a_load_that_fails_leaves_no_process(tiny_base: Path, tmp_path: Path):

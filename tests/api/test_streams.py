@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from api.loading import SAMPLES_PER_FRAME, is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
-from patience import eventually
+from patience import PATIENCE, eventually
 
 
 def test_a_stream_joined_is_generate_with_the_same_seed(tts: Qwen3TTS):
@@ -37,6 +38,21 @@ def test_a_stream_that_ends_by_itself_says_stop_and_is_over(tts: Qwen3TTS):
     stream = tts.stream_custom_voice("Good morning!", "ryan", seed=1)
     assert list(stream)[-1].finish_reason == "stop"
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5])
+def test_readers_that_share_a_stream_get_each_chunk_once_and_all_end(speed: float, tts: Qwen3TTS):
+    arguments: dict[str, Any] = {"text": "Good morning!", "speaker": "ryan", "seed": 5, "chunk_frames": [1], "speed": speed}
+    expected = [chunk.index for chunk in tts.stream_custom_voice(**arguments)]
+    stream = tts.stream_custom_voice(**arguments)
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(lambda: [chunk.index for chunk in stream]) for _ in range(3)]
+        try:
+            heard = [index for reader in readers for index in reader.result(PATIENCE)]
+        finally:
+            for _ in readers:  # a reader that waits for ever would keep the test from ending
+                stream._chunks.put(ZeroDivisionError())
+    assert sorted(heard) == expected
 
 
 def break_after_the_first_chunk(tts: Qwen3TTS) -> None:
