@@ -54,6 +54,8 @@ class AudioFile:
         if self._format not in soundfile.available_formats():
             known = ", ".join(f".{name.lower()}" for name in ("WAV", "FLAC", "OGG", "MP3") if name in soundfile.available_formats())
             raise ValueError(f"{str(path)!r} has no known suffix; give one of {known}, or another that libsndfile writes")
+        if path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder; give the name of a file in it")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
         self._subtype = SUBTYPE if soundfile.check_format(self._format, SUBTYPE) else None

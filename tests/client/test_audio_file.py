@@ -59,8 +59,9 @@ def test_a_request_without_chunks_leaves_an_older_file_alone(tmp_path: Path) -> 
     assert path.read_text() == "older"
 
 
-@pytest.mark.parametrize("name", ["speech", "speech.txt", "speech.raw.", "missing/speech.wav"])
+@pytest.mark.parametrize("name", ["speech", "speech.txt", "speech.raw.", "missing/speech.wav", "speech_folder.wav"])
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_spoken(name: str, tmp_path: Path) -> None:
+    (tmp_path / "speech_folder.wav").mkdir()
     with pytest.raises(ValueError, match="speech"):
         AudioFile(tmp_path / name)
 
