@@ -17,7 +17,9 @@ from urllib.parse import urlparse
 import numpy as np
 import numpy.typing as npt
 import soundfile
+import torch
 
+from engine_lib.api.columns import plain
 from engine_lib.errors import InvalidRequestError
 
 FIELD = "ref_audio"
@@ -40,10 +42,15 @@ def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
     Raises:
         InvalidRequestError: it has another form or cannot be read.
     """
+    if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], torch.Tensor):
+        audio = _array(audio[0]), plain(audio[1])
     if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray):
-        return audio[0], _whole(audio[1])
-    if isinstance(audio, np.ndarray):
+        return audio[0], _whole(plain(audio[1]))
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
         raise InvalidRequestError(FIELD, "is an array without its sample rate; give (samples, sample rate)")
+    if isinstance(audio, tuple):
+        held = ", ".join(type(part).__name__ for part in audio)
+        raise InvalidRequestError(FIELD, f"is ({held}); give (samples, sample rate), or a list of references")
     if not isinstance(audio, (str, Path)):
         raise InvalidRequestError(FIELD, f"is a {type(audio).__name__}; {FORMS}")
     if isinstance(audio, str) and urlparse(audio[:100]).scheme in ("http", "https"):
@@ -53,6 +60,14 @@ def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
     if isinstance(audio, str) and _is_base64(audio):
         return _read(_decoded(audio), "the file in base64")
     raise InvalidRequestError(FIELD, f"{str(audio)[:200]!r} is not a file; {FORMS}")
+
+
+def _array(samples: torch.Tensor) -> npt.NDArray[Any]:
+    """A tensor as torchaudio gives it, [channels, samples], or with samples alone, as an array [samples] or [samples, channels]."""
+    if samples.dtype is torch.bfloat16:
+        samples = samples.float()
+    array = samples.detach().cpu().numpy()
+    return array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array
 
 
 def _is_base64(text: str) -> bool:

@@ -148,6 +148,24 @@ def test_a_recording_in_base64_may_have_any_alphabet_and_media_type(cloner: Qwen
     assert len(keys) == 1
 
 
+def test_a_tensor_is_the_recording_that_it_holds_as_torchaudio_loads_it_too(cloner: Qwen3TTS):
+    samples = recording(1.2, 24_000)
+    tensor = torch.from_numpy(samples)
+    forms: list[Any] = [(samples, 24_000), (tensor, 24_000), (tensor[None], 24_000), (torch.stack([tensor, tensor]), torch.tensor(24_000))]
+    items = cloner.create_voice_clone_prompt(forms, x_vector_only_mode=True)
+    assert len({item.content_key for item in items}) == 1
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [((24_000, np.zeros(24_000)), r"is \(int, ndarray\); give \(samples, sample rate\)"), (torch.zeros(24_000), "is an array without its")],
+    ids=["swapped", "tensor"],
+)
+def test_a_recording_in_another_order_or_without_its_rate_says_what_to_give(audio: Any, message: str, cloner: Qwen3TTS):
+    with pytest.raises(InvalidRequestError, match=f"^ref_audio: {message}"):
+        cloner.create_voice_clone_prompt(audio, "Words.")
+
+
 @pytest.mark.parametrize("text", ["/no/such/folder/" + "a" * 300, "data:audio/wav;base64,####", "/" * 5000, "\0", "päth/" * 100])
 def test_a_string_that_is_neither_file_nor_recording_is_refused(text: str, cloner: Qwen3TTS):
     with pytest.raises(InvalidRequestError, match=r"^ref_audio: "):
