@@ -29,6 +29,8 @@ def checkpoint_folder(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is none; the message says how to get one if `path` is a hub id, in the hub's cache or a folder of several.
     """
+    if not isinstance(path, (str, Path)):
+        raise CheckpointError(f"model_path: is a {type(path).__name__}; give the path of a checkpoint folder, as a string or a Path")
     folder = Path(os.path.expanduser(path))
     if os.path.isdir(folder):
         if not os.access(folder, os.R_OK | os.X_OK):

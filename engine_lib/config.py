@@ -305,9 +305,9 @@ def _converted(kind: Any, value: Any) -> Any:
     if kind is float:
         return float(value)
     if kind is str:
-        if not isinstance(value, str):
+        if not isinstance(value, str | os.PathLike):
             raise TypeError
-        return value
+        return os.fspath(value)
     parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
     if not parts:
         raise ValueError

@@ -6,13 +6,15 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from engine_lib.api.utterance import Utterance
 from engine_lib.delivery import Delivery
-from engine_lib.errors import Qwen3TTSError
+from engine_lib.errors import InvalidRequestError, Qwen3TTSError
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, FinishReason, Request, RequestListener
 
@@ -33,6 +35,25 @@ def start_codes(talker: TalkerEngine, utterance: Utterance, delivery: Delivery) 
         yield listener.codes
     finally:
         talker.cancel(key)  # no effect if the request has ended
+
+
+def codes_given(codes: object) -> list[Codes]:
+    """The codes of each utterance, of one or of a list or tuple of them; arrays, or tensors on any device.
+
+    Raises:
+        InvalidRequestError: one is neither.
+    """
+    return [_array(piece) for piece in (codes if isinstance(codes, (list, tuple)) else [codes])]
+
+
+def _array(codes: Any) -> Codes:
+    if isinstance(codes, torch.Tensor):
+        if codes.is_floating_point():
+            raise InvalidRequestError("codes", f"is {codes.dtype}; integers of shape [frames, codebooks] expected")
+        return codes.detach().cpu().numpy()
+    if not isinstance(codes, np.ndarray):
+        raise InvalidRequestError("codes", f"holds a {type(codes).__name__}; give arrays [frames, codebooks] of integers")
+    return codes
 
 
 class _CodesListener(RequestListener):

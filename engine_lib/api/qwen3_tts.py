@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 
 from engine_lib.api import official
-from engine_lib.api.codes import Codes, start_codes
+from engine_lib.api.codes import Codes, codes_given, start_codes
 from engine_lib.api.columns import broadcast, plain
 from engine_lib.api.engines import Engines
 from engine_lib.api.reference_input import ReferenceInput
@@ -321,7 +321,7 @@ class Qwen3TTS:
                 continues its reference, so its start sounds right only if the codec has decoded the reference before it.
         """
         self._check()
-        pieces = codes if isinstance(codes, list) else [codes]
+        pieces = codes_given(codes)
         references: list[Codes | None] = [None] * len(pieces)
         if voice_clone_prompt is not None:
             items: list[VoiceClonePromptItem] = broadcast("voice_clone_prompt", voice_prompt_items(voice_clone_prompt), len(pieces))

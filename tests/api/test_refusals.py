@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from api.loading import is_idle, load
 from engine_lib.api.qwen3_tts import Qwen3TTS
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import CheckpointError, InvalidRequestError
 from patience import eventually
 
 
@@ -100,6 +102,32 @@ def test_codes_that_are_none_are_not_decoded(codes: np.ndarray, tts: Qwen3TTS):
     eventually(lambda: is_idle(tts), "both engines are idle")
 
 
+@pytest.mark.parametrize("codes", [None, "codes", 5, {"codes": 1}, [None], [[1] * 16], torch.zeros(2, 16)], ids=str)
+def test_what_holds_no_codes_is_refused_by_name(codes: Any, tts: Qwen3TTS):
+    with pytest.raises(InvalidRequestError, match=r"^codes: .* integers"):
+        tts.decode(codes)
+
+
+def test_codes_come_as_tensors_and_in_tuples_too(tts: Qwen3TTS):
+    codes = tts.generate_codes("Good morning!", "ryan", seed=1, max_new_tokens=5)[0]
+    [expected], _ = tts.decode(codes)
+    given: list[Any] = [torch.from_numpy(codes), torch.from_numpy(codes).long(), (codes,), [torch.from_numpy(codes)]]
+    for form in given:
+        [wave], _ = tts.decode(form)
+        assert wave.tolist() == expected.tolist()
+
+
 def test_no_frames_decode_to_no_samples(tts: Qwen3TTS):
     [wav], _ = tts.decode(np.zeros((0, 16), np.int16))
     assert wav.shape == (0,)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"checkpoint", ["checkpoint"]], ids=str)
+def test_a_checkpoint_that_is_no_path_is_refused_by_name(path: Any):
+    with pytest.raises(CheckpointError, match=r"^model_path: is a \w+; give the path of a checkpoint folder"):
+        load(path)
+
+
+def test_a_folder_of_voices_may_be_a_path(tiny_base: Path, tmp_path: Path):
+    with load(tiny_base, voice_store=tmp_path / "voices") as tts:
+        assert tts.config.voice_store == str(tmp_path / "voices")
