@@ -88,6 +88,7 @@ def main() -> int:
             served = lay_out(MODEL_REPOSITORY, repository, _model_paths(arguments), options, first_response_histogram=histogram)
             exit_seconds = _exit_seconds(arguments.exit_timeout, [options.of(checkpoint.talker) for checkpoint in served])
             server = _server(arguments, repository, mps.environment if mps else {}, exit_seconds)
+            server.temporary_folders.append(Path(folder))
             wants_gateway = arguments.gateway or arguments.wyoming_port is not None
             gateway = GatewayProcess(server, arguments.gateway_port, arguments.wyoming_port) if wants_gateway else None
             return _serve(server, gateway, served)
@@ -183,7 +184,6 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
         ],
         environment=NO_VARIABLES | environment,
         exit_seconds=exit_seconds,
-        folder=str(repository.parent),
     )
 
 

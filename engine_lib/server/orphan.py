@@ -8,6 +8,7 @@ imports nothing of this package, so what both ways to stop a server need stands 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -98,23 +99,23 @@ def _command(process: Path) -> str:
 
 
 def watch_for_orphan(
-    server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], folder: Path, seconds: float
+    server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], folders: Sequence[Path], seconds: float
 ) -> subprocess.Popen[bytes]:
     """Start the watch over `server`, a child of this process. It ends with the server.
 
     Args:
         log: the read end of the server's output. Without a reader the server would die of its next line.
         drain_files: made by the watch to drain the talkers; each goes when its talker has no stream left.
-        folder: removed at the end.
+        folders: removed at the end, if the parent was killed.
         seconds: the most that draining, and then stopping, may take; then the server is killed.
     """
-    arguments = [str(os.getpid()), str(server.pid), str(log), str(folder), str(seconds), *map(str, drain_files)]
+    arguments = [str(os.getpid()), str(server.pid), str(log), json.dumps(list(map(str, folders))), str(seconds), *map(str, drain_files)]
     command = [sys.executable, "-I", "-S", __file__, *arguments]
     null = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=null, stdout=null, stderr=null, pass_fds=[log], start_new_session=True)
 
 
-def _watch(parent_pid: int, server_pid: int, log: int, folder: Path, seconds: float, drain_files: list[Path]) -> None:
+def _watch(parent_pid: int, server_pid: int, log: int, folders: list[Path], seconds: float, drain_files: list[Path]) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     server = os.pidfd_open(server_pid)
@@ -129,7 +130,8 @@ def _watch(parent_pid: int, server_pid: int, log: int, folder: Path, seconds: fl
     _signal(server, signal.SIGTERM)
     end.wait(seconds, lambda: not models.is_over(is_drained=is_drained))
     _signal(server, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(server_pid: int, model: str) -> bool:
@@ -160,5 +162,5 @@ def _signal(process: int, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    _parent, _server, _log, _folder, _seconds, *_files = sys.argv[1:]
-    _watch(int(_parent), int(_server), int(_log), Path(_folder), float(_seconds), [Path(file) for file in _files])
+    _parent, _server, _log, _folders, _seconds, *_files = sys.argv[1:]
+    _watch(int(_parent), int(_server), int(_log), [*map(Path, json.loads(_folders))], float(_seconds), [Path(file) for file in _files])

@@ -69,6 +69,7 @@ class TritonServer:
         models: names of the models that it loads at its start, all of which must be ready.
         log_file: the output of the server and the models.
         version: of tritonserver, as in 2.51.0; "" before `wait_ready`.
+        temporary_folders: what is removed if this process is killed; may be added to before the start.
         was_killed: whether `stop` had to kill it.
         models_have_ended: whether `stop` saw that nothing is lost if the server is killed: see EndOfModels.
     """
@@ -84,7 +85,6 @@ class TritonServer:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str | None] | None = None,
         exit_seconds: float = EXIT_SECONDS,
-        folder: str | None = None,
     ) -> None:
         """
         Args:
@@ -96,7 +96,6 @@ class TritonServer:
             arguments: further arguments of tritonserver.
             environment: changes to this process's environment, such as those of an MpsDaemon; None removes a variable.
             exit_seconds: the most that the end of the server may take, the draining of its streams included; then it is killed.
-            folder: for the server's own files; goes too if this process is killed. Default: a temporary one.
         """
         self.options = dict(options)
         self.repository = repository
@@ -105,8 +104,8 @@ class TritonServer:
         free = iter(self._held)
         self.http_port, self.grpc_port, self.metrics_port = (port or next(free).getsockname()[1] for port in ports)
         self._address = address
-        self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-", dir=folder or temporary_folder())
-        self._folder = Path(folder or self._run_directory.name)
+        self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-", dir=temporary_folder())
+        self.temporary_folders = [Path(self._run_directory.name)]
         self.log_file = log_file or STDOUT
         self._log = ServerLog(self.log_file)
         self._talkers = sorted(file.parent.name for file in repository.glob(f"{TALKER}*/config.pbtxt"))
@@ -191,7 +190,7 @@ class TritonServer:
             with suppress(ProcessLookupError):  # it has ended already
                 resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
             drain_files = [self._drain_directory / model for model in self._talkers]
-            self._watch = watch_for_orphan(self._process, unread, drain_files, self._folder, self._exit_seconds)
+            self._watch = watch_for_orphan(self._process, unread, drain_files, self.temporary_folders, self._exit_seconds)
         finally:
             os.close(output)
             os.close(unread)
