@@ -9,8 +9,27 @@ import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 
-class Engine(Protocol):
+from engine_lib.errors import ConfigError
+
+_first_process: int | None = None  # that loaded a checkpoint: this one, or one that it was forked from
+
+
+def check_process() -> None:
+    """Refuse to load in a fork of a process that has loaded a checkpoint: torch would wait for ever for threads the fork lacks.
+
+    Raises:
+        ConfigError: torch would use such threads.
+    """
+    global _first_process
+    if _first_process not in (None, os.getpid()) and torch.get_num_threads() > 1:
+        problem = "the process that this one was forked from has loaded a checkpoint, and a fork lacks its threads"
+        raise ConfigError(f"num_threads: {problem}; start processes by multiprocessing's spawn method, or give num_threads=1")
+    _first_process = os.getpid()
+
+
+class Stoppable(Protocol):
     """Has threads, which end with it."""
 
     def shutdown(self) -> None:
@@ -20,7 +39,7 @@ class Engine(Protocol):
 class Engines:
     """Closes engines once. They must not refer to it, nor to whom it belongs."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Stoppable]) -> None:
         """`engines`: in the order in which they stop."""
         self._engines, self._process = engines, os.getpid()
         self.is_closed = False
@@ -53,6 +72,6 @@ class Engines:
         threading.Thread(target=_shut_down, args=(self._engines,), name="close-dropped-engines").start()
 
 
-def _shut_down(engines: Sequence[Engine]) -> None:
+def _shut_down(engines: Sequence[Stoppable]) -> None:
     for engine in engines:
         engine.shutdown()

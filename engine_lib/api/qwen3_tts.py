@@ -29,7 +29,7 @@ import torch
 from engine_lib.api import official
 from engine_lib.api.codes import Codes, codes_given, start_codes
 from engine_lib.api.columns import broadcast, plain
-from engine_lib.api.engines import Engines
+from engine_lib.api.engines import Engines, check_process
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceClonePrompt, voice_prompt_items
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
@@ -60,6 +60,7 @@ class Qwen3TTS:
         """Load everything the kind of checkpoint needs and start its threads. Most callers use `from_pretrained`."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
+        check_process()
         self.checkpoint, self.config = checkpoint, config
         self._talker = TalkerEngine(checkpoint, config)
         try:
@@ -344,7 +345,7 @@ class Qwen3TTS:
         if self._engines.is_closed:
             raise EngineDeadError("this Qwen3TTS is closed; load the checkpoint again")
         if self._engines.is_forked:
-            raise EngineDeadError("this Qwen3TTS was loaded before the process was forked; load the checkpoint in each process")
+            raise EngineDeadError("this Qwen3TTS was loaded before the process was forked; load it in each process, started by spawn")
 
     def _speak(self, utterances: list[Utterance]) -> tuple[Spoken[Audio], int]:
         """Queue all utterances, and wait for the audio of each."""

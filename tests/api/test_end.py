@@ -63,6 +63,29 @@ def test_after_the_context_and_after_a_fork_every_call_says_why_it_cannot_speak(
     tts.close()  # a second close does no harm
 
 
+def test_a_fork_of_a_process_that_has_loaded_is_told_to_be_spawned(tiny_custom_voice: Path):
+    program = (
+        "import os, sys; from engine_lib import Qwen3TTS\n"
+        "options = dict(device='cpu', max_num_seqs=2, max_model_len=512)\n"
+        "tts = Qwen3TTS.from_pretrained(sys.argv[1], num_threads=2, **options)\n"
+        "tts.generate_codes('Good morning!', 'ryan', max_new_tokens=3)\n"
+        "if os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+        "try:\n"
+        "    Qwen3TTS.from_pretrained(sys.argv[1], **options)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+        "alone = Qwen3TTS.from_pretrained(sys.argv[1], num_threads=1, **options)\n"
+        "print(len(alone.generate_codes('Good morning!', 'ryan', max_new_tokens=3)[0]))\n"
+        "alone.close()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, tiny_custom_voice], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0, ended.stderr
+    refusal, frames = ended.stdout.splitlines()
+    assert refusal.startswith("num_threads: the process that this one was forked from has loaded")
+    assert frames == "2"
+
+
 def engine_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name in ("talker-engine", "codec-engine", "close-dropped-engines")]
 
