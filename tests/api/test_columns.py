@@ -128,3 +128,10 @@ def test_a_ramp_of_one_number_is_refused_by_name(tts: Qwen3TTS):
     number: Any = 5
     with pytest.raises(InvalidRequestError, match=r"^chunk_frames: 5 is not allowed; give a list"):
         tts.stream_custom_voice("Good morning!", "ryan", chunk_frames=number)
+
+
+def test_a_list_that_never_fits_says_so_at_once(tts: Qwen3TTS):
+    most = tts.config.max_num_seqs + tts.config.max_waiting_requests
+    with pytest.raises(InvalidRequestError, match=rf"^text: has {most + 1} entries, and at most {most} are accepted at a time; give fewer"):
+        tts.generate_codes(["Good morning!"] * (most + 1), "ryan")
+    assert is_idle(tts)
