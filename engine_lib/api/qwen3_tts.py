@@ -30,6 +30,7 @@ from engine_lib.api import official
 from engine_lib.api.codes import Codes, codes_given, start_codes
 from engine_lib.api.columns import broadcast, plain
 from engine_lib.api.engines import Engines, check_process
+from engine_lib.api.in_turn import in_turn
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceClonePrompt, voice_prompt_items
 from engine_lib.api.speech_stream import SpeechChunk, SpeechStream, Spoken
@@ -62,6 +63,8 @@ class Qwen3TTS:
             torch.set_num_threads(config.num_threads)
         check_process()
         self.checkpoint, self.config = checkpoint, config
+        # Of one call: as many as speak, and as many as may wait behind them; a quarter of these places is for other calls.
+        self._most_open = config.max_num_seqs + min(config.max_num_seqs, config.max_waiting_requests * 3 // 4)
         self._talker = TalkerEngine(checkpoint, config)
         try:
             # Here no stream is lost: the talker ends each. One that waits for text, or was preempted, keeps its slot as long as that takes.
@@ -309,8 +312,8 @@ class Qwen3TTS:
             raise InvalidRequestError("text", "becomes several lines, and generate_codes speaks one; leave the text fields out")
         with ExitStack() as stack:
             delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
-            pending = [stack.enter_context(start_codes(self._talker, utterance, delivery)) for utterance in utterances]
-            codes, reasons = zip(*(each.result() for each in pending), strict=True)
+            starts = (stack.enter_context(start_codes(self._talker, utterance, delivery)) for utterance in utterances)
+            codes, reasons = zip(*(each.result() for each in in_turn(starts, self._most_open)), strict=True)
         _warn_of_cuts(utterances, reasons, stacklevel=3)
         return Spoken(codes, reasons)
 
@@ -348,14 +351,16 @@ class Qwen3TTS:
             raise EngineDeadError("this Qwen3TTS was loaded before the process was forked; load it in each process, started by spawn")
 
     def _speak(self, utterances: list[Utterance]) -> tuple[Spoken[Audio], int]:
-        """Queue all utterances, and wait for the audio of each."""
+        """Queue all utterances, of many some at a time, and wait for the audio of each."""
         delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
         with ExitStack() as stack:  # if one fails or is refused, the others are cancelled
-            streams = [stack.enter_context(closing(self._start(utterance, delivery))) for utterance in utterances]
-            waves = [np.concatenate([chunk.audio for chunk in stream]) for stream in streams]
-        reasons = [stream.finish_reason for stream in streams]
+            starts = (stack.enter_context(closing(self._start(utterance, delivery))) for utterance in utterances)
+            waves, reasons = [], []
+            for stream in in_turn(starts, self._most_open):
+                waves.append(np.concatenate([chunk.audio for chunk in stream]))
+                reasons.append(stream.finish_reason)
         _warn_of_cuts(utterances, reasons, stacklevel=4)
-        return Spoken(waves, reasons), streams[0].sample_rate
+        return Spoken(waves, reasons), stream.sample_rate
 
     def _stream_delivery(self, chunk_frames: Iterable[int] | None, timestamps: str | None) -> Delivery:
         frames = [plain(each) for each in chunk_frames] if isinstance(chunk_frames, Iterable) else chunk_frames

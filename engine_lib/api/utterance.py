@@ -109,7 +109,6 @@ class UtteranceBuilder:
         self._texts = TextCompiler.of(config, checkpoint.config.piece_length)
         self._references = VoiceReferences(checkpoint, config) if self.kind == "base" else None
         self._max_model_len = config.max_model_len
-        self._max_texts = config.max_num_seqs + config.max_waiting_requests
         self._max_frames_behind = max_frames_behind
         self._eos = checkpoint.config.talker.codec_eos_token_id
         self._sampling_defaults = checkpoint.sampling_defaults()
@@ -217,9 +216,6 @@ class UtteranceBuilder:
         texts: list[str | TextPieces] = held if isinstance(held, list) else [held]
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
-        if len(texts) > self._max_texts:  # however long one waits
-            advice = "give fewer to a call, or load the checkpoint with a larger max_waiting_requests"
-            raise InvalidRequestError("text", f"has {len(texts)} entries, and at most {self._max_texts} are accepted at a time; {advice}")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}
         for name in fields.keys() & {"voice", "language", "instruct"}:
             for value in columns[name]:

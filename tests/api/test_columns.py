@@ -130,8 +130,14 @@ def test_a_ramp_of_one_number_is_refused_by_name(tts: Qwen3TTS):
         tts.stream_custom_voice("Good morning!", "ryan", chunk_frames=number)
 
 
-def test_a_list_that_never_fits_says_so_at_once(tts: Qwen3TTS):
-    most = tts.config.max_num_seqs + tts.config.max_waiting_requests
-    with pytest.raises(InvalidRequestError, match=rf"^text: has {most + 1} entries, and at most {most} are accepted at a time; give fewer"):
-        tts.generate_codes(["Good morning!"] * (most + 1), "ryan")
-    assert is_idle(tts)
+def test_a_call_takes_more_texts_than_may_speak_and_wait(tiny_custom_voice: Path):
+    texts = [f"Number {i}." for i in range(9)]
+    settings: dict[str, Any] = {"max_new_tokens": 3, **GREEDY}
+    with load(tiny_custom_voice, max_num_seqs=2, max_waiting_requests=2) as model:
+        alone = [model.generate_custom_voice(text, "ryan", **settings)[0][0] for text in texts]
+        waves, rate = model.generate_custom_voice(texts, "ryan", **settings)
+        assert rate == model.sample_rate
+        for wave, expected in zip(waves, alone, strict=True):
+            np.testing.assert_allclose(wave, expected, atol=1e-5)
+        assert len(model.generate_codes(texts, "ryan", **settings)) == len(texts)
+        assert is_idle(model)
