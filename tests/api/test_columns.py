@@ -118,7 +118,7 @@ def test_a_ramp_of_numpy_is_a_ramp(ramp: Any, tts: Qwen3TTS):
     assert [len(chunk.audio) for chunk in tts.stream_custom_voice(**arguments, chunk_frames=ramp)] == expected
 
 
-@pytest.mark.parametrize("text", [{"a": 1}, {"a", "b"}, bytearray(b"abc")], ids=str)
+@pytest.mark.parametrize("text", [{"a": 1}, {"a", "b"}, bytearray(b"abc")], ids=lambda text: type(text).__name__)
 def test_a_collection_without_the_order_of_a_text_is_not_spoken(text: Any, tts: Qwen3TTS):
     with pytest.raises(InvalidRequestError, match=r"^text: is a \w+; a stream speaks one string, or an iterator of its pieces"):
         tts.stream_custom_voice(text, "ryan")
