@@ -237,6 +237,10 @@ class EngineConfig:
                 f"codec_slots: {self.codec_slots} is less than max_num_seqs ({self.max_num_seqs}); every running stream needs a codec slot"
             )
 
+    def prompts_join(self, streams: int) -> bool:
+        """Whether a step of `streams` takes new prompts with it."""
+        return 0 < self.prompts_in_steps_from <= streams
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> EngineConfig:
         """Build a config from named options (strings or typed values), overridden by QWEN3_TTS_<NAME>.

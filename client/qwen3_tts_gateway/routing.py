@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from qwen3_tts_client.voices import Voice, VoiceList
 from qwen3_tts_gateway.errors import ApiError
 from qwen3_tts_gateway.settings import GatewaySettings
-from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.speech_request import TASKS, SpeechRequest
 from qwen3_tts_gateway.voice_names import names_in, voice_of
 
-BASE, DESIGN = "base", "voice_design"
-TASKS = {"base": BASE, "voicedesign": DESIGN, "customvoice": "custom_voice"}  # task_type of vLLM-Omni's clients
+BASE, DESIGN = TASKS["Base"], TASKS["VoiceDesign"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def route(request: SpeechRequest, found: VoiceList, settings: GatewaySettings) -
     models = _models_with(names_in(voice, by_name), by_name) if voice is not None else ()
     if request.model in kinds:
         model = str(request.model)
-    elif wanted := BASE if request.ref_audio is not None else TASKS.get((request.task_type or "").lower()):
+    elif wanted := BASE if request.ref_audio is not None else TASKS.get(request.task_type or ""):
         if wanted == DESIGN and kinds and DESIGN not in kinds.values():
             message = "task_type: no model here designs voices; leave it out, or serve a VoiceDesign checkpoint"
             raise ApiError(400, message, param="task_type", code="invalid_value")

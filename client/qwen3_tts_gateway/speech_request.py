@@ -31,7 +31,7 @@ SAMPLING = (
 )
 CODEC_RATE = 24_000  # Hz, of every Qwen3-TTS codec
 RAMP = (1, 2, 4, 8)  # frames in the chunks of a stream, as the server has them by default
-TASKS = ("CustomVoice", "Base", "VoiceDesign")
+TASKS = {"CustomVoice": "custom_voice", "Base": "base", "VoiceDesign": "voice_design"}  # of vLLM-Omni's clients -> a model's kind
 MOST_LEXICON = 15_000  # characters of ASCII JSON; the server takes 16,384, with the other parameters of a request
 
 
@@ -120,9 +120,10 @@ class SpeechOptions(NoFlags):
     @field_validator("task_type")
     @classmethod
     def _is_task(cls, task: str | None) -> str | None:
-        if task and task.lower() not in map(str.lower, TASKS):
+        name = next((name for name in TASKS if task and name.lower() == task.lower()), None)
+        if task and name is None:
             raise PydanticCustomError("literal_error", f"Input should be one of {', '.join(TASKS)}")
-        return task
+        return name
 
     @property
     def voice_name(self) -> str | None:

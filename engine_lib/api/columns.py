@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from engine_lib.errors import InvalidRequestError
 
@@ -16,6 +16,12 @@ def listed(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", None) else value
 
 
+def entries(value: Any) -> list[Any]:
+    """What `value` holds, as `listed` has it; of anything else itself alone."""
+    held = listed(value)
+    return held if isinstance(held, list) else [held]
+
+
 def plain(value: Any) -> Any:
     """A scalar of numpy or torch as the Python value it holds; anything else as it is."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
@@ -27,8 +33,7 @@ def broadcast(field: str, value: T | list[T], count: int) -> list[T]:
     Raises:
         InvalidRequestError: it is a list of another length.
     """
-    held = listed(value)
-    values = cast("list[T]", held) if isinstance(held, list) else [cast("T", held)]
+    values: list[T] = entries(value)
     if len(values) == 1:
         values = values * count
     if len(values) != count:

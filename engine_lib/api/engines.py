@@ -37,7 +37,7 @@ class Stoppable(Protocol):
 
 
 class Engines:
-    """Closes engines once. They must not refer to it, nor to whom it belongs."""
+    """Closes engines. They must not refer to it, nor to whom it belongs: then it would never be dropped."""
 
     def __init__(self, engines: Sequence[Stoppable]) -> None:
         """`engines`: in the order in which they stop."""
@@ -58,7 +58,7 @@ class Engines:
         return self._process != os.getpid()
 
     def close(self) -> None:
-        """Stop all; a second time does nothing."""
+        """Stop all. It may be called again."""
         self.is_closed = True
         atexit.unregister(self._close_at_exit)
         if not self.is_forked:

@@ -43,7 +43,7 @@ def read_reference_input(audio: ReferenceInput) -> tuple[npt.NDArray[Any], int]:
         InvalidRequestError: it has another form or cannot be read.
     """
     if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], torch.Tensor):
-        audio = _array(audio[0]), plain(audio[1])
+        audio = _array(audio[0]), audio[1]
     if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray):
         return audio[0], _whole(plain(audio[1]))
     if isinstance(audio, (np.ndarray, torch.Tensor)):

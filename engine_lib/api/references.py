@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from engine_lib.api.columns import check_string, listed
+from engine_lib.api.columns import check_string, entries, listed
 from engine_lib.api.official import flag
 from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference_input
 from engine_lib.checkpoint import Checkpoint
@@ -101,9 +101,7 @@ def voice_prompt_items(voice_clone_prompt: VoiceClonePrompt) -> list[VoiceCloneP
         if len({len(column) for column in (*columns, texts)}) > 1:
             raise InvalidRequestError("voice_clone_prompt", "is a dict of lists of different lengths; give one entry a text")
         return [VoiceClonePromptItem(*row) for row in zip(*columns, texts, strict=True)]
-    held = listed(voice_clone_prompt)
-    items = held if isinstance(held, list) else [held]
-    return [_own_item(item) for item in items]
+    return [_own_item(item) for item in entries(voice_clone_prompt)]
 
 
 def _own_item(item: Any) -> VoiceClonePromptItem:

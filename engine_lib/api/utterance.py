@@ -16,7 +16,7 @@ import numpy as np
 
 from engine_lib.admission.turn import DEFAULT_TURN, TURN_NAMES, Turn
 from engine_lib.api import official
-from engine_lib.api.columns import broadcast, check_string, listed, plain
+from engine_lib.api.columns import broadcast, check_string, entries, plain
 from engine_lib.api.incoming_text import IncomingText
 from engine_lib.api.reference_input import ReferenceInput
 from engine_lib.api.references import VoiceClonePrompt, VoiceReferences, voice_prompt_items
@@ -126,8 +126,7 @@ class UtteranceBuilder:
     ) -> list[Utterance]:
         """See Qwen3TTS.generate_custom_voice."""
         self._check_kind("custom_voice")
-        names = listed(speaker)
-        speakers = ["" if name is None else name for name in names] if isinstance(names, list) else "" if names is None else names
+        speakers = ["" if name is None else name for name in entries(speaker)]
         return self._build(text, non_streaming_mode, generation, voice=speakers, language=language, instruct=instruct)
 
     def voice_design(
@@ -160,8 +159,7 @@ class UtteranceBuilder:
         if voice is not None:
             if not (voice_clone_prompt is None and ref_audio is None):
                 raise InvalidRequestError("voice", "is given with ref_audio or voice_clone_prompt; give one of them")
-            texts = listed(text)
-            names = broadcast("voice", voice, len(texts) if isinstance(texts, list) else 1)
+            names = broadcast("voice", voice, len(entries(text)))
             for name in names:
                 check_string("voice", name)
             items = [self.references.stored(name) for name in names]
@@ -212,8 +210,7 @@ class UtteranceBuilder:
             stored: the stored voice of each text; empty for other voices.
             fields: arguments of PromptBuilder.build; one value, a list of one, or a list of one for each text.
         """
-        held = listed(text)
-        texts: list[str | TextPieces] = held if isinstance(held, list) else [held]
+        texts: list[str | TextPieces] = entries(text)
         if not texts:
             raise InvalidRequestError("text", "is an empty list; give at least one text")
         columns = {name: broadcast(NAMES_HERE.get(name, name), value, len(texts)) for name, value in fields.items()}

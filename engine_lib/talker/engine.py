@@ -292,7 +292,7 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
     @property
     def _gathers_prompts(self) -> bool:
         """Whether prompts wait for the launch of the next step: they join it, or are done when the step that runs ends."""
-        they_join = 0 < self.config.prompts_in_steps_from <= len(self.scheduler.active)
+        they_join = self.config.prompts_join(len(self.scheduler.active))
         has_time = (1 - LAUNCH_SHARE) * min(self._step_seconds) >= PREFILL_SECONDS
         return (they_join or has_time) and self.scheduler.may_gather_prompts
 

@@ -27,6 +27,13 @@ from server.ends import ENDLESS, MODELS, last_chunk, nothing_is_left_of
 from server.streams import Stream, inputs, model_process
 
 
+def refusal(*arguments: str) -> str:
+    """What serve.py prints of arguments that it does not take."""
+    result = subprocess.run([*SERVE, *arguments], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    return result.stderr
+
+
 def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
@@ -40,9 +47,7 @@ def test_serve_says_which_port_is_in_use(endless_voice: Path) -> None:
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300", "soon"])
 def test_serve_refuses_an_exit_timeout_that_is_none(seconds: str) -> None:
-    result = subprocess.run([*SERVE, f"--exit-timeout={seconds}"], capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 2
-    assert f"argument --exit-timeout: {seconds} is not allowed; give seconds above 0" in result.stderr
+    assert f"argument --exit-timeout: {seconds} is not allowed; give seconds above 0" in refusal(f"--exit-timeout={seconds}")
 
 
 @pytest.mark.parametrize(
@@ -150,16 +155,14 @@ def installation_is_the_wheel() -> bool:
 
 @pytest.mark.parametrize("address", ["localhost", "::", "1.2.3", ""])
 def test_serve_refuses_an_address_that_is_none(address: str) -> None:
-    result = subprocess.run([*SERVE, f"--address={address}"], capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 2
-    assert f"argument --address: '{address}' is no IPv4 address; give one of this machine, or 0.0.0.0 for all" in result.stderr
+    assert f"argument --address: '{address}' is no IPv4 address; give one of this machine, or 0.0.0.0 for all" in refusal(
+        f"--address={address}"
+    )
 
 
 @pytest.mark.parametrize("option", ["max_num_seqs", "talker.=4"])
 def test_serve_refuses_an_option_without_a_name_or_a_value(option: str) -> None:
-    result = subprocess.run([*SERVE, "--option", option], capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 2
-    assert f"argument --option: {option!r} is not NAME=VALUE or MODEL.NAME=VALUE" in result.stderr
+    assert f"argument --option: {option!r} is not NAME=VALUE or MODEL.NAME=VALUE" in refusal("--option", option)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +175,8 @@ def test_serve_refuses_an_option_without_a_name_or_a_value(option: str) -> None:
     ],
 )
 def test_serve_refuses_an_argument_of_tritonserver_that_it_gives_itself(argument: str, advice: str) -> None:
-    result = subprocess.run([*SERVE, f"--triton-argument={argument}"], capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 2
     name = argument.partition("=")[0]
-    assert f"argument --triton-argument: {name} is given to tritonserver already; {advice}\n" in result.stderr
+    assert f"argument --triton-argument: {name} is given to tritonserver already; {advice}\n" in refusal(f"--triton-argument={argument}")
 
 
 @pytest.mark.parametrize("argument", ["--no-such-argument=1", "word"])
@@ -190,9 +191,7 @@ def test_serve_names_an_argument_that_tritonserver_does_not_know(endless_voice: 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
 def test_serve_refuses_a_trace_rate_that_is_no_number(number: str) -> None:
-    result = subprocess.run([*SERVE, f"--trace-rate={number}"], capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 2
-    assert f"argument --trace-rate: {number} is not allowed; give 1 or more" in result.stderr
+    assert f"argument --trace-rate: {number} is not allowed; give 1 or more" in refusal(f"--trace-rate={number}")
 
 
 @pytest.mark.parametrize("option", ["model_path", "talker.model_path"])

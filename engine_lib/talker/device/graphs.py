@@ -108,8 +108,7 @@ class TalkerGraphs:
             PrefillLayout(rows, PROMPTS_IN_STEPS + 1, PROMPTS_IN_STEPS, steps.table_width, steps.talker_config.num_code_groups)
             for rows in PROMPT_ROWS_IN_STEPS
         ]
-        least = config.prompts_in_steps_from
-        in_steps = [(batch, layout) for batch in reversed(batches) if 0 < least <= batch for layout in joining]
+        in_steps = [(batch, layout) for batch in reversed(batches) if config.prompts_join(batch) for layout in joining]
         self._steps: dict[int, CapturedFunction] = {}
         self._steps_with_prompts: dict[tuple[int, PrefillLayout], CapturedFunction] = {}
         self._scored_steps: dict[int, CapturedFunction] = {}  # only of a checkpoint that can give timestamps

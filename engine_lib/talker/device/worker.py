@@ -202,7 +202,7 @@ class TalkerWorker:
 
     def layout_in_step(self, streams: int, exact: PrefillLayout) -> PrefillLayout | None:
         """The layout with which prompt rows join a step of `streams`; None: they run beside it."""
-        if not 0 < self.config.prompts_in_steps_from <= streams:
+        if not self.config.prompts_join(streams):
             return None
         return exact if self.graphs is None else self.graphs.layout_in_step(streams, exact)
 
