@@ -209,6 +209,7 @@ class TritonServer:
         python_models = [model for model in self.models if (self.repository / model / "1" / "model.py").is_file()]
         while time.monotonic() < begin + timeout:
             if process.poll() is not None:
+                self._log.close()  # else the message may lack the line that says why
                 raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
             try:
                 index = json.loads(self._http("v2/repository/index", b"{}"))
