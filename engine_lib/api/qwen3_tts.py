@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -164,7 +164,7 @@ class Qwen3TTS:
 
         Raises:
             InvalidRequestError (a ValueError): an argument is not allowed, list lengths differ, or the checkpoint is of another kind.
-            OverloadedError: more texts than the engine accepts at a time.
+            OverloadedError: too many texts of other calls are waiting, and there is no place for one of this call.
         """
         return self._speak(self._utterances.custom_voice(text, speaker, language, instruct, non_streaming_mode, **generation))
 
@@ -312,8 +312,8 @@ class Qwen3TTS:
             raise InvalidRequestError("text", "becomes several lines, and generate_codes speaks one; leave the text fields out")
         with ExitStack() as stack:
             delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
-            starts = (stack.enter_context(start_codes(self._talker, utterance, delivery)) for utterance in utterances)
-            codes, reasons = zip(*(each.result() for each in in_turn(starts, self._most_open)), strict=True)
+            started = in_turn(stack, partial(start_codes, self._talker, delivery=delivery), utterances, self._most_open)
+            codes, reasons = zip(*(each.result() for each in started), strict=True)
         _warn_of_cuts(utterances, reasons, stacklevel=3)
         return Spoken(codes, reasons)
 
@@ -354,9 +354,8 @@ class Qwen3TTS:
         """Queue all utterances, of many some at a time, and wait for the audio of each."""
         delivery = replace(self._delivery, chunk_frames=WHOLE_UTTERANCE_CHUNK)
         with ExitStack() as stack:  # if one fails or is refused, the others are cancelled
-            starts = (stack.enter_context(closing(self._start(utterance, delivery))) for utterance in utterances)
             waves, reasons = [], []
-            for stream in in_turn(starts, self._most_open):
+            for stream in in_turn(stack, partial(self._start, delivery=delivery), utterances, self._most_open):
                 waves.append(np.concatenate([chunk.audio for chunk in stream]))
                 reasons.append(stream.finish_reason)
         _warn_of_cuts(utterances, reasons, stacklevel=4)
