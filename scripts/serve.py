@@ -17,10 +17,14 @@ ended, else 1.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` heeds it, ^C ends the imports without a traceback
+
 import argparse
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,12 +76,12 @@ def main() -> int:
     """Read the command line, serve until the server ends, and return the exit code."""
     _open_closed_descriptors()
     arguments = _parser().parse_args()
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, _stop)
-    for problem in unknown_variables(os.environ):
-        _say(f"serve.py: {problem}", ERRORS)
     try:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, _stop)
+        for problem in unknown_variables(os.environ):
+            _say(f"serve.py: {problem}", ERRORS)
         own_folder = TemporaryDirectory(prefix=FOLDER_PREFIX, dir=temporary_folder())
         with own_folder as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
@@ -140,6 +144,7 @@ def _serve_beside(server: TritonServer, gateway: GatewayProcess | None, served: 
             return 0
         return _failed(ServerError(f"tritonserver did not stop in order, but ended with code {stopped}\n{server.last_log_lines()}"))
     finally:
+        _heed_no_signal()
         server.stop()
 
 
@@ -188,9 +193,14 @@ def _server(arguments: argparse.Namespace, repository: Path, environment: dict[s
 
 
 def _stop(_number: int, _frame: object) -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the orderly stop
+    _heed_no_signal()
     raise _StopRequested
+
+
+def _heed_no_signal() -> None:
+    """From now on the server is stopped in order, which a second signal must not interrupt."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -230,7 +240,9 @@ def _options(arguments: argparse.Namespace) -> Options:
         model, dot, name = key.rpartition(".")
         if name == "model_path":
             raise ConfigError(f"--option {key}: has no effect here; choose the checkpoints with --model")
-        (of_model.setdefault(model, {}) if dot else every)[name] = value
+        options = of_model.setdefault(model, {}) if dot else every
+        if options.setdefault(name, value) != value:
+            raise ConfigError(f"{key}: is given as {options[name]} and as {value}; give one of them")
     return Options(os.environ, every, of_model)
 
 

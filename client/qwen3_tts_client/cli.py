@@ -249,7 +249,10 @@ app.command(epilog=cli_bench.EPILOG)(cli_bench.bench)
 
 def main() -> None:
     """Entry point of the command `qwen3-tts`."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun, which takes care of its own
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def _source(text: str | None, file: Path | None) -> str | Path:

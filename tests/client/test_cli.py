@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import qwen3_tts_client
 from benching.fake_triton import running_fake
 from patience import PATIENCE, TIMEOUTS
-from qwen3_tts_client import Client
+from qwen3_tts_client import Client, cli
 from qwen3_tts_client.cli import app
 
 QUANTISATION = 1 / 32768
@@ -69,6 +69,16 @@ def test_a_wrong_option_exits_with_two_before_a_server_is_asked(runner: CliRunne
 
 def test_the_version_is_that_of_the_package(runner: CliRunner) -> None:
     assert runner.invoke(app, ["--version"]).stdout == f"qwen3-tts {qwen3_tts_client.__version__}\n"
+
+
+def test_ctrl_c_before_a_command_has_begun_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
 
 
 def test_without_a_server_one_line_and_a_hint_say_what_to_do(runner: CliRunner) -> None:

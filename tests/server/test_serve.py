@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
 import serve
+from engine_lib.server.process import MODEL_REPOSITORY
 from engine_lib.serving.secret import SECRET_VARIABLE
 from patience import PATIENCE, eventually, has_ended
 from server.conftest import ANY_PORTS, SERVE
@@ -200,6 +202,52 @@ def test_serve_refuses_a_checkpoint_that_is_given_as_an_option(endless_voice: Pa
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 1
     assert result.stderr == f"serve.py: --option {option}: has no effect here; choose the checkpoints with --model\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--option", "max_num_seqs=4", "--option", "max_num_seqs=8"], "max_num_seqs: is given as 4 and as 8"),
+        (["--option", "talker.dtype=auto", "--option", "talker.dtype=float32"], "talker.dtype: is given as auto and as float32"),
+        (["--device", "cpu", "--option", "device=cuda"], "device: is given as cpu and as cuda"),
+    ],
+)
+def test_serve_refuses_an_option_with_two_values(endless_voice: Path, arguments: list[str], problem: str) -> None:
+    command = [*SERVE, "--model", str(endless_voice), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert result.stderr == f"serve.py: {problem}; give one of them\n"
+
+
+def test_ctrl_c_while_serve_imports_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([*SERVE, "--model", "x"], env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")  # which a shell calls 130
+
+
+def test_a_signal_while_a_server_is_stopped_that_did_not_start_does_not_hide_the_reason() -> None:
+    code = """
+import os, signal, serve
+from engine_lib.server.installation import ServerError
+
+class Server:
+    log_file = models = http_port = None
+    def start(self): raise ServerError("no room")
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("stopped")
+
+for number in serve.STOP_SIGNALS:
+    signal.signal(number, serve._stop)
+try:
+    serve._serve_beside(Server(), None, [])
+except ServerError as error:
+    print(error)
+"""
+    scripts = MODEL_REPOSITORY.parent / "scripts"
+    result = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.stdout.splitlines()[1:] == ["stopped", "no room"], result.stderr
 
 
 def test_serve_says_that_a_path_is_empty() -> None:
