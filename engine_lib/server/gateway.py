@@ -38,7 +38,7 @@ class GatewayProcess:
         for name, chosen in (("gateway", port), ("wyoming", wyoming_port)):
             if chosen and ":" not in address:  # of IPv6, which the gateway itself tries
                 check_port(name, address, chosen)
-        backend = ["--backend", f"127.0.0.1:{server.grpc_port}", "--metrics-port", str(server.metrics_port)]
+        backend = ["--backend", f"{server.host}:{server.grpc_port}", "--metrics-port", str(server.metrics_port)]
         wyoming = [] if wyoming_port is None else ["--wyoming-port", str(wyoming_port)]
         self._command = [sys.executable, "-c", PROGRAM, "gateway", *backend, "--port", str(port), *wyoming, *arguments]
         self._process: subprocess.Popen[bytes] | None = None

@@ -24,7 +24,7 @@ import numpy as np
 
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.ascii_names import plain_name, temporary_folder
-from engine_lib.server.installation import EVERY_ADDRESS, ServerError, ServerInstallation
+from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, dead_models, watch_for_orphan
 from engine_lib.server.ports import check_port, hold_free_port
@@ -151,7 +151,7 @@ class TritonServer:
         if len(set(ports.values())) < len(ports):
             raise ServerError(f"the ports {', '.join(f'{name} {port}' for name, port in ports.items())} are not three; choose three")
         environment = installation.environment(run_directory, os.environ)
-        own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"{self._host}:{self.grpc_port}"}
+        own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"{self.host}:{self.grpc_port}"}
         has_secret = any(environment.get(name) for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE))
         made = {} if has_secret else {SECRET_VARIABLE: secrets.token_hex()}
         changes = made | self._environment | option_environment(self.options) | own
@@ -271,7 +271,7 @@ class TritonServer:
 
     def metrics(self) -> str:
         """The text of /metrics."""
-        return self._get(f"http://{self._host}:{self.metrics_port}/metrics").decode()
+        return self._get(f"http://{self.host}:{self.metrics_port}/metrics").decode()
 
     def last_log_lines(self) -> str:
         """The end of the log, for a message."""
@@ -344,12 +344,12 @@ class TritonServer:
         return self._process
 
     @property
-    def _host(self) -> str:
-        """At which this machine reaches the server."""
-        return "localhost" if self._address in (None, EVERY_ADDRESS) else self._address
+    def host(self) -> str:
+        """At which this machine reaches the server. Not by a name, which may mean ::1, where it does not listen, or nothing."""
+        return LOOPBACK if self._address in (None, EVERY_ADDRESS) else self._address
 
     def _http(self, path: str, body: bytes | None = None) -> bytes:
-        return self._get(f"http://{self._host}:{self.http_port}/{path}", body)
+        return self._get(f"http://{self.host}:{self.http_port}/{path}", body)
 
     def _get(self, url: str, body: bytes | None = None) -> bytes:
         with _DIRECT.open(urllib.request.Request(url, data=body), timeout=ANSWER_SECONDS) as response:

@@ -26,6 +26,7 @@ FREE = [*ANY_PORTS, "--gateway", "--gateway-port"]
 
 def test_serve_starts_a_gateway_that_speaks_and_ends_with_it(tmp_path: Path) -> None:
     command = [*SERVE, *FREE, "0", "--wyoming-port", "0", "--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
+    command += ["--address", "127.0.0.2"]  # where the gateway must ask, too
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
         assert serve.stdout is not None
         lines: list[str] = []

@@ -1,4 +1,4 @@
-"""A free port is kept for the server that was given it."""
+"""A free port is kept for the server that was given it, and asked at the server's own address."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
-from engine_lib.server.installation import LOOPBACK
+from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK
 from engine_lib.server.ports import check_port, hold_free_port
+from engine_lib.server.process import FREE_PORTS, TritonServer
 
 
 def test_a_held_port_is_free_for_a_server_and_for_no_other_program() -> None:
@@ -18,3 +19,10 @@ def test_a_held_port_is_free_for_a_server_and_for_no_other_program() -> None:
             other.bind(("", port))
         with socket.create_server((LOOPBACK, port)), socket.create_connection((LOOPBACK, port)):
             pass
+
+
+@pytest.mark.parametrize(("address", "host"), [(None, LOOPBACK), (EVERY_ADDRESS, LOOPBACK), ("192.0.2.1", "192.0.2.1")])
+def test_a_server_is_asked_at_an_address_and_not_by_a_name(address: str | None, host: str) -> None:
+    server = TritonServer(options={}, ports=FREE_PORTS, address=address)
+    server.stop()  # it never ran
+    assert server.host == host
