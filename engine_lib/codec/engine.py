@@ -25,7 +25,7 @@ from engine_lib.codec.request import AudioChunk, CodecRequest, Drop, KeepOpen
 from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.codec.step_limits import FRAMES_OF_A_STREAM
 from engine_lib.codec.step_pace import StepPace
-from engine_lib.codec.stream_lifecycle import StreamLifecycle
+from engine_lib.codec.stream_lifecycle import NOTICED_AFTER, StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
 
@@ -207,7 +207,7 @@ class CodecEngine(BaseCodecEngine):
     def _seconds_until_due(self) -> float | None:
         """Time until a cohort is due or a stream has been idle for too long; None if neither can happen."""
         idle_since = min((stream.last_active for stream in self.batcher.streams.values() if not stream.pending), default=math.inf)
-        idle_due = max(idle_since + self.config.codec_idle_timeout, self._lifecycle.look_for_idle_at)
+        idle_due = max(idle_since + NOTICED_AFTER * self.config.codec_idle_timeout, self._lifecycle.look_for_idle_at)
         due = min(idle_due, self.batcher.wait_until)
         return None if due == math.inf else max(due - time.monotonic(), 0.0)
 

@@ -19,6 +19,9 @@ from engine_lib.codec.runner import CodecRunner
 
 # All streams are looked at so often within the time after which an idle one is forgotten, and at least so often.
 LOOKS, MOST_SECONDS_UNWATCHED = 100, 1.0
+# An idle stream is noticed after this share of that time, and forgotten only when the rest has passed since. Processes that were
+# suspended (docker pause, SIGSTOP) go on one after the other, and in the rest the talker says that its stream goes on.
+NOTICED_AFTER = 0.9
 
 
 class StreamLifecycle:
@@ -35,6 +38,7 @@ class StreamLifecycle:
         self._batcher, self._runner, self._config, self._on_idle = batcher, runner, config, on_idle
         self.num_failed_streams = 0
         self.look_for_idle_at = 0.0
+        self._noticed: dict[tuple[str, float], float] = {}  # when an idle stream was noticed, by its key and its `last_active`
 
     def receive(self, request: CodecRequest) -> None:
         """Add a chunk to its stream, or answer it with an error."""
@@ -85,11 +89,15 @@ class StreamLifecycle:
 
     def close_idle(self, idle_timeout: float) -> None:
         """Forget the streams without a chunk for `idle_timeout` seconds, looking now and then."""
-        now = time.monotonic()
+        now, rest = time.monotonic(), (1 - NOTICED_AFTER) * idle_timeout
         if now < self.look_for_idle_at:
             return
-        self.look_for_idle_at = now + min(idle_timeout / LOOKS, MOST_SECONDS_UNWATCHED)
-        for stream in self._batcher.expired(now, idle_timeout):
+        idle = {(stream.stream_key, stream.last_active): stream for stream in self._batcher.expired(now, NOTICED_AFTER * idle_timeout)}
+        self._noticed = {key: self._noticed.get(key, now) for key in idle}
+        over = [key for key, noticed in self._noticed.items() if now >= noticed + rest]
+        looks_again = now + min(idle_timeout / LOOKS, MOST_SECONDS_UNWATCHED)
+        self.look_for_idle_at = max(looks_again, min((self._noticed[key] + rest for key in idle if key not in over), default=0.0))
+        for stream in map(idle.__getitem__, over):
             self._close(stream)
             if self._on_idle is not None:
                 self._on_idle(stream.stream_key)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from codec.listening import CODEBOOK_SIZE, SAMPLES_PER_FRAME, AssertOfficial, Codes, Gate, Listener, MakeEngine, random_codes, random_cut
+from engine_lib.codec import stream_lifecycle
 from engine_lib.codec.engine import AudioChunk, CodecRequest
 from engine_lib.codec.runner import StepAudio
 from engine_lib.errors import EngineDeadError
@@ -102,6 +104,33 @@ def test_an_engine_sleeps_until_an_idle_stream_is_to_be_forgotten(make_engine: M
     engine._wait = counted  # type: ignore[method-assign]
     eventually(lambda: engine.stats().open_streams == 0, "the slot is free")
     assert waits[0] <= 5
+
+
+def test_time_in_which_the_engine_did_not_run_is_no_idle_time(
+    make_engine: MakeEngine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[str] = []
+    lifecycle = make_engine(start=False, on_idle=forgotten.append)._lifecycle
+    now = [1000.0]
+    monkeypatch.setattr(stream_lifecycle, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for stream in ("goes on", "vanished"):
+        lifecycle.receive(CodecRequest(stream, 0, random_codes(rng, 1)[:0], False, lambda _: None))
+
+    def look(seconds: float) -> list[str]:
+        now[0] += seconds
+        lifecycle.close_idle(100.0)
+        return forgotten
+
+    assert look(1.0) == []
+    assert look(500.0) == []  # suspended: who is still there has not had the time to say so
+    lifecycle.keep_open("goes on")
+    assert look(9.0) == []
+    assert look(2.0) == ["vanished"]
+    assert look(85.0) == ["vanished"]  # noticed in time
+    lifecycle.keep_open("goes on")
+    assert look(11.0) == ["vanished"]
+    assert look(80.0) == ["vanished"]
+    assert look(10.5) == ["vanished", "goes on"]
 
 
 def test_a_stream_that_is_kept_open_is_not_forgotten(make_engine: MakeEngine, rng: np.random.Generator) -> None:
