@@ -247,8 +247,13 @@ class VoiceStore:
                 raise InvalidRequestError(name, f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
         with writing(self.folder):
             self.check_addition(voice.name, voice.consent)
-            write_file(self.folder / (voice.name + TENSORS_SUFFIX), tensors)
-            write_file(self.folder / (voice.name + FACTS_SUFFIX), facts)
+            file = self.folder / (voice.name + TENSORS_SUFFIX)
+            write_file(file, tensors)
+            try:
+                write_file(self.folder / (voice.name + FACTS_SUFFIX), facts)
+            except OSError:  # a full disk, which they would fill further
+                file.unlink()
+                raise
 
     def remove(self, name: str) -> None:
         """Delete a voice, usable or not.

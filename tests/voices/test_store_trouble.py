@@ -35,9 +35,14 @@ def test_a_writer_that_keeps_the_lock_keeps_nobody_waiting_for_ever(store: Voice
     store.remove("anna")
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_room_for", [0, 1])
+def test_a_full_disk_is_named_and_leaves_nothing(store: VoiceStore, monkeypatch: pytest.MonkeyPatch, has_room_for: int) -> None:
+    room = [has_room_for]  # files of the two of a voice
+
     def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="voice_store: the folder cannot be written: No space left on device"):
