@@ -30,12 +30,15 @@ class GatewayProcess:
         arguments: further ones of the command.
 
     Raises:
-        ServerError: a port cannot be used. The gateway itself would say so when the models are already loading.
+        ServerError: a port cannot be used, or is one of the server. The gateway itself would say so when the models are already loading.
     """
 
     def __init__(self, server: TritonServer, port: int, wyoming_port: int | None = None, arguments: Sequence[str] = ()) -> None:
         address = os.environ.get(HOST_VARIABLE, EVERY_ADDRESS)
+        taken = {server.http_port: "http", server.grpc_port: "grpc", server.metrics_port: "metrics"}
         for name, chosen in (("gateway", port), ("wyoming", wyoming_port)):
+            if chosen and (other := taken.setdefault(chosen, name)) != name:
+                raise ServerError(f"{name} port {chosen} is the {other} port, too; choose another with --{name}-port")
             if chosen and ":" not in address:  # of IPv6, which the gateway itself tries
                 check_port(name, address, chosen)
         backend = ["--backend", f"{server.host}:{server.grpc_port}", "--metrics-port", str(server.metrics_port)]

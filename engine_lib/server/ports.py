@@ -26,6 +26,27 @@ def check_port(name: str, address: str, port: int) -> None:
             raise ServerError(f"{place} cannot be used: {error.strerror}; choose another with --{name}-port") from None
 
 
+def hold_port(name: str, address: str, port: int) -> socket.socket:
+    """Check a port as `check_port` does. Until the answer is closed, no other server is started there.
+
+    A server listens only when its models have loaded. Of two that are started together, the later one would take the answers of the other
+    for its own, and say that it is ready.
+
+    Raises:
+        ServerError: as by `check_port`, or another server is being started there.
+    """
+    check_port(name, address, port)
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0qwen3-tts-triton {address}:{port}")  # Linux's abstract namespace, which is the network's: nothing is left of it
+    except OSError:
+        holder.close()
+        raise ServerError(
+            f"{name} port {port} cannot be used: another server is starting there; choose another with --{name}-port"
+        ) from None
+    return holder
+
+
 def hold_free_port() -> socket.socket:
     """A socket bound to a port that nothing uses: until it is closed, a server can listen there, and no other program is given the port.
 

@@ -27,7 +27,7 @@ from engine_lib.server.ascii_names import plain_name, temporary_folder
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, dead_models, watch_for_orphan
-from engine_lib.server.ports import check_port, hold_free_port
+from engine_lib.server.ports import hold_free_port, hold_port
 from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
@@ -146,10 +146,10 @@ class TritonServer:
         installation = ServerInstallation.find(run_directory)
         self._address = self._address or installation.default_address
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
-        for name, port in ports.items():
-            check_port(name, self._address, port)
         if len(set(ports.values())) < len(ports):
             raise ServerError(f"the ports {', '.join(f'{name} {port}' for name, port in ports.items())} are not three; choose three")
+        for name, port in ports.items():
+            self._held.append(hold_port(name, self._address, port))
         environment = installation.environment(run_directory, os.environ)
         own = {DRAIN_DIRECTORY_VARIABLE: str(self._drain_directory), GRPC_URL_VARIABLE: f"{self.host}:{self.grpc_port}"}
         has_secret = any(environment.get(name) for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE))

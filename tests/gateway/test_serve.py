@@ -66,6 +66,22 @@ def test_a_port_of_the_gateway_that_is_taken_is_told_before_anything_loads(optio
     assert result.stderr.endswith(f"cannot be used: Address already in use; choose another with {option}\n")
 
 
+@pytest.mark.parametrize(
+    ("ports", "problem"),
+    [
+        (
+            ["--gateway-port", "18998", "--http-port", "18998"],
+            "gateway port 18998 is the http port, too; choose another with",
+        ),
+        (["--gateway-port", "18998", "--wyoming-port", "18998"], "wyoming port 18998 is the gateway port, too; choose another with"),
+    ],
+)
+def test_a_port_of_the_gateway_that_another_port_has_is_told_before_anything_loads(ports: list[str], problem: str) -> None:
+    result = subprocess.run([*SERVE, *FREE, "0", *ports], capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"serve.py: {problem}")
+
+
 def _answers(port: int) -> bool:
     try:
         httpx.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE)

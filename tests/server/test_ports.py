@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK
-from engine_lib.server.ports import check_port, hold_free_port
+from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
+from engine_lib.server.ports import check_port, hold_free_port, hold_port
 from engine_lib.server.process import FREE_PORTS, TritonServer
 
 
@@ -26,3 +26,13 @@ def test_a_server_is_asked_at_an_address_and_not_by_a_name(address: str | None, 
     server = TritonServer(options={}, ports=FREE_PORTS, address=address)
     server.stop()  # it never ran
     assert server.host == host
+
+
+def test_of_two_servers_that_start_on_a_port_the_later_one_is_refused() -> None:
+    with hold_free_port() as free:
+        port = free.getsockname()[1]
+        with hold_port("grpc", LOOPBACK, port):
+            with pytest.raises(ServerError, match=f"^grpc port {port} cannot be used: another server is starting there"):
+                hold_port("grpc", LOOPBACK, port)
+            hold_port("grpc", "127.0.0.2", port).close()
+        hold_port("grpc", LOOPBACK, port).close()
