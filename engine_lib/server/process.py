@@ -25,6 +25,7 @@ import numpy as np
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.ascii_names import plain_name, temporary_folder
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
+from engine_lib.server.limits import check_environments_folder, check_tasks, open_files
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, dead_models, watch_for_orphan
 from engine_lib.server.ports import hold_free_port, hold_port
@@ -41,9 +42,7 @@ METRICS_SECONDS = 5.0  # from readiness until the metrics port must be open
 ANSWER_SECONDS = 10.0  # for a busy server's HTTP answer
 EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
-ENVIRONMENTS_FOLDER = "/tmp"
 ARENAS = 4
-LEAST_FILES, MOST_FILES = 256, 65536  # 24.10 with five models has some 60 open, and aborts at its limit
 REPORT_SECONDS = 10.0
 DEAD_SECONDS = 15.0  # Triton waits for ever for a model's process that was killed before its first line
 NO_ANSWER = (OSError, http.client.HTTPException)  # refused, too late, or cut off in the middle
@@ -139,10 +138,11 @@ class TritonServer:
         """Start the process; `wait_ready` returns when it serves.
 
         Raises:
-            ServerError: no tritonserver, a port is taken, too few files may be open, or /tmp cannot be written.
+            ServerError: no tritonserver, a port is taken, too few files or threads are allowed, or /tmp cannot be written.
         """
-        run_directory, files = Path(self._run_directory.name), _open_files()
-        _check_environments_folder()
+        run_directory, files = Path(self._run_directory.name), open_files()
+        check_environments_folder()
+        check_tasks()
         installation = ServerInstallation.find(run_directory)
         self._address = self._address or installation.default_address
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
@@ -364,34 +364,6 @@ def _regions(server_pid: int) -> set[Path]:
     except OSError:
         return set()
     return {Path(name) for name in re.findall(rf"/dev/shm/{REGION_PREFIX}\S*", maps)}
-
-
-def _check_environments_folder() -> None:
-    """Triton's Python backend makes a folder in /tmp, whatever TMPDIR says, and aborts without it.
-
-    Raises:
-        ServerError: it cannot.
-    """
-    try:
-        tempfile.TemporaryDirectory(dir=ENVIRONMENTS_FOLDER).cleanup()
-    except OSError as error:
-        advice = "Triton's Python backend needs it: let this user write there; if the root file system is read-only, mount a tmpfs"
-        raise ServerError(f"{ENVIRONMENTS_FOLDER}: a folder cannot be made there: {error.strerror}; {advice}") from None
-
-
-def _open_files() -> int:
-    """How many files the server may have open: as many as this process is allowed to allow, within reason.
-
-    Raises:
-        ServerError: too few.
-    """
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES)
-    if files < LEAST_FILES:
-        raise ServerError(
-            f"open files: at most {files} are allowed here (ulimit -n); a server needs {LEAST_FILES}, and one for each connection"
-        )
-    return files
 
 
 def option_environment(options: Mapping[str, str]) -> dict[str, str]:

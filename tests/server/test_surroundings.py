@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_lib.server import process
+from engine_lib.server import limits, process
 from engine_lib.server.installation import ServerError
 from engine_lib.server.orphan import children
 from engine_lib.server.process import MODEL_REPOSITORY
@@ -61,12 +62,34 @@ def test_a_proxy_is_not_asked_for_our_own_ports_and_a_start_says_what_it_waits_f
 def test_a_folder_for_temporary_files_that_triton_cannot_write_is_named(
     tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "ENVIRONMENTS_FOLDER", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(limits, "ENVIRONMENTS_FOLDER", str(tmp_path / "nowhere"))
     server = new_server(tiny_custom_voice, tmp_path / "log")
     problem = "nowhere: a folder cannot be made there: No such file or directory; Triton's Python backend"
     with pytest.raises(ServerError, match=problem), server:
         pass
     assert not Path(server._run_directory.name).exists()  # nothing is left of the start
+
+
+@pytest.mark.parametrize("file", ["pids.max", "pids/pids.max"])
+def test_a_container_that_allows_too_few_threads_is_told_before_the_server_hangs(
+    tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    limit = tmp_path / file
+    limit.parent.mkdir(exist_ok=True)
+    limit.write_text("max\n")
+    limits.check_tasks()
+    server = new_server(tiny_custom_voice, tmp_path / "log")
+    limit.write_text("100\n")
+    with pytest.raises(ServerError, match=r"^threads: at most 100 are allowed here \(pids.max .*\); a server needs 256, and more"), server:
+        pass
+
+
+def test_a_user_who_may_have_too_few_threads_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (60, 60))
+    with pytest.raises(ServerError, match=r"^threads: at most 60 are allowed here \(ulimit -u\)"):
+        limits.check_tasks()
 
 
 def serve(project: Path, model: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
