@@ -32,13 +32,14 @@ class Clock:
             within: seconds for everything; None: any time.
             begin: time.time() of its start; None: that of this process.
         """
-        self._begin, self._within = psutil.Process().create_time() if begin is None else begin, within
+        age = time.time() - (psutil.Process().create_time() if begin is None else begin)
+        self._begin, self._within = time.monotonic() - age, within  # the time of day may be set during a run
         self.reached: dict[str, float] = {}
         self.drain_seconds = None if within is None else DRAIN_SECONDS
 
     def has_ended(self, phase: str, words: str = "") -> None:
         """Note and print that a phase is over."""
-        self.reached[phase] = round(time.time() - self._begin, 1)
+        self.reached[phase] = round(time.monotonic() - self._begin, 1)
         print(f"{phase}: ended after {self.reached[phase]:.0f} s{words and '; '}{words}", flush=True)
 
     def load_seconds(self, wanted: float) -> float:
@@ -49,7 +50,7 @@ class Clock:
         """
         if self._within is None:
             return wanted
-        left = self._within - (time.time() - self._begin) - DRAIN_SECONDS - END_SECONDS
+        left = self._within - (time.monotonic() - self._begin) - DRAIN_SECONDS - END_SECONDS
         if left < LEAST_SECONDS:
             raise TooLate(f"--within {self._within:g}: no time is left for the load; {DRAIN_SECONDS + END_SECONDS:g} s are for the end")
         return min(wanted, left)

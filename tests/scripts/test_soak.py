@@ -162,6 +162,15 @@ def test_the_load_is_cut_so_that_the_verdict_comes_in_time() -> None:
         Clock(within=90.0, begin=time.time() - 80.0).load_seconds(60.0)
 
 
+def test_a_clock_that_is_set_changes_no_time_of_a_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(within=600.0, begin=time.time())
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 5 * 3600.0)
+    assert clock.load_seconds(60.0) == 60.0
+    clock.has_ended("load")
+    assert clock.reached["load"] < 3600.0
+
+
 def test_a_hostile_request_without_an_answer_is_left_at_the_end() -> None:
     with socket.create_server(("localhost", 0)) as deaf, ThreadPoolExecutor() as pool:
         address = f"localhost:{deaf.getsockname()[1]}"
