@@ -19,6 +19,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError, NotFoundError, nearest
 from engine_lib.speech.blend import Blend, is_blend, of_part
+from engine_lib.speech.checks import is_blank
 from engine_lib.streamed_text import SafeBorders, StreamedText, TextRows, check_text, empty
 
 # Codes of some rows: of codebook 0 [rows], of all codebooks [rows, num_code_groups], or none.
@@ -314,7 +315,7 @@ class PromptBuilder:
 
     def _check_text(self, field: str, text: str) -> None:
         check_text(field, text, self.max_text_length)
-        if not text.strip():
+        if is_blank(text):
             raise empty(field)
 
     def _tokenize(self, text: str) -> list[int]:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import Tokenizer
 
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.checks import is_blank
 
 # Ideographs, hiragana, katakana, Hangul syllables, and the marks of repetition and of long vowels. All are letters of neither case,
 # none changes by NFC alone, and none but a kana or a syllable composes with a character behind it, which is none of these.
@@ -170,7 +171,7 @@ class TextRows:
         """
         check_text("text", piece, self._max_length, self._room)
         self._room -= len(piece)
-        self._is_blank = self._is_blank and not piece.strip()
+        self._is_blank = self._is_blank and is_blank(piece)
         if is_last and self._is_blank:
             raise empty("text")
         ids = self._text.append(piece)

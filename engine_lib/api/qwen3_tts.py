@@ -198,7 +198,7 @@ class Qwen3TTS:
 
         Args:
             ref_audio, ref_text, x_vector_only_mode: as in `create_voice_clone_prompt`; one reference for all texts, or one for each.
-            voice_clone_prompt: from `create_voice_clone_prompt`, instead of these three.
+            voice_clone_prompt: from `create_voice_clone_prompt`; as in the official package, these three are ignored beside it.
             voice: the name of a voice in the folder of the option `voice_store`, or a blend such as `anna:0.7+ben:0.3`, instead of all
                 these; one, or one for each text.
             others: as in `generate_custom_voice`; but the text is fed while audio comes out unless `non_streaming_mode` is True.

@@ -14,6 +14,7 @@ from engine_lib.api.reference_input import FIELD, ReferenceInput, read_reference
 from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.errors import InvalidRequestError
+from engine_lib.speech.checks import is_blank
 from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
@@ -48,7 +49,7 @@ class VoiceReferences:
         modes = [flag("x_vector_only_mode", mode) for mode in _one_each("x_vector_only_mode", x_vector_only_mode, len(audios))]
         for text, x_vector_only in zip(texts, modes, strict=True):
             check_string("ref_text", text)
-            if not x_vector_only and not (isinstance(text, str) and text.strip()):
+            if not x_vector_only and (text is None or is_blank(text)):
                 raise InvalidRequestError("ref_text", "is missing; give the words of each reference, or set x_vector_only_mode")
         recordings = [read_reference_input(audio) for audio in audios]
         with ExitStack() as stack:

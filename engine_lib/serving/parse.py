@@ -17,7 +17,7 @@ from engine_lib.sampling import SamplingParams
 from engine_lib.serving.request_values import RequestValues, session_key, turn_of
 from engine_lib.serving.served import ServedCheckpoint, where_to_go
 from engine_lib.speech.blend import MAX_LENGTH
-from engine_lib.speech.checks import true_or_false
+from engine_lib.speech.checks import is_blank, true_or_false
 from engine_lib.speech.compiler import TextCompiler
 from engine_lib.speech.lexicon import NO_LEXICON, Lexicon
 from engine_lib.speech.script import Script
@@ -192,6 +192,6 @@ class RequestParser:
             raise InvalidRequestError("reference_audio", f"has {len(audio)} samples, {limit}")
         text = values.string("reference_text", self.max_text_length)
         x_vector_only = bool(values.boolean("x_vector_only"))
-        if (text is None or not text.strip()) and not x_vector_only:
+        if (text is None or is_blank(text)) and not x_vector_only:
             raise InvalidRequestError("reference_text", "is missing; give the words of reference_audio, or set x_vector_only")
         return Reference(audio=audio.copy(), sample_rate=sample_rate, text=text, x_vector_only=x_vector_only)

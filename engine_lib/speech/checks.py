@@ -5,7 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+import regex
+
 from engine_lib.errors import InvalidRequestError
+
+_SEEN = regex.compile(r"[^\s\p{Cc}\p{Default_Ignorable_Code_Point}]")
 
 
 def choice(name: str, kind: type[Enum], value: Any) -> Enum:
@@ -28,6 +32,11 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_blank(text: str) -> bool:
+    """Whether a reader of `text` sees nothing: white space, control characters, joiners and other signs without a shape of their own."""
+    return not _SEEN.search(text)
 
 
 def true_or_false(name: str, value: Any) -> bool:

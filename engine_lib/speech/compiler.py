@@ -13,7 +13,7 @@ from typing import Protocol
 import regex
 
 from engine_lib.errors import InvalidRequestError
-from engine_lib.speech.checks import is_unicode
+from engine_lib.speech.checks import is_blank, is_unicode
 from engine_lib.speech.dialogue import read_dialogue
 from engine_lib.speech.languages import code_of
 from engine_lib.speech.lexicon import NO_LEXICON, Lexicon, edits_of
@@ -203,5 +203,5 @@ def _check(text: object, longest: int) -> None:
         raise InvalidRequestError("text", f"has {len(text)} characters; at most {longest} are allowed")
     if not is_unicode(text):
         raise InvalidRequestError("text", "holds a lone surrogate; give valid Unicode text")
-    if not text.strip():
+    if is_blank(text):
         raise InvalidRequestError("text", "is empty; give at least one word")

@@ -10,6 +10,7 @@ import msgspec
 from engine_lib.errors import InvalidRequestError
 from engine_lib.speech.audio.settings import MAX_SPEED, MAX_VOLUME, MIN_SPEED, MIN_VOLUME
 from engine_lib.speech.blend import MAX_LENGTH
+from engine_lib.speech.checks import is_blank
 from engine_lib.speech.languages import name_of
 from engine_lib.speech.pieces import Border
 from engine_lib.speech.reading import Passage, Style
@@ -42,7 +43,7 @@ def read_dialogue(text: str, max_instruct_length: int) -> list[Passage]:
     entries = _decoded(text)
     passages, begin = [], 0
     for number, entry in enumerate(entries, 1):
-        if not entry.text.strip():
+        if is_blank(entry.text):
             raise InvalidRequestError("text", f"entry {number}: text is empty; give at least one word")
         if entry.instruct is not None and len(entry.instruct) > max_instruct_length:
             problem = f"instruct has {len(entry.instruct)} characters; at most {max_instruct_length} are allowed"

@@ -15,6 +15,7 @@ import torch
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.errors import InvalidRequestError
 from engine_lib.prompt import ClonedVoice
+from engine_lib.speech.checks import is_blank
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class VoiceClonePromptItem:
             if self.ref_code is not None:
                 raise InvalidRequestError("ref_code", "is given with x_vector_only_mode, which does not use it; give None")
             return VoiceClonePromptItem(None, embedding, True, False, self.ref_text)
-        if not self.ref_text or not self.ref_text.strip():
+        if not self.ref_text or is_blank(self.ref_text):
             raise InvalidRequestError("ref_text", "is empty; give the words of the reference audio, or use x_vector_only_mode")
         return VoiceClonePromptItem(_checked_codes(self.ref_code, config), embedding, False, True, self.ref_text)
 

@@ -28,6 +28,7 @@ from engine_lib.checkpoint import Checkpoint
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, on_stream, own_stream, resolve_device
 from engine_lib.errors import CheckpointError, EngineDeadError, InvalidRequestError, OverloadedError, Qwen3TTSError
+from engine_lib.speech.checks import is_blank
 from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.reference_audio import SAMPLE_RATE
 
@@ -142,7 +143,7 @@ class VoiceEncoder:
             EngineDeadError: the encoder has been shut down.
             Qwen3TTSError: from the future, if this recording cannot be encoded.
         """
-        if not x_vector_only and not (reference_text and reference_text.strip()):
+        if not x_vector_only and (reference_text is None or is_blank(reference_text)):
             raise InvalidRequestError("reference_text", "is empty; give the words of the reference audio, or use x_vector_only")
         audio = np.ascontiguousarray(audio_24k, np.float32)
         job = _Job(audio, hashlib.sha256(audio.data).digest(), reference_text, x_vector_only, answer or Future())

@@ -150,8 +150,10 @@ def test_a_prompt_used_again_is_the_voice_it_was_made_of(cloner: Qwen3TTS):
     direct, _ = cloner.generate_voice_clone(ref_audio=audio, ref_text="What is said.", **arguments)
     [item] = prompt = cloner.create_voice_clone_prompt(audio, "What is said.")
     as_dict = {name: [value] * 2 for name, value in vars(item).items() if name != "content_key"}
-    for reused in (prompt, prompt * 2, item, as_dict):
-        waves, _ = cloner.generate_voice_clone(voice_clone_prompt=reused, **arguments)
+    beside: dict[str, Any] = {"ref_audio": (recording(2.0, 16_000), 16_000), "ref_text": "Other words."}  # ignored, as officially
+    forms: list[tuple[Any, dict[str, Any]]] = [(prompt, {}), (prompt * 2, {}), (item, {}), (as_dict, {}), (prompt, beside)]
+    for reused, more in forms:
+        waves, _ = cloner.generate_voice_clone(voice_clone_prompt=reused, **more, **arguments)
         for wave, expected in zip(waves, direct, strict=True):
             np.testing.assert_allclose(wave, expected, atol=1e-5, rtol=0)
 

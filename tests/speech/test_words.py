@@ -62,7 +62,7 @@ def test_entries_of_a_dialogue_become_lines() -> None:
         ([{"text": "a"}, {"text": 1}], "entry 2, text: Expected `str`"),
         ([{"text": "a"}, {"voice": "ada"}], "entry 2: Object missing required field `text`; allowed in an entry: text, voice"),
         ([{"text": "a", "x": 1}], "entry 1: Object contains unknown field `x`"),
-        ([{"text": "a"}, {"text": " "}], "entry 2: text is empty"),
+        ([{"text": "a"}, {"text": " \u200d"}], "entry 2: text is empty"),
         ([{"text": "a", "speed": 7}], "entry 1, speed: Expected `float` <= 4.0"),
         ([{"text": "a", "instruct": "b" * 500}], "entry 1: instruct has 500 characters; at most 400"),
         ([], "without entries"),
