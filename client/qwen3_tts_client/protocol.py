@@ -231,7 +231,7 @@ def build_request(
         try:
             add_string(request, "sampling_parameters", json.dumps(sampling, allow_nan=False, default=_python_value))
         except (TypeError, ValueError) as error:
-            wrong = next((name for name in names if not _is_json(options.get(name))), "sampling")
+            wrong = next((name for name, value in sampling.items() if not _is_json(value)), "sampling")
             raise InvalidRequest(f"{wrong}: {error}; give finite numbers, true, false or None", field=wrong) from None
     return request
 
