@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class Recording:
         """
         try:
             with open(path, "rb") as file:
-                samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+                whole = file if file.seekable() else io.BytesIO(file.read())  # a pipe
+                samples, rate = soundfile.read(whole, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise OSError(f"cannot be read as audio: {error.error_string.rstrip('.')}; {READABLE}") from None
         return cls(samples.mean(axis=1), int(rate))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +35,12 @@ def test_a_file_of_another_kind_is_told_what_is_read_and_how_to_convert_it(name:
     (tmp_path / name).write_bytes(OTHERS[name])
     with pytest.raises(OSError, match=r"cannot be read as audio: .*; WAV, FLAC, OGG and MP3 are read; convert .* ffmpeg -i RECORDING"):
         Recording.read(tmp_path / name)
+
+
+def test_a_recording_may_come_through_a_pipe(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "me.wav", np.linspace(-0.5, 0.5, 60_000), 24_000)
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        pool.submit((tmp_path / "pipe").write_bytes, (tmp_path / "me.wav").read_bytes())
+        piped = Recording.read(tmp_path / "pipe")
+    np.testing.assert_array_equal(piped.audio, Recording.read(tmp_path / "me.wav").audio)
