@@ -8,7 +8,9 @@ can be played.
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -25,6 +27,21 @@ SUBTYPES = {"float32": "FLOAT", "pcm16": SUBTYPE, "mulaw": "ULAW", "alaw": "ALAW
 WAV_CODES = {SUBTYPE: (1, 16), "FLOAT": (3, 32), "ALAW": (6, 8), "ULAW": (7, 8)}  # in the header; bits of a sample
 # Length field of a WAV stream while its length is not known; players then read to the end.
 UNKNOWN_LENGTH = 0xFFFFFFFF
+
+
+def check_place(path: Path) -> None:
+    """Refuse the name of a file that could not be written later.
+
+    Raises:
+        ValueError: it is a folder, its folder does not exist, or writing is not allowed.
+    """
+    if os.path.isdir(path):  # Path's own raise an OSError of a name that is too long
+        raise ValueError(f"{str(path)!r} is a folder; give the name of a file in it")
+    folder = path.absolute().parent
+    if not os.path.isdir(folder):
+        raise ValueError(f"{str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise ValueError(f"{str(path)!r} cannot be written: it is not allowed")
 
 
 class AudioWriter(Protocol):
@@ -54,10 +71,7 @@ class AudioFile:
         if self._format not in soundfile.available_formats():
             known = ", ".join(f".{name.lower()}" for name in ("WAV", "FLAC", "OGG", "MP3") if name in soundfile.available_formats())
             raise ValueError(f"{str(path)!r} has no known suffix; give one of {known}, or another that libsndfile writes")
-        if path.is_dir():
-            raise ValueError(f"{str(path)!r} is a folder; give the name of a file in it")
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
+        check_place(path)
         self._subtype = SUBTYPE if soundfile.check_format(self._format, SUBTYPE) else None
         if audio_format in SUBTYPES:  # the server refuses others
             self._subtype = SUBTYPES[audio_format]
@@ -80,7 +94,9 @@ class AudioFile:
         """
         try:
             if self._file is None:
-                self._file = soundfile.SoundFile(self.path, "w", sample_rate, channels=1, format=self._format, subtype=self._subtype)
+                # libsndfile takes any name as bytes; as a str soundfile refuses one that is not UTF-8.
+                name = str(self.path) if sys.platform == "win32" else os.fsencode(self.path)
+                self._file = soundfile.SoundFile(name, "w", sample_rate, channels=1, format=self._format, subtype=self._subtype)
             self._file.write(_for(self._subtype, audio))
         except soundfile.LibsndfileError as error:
             # libsndfile says no more of an error of the system.

@@ -61,8 +61,11 @@ def read_jobs(file: Path, folder: Path, suffix: str, options: RequestOptions) ->
         OSError: the file cannot be read.
         ValueError: a line is not allowed.
     """
-    # UnicodeDecodeError is a ValueError. JSON may hold other ends of lines than this one.
-    lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from None
+    lines = text.removesuffix("\n").split("\n")  # JSON may hold other ends of lines
     width = max(4, len(str(len(lines))))
     jobs: dict[str, Job] = {}
     for number, line in enumerate(lines, 1):

@@ -6,6 +6,7 @@ A command loads slow packages (gRPC, numpy, rich) itself, when it needs them.
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import stat
 import sys
@@ -164,11 +165,9 @@ def say(
     on_runaway: cli_options.OnRunaway = None,
 ) -> None:
     """Speak a text and write the audio while it arrives."""
-    from rich.console import Console
-
     from qwen3_tts_client.client import Client
     from qwen3_tts_client.errors import Qwen3TTSClientError
-    from qwen3_tts_client.report import StreamReport, expected_seconds
+    from qwen3_tts_client.report import ReportConsole, StreamReport, expected_seconds
 
     source = _source(text, file)
     if isinstance(source, Path):
@@ -214,12 +213,13 @@ def say(
         sentence_pause=sentence_pause,
         paragraph_pause=paragraph_pause,
     )
-    spoken, writer = _text(source, as_it_arrives=not (non_streaming or _needs_whole_text(options))), _writer(output, audio_format)
+    as_it_arrives = not (non_streaming or _needs_whole_text(options))
+    spoken, writer = _text(source, "TEXT" if file is None else "--file", as_it_arrives=as_it_arrives), _writer(output, audio_format)
     words_file = cli_options.words_file(timestamps)
     if words_file is not None:
         options["timestamps"], spoken = "word", words_file.heard(spoken)
     expected = expected_seconds(spoken) if isinstance(spoken, str) and long_form else None
-    report = StreamReport(Console(stderr=output == STANDARD_STREAM), each_chunk=chunks, expected_seconds=expected)
+    report = StreamReport(ReportConsole(stderr=output == STANDARD_STREAM), each_chunk=chunks, expected_seconds=expected)
     try:
         with Client(url, model) as client, writer, report, closing(client.stream(spoken, timeout=timeout, **options)) as stream:
             for chunk in stream:
@@ -249,10 +249,20 @@ app.command(epilog=cli_bench.EPILOG)(cli_bench.bench)
 
 def main() -> None:
     """Entry point of the command `qwen3-tts`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
         app()
     except KeyboardInterrupt:  # before a command has begun, which takes care of its own
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except OSError as error:  # of the command's own output
+        sys.exit(failed(EXIT_STREAM_FAILED, words_of(error)).exit_code)
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            sys.stdout = None  # otherwise the interpreter fails to flush it at exit
 
 
 def _source(text: str | None, file: Path | None) -> str | Path:
@@ -264,7 +274,7 @@ def _source(text: str | None, file: Path | None) -> str | Path:
     text = text or ""
     if Path(text).suffix.lower() not in (*FORMATS, ".txt", ".md") or "\n" in text:
         return text
-    if Path(text).is_file():
+    if os.path.isfile(text):  # Path's raises an OSError of a long text
         return Path(text)
     if " " in text:
         return text
@@ -277,21 +287,23 @@ def _needs_whole_text(options: RequestOptions) -> bool:
     return any(options.get(name) is not None for name in TEXT_OPTIONS)
 
 
-def _text(source: str | Path, *, as_it_arrives: bool) -> str | Iterator[str]:
-    """The text to speak, without the newlines at its end; in pieces if it comes from a program, through standard input."""
+def _text(source: str | Path, option: str, *, as_it_arrives: bool) -> str | Iterator[str]:
+    """The text that `option` gives, without the newlines at its end; in pieces if it comes from a program, through standard input."""
     if isinstance(source, Path):
         try:
             return source.read_text(encoding="utf-8-sig").rstrip("\n")
         except OSError as error:
-            raise typer.BadParameter(words_of(error), param_hint="TEXT") from None
+            raise typer.BadParameter(words_of(error), param_hint=option) from None
         except UnicodeDecodeError as error:
-            raise typer.BadParameter(f"{source} is not UTF-8: {error}", param_hint="TEXT") from None
+            raise typer.BadParameter(f"{source} is not UTF-8: {error}", param_hint=option) from None
     if source != STANDARD_STREAM:
         return source
+    if sys.stdin is None:
+        raise typer.BadParameter("standard input is closed", param_hint=option)
     if as_it_arrives and not _is_file(sys.stdin.buffer):
         return _pieces(sys.stdin.buffer)
     try:
-        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\n")
     except UnicodeDecodeError as error:
         raise _not_utf8(error) from None
 
@@ -306,7 +318,7 @@ def _is_file(stream: BinaryIO) -> bool:
 
 def _pieces(stream: BinaryIO) -> Iterator[str]:
     """What comes from `stream`, as it comes, without the newlines at its end."""
-    decoder, newlines = codecs.getincrementaldecoder("utf-8")(), ""
+    decoder, newlines = codecs.getincrementaldecoder("utf-8-sig")(), ""
     while data := os.read(stream.fileno(), PIECE_BYTES):
         try:
             text = newlines + decoder.decode(data)
@@ -333,6 +345,8 @@ def _writer(output: str, audio_format: str | None) -> AudioWriter:
             return AudioFile(Path(output), audio_format)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--output") from None
+    if sys.stdout is None:
+        raise typer.BadParameter("standard output is closed", param_hint="--output")
     if sys.stdout.isatty():
         raise typer.BadParameter("standard output is a terminal; send it to a player or a file, as in: -o - | aplay", param_hint="--output")
     return WavPipe(sys.stdout.buffer, audio_format)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from qwen3_tts_client.load.record import Run
     from qwen3_tts_client.load.streams import Load
     from qwen3_tts_client.load.texts import Utterance
+
+DAY = 86_400  # seconds
 
 # "\b" keeps the lines of a paragraph as they are.
 EPILOG = """
@@ -80,16 +84,19 @@ def bench(
     # Named, because typer 0.27 takes a metavar that equals the name for the name itself.
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", min=0.1, metavar="SECONDS", help="Measured time of each point. [default: 15, with --real-time 30]"),
+        typer.Option(
+            "--seconds", min=0.1, max=DAY, metavar="SECONDS", help="Measured time of each point. [default: 15, with --real-time 30]"
+        ),
     ] = None,
     warm_up: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="The same load before the measured time. [default: 4, with --real-time 8]"),
+        typer.Option(min=0, max=DAY, metavar="SECONDS", help="The same load before the measured time. [default: 4, with --real-time 8]"),
     ] = None,
     patience: Annotated[
         float | None,
         typer.Option(
             min=0,
+            max=DAY,
             metavar="SECONDS",
             help="Time after the measured time until running streams are cut. [default: 10, with --real-time 30]",
         ),
@@ -191,7 +198,9 @@ def bench(
 
             def write() -> None:
                 if output is not None:
-                    output.write_text(json.dumps({**record, **measuring.more, "results": measuring.results}, indent=1), encoding="utf-8")
+                    figures = json.dumps({**record, **measuring.more, "results": measuring.results}, indent=1)
+                    with _writing(output):
+                        output.write_text(figures, encoding="utf-8")
 
             def add(point: dict[str, object]) -> None:
                 table.add(point)
@@ -205,8 +214,6 @@ def bench(
                 write()
     except KeyboardInterrupt:
         raise failed(EXIT_INTERRUPTED, "interrupted; the server was told to stop") from None
-    except OSError as error:
-        raise failed(EXIT_INVALID, f"{output}: {error.strerror or error}") from None
     for line in [*lines, *notes(measuring.results)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if (comparison := measuring.compared()) is not None:
@@ -215,7 +222,8 @@ def bench(
         from qwen3_tts_client.load.plot import marks_of
         from qwen3_tts_client.load.plot import plot as draw
 
-        draw(measuring.results, f"{url}, model {model}", plot, marks=marks_of(measuring.theirs))
+        with _writing(plot):
+            draw(measuring.results, f"{url}, model {model}", plot, marks=marks_of(measuring.theirs))
     raise typer.Exit(0 if real_time else _code(measuring.results))
 
 
@@ -252,8 +260,8 @@ def _other(compare: str | None, load: Load, seconds: float) -> Run | str | None:
 def _check_files(output: Path | None, plot: Path | None) -> None:
     """Refuse what could not be written after minutes of measuring."""
     for option, path in (("--output", output), ("--plot", plot)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder {str(path.parent)!r} does not exist; make it first", param_hint=option)
+        if path is not None:
+            cli_options.check_file(option, path)
     if plot is not None:
         if find_spec("matplotlib") is None:
             raise typer.BadParameter("needs matplotlib: pip install matplotlib", param_hint="--plot")
@@ -262,6 +270,14 @@ def _check_files(output: Path | None, plot: Path | None) -> None:
         known = Figure().canvas.get_supported_filetypes()
         if plot.suffix[1:].lower() not in known:
             raise typer.BadParameter(f"{str(plot)!r} has no known suffix; give one of .png, .svg, .pdf", param_hint="--plot")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise failed(EXIT_INVALID, f"{path}: {error.strerror or error}") from None
 
 
 def _utterances(texts: Path | None) -> tuple[Utterance, ...] | None:

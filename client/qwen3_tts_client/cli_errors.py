@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -39,5 +40,6 @@ def words_of(error: Exception) -> str:
 
 def failed(code: int, message: str, hint: str = "") -> typer.Exit:
     """Print an error line and a hint on standard error; return the exception that ends the command with `code`."""
-    typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
+    with suppress(OSError):  # no one reads it; the exit code still says it
+        typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     return typer.Exit(code)

@@ -175,7 +175,7 @@ def read_lexicon(path: Path | None) -> dict[str, str] | None:
     if path is None:
         return None
     try:
-        lexicon = json.loads(path.read_text(encoding="utf-8"))
+        lexicon = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise typer.BadParameter(words_of(error), param_hint="--lexicon") from None
     except (ValueError, RecursionError) as error:
@@ -243,9 +243,22 @@ def words_file(path: Path | None) -> WordsFile | None:
 
     if path.suffix.lower() not in FORMATS:
         raise typer.BadParameter(f"{str(path)!r} has no known suffix; give one of {', '.join(FORMATS)}", param_hint="--timestamps")
-    if not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder {str(path.parent)!r} does not exist; make it first", param_hint="--timestamps")
+    check_file("--timestamps", path)
     return WordsFile(path)
+
+
+def check_file(option: str, path: Path) -> None:
+    """Refuse the file of `option` if it could not be written.
+
+    Raises:
+        typer.BadParameter: it is a folder, its folder does not exist, or writing is not allowed.
+    """
+    from qwen3_tts_client.audio_file import check_place
+
+    try:
+        check_place(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def numbers(argument: str, kind: type, option: str) -> list[Any]:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+class ReportConsole(Console):
+    """A console whose reader may go: rich itself would end the program, and send standard output, which may be audio, to nowhere."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class StreamReport:
     """Timings of one stream, counted from the creation of this object, shown as its chunks arrive.
 
@@ -90,8 +97,11 @@ class StreamReport:
         )
 
     def line(self, text: str) -> None:
-        """Print one line without markup, above the live one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print one line without markup, above the live one. If that fails no more is said, and the speech goes on."""
+        try:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        except OSError:
+            self._console.quiet = True
 
 
 def expected_seconds(text: str) -> float:

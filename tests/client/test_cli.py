@@ -52,6 +52,8 @@ def test_help_gives_examples_exit_codes_and_every_option_in_full(runner: CliRunn
     [
         (["-o", "speech.txt"], "has no known suffix"),
         (["-o", "missing/speech.wav"], "does not exist"),
+        (["-o", "a" * 300 + ".wav", "--url", "localhost"], "give HOST:PORT"),
+        (["--timestamps", "missing/a.srt"], "does not exist"),
         (["--chunk-frames", "1,two"], "whole numbers separated by commas"),
         (["--seed", "x"], "--seed"),
         (["--timeout", "0"], "--timeout"),
@@ -209,11 +211,11 @@ def test_a_request_the_server_refuses_exits_with_two_and_writes_nothing(
 
 
 def test_a_words_file_that_cannot_be_written_is_named(runner: CliRunner) -> None:
-    Path("words.srt").mkdir()
+    Path("words.json").symlink_to("/dev/full")
     with running_fake(1, 0) as url:
-        result = runner.invoke(app, ["say", TEXT, "--url", url, "--timestamps", "words.srt"])
+        result = runner.invoke(app, ["say", TEXT, "--url", url, "--timestamps", "words.json"])
     assert result.exit_code == 2
-    assert result.stderr == "error: words.srt: Is a directory\n"
+    assert result.stderr == "error: words.json: No space left on device\n"
     assert soundfile.info("speech.wav").duration == 0.08
 
 

@@ -66,6 +66,8 @@ def test_a_line_of_json_ends_where_json_says_and_one_that_is_too_deep_is_refused
 def test_a_file_that_holds_no_job_and_a_format_that_no_one_writes_are_refused(runner: CliRunner) -> None:
     Path("lines.txt").write_text("\n \n", encoding="utf-8")
     assert "holds no job" in batch(runner, "lines.txt").stderr
+    Path("bytes.txt").write_bytes(b"\xff")
+    assert "bytes.txt is not UTF-8" in batch(runner, "bytes.txt").stderr
     assert "No such file" in batch(runner, "none.txt").stderr
     Path("lines.txt").write_text("a", encoding="utf-8")
     assert "no known suffix" in batch(runner, "lines.txt", "--suffix", "doc").stderr

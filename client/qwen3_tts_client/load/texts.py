@@ -73,7 +73,7 @@ def read_utterances(path: Path) -> tuple[Utterance, ...]:
         ValueError: it cannot be read so, or is empty; the message names the file and the place.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             utterances = tuple(_utterance(entry, number) for number, entry in enumerate(_entries(json.loads(content))))
         else:
