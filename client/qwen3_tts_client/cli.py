@@ -215,7 +215,7 @@ def say(
     )
     as_it_arrives = not (non_streaming or _needs_whole_text(options))
     spoken, writer = _text(source, "TEXT" if file is None else "--file", as_it_arrives=as_it_arrives), _writer(output, audio_format)
-    words_file = cli_options.words_file(timestamps)
+    words_file = cli_options.words_file(timestamps, text_format, long_form=long_form)
     if words_file is not None:
         options["timestamps"], spoken = "word", words_file.heard(spoken)
     expected = expected_seconds(spoken) if isinstance(spoken, str) and long_form else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -196,8 +196,8 @@ def loudness(argument: str | None) -> float | str | None:
 class WordsFile:
     """The file of --timestamps: gathers what is said and when."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, text_format: str | None, *, long_form: bool) -> None:
+        self.path, self._text_format, self._long_form = path, text_format, long_form
         self._pieces: list[str] = []
         self._words: list[TimedWord] = []
 
@@ -223,16 +223,24 @@ class WordsFile:
         Raises:
             typer.Exit: it cannot be written.
         """
-        from qwen3_tts_client.words import write_words
+        from qwen3_tts_client.words import of_dialogue, of_long_form, of_ssml, write_words
 
+        plain: Callable[[str], str] = of_long_form
+        text, words = "".join(self._pieces), self._words
+        if self._text_format == "dialogue":
+            text, words = of_dialogue(text, words)
+        elif self._text_format == "ssml":
+            plain = of_ssml
+        elif not self._long_form:
+            plain = str
         try:
-            write_words(self.path, self._words, "".join(self._pieces))
+            write_words(self.path, words, text, plain)
         except OSError as error:
             raise failed(EXIT_INVALID, f"{self.path}: {error.strerror or error}") from None
 
 
-def words_file(path: Path | None) -> WordsFile | None:
-    """The file of --timestamps.
+def words_file(path: Path | None, text_format: str | None, *, long_form: bool | None) -> WordsFile | None:
+    """The file of --timestamps, for a text of this format.
 
     Raises:
         typer.BadParameter: its format is not known, or its folder does not exist.
@@ -244,7 +252,7 @@ def words_file(path: Path | None) -> WordsFile | None:
     if path.suffix.lower() not in FORMATS:
         raise typer.BadParameter(f"{str(path)!r} has no known suffix; give one of {', '.join(FORMATS)}", param_hint="--timestamps")
     check_file("--timestamps", path)
-    return WordsFile(path)
+    return WordsFile(path, text_format, long_form=bool(long_form))
 
 
 def check_file(option: str, path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_client.words import TimedWord, write_words
+from qwen3_tts_client.cli_options import words_file
+from qwen3_tts_client.words import TimedWord, of_dialogue, of_long_form, of_ssml, write_words
 
 TEXT = 'Good <morning>, Dr. O\'Neil! "It rains & pours," said the small penguin in the window of the house. Yes.'
 
@@ -48,6 +49,45 @@ def test_vtt_escapes_what_would_be_a_tag(tmp_path: Path) -> None:
     content = written(tmp_path / "words.vtt")
     assert content.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:00.750\nGood &lt;morning>, Dr.\n")
     assert "rains &amp; pours" in content
+
+
+def test_subtitles_show_neither_tags_nor_pauses(tmp_path: Path) -> None:
+    text = '<speak><!-- a > b -->Hi &quot;<break time="1s"/> [pause:1s] you.</speak>'
+    words = [TimedWord("Hi", 0, 0.2, text.index("Hi")), TimedWord("you", 1.4, 1.6, text.index("you"))]
+    write_words(tmp_path / "a.srt", words, text, of_ssml)
+    assert [cue.splitlines()[2] for cue in (tmp_path / "a.srt").read_text().split("\n\n")] == ['Hi "', "you."]
+    write_words(tmp_path / "a.srt", [TimedWord("Hi", 0, 0.2, 0), TimedWord("you", 0.2, 0.4, 13)], "Hi [pause:1s]you <b>", of_long_form)
+    assert (tmp_path / "a.srt").read_text().splitlines()[2] == "Hi you <b>"
+
+
+def test_each_entry_of_a_dialogue_has_subtitles_of_its_own(tmp_path: Path) -> None:
+    dialogue = json.dumps([{"text": "Hello there"}, {"voice": "ben", "text": "Good day, [pause:1s] Ada!"}])
+    heard = [("Hello", 0), ("there", 6), ("Good", 11), ("day", 16), ("Ada", 32)]
+    words = [TimedWord(word, number / 4, number / 4 + 0.2, place) for number, (word, place) in enumerate(heard)]
+    text, placed = of_dialogue(dialogue, words)
+    assert [text[word.index :].startswith(word.word) for word in placed] == [True] * 5
+    write_words(tmp_path / "a.srt", placed, text, of_long_form)
+    assert [cue.splitlines()[2] for cue in (tmp_path / "a.srt").read_text().split("\n\n")] == ["Hello there", "Good day, Ada!"]
+
+
+@pytest.mark.parametrize(
+    ("text", "text_format", "long_form", "place", "shown"),
+    [
+        ('[{"text": "Hi! [pause:1s]"}]', "dialogue", None, 0, "Hi!"),
+        ("<speak>Hi! [pause:1s]</speak>", "ssml", None, 7, "Hi!"),
+        ("Hi! [pause:1s]", None, True, 0, "Hi!"),
+        ("Hi! [pause:1s]", None, None, 0, "Hi! [pause:1s]"),
+    ],
+)
+def test_the_command_line_knows_what_is_said_in_each_format(
+    tmp_path: Path, text: str, text_format: str | None, long_form: bool | None, place: int, shown: str
+) -> None:
+    file = words_file(tmp_path / "a.srt", text_format, long_form=long_form)
+    assert file is not None
+    file.heard(text)
+    file.add([TimedWord("Hi", 0, 0.2, place)])
+    file.write()
+    assert (tmp_path / "a.srt").read_text().splitlines()[2] == shown
 
 
 def test_times_beyond_an_hour_have_hours(tmp_path: Path) -> None:
