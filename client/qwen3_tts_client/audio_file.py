@@ -102,7 +102,7 @@ class AudioFile:
             # libsndfile says no more of an error of the system.
             is_of_system = "System error" in error.error_string
             unclear = "cannot be written: the disk is full, the name too long, or writing is not allowed"
-            raise OSError(unclear if is_of_system else error.error_string) from None
+            raise OSError(unclear if is_of_system else error.error_string.removeprefix("Error : ")) from None
 
 
 class WavPipe:

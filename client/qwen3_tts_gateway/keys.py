@@ -80,7 +80,7 @@ class Keys:
 
 def _names_in(file: Path) -> dict[str, str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"keys_file: {file} cannot be read: {error}") from None
     names = {}
