@@ -78,7 +78,8 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            # nohup ignores SIGHUP, a shell SIGINT of what it starts in the background; SIGTERM is meant, even where it was ignored.
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _stop)
         for problem in unknown_variables(os.environ):
             _say(f"serve.py: {problem}", ERRORS)

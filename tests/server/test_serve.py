@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -116,7 +117,8 @@ def test_a_signal_in_the_middle_of_a_start_waits_for_its_end() -> None:
 def test_serve_prints_the_ports_and_stops_on_sigterm(endless_voice: Path, tmp_path: Path) -> None:
     command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", "--option", "max_num_seqs=2", *ANY_PORTS]
     command += ["--exit-timeout", str(PATIENCE), "--log-file", str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve:
+    ignored = partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)  # by who starts it
+    with subprocess.Popen(command, preexec_fn=ignored, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serve:
         assert serve.stdout is not None
         assert serve.stderr is not None
         lines = [serve.stdout.readline() for _ in range(3)]
@@ -222,7 +224,9 @@ def test_serve_refuses_an_option_with_two_values(endless_voice: Path, arguments:
 def test_ctrl_c_while_serve_imports_ends_it_quietly(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    result = subprocess.run([*SERVE, "--model", "x"], env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # because it is ignored if tests run in the background
+    command = [*SERVE, "--model", "x"]
+    result = subprocess.run(command, env=environment, preexec_fn=heeded, capture_output=True, text=True, timeout=PATIENCE)
     assert (result.returncode, result.stderr) == (-signal.SIGINT, "")  # which a shell calls 130
 
 
