@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_options
-from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OVERLOADED, EXIT_STREAM_FAILED, exit_code, failed
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_OVERLOADED, EXIT_STREAM_FAILED, exit_code, failed, naming
 
 if TYPE_CHECKING:
     from qwen3_tts_client.load.record import Run
@@ -199,7 +197,7 @@ def bench(
             def write() -> None:
                 if output is not None:
                     figures = json.dumps({**record, **measuring.more, "results": measuring.results}, indent=1)
-                    with _writing(output):
+                    with naming(output):
                         output.write_text(figures, encoding="utf-8")
 
             def add(point: dict[str, object]) -> None:
@@ -222,7 +220,7 @@ def bench(
         from qwen3_tts_client.load.plot import marks_of
         from qwen3_tts_client.load.plot import plot as draw
 
-        with _writing(plot):
+        with naming(plot):
             draw(measuring.results, f"{url}, model {model}", plot, marks=marks_of(measuring.theirs))
     raise typer.Exit(0 if real_time else _code(measuring.results))
 
@@ -270,14 +268,6 @@ def _check_files(output: Path | None, plot: Path | None) -> None:
         known = Figure().canvas.get_supported_filetypes()
         if plot.suffix[1:].lower() not in known:
             raise typer.BadParameter(f"{str(plot)!r} has no known suffix; give one of .png, .svg, .pdf", param_hint="--plot")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise failed(EXIT_INVALID, f"{path}: {error.strerror or error}") from None
 
 
 def _utterances(texts: Path | None) -> tuple[Utterance, ...] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -43,3 +45,12 @@ def failed(code: int, message: str, hint: str = "") -> typer.Exit:
     with suppress(OSError):  # no one reads it; the exit code still says it
         typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     return typer.Exit(code)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the body ends the command, and names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise failed(EXIT_INVALID, f"{path}: {error.strerror or error}") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3_tts_client.cli_errors import EXIT_INVALID, failed, words_of
+from qwen3_tts_client.cli_errors import naming, words_of
 
 if TYPE_CHECKING:
     from qwen3_tts_client.protocol import RequestOptions
@@ -233,10 +233,8 @@ class WordsFile:
             plain = of_ssml
         elif not self._long_form:
             plain = str
-        try:
+        with naming(self.path):
             write_words(self.path, words, text, plain)
-        except OSError as error:
-            raise failed(EXIT_INVALID, f"{self.path}: {error.strerror or error}") from None
 
 
 def words_file(path: Path | None, text_format: str | None, *, long_form: bool | None) -> WordsFile | None:

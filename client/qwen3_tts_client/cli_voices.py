@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen3_tts_client import DEFAULT_URL
-from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, exit_code, failed
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, exit_code, failed, naming
 from qwen3_tts_client.cli_options import Timeout, Url, read_lexicon
 
 if TYPE_CHECKING:
@@ -116,10 +116,8 @@ def add(
     from qwen3_tts_client.recording import Recording
 
     words = read_lexicon(lexicon)
-    try:
+    with naming(recording):
         clip = Recording.read(recording)
-    except OSError as error:
-        raise failed(EXIT_INVALID, f"{recording}: {error.strerror or error}") from None
     with _server(url) as client:
         voice = client.voices.add(
             name,
