@@ -25,9 +25,10 @@ from engine_lib.codec.request import AudioChunk, CodecRequest, Drop, KeepOpen
 from engine_lib.codec.runner import CodecRunner, StepAudio
 from engine_lib.codec.step_limits import FRAMES_OF_A_STREAM
 from engine_lib.codec.step_pace import StepPace
-from engine_lib.codec.stream_lifecycle import NOTICED_AFTER, StreamLifecycle
+from engine_lib.codec.stream_lifecycle import StreamLifecycle
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_device, resolve_device, resolve_dtype
+from engine_lib.process.long_waits import NOTICED_AFTER
 
 __all__ = ["AudioChunk", "CodecEngine", "CodecRequest", "CodecStats"]
 

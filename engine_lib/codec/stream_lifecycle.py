@@ -16,12 +16,10 @@ from engine_lib.checkpoint_config import CodecDecoderConfig
 from engine_lib.codec.batcher import Batcher, Stream
 from engine_lib.codec.request import NO_AUDIO, CodecRequest, problem_with
 from engine_lib.codec.runner import CodecRunner
+from engine_lib.process.long_waits import NOTICED_AFTER, LongWaits
 
 # All streams are looked at so often within the time after which an idle one is forgotten, and at least so often.
 LOOKS, MOST_SECONDS_UNWATCHED = 100, 1.0
-# An idle stream is noticed after this share of that time, and forgotten only when the rest has passed since. Processes that were
-# suspended (docker pause, SIGSTOP) go on one after the other, and in the rest the talker says that its stream goes on.
-NOTICED_AFTER = 0.9
 
 
 class StreamLifecycle:
@@ -38,7 +36,7 @@ class StreamLifecycle:
         self._batcher, self._runner, self._config, self._on_idle = batcher, runner, config, on_idle
         self.num_failed_streams = 0
         self.look_for_idle_at = 0.0
-        self._noticed: dict[tuple[str, float], float] = {}  # when an idle stream was noticed, by its key and its `last_active`
+        self._idle: LongWaits[str] = LongWaits()
 
     def receive(self, request: CodecRequest) -> None:
         """Add a chunk to its stream, or answer it with an error."""
@@ -89,18 +87,18 @@ class StreamLifecycle:
 
     def close_idle(self, idle_timeout: float) -> None:
         """Forget the streams without a chunk for `idle_timeout` seconds, looking now and then."""
-        now, rest = time.monotonic(), (1 - NOTICED_AFTER) * idle_timeout
+        now = time.monotonic()
         if now < self.look_for_idle_at:
             return
-        idle = {(stream.stream_key, stream.last_active): stream for stream in self._batcher.expired(now, NOTICED_AFTER * idle_timeout)}
-        self._noticed = {key: self._noticed.get(key, now) for key in idle}
-        over = [key for key, noticed in self._noticed.items() if now >= noticed + rest]
+        waits = {stream.stream_key: stream.last_active for stream in self._batcher.expired(now, NOTICED_AFTER * idle_timeout)}
+        over = self._idle.over(waits, idle_timeout, now)
         looks_again = now + min(idle_timeout / LOOKS, MOST_SECONDS_UNWATCHED)
-        self.look_for_idle_at = max(looks_again, min((self._noticed[key] + rest for key in idle if key not in over), default=0.0))
-        for stream in map(idle.__getitem__, over):
-            self._close(stream)
+        ends = [self._idle.end_of(key, since, idle_timeout) for key, since in waits.items() if key not in over]
+        self.look_for_idle_at = max(looks_again, min(ends, default=0.0))
+        for key in over:
+            self._close(self._batcher.streams[key])
             if self._on_idle is not None:
-                self._on_idle(stream.stream_key)
+                self._on_idle(key)
 
     def answer_all(self, error: str) -> None:
         """Answer all pending chunks with `error`, because the engine ends."""

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine_lib.process.long_waits import LongWaits
 from engine_lib.talker.sequence import Sequence, SequenceStatus
-
-# A wait is noticed after this share of the longest, and is over only when the rest has passed since: while this process was suspended
-# (docker pause, SIGSTOP), text may have come that it has not read yet.
-NOTICED_AFTER = 0.9
 
 
 class TextWaits:
@@ -28,7 +25,7 @@ class TextWaits:
         self._open: list[Sequence] = []
         self._since: dict[Sequence, float] = {}
         self._flushed: set[Sequence] = set()
-        self._noticed: dict[Sequence, float] = {}  # long waits: when that was noticed
+        self._long_waits: LongWaits[Sequence] = LongWaits()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -39,8 +36,8 @@ class TextWaits:
 
     def fed(self, sequence: Sequence) -> None:
         """Record that text of `sequence` has come, if only a part of a word."""
-        self._since.pop(sequence, None)
-        self._noticed.pop(sequence, None)
+        if (since := self._since.pop(sequence, None)) is not None:
+            self._long_waits.forget(sequence, since)
         self._flushed.discard(sequence)
 
     def look(self, now: float) -> None:
@@ -61,24 +58,14 @@ class TextWaits:
                 self._flushed.add(sequence)
                 yield sequence
 
-    def to_end(self, now: float) -> Iterator[Sequence]:
+    def to_end(self, now: float) -> list[Sequence]:
         """The sequences that have waited for too long."""
-        for sequence, since in list(self._since.items()):
-            if now >= since + NOTICED_AFTER * self._idle_seconds:
-                self._noticed.setdefault(sequence, now)
-                if now >= self._end_of(sequence, since):
-                    yield sequence
+        return self._long_waits.over(self._since, self._idle_seconds, now)
 
     @property
     def due(self) -> list[float]:
         """When something is due."""
         return [
-            self._end_of(sequence, since) if sequence in self._flushed else since + self._flush_seconds
+            self._long_waits.end_of(sequence, since, self._idle_seconds) if sequence in self._flushed else since + self._flush_seconds
             for sequence, since in self._since.items()
         ]
-
-    def _end_of(self, sequence: Sequence, since: float) -> float:
-        """When a wait is over, or is to be noticed."""
-        noticed = self._noticed.get(sequence)
-        share, begin = (NOTICED_AFTER, since) if noticed is None else (1 - NOTICED_AFTER, noticed)
-        return begin + share * self._idle_seconds
