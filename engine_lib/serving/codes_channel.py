@@ -4,7 +4,7 @@ Each message through an ensemble is a request of its own to the codec. Triton's 
 with each of them, and the talker's send is one more. So the codec of a busy server *claims* a stream: it keeps the request of
 one message open, and the talker sends the messages that follow on a Unix socket to the codec's process, which answers them as
 further responses of that request. A stream's last message always goes through Triton, and one now and then, because only a request
-that is new to the ensemble shows that its client has gone.
+that is new to the ensemble shows that its client has gone. `seconds_past_triton` says how often.
 
 A claim of a stream that has ended is refused, on the same socket: a client may have kept its messages, and sends them again. Whatever
 comes of such a stream comes through Triton, so the request need not be held. The codec releases a claim of a stream that it forgets.
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 # With fewer open streams Triton's way costs no time, and each of its messages tells whether the client is there.
 CLAIMED_FROM_STREAMS = {"auto": 8, "always": 1}
+# A message through Triton shows whether the client is still there, and streams share these. So the codec's model keeps up with its
+# requests at any number of streams. No more is spoken to clients that have gone, because each of more streams is spoken more slowly.
+MESSAGES_THROUGH_TRITON, LEAST_SECONDS_PAST_TRITON = 160.0, 0.4  # a second; of each stream
 RECENT_CLAIMS, LATE = 16, 2.0  # a claim is late if it takes so many times as long as the slowest of the recent ones
 MAX_BYTES = 1 << 16  # of a message; a larger one goes through Triton
 MAX_CONNECTIONS = 16  # one for each codec; a reload makes another
@@ -94,6 +97,11 @@ class CodesOutlet:
             self.release(stream_key)
             return False
         return True
+
+    @property
+    def seconds_past_triton(self) -> float:
+        """How long all messages of a stream may go past Triton, or wait to do so, before one goes through it."""
+        return max(LEAST_SECONDS_PAST_TRITON, len(self._claims) / MESSAGES_THROUGH_TRITON)
 
     def expects_claim(self, stream_key: str, waited: float) -> bool:
         """Whether the codec, which holds claims of enough others, will claim this stream, too: it has not yet, and is not late.

@@ -11,10 +11,6 @@ from __future__ import annotations
 from engine_lib.serving.backend import Reply, Tensors
 from engine_lib.serving.codes_channel import CodesOutlet
 
-# A message through Triton shows whether the client is still there. With more messages past it, less is spoken to clients that have gone.
-# Nor does a message wait longer for a claim.
-MOST_SECONDS_PAST_TRITON = 0.4
-
 
 class CodesRoute:
     """The messages of one stream, in order. Never called by two threads at a time, but for `add_claim`.
@@ -29,7 +25,8 @@ class CodesRoute:
         self._stream_key, self._reply, self._outlet = stream_key, reply, outlet
         self.channel = "" if outlet is None else outlet.address
         self.place = 0
-        self._through_triton_at = 0.0  # time.monotonic() of the last message that went there
+        # time.monotonic() when the last message went through Triton; of the claimed one: when the codec had it
+        self._through_triton_at = 0.0
         self._offered_at = 0.0  # time.monotonic() when a message that the codec may claim went through Triton; 0.0: none has
         self._waiting: list[Tensors] = []  # for the claim
 
@@ -41,13 +38,13 @@ class CodesRoute:
             may_pass: it may go past Triton; the last one may not.
         """
         self.place += 1
-        outlet = self._outlet
-        is_between = may_pass and now < self._through_triton_at + MOST_SECONDS_PAST_TRITON
-        if outlet is not None and is_between and self._offered_at and outlet.expects_claim(self._stream_key, now - self._offered_at):
+        outlet = self._outlet if may_pass else None
+        if outlet is not None and self._offered_at and outlet.expects_claim(self._stream_key, now - self._offered_at):
             self._waiting.append(message)
             return
         self.send_waiting()
-        if outlet is None or not is_between or not outlet.send(self._stream_key, message):
+        is_asked = outlet is None or now >= self._through_triton_at + outlet.seconds_past_triton
+        if outlet is None or is_asked or not outlet.send(self._stream_key, message):
             self._through_triton_at = now
             if not self._offered_at and may_pass and message["codes"].size:
                 self._offered_at = now
@@ -57,6 +54,7 @@ class CodesRoute:
         """Let others know how long the claim took that has come. On any thread."""
         if self._outlet is not None and self._offered_at:
             self._outlet.claim_times.add(now - self._offered_at)
+            self._through_triton_at = now
 
     def send_waiting(self) -> None:
         """Send what has waited for the claim: past Triton if that has come, else through it."""

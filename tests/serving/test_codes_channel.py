@@ -200,6 +200,21 @@ def test_a_system_without_such_sockets_has_no_channel(monkeypatch: pytest.Monkey
     assert logged == ["codes_channel: Protocol not supported; all codes go through Triton"]
 
 
+def test_claimed_streams_share_the_messages_that_go_through_triton(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes_channel, "MESSAGES_THROUGH_TRITON", 4.0)
+    claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
+    outlet = CodesOutlet(SECRET, {"a", "b", "c"}, claimed.put)
+    try:
+        seconds = []
+        for key in ("a", "b", "c"):
+            codec.claims(outlet, key)
+            assert claimed.get(timeout=PATIENCE) == key
+            seconds.append(outlet.seconds_past_triton)
+        assert seconds == [0.4, 0.5, 0.75]
+    finally:
+        outlet.close(PATIENCE)
+
+
 def test_the_talker_expects_claims_of_a_busy_codec_that_are_not_late_and_hears_of_each(codec: Codec) -> None:
     claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
     outlet = CodesOutlet(SECRET, {"a", "b", "c"}, claimed.put, busy_from=2)

@@ -9,7 +9,7 @@ import pytest
 
 from engine_lib.process.latency import LatencyWindow
 from engine_lib.serving.backend import Tensors
-from engine_lib.serving.codes_route import MOST_SECONDS_PAST_TRITON, CodesRoute
+from engine_lib.serving.codes_route import CodesRoute
 
 
 class Ways:
@@ -37,6 +37,7 @@ class Outlet:
     """The way past Triton."""
 
     address = "here"
+    seconds_past_triton = 0.5
 
     def __init__(self, ways: Ways) -> None:
         self.ways, self.claim_times = ways, LatencyWindow()
@@ -83,13 +84,35 @@ def test_a_message_that_comes_between_the_claim_and_the_news_of_it_overtakes_non
     assert (ways.through, ways.past) == ([0], [1, 2])
 
 
-@pytest.mark.parametrize("is_slow", [False, True])
-def test_one_message_now_and_then_goes_through_triton_and_what_waits_goes_before_it(is_slow: bool) -> None:
+def test_one_message_now_and_then_goes_through_triton() -> None:
+    ways = Ways()
+    ways.is_claimed = True
+    ways.speak(0, 1)
+    ways.speak(2, now=0.4)
+    ways.speak(3, now=0.5)
+    ways.speak(4, now=0.9)
+    assert (ways.through, ways.past) == ([0, 3], [1, 2, 4])
+
+
+def test_what_cannot_go_past_triton_goes_through_it_in_order() -> None:
     ways = Ways()
     ways.speak(0, 1, 2)
-    ways.is_claimed = ways.is_slow = is_slow
-    ways.speak(3, now=MOST_SECONDS_PAST_TRITON)
+    ways.is_claimed = ways.is_slow = True
+    ways.speak(3)
     assert (ways.through, ways.past) == ([0, 1, 2, 3], [])
+
+
+def test_messages_wait_for_a_late_claim_which_shows_that_the_client_is_there() -> None:
+    ways = Ways()
+    ways.speak(0)
+    ways.speak(1, now=0.7)
+    assert ways.waited == pytest.approx(0.7)
+    assert ways.through == [0]
+    ways.is_claimed = True
+    ways.route.add_claim(START + 0.8)
+    ways.route.send_waiting()
+    ways.speak(2, now=1.2)
+    assert (ways.through, ways.past) == ([0], [1, 2])
 
 
 def test_what_waits_goes_before_the_last_message() -> None:
