@@ -75,7 +75,7 @@ class EngineConfig:
     max_num_seqs: int = option(64, "Streams decoded together; further requests wait.", minimum=1, maximum=1024, group="Talker")
     max_num_batched_tokens: int = option(512, "Prompt rows prefilled in one step; longer prompts are split.", minimum=1)
     prompts_in_steps_from: int = option(
-        0,
+        1,
         "Streams from which on a step takes the rows of new prompts with it, so that both read the weights once; "
         "0: prompts always run beside steps.",
         minimum=0,

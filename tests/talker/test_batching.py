@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prefill row by row": {"max_num_batched_tokens": 1, "kv_block_size": 16},
     "small pool": SMALL_POOL,
     "pipelined": {"pipelined": True},
-    "prompts in steps": {"prompts_in_steps_from": 1},
+    "prompts beside steps": {"prompts_in_steps_from": 0},
     "all at once": SMALL_POOL | {"pipelined": True, "max_num_batched_tokens": 7, "max_num_seqs": 5, "prompts_in_steps_from": 2},
 }
 

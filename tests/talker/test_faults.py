@@ -129,7 +129,7 @@ def test_a_request_whose_first_frame_goes_wrong_gets_no_frames(endless_voice: Pa
 def test_when_the_engine_thread_dies_every_open_stream_ends_with_an_error(
     endless_voice: Path, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    with running_engine(endless_voice, max_num_seqs=2) as engine:
+    with running_engine(endless_voice, max_num_seqs=2, prompts_in_steps_from=int(broken != "prefill")) as engine:
         execute, num_plans = engine.worker.execute, 0
         kind = {"decode": DecodePlan, "prefill": PrefillPlan, "admit": SlotPlan}[broken]
 
