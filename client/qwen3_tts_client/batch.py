@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -112,6 +114,31 @@ def _num_bytes(name: str) -> int:
         return len(name.encode())
     except UnicodeEncodeError:  # a lone surrogate
         return 0
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other batches out of the folder; on Windows, or where a file system locks no folder, it does nothing.
+
+    Raises:
+        ValueError: another one writes into it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another batch writes into it; wait until it has ended, or give another --out") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(held)  # as the end of the process does
 
 
 class BatchRun:

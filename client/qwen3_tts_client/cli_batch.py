@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,8 @@ skips every job with a file in the folder. Delete a file to have it spoken again
 Exit codes:
   0    every job has its file
   1    some jobs failed; the table says why
-  2    an option or a line of the file is not allowed; nothing was spoken
+  2    an option or a line of the file is not allowed, or another batch
+       writes into the folder; nothing was spoken
   130  interrupted; run the same command again
 """
 
@@ -67,7 +69,7 @@ def batch(
     """Speak the jobs of a file into a folder, several at a time; jobs that are done are skipped."""
     from rich.console import Console
 
-    from qwen3_tts_client.batch import BatchRun, read_jobs
+    from qwen3_tts_client.batch import BatchRun, alone_in, read_jobs
 
     options = cli_options.request_options(
         voice=voice,
@@ -91,17 +93,19 @@ def batch(
         sentence_pause=sentence_pause,
         paragraph_pause=paragraph_pause,
     )
-    try:
-        jobs = read_jobs(file, out, suffix, options)
-        out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise failed(EXIT_INVALID, words_of(error)) from None
-    run = BatchRun(Console(), jobs, timeout)
-    try:
-        run.speak(url, model, at_once)
-    except KeyboardInterrupt:
-        raise failed(EXIT_INTERRUPTED, "interrupted; run the same command again, and it skips what is done") from None
-    finally:
-        run.print_table()
+    with ExitStack() as stack:
+        try:
+            jobs = read_jobs(file, out, suffix, options)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(out))
+        except (OSError, ValueError) as error:
+            raise failed(EXIT_INVALID, words_of(error)) from None
+        run = BatchRun(Console(), jobs, timeout)
+        try:
+            run.speak(url, model, at_once)
+        except KeyboardInterrupt:
+            raise failed(EXIT_INTERRUPTED, "interrupted; run the same command again, and it skips what is done") from None
+        finally:
+            run.print_table()
     if run.has_failures:
         raise typer.Exit(EXIT_STREAM_FAILED)

@@ -66,7 +66,7 @@ Columns:
 \b
 Exit codes:
   0    every request was answered
-  1    requests failed or were cut
+  1    requests failed or were cut, or a row has no figures
   2    an option is not allowed, or the server refuses the requests
   3    no server answers, or its model is not ready
   4    the server was overloaded and refused requests; no others failed
@@ -222,7 +222,7 @@ def bench(
 
         with naming(plot):
             draw(measuring.results, f"{url}, model {model}", plot, marks=marks_of(measuring.theirs))
-    raise typer.Exit(0 if real_time else _code(measuring.results))
+    raise typer.Exit(0 if real_time else exit_code_of(measuring.results))
 
 
 def _points(streams: str | None, rates: str | None, *, real_time: bool, bounds: tuple[int | None, int | None]) -> list[tuple[int, float]]:
@@ -307,11 +307,14 @@ def notes(results: list[dict[str, Any]]) -> list[str]:
     """What to say of points without figures."""
     if all(point["requests"] for point in results):
         return []
-    return ["a row without figures: no request began in the measured time, because the earlier ones lasted longer; give more --seconds"]
+    return [
+        "a row without figures: no request began in the measured time, because the earlier ones lasted longer; give more --seconds. "
+        "If no stream is so long, the server hangs"
+    ]
 
 
-def _code(results: list[dict[str, Any]]) -> int:
+def exit_code_of(results: list[dict[str, Any]]) -> int:
     """The exit code for these points."""
-    if any(point["failed"] or point["unfinished"] for point in results):
+    if any(point["failed"] or point["unfinished"] or not point["requests"] for point in results):
         return EXIT_STREAM_FAILED
     return EXIT_OVERLOADED if any(point["refused"] for point in results) else 0

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from client.test_cli import COMMAND, environment
 from patience import PATIENCE, eventually
+from qwen3_tts_client.batch import alone_in
 from qwen3_tts_client.cli import app
 from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_client.report import StreamReport, expected_seconds
@@ -102,6 +103,17 @@ def test_without_a_server_every_job_fails_and_leaves_no_file(runner: CliRunner) 
     result = batch(runner, "lines.txt", "--url", "localhost:9")
     assert result.exit_code == 1
     assert "cannot reach a Triton server" in result.stdout
+    assert files() == {}
+
+
+def test_two_batches_do_not_write_into_one_folder(runner: CliRunner) -> None:
+    Path("lines.txt").write_text("One.\n", encoding="utf-8")
+    Path("out").mkdir()
+    with alone_in(Path("out")):
+        result = batch(runner, "lines.txt", "--url", "localhost:9")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "out: another batch writes into it" in result.stderr
+    assert "cannot reach" in batch(runner, "lines.txt", "--url", "localhost:9").stdout
     assert files() == {}
 
 

@@ -14,7 +14,7 @@ from client.conftest import RUNNING
 from client.test_cli import in_terminal
 from patience import PATIENCE
 from qwen3_tts_client.cli import app
-from qwen3_tts_client.cli_bench import notes
+from qwen3_tts_client.cli_bench import exit_code_of, notes
 
 BENCH = ["bench", "--seconds", "1", "--warm-up", "0", "--patience", str(PATIENCE), "--processes", "1"]
 SHORT = ["--chunk-frames", "1,2", "--max-frames", "4"]
@@ -39,9 +39,11 @@ def test_help_fits_eighty_columns_and_explains_columns_and_exit_codes(runner: Cl
         assert expected in result.stdout
 
 
-def test_a_row_without_figures_is_explained() -> None:
-    assert notes([{"requests": 2}]) == []
-    assert "give more --seconds" in notes([{"requests": 2}, {"requests": 0}])[0]
+def test_a_row_without_figures_is_explained_and_is_no_success() -> None:
+    full, empty = ({"requests": count, "failed": 0, "unfinished": 0, "refused": 0} for count in (2, 0))
+    assert (notes([full]), exit_code_of([full])) == ([], 0)
+    assert "give more --seconds" in notes([full, empty])[0]
+    assert exit_code_of([full, empty]) == 1
 
 
 @pytest.mark.parametrize(
