@@ -68,7 +68,7 @@ class Planner:
 
         # decode
         if in_step is not None:
-            self._scheduler.prefilled(schedule.prefill)
+            self._scheduler.prefilled(schedule.prefill, in_step=True)
         if schedule.decode:
             yield self._decode(schedule.decode, in_step), schedule.decode
         if in_step is not None:

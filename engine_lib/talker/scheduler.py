@@ -50,7 +50,7 @@ class Schedule:
     """One step's work. `admitted` sequences got a slot in this step, `grown` ones new blocks; `decode` runs after `prefill`.
 
     Attributes:
-        prefill_after: number, counted from 1, of the last decode step that may still use slots or blocks of `admitted`; 0: none.
+        prefill_after: number, counted from 1, of the last decode step that may still use slots or blocks of `prefill`; 0: none.
         erase: blocks to be erased before anything else.
         fed: sequences with a slot that have got more text.
     """
@@ -98,7 +98,7 @@ class Scheduler:
         self._free_slots = deque(range(max_num_seqs))
         self._num_rows_ahead = 0  # already prefilled for the next step
         self._fed: list[Sequence] = []
-        # for each slot and block: the last decode step that its former owner may be part of
+        # for each slot and block: the last decode step that its former owner, or a prompt of its owner that goes on, may be part of
         self._last_steps_of_slots = [0] * max_num_seqs
         self._last_steps_of_blocks = [0] * (block_manager.num_usable_blocks + 1)
 
@@ -183,11 +183,13 @@ class Scheduler:
         schedule.erase = self.block_manager.take_unclean()
         return schedule
 
-    def prefilled(self, chunks: Iterable[PrefillChunk]) -> None:
-        """Record that `chunks` are launched; a prompt's last row gives a frame, which counts as launched too."""
+    def prefilled(self, chunks: Iterable[PrefillChunk], *, in_step: bool = False) -> None:
+        """Record that `chunks` are launched, or go with the next decode step; a prompt's last row gives a frame, launched too."""
         for chunk in chunks:
             completes_prompt, sequence = chunk.completes_prompt, chunk.sequence
             sequence.num_prefilled_rows = chunk.stop
+            if in_step:
+                self._last_steps_of_slots[sequence.slot] = self.num_decode_steps + 1
             if completes_prompt:
                 sequence.num_launched_frames = len(sequence.frames) + 1
                 sequence.status = RUNNING
@@ -307,8 +309,10 @@ class Scheduler:
         """Plan the next prompt rows, of new sequences too. If others run, return the sequences that then miss only their last row."""
         ready = []
         for sequence in self.active:
-            if sequence.status is PREFILLING and self._plan_prefill(sequence, schedule, others_run):
-                ready.append(sequence)
+            if sequence.status is PREFILLING:
+                schedule.prefill_after = max(schedule.prefill_after, self._last_steps_of_slots[sequence.slot])
+                if self._plan_prefill(sequence, schedule, others_run):
+                    ready.append(sequence)
         while self._room(schedule) and self._free_slots and self._next_may_begin and self._admit(self.waiting.head):
             sequence = self.waiting.take()
             schedule.admitted.append(sequence)

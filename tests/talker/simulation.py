@@ -46,19 +46,22 @@ class Simulation:
     do. The device runs prefill as early as it may, ahead of the decode steps that have not been read.
     """
 
-    def __init__(self, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, delay: int, share: bool = False) -> None:
+    def __init__(
+        self, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, delay: int, share: bool = False, in_steps: bool = False
+    ) -> None:
+        """`in_steps`: prompts go with the decode step that they are scheduled with."""
         self.blocks = BlockManager(num_blocks + 1, block_size)
         keys = BlockKeys(block_size, PAD_TEXT_ID) if share else None
         self.scheduler = Scheduler(self.blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, block_keys=keys)
-        self.max_num_seqs, self.budget, self.delay = max_num_seqs, budget, delay
+        self.max_num_seqs, self.budget, self.delay, self.in_steps = max_num_seqs, budget, delay, in_steps
         self.finished: list[Sequence] = []
         self._results: deque[list[tuple[Sequence, int]]] = deque()
         self._cache: dict[tuple[int, int], int] = {}  # (block, row in it) -> content
         self._contents: dict[str, list[int]] = {}
         self._quarantined: set[int] = set()
         self._num_steps = 0  # decode steps that have run
-        # those that have not: block tables, rows, and contents of the rows so far
-        self._launched_steps: deque[list[tuple[list[int], int, list[int]]]] = deque()
+        # those that have not: block tables, first and last rows, and contents of the rows so far
+        self._launched_steps: deque[list[tuple[list[int], int, int, list[int]]]] = deque()
 
     def step(self) -> Schedule:
         active = list(self.scheduler.active)
@@ -68,13 +71,19 @@ class Simulation:
         self._check(schedule, oldest)
 
         launched = [chunk.sequence for chunk in schedule.prefill if chunk.completes_prompt]
-        self._prefill(schedule)
+        prompts = schedule.prefill if self.in_steps and schedule.decode and not launched else []
+        if prompts:
+            self.scheduler.prefilled(prompts, in_step=True)
+        else:
+            self._prefill(schedule)
         self._write_text(schedule)
         for sequence in schedule.decode:
             has_ended = not sequence.text_is_open and sequence.num_text_rows_on_device == len(sequence.text_ids)
             assert sequence.num_rows_on_device < sequence.num_text_rows_on_device or has_ended
         if schedule.decode:
-            self._launched_steps.append([self._launched(sequence) for sequence in schedule.decode])
+            rows = [*((chunk.sequence, chunk.start, chunk.stop) for chunk in prompts)]
+            rows += [(sequence, sequence.num_rows_on_device, sequence.num_rows_on_device + 1) for sequence in schedule.decode]
+            self._launched_steps.append([self._launched(*one) for one in rows])
             self.scheduler.decoded(schedule.decode)
             while len(self._launched_steps) > self.delay:
                 self._run_step()
@@ -154,12 +163,11 @@ class Simulation:
 
     def _run_step(self) -> None:
         self._num_steps += 1
-        for table, row, contents in self._launched_steps.popleft():
-            self._run(table, row, row + 1, contents)
+        for table, start, stop, contents in self._launched_steps.popleft():
+            self._run(table, start, stop, contents)
 
-    def _launched(self, sequence: Sequence) -> tuple[list[int], int, list[int]]:
-        row = sequence.num_rows_on_device
-        return [*sequence.block_table], row, [*self._contents_of(sequence, row + 1)]
+    def _launched(self, sequence: Sequence, start: int, stop: int) -> tuple[list[int], int, int, list[int]]:
+        return [*sequence.block_table], start, stop, [*self._contents_of(sequence, stop)]
 
     def _run(self, table: list[int], start: int, stop: int, contents: list[int]) -> None:
         """Read the rows before `start`, write those up to `stop`."""

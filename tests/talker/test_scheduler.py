@@ -53,8 +53,8 @@ def test_growing_by_more_than_is_free_changes_nothing():
 # schedules
 
 
-@pytest.mark.parametrize("delay", [0, 1])
-def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: int, fresh_seed: int):
+@pytest.mark.parametrize(("delay", "in_steps"), [(0, False), (1, False), (1, True)])
+def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: int, in_steps: bool, fresh_seed: int):
     rng = np.random.default_rng(fresh_seed)
     num_preemptions = 0
     for _ in range(30):
@@ -66,6 +66,7 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
             max_num_seqs=int(rng.integers(1, 7)),
             budget=int(rng.integers(1, 50)),
             delay=delay,
+            in_steps=in_steps,
         )
         sequences: list[Sequence] = []
         num_cuts = 0
@@ -100,6 +101,20 @@ def test_any_sequence_of_requests_and_cancellations_keeps_every_promise(delay: i
         assert not simulation.scheduler.has_work
         num_preemptions += simulation.scheduler.num_preemptions
     assert num_preemptions > 0
+
+
+def test_rows_of_a_prompt_that_has_begun_in_a_step_wait_for_that_step():
+    simulation = Simulation(num_blocks=60, block_size=4, max_num_seqs=4, budget=8, delay=1, in_steps=True)
+    runs, joins = make_sequence("runs", 3, 20), make_sequence("joins", 30, 5)
+    simulation.scheduler.add(runs)
+    simulation.step()
+    simulation.scheduler.add(joins)
+    schedule = simulation.step()
+    assert [(chunk.sequence, chunk.stop) for chunk in schedule.prefill] == [(joins, 8)]
+    assert simulation.prefill_ahead().prefill_after == simulation.scheduler.num_decode_steps  # not beside that step
+    while simulation.scheduler.has_work:
+        simulation.step()
+    assert {*simulation.finished} == {runs, joins}
 
 
 def test_the_youngest_is_preempted_and_comes_back_before_those_who_wait():
