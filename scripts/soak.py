@@ -122,9 +122,12 @@ def soak(target: Target, arguments: argparse.Namespace, clock: Clock) -> dict[st
     loop, held = OpenLoop(load, attacker), wait_until_free(target.metrics)
     before, begin = Resources.read(target.pid), time.monotonic()
     with Sampler(target, arguments.every, lambda: loop.tally.sent.total(), _Progress(loop, seconds)) as sampler:
-        asyncio.run(loop.run(seconds, clock.drain_seconds))
+        asyncio.run(loop.run(seconds, clock.drain_seconds, lambda: target.has_ended))
     loaded_seconds = time.monotonic() - begin
     clock.has_ended("load")
+    if target.has_ended:
+        reason = f"the server has ended {loaded_seconds:.0f} s after the load began; its log says why"
+        return {**_figures(loop, loaded_seconds), "warm_up_seconds": 0.0, "reasons": [reason], "samples": sampler.samples}
     held |= wait_until_free(target.metrics)
     after = Resources.read(target.pid)
     clock.has_ended("drain")

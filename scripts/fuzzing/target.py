@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
+
+from engine_lib.server.orphan import is_running
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,11 @@ class Target:
     http: str
     metrics: str
     pid: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether tritonserver has ended."""
+        return not is_running(Path("/proc", str(self.pid)))
 
 
 def version_of(target: Target) -> str:

@@ -105,8 +105,8 @@ class OpenLoop:
         self._sender = Sender(load.grpc, load.http, self.outcomes, LONGEST_ATTACK)
         self._attackers, self._dying = ThreadPoolExecutor(ATTACKERS), ThreadPoolExecutor(DYING)
 
-    async def run(self, seconds: float, drain_seconds: float | None = None) -> None:
-        """Send requests for `seconds`; returns when all have been answered, or `drain_seconds` later.
+    async def run(self, seconds: float, drain_seconds: float | None = None, has_ended: Callable[[], bool] = lambda: False) -> None:
+        """Send requests for `seconds`, or until the server `has_ended`; returns when all have been answered, or `drain_seconds` later.
 
         Hostile requests that are not answered by then are left alone, which is no fault: the speech of some lasts minutes.
         """
@@ -116,7 +116,7 @@ class OpenLoop:
         tasks: set[asyncio.Task[None]] = set()
         due = begin = time.monotonic()
         async with AsyncClient(self._load.grpc) as self._client:
-            while (due := due + self._random.expovariate(self._load.rate)) < begin + seconds:
+            while (due := due + self._random.expovariate(self._load.rate)) < begin + seconds and not has_ended():
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 [kind] = self._random.choices(kinds, weights)
                 self.tally.sent[kind] += 1

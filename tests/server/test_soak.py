@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +15,16 @@ import soak
 
 from engine_lib.server.process import ARENAS, TritonServer
 from patience import PATIENCE
+from server.conftest import new_server
 
 Soak = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
 def run_soak(server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Soak:
-    """Runs soak.py on the shared server for some seconds with further arguments; returns its exit code and report."""
+    """Runs soak.py on the shared server, or another, for some seconds with further arguments; returns its exit code and report."""
 
-    def run(seconds: float, *arguments: str) -> tuple[int, dict[str, Any]]:
+    def run(seconds: float, *arguments: str, server: TritonServer = server) -> tuple[int, dict[str, Any]]:
         ports = {"--url": server.grpc_port, "--http": server.http_port, "--metrics": server.metrics_port}
         command = [argument for name, port in ports.items() for argument in (name, f"localhost:{port}")]
         command += ["--pid", str(server.pid), "--minutes", str(seconds / 60), "--texts", "3", "--every", "0.5", "--patience", str(PATIENCE)]
@@ -54,3 +57,11 @@ def test_a_stream_that_sounds_otherwise_fails_the_run(run_soak: Soak) -> None:
     assert (code, report["verdict"]) == (1, "FAIL")
     assert report["wrong"] == report["survivors"] > 0
     assert "samples differ by" in report["reasons"][0]
+
+
+def test_a_server_that_ends_ends_the_run(run_soak: Soak, tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_server(tiny_custom_voice, tmp_path / "log") as doomed:
+        monkeypatch.setattr(soak._Progress, "__call__", lambda _progress, _sample: os.kill(doomed.pid, signal.SIGKILL))
+        code, report = run_soak(3600.0, "--rate", "5", server=doomed)
+    assert code == 1
+    assert report["reasons"][0].startswith("the server has ended ")
