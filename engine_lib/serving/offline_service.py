@@ -24,7 +24,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from engine_lib.errors import InvalidRequestError, OverloadedError
-from engine_lib.process.large_buffers import return_large_buffers
+from engine_lib.process.freed_memory import return_freed_memory
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
 from engine_lib.serving.errors import RelayedError
@@ -49,7 +49,7 @@ class OfflineService:
     def __init__(self, backend: TritonBackend, args: Mapping[str, str]) -> None:
         """`args`: the arguments of `initialize`; their parameters name the ensemble and the server's gRPC port."""
         parameters = json.loads(args["model_config"])["parameters"]
-        return_large_buffers()
+        return_freed_memory()
         self._backend = backend
         self._ensemble: str = parameters["ensemble"]["string_value"]
         self._url: str = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
