@@ -17,8 +17,11 @@ LOCK_POLL_SECONDS = 0.01
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Lock `folder` against all other writers; remove the remains of an interrupted one, and those of this one if it fails.
+
+    Args:
+        wait: for another writer, up to LOCK_SECONDS.
 
     Raises:
         StoreError: the folder cannot be written, in the body too, or another process keeps it locked.
@@ -26,7 +29,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            _take(lock)
+            _take(lock, LOCK_SECONDS if wait else 0.0)
             _remove_partial(folder)
             try:
                 yield
@@ -48,23 +51,28 @@ def write_file(file: Path, content: bytes) -> None:
     os.replace(partial, file)
 
 
+def partial_files(folder: Path) -> list[Path]:
+    """Files that are being written, or that an interrupted writer has left."""
+    return list(folder.glob(f".*{PARTIAL_SUFFIX}"))
+
+
 def _remove_partial(folder: Path) -> None:
-    for leftover in folder.glob(f".*{PARTIAL_SUFFIX}"):
+    for leftover in partial_files(folder):
         leftover.unlink(missing_ok=True)
 
 
-def _take(lock: int) -> None:
+def _take(lock: int, seconds: float) -> None:
     """Lock the open file `lock`.
 
     Raises:
-        StoreError: another process has it for LOCK_SECONDS; one that is stopped keeps it for ever.
+        StoreError: another process has it for `seconds`; one that is stopped keeps it for ever.
     """
-    deadline = time.monotonic() + LOCK_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                problem = f"another process has kept the folder locked for {LOCK_SECONDS:g} s"
+                problem = f"another process has kept the folder locked for {seconds:g} s"
                 raise StoreError(f"voice_store: {problem}; try again, or ask the operator of the server") from None
         time.sleep(LOCK_POLL_SECONDS)

@@ -2,8 +2,9 @@
 
 A voice is two files: NAME.safetensors with the tensors for the talker (speaker embedding and reference codes, never the audio), and
 NAME.json with the facts about it and the SHA-256 of the other. Both are written under another name and renamed, the JSON last: a
-voice exists once its JSON does. The content of the folder is not trusted: links, odd files and all that stored_voice.py refuses are
-refused by name, and the other voices stay usable. No error quotes a text of the store.
+voice exists once its JSON does. What a killed writer has left is removed by the next one, or at a start. The content of the folder is
+not trusted: links, odd files and all that stored_voice.py refuses are refused by name, and the other voices stay usable. No error quotes
+a text of the store.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from engine_lib.config import EngineConfig
 from engine_lib.errors import ConfigError, InvalidRequestError, NotFoundError, StoreError, nearest
 from engine_lib.speech.blend import Blend, of_part
 from engine_lib.speech.lexicon import Lexicon
-from engine_lib.voices.folder import write_file, writing
+from engine_lib.voices.folder import partial_files, write_file, writing
 from engine_lib.voices.store_checks import MAX_CONSENT_LENGTH, NAME_PATTERN, check_consent, checked_name
 from engine_lib.voices.stored_voice import (
     FACTS_SUFFIX,
@@ -31,6 +34,7 @@ from engine_lib.voices.stored_voice import (
     StoredVoice,
     checked_lexicon,
     digest,
+    is_of_a_voice,
     pack_tensors,
 )
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 
 MAX_ATTEMPTS = 3  # to read a voice while another process replaces it
+ORPHAN_SECONDS = 600.0  # that tensors may lie there before their JSON: a backup that is copied back keeps no order
 
 
 class VoiceStore:
@@ -64,6 +69,9 @@ class VoiceStore:
         self._lock = threading.Lock()
         # By name: the state of the files, the checkpoint, the voice and its lexicon.
         self._loaded: dict[str, tuple[object, CheckpointConfig, VoiceClonePromptItem, Lexicon]] = {}
+        if _orphans(self.folder) or partial_files(self.folder):
+            with suppress(StoreError), writing(self.folder, wait=False):  # a folder that is only read, or a busy one, may keep them
+                _remove_orphans(self.folder)
 
     @classmethod
     def of(cls, config: EngineConfig) -> VoiceStore | None:
@@ -246,6 +254,7 @@ class VoiceStore:
                 limit = f"at most {self.max_voice_bytes} (voice_store_max_bytes) are allowed; give {less}"
                 raise InvalidRequestError(name, f"the voice cannot be stored: {kind} {len(content)} bytes; {limit}")
         with writing(self.folder):
+            _remove_orphans(self.folder)
             self.check_addition(voice.name, voice.consent)
             file = self.folder / (voice.name + TENSORS_SUFFIX)
             write_file(file, tensors)
@@ -336,6 +345,28 @@ class VoiceStore:
             ]
         except OSError:
             return object()  # equal to no other state
+
+
+def _orphans(folder: Path) -> list[Path]:
+    """Tensors without a JSON, which a writer that was killed has left, or a removal."""
+    files = set(os.listdir(folder))
+    names = (file.removesuffix(TENSORS_SUFFIX) for file in files if file.endswith(TENSORS_SUFFIX))
+    alone = [folder / (name + TENSORS_SUFFIX) for name in names if NAME_PATTERN.fullmatch(name) and name + FACTS_SUFFIX not in files]
+    return [file for file in alone if _has_lain(file) and is_of_a_voice(file)]
+
+
+def _remove_orphans(folder: Path) -> None:
+    """In the body of `writing`: no other process is between the two files of a voice then."""
+    for file in _orphans(folder):
+        file.unlink(missing_ok=True)
+
+
+def _has_lain(file: Path) -> bool:
+    """Whether `file` is as it is for longer than a copy takes. A copy may have an old date of change, not an old ctime."""
+    try:
+        return time.time() - os.lstat(file).st_ctime > ORPHAN_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _now() -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
@@ -181,6 +184,17 @@ def pack_tensors(embedding: npt.NDArray[np.float32], codes: npt.NDArray[np.int64
     if codes is not None:
         arrays["ref_code"] = np.ascontiguousarray(codes, np.int16)
     return save(arrays)
+
+
+def is_of_a_voice(file: Path) -> bool:
+    """Whether `file` begins as `pack_tensors` does, and is not another program's, such as the weights of a model."""
+    try:
+        if not stat.S_ISREG(os.lstat(file).st_mode):
+            return False
+        with file.open("rb") as opened:
+            return opened.read(64)[8:].startswith(b'{"ref_spk_embedding":')  # behind the length of the header
+    except OSError:
+        return False
 
 
 def digest(tensors: bytes) -> str:

@@ -1,10 +1,14 @@
-"""A store in trouble: locked by a process that stands still, on a full disk, with odd things in it."""
+"""A store in trouble: locked for ever, on a full disk, with odd things in it, or with half a voice."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import signal
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,49 @@ def test_a_folder_in_the_place_of_a_voice_is_named(store: VoiceStore) -> None:
 def test_a_consent_says_something(store: VoiceStore, consent: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^consent: has no letter or digit"):
         add(store, consent)
+
+
+def is_left_by_a_killed_writer(store: VoiceStore) -> None:
+    """A voice's tensors, without its facts."""
+    script = (
+        "import os, signal, sys; from engine_lib.voices import store; from voices import test_store_trouble as test\n"
+        "write = store.write_file\n"
+        "def killed(file, content):\n"
+        "    write(file, content)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.write_file = killed\n"
+        "test.add(store.VoiceStore(sys.argv[1], max_voices=5, max_voice_bytes=100_000))"
+    )
+    folders = [str(Path(__file__).parents[1]), *sys.path]
+    ended = subprocess.run([sys.executable, "-c", script, store.folder], env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)})
+    assert ended.returncode == -signal.SIGKILL
+    assert [file.name for file in store.folder.iterdir() if file.suffix] == ["anna.safetensors"]
+
+
+def test_tensors_that_a_killed_writer_has_left_are_removed_at_a_start(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_left_by_a_killed_writer(store)
+    again = partial(VoiceStore, store.folder, max_voices=5, max_voice_bytes=100_000)
+    again()
+    assert (store.folder / "anna.safetensors").exists()  # its facts may yet come: someone copies a backup back
+    monkeypatch.setattr("engine_lib.voices.store.ORPHAN_SECONDS", -1.0)
+    with (store.folder / ".lock").open() as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        again()  # another server writes, and may be between the two files
+        assert (store.folder / "anna.safetensors").exists()
+    again()
+    assert [file.name for file in store.folder.iterdir()] == [".lock"]
+    add(store)
+    again()
+    assert again().names() == ["anna"]
+    assert (store.folder / "anna.safetensors").exists()
+
+
+def test_tensors_that_a_killed_writer_has_left_go_with_the_next_write(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_lib.voices.store.ORPHAN_SECONDS", -1.0)
+    is_left_by_a_killed_writer(store)
+    (store.folder / "bea.safetensors").mkdir()
+    (store.folder / "model.safetensors").write_bytes(b"\x30\0\0\0\0\0\0\0" + b'{"text_projection.weight": ..')  # someone else's
+    add(store)
+    assert {file.name for file in store.folder.iterdir()} == {
+        ".lock", "anna.json", "anna.safetensors", "bea.safetensors", "model.safetensors"
+    }  # fmt: skip
