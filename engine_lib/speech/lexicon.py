@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import regex
 
 from engine_lib.errors import ConfigError, InvalidRequestError
-from engine_lib.speech.checks import is_unicode
+from engine_lib.speech.checks import is_blank, is_unicode
 from engine_lib.speech.written import Edit
 
 MAX_WORDS = 1000  # of a request, and of a voice
@@ -53,7 +53,7 @@ class Lexicon:
             raise InvalidRequestError(name, f"is {kind}; give an object of up to {most_words} words and their spellings")
         for word, spelling in value.items():
             for what, text in (("word", word), ("spelling", spelling)):
-                if not isinstance(text, str) or not text.strip() or len(text) > MAX_LENGTH or not is_unicode(text):
+                if not isinstance(text, str) or is_blank(text) or len(text) > MAX_LENGTH or not is_unicode(text):
                     problem = f"the {what} of entry {word!r:.50} is not allowed; give 1 to {MAX_LENGTH} characters that are not all blank"
                     raise InvalidRequestError(name, problem)
         return cls({_composed(word.strip()): spelling.strip() for word, spelling in value.items()})

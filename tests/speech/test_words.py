@@ -139,6 +139,13 @@ def test_a_lexicon_that_is_none_is_refused() -> None:
     refused("lexicon", "give an object of up to 1000 words", "a", lexicon=["sql"])
     refused("lexicon", "1001 words", "a", lexicon={str(n): "a" for n in range(1001)})
     refused("lexicon", "the spelling of entry 'sql'", "a", lexicon={"sql": ""})
+    refused(
+        "lexicon",
+        "the spelling of entry 'sql' is not allowed; give 1 to 200 characters that are not all blank",
+        "a",
+        lexicon={"sql": "\u200d"},
+    )
+    refused("lexicon", "the word of entry", "a", lexicon={"\u200b\u2060": "a"})
     refused("lexicon", "the word of entry", "a", lexicon={"x" * 201: "a"})
 
 
