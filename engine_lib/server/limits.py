@@ -1,4 +1,4 @@
-"""What a server must be allowed: open files, threads, a folder in /tmp.
+"""What a server must be allowed: open files, threads, memory, a folder in /tmp.
 
 Without them tritonserver aborts or hangs.
 """
@@ -15,6 +15,7 @@ from engine_lib.server.installation import ServerError
 ENVIRONMENTS_FOLDER = "/tmp"
 LEAST_FILES, MOST_FILES = 256, 65536  # 24.10 with five models has some 60 open, and aborts at its limit
 LEAST_TASKS = 256  # processes and threads: 24.10 with five models has 220 on two cores, and hangs at its limit
+LEAST_ADDRESSES = 2 * 2**30  # bytes; 24.10 with the voice in the box hangs with half of it
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -60,3 +61,21 @@ def check_tasks() -> None:
     for name, limit in limits.items():
         if limit < LEAST_TASKS:
             raise ServerError(f"threads: at most {limit} are allowed here ({name}); a server needs {LEAST_TASKS}, and more on many cores")
+
+
+def check_memory() -> None:
+    """Check the limit of addresses. Torch and Triton reserve far more than they use, so it ends them where nothing is short.
+
+    Raises:
+        ServerError: too few, at which 24.10 hangs, because it cannot start its threads.
+    """
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < LEAST_ADDRESSES and limit != resource.RLIM_INFINITY:
+        raise ServerError(f"{memory_limit()}; a server needs {LEAST_ADDRESSES / 2**30:.0f} GiB, and more for a larger checkpoint")
+
+
+def memory_limit() -> str:
+    """What a failed start should tell of the limit of addresses: seldom does anything else name it. Empty if there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"memory: each process may reserve {limit / 2**30:.1f} GiB at most (ulimit -v), also of what it never uses"

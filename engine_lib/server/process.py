@@ -25,7 +25,7 @@ import numpy as np
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.ascii_names import plain_name, temporary_folder
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
-from engine_lib.server.limits import check_environments_folder, check_tasks, open_files
+from engine_lib.server.limits import check_environments_folder, check_memory, check_tasks, memory_limit, open_files
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, dead_models, watch_for_orphan
 from engine_lib.server.ports import hold_free_port, hold_port
@@ -138,11 +138,12 @@ class TritonServer:
         """Start the process; `wait_ready` returns when it serves.
 
         Raises:
-            ServerError: no tritonserver, a port is taken, too few files or threads are allowed, or /tmp cannot be written.
+            ServerError: no tritonserver, a port is taken, too few files, threads or addresses are allowed, or /tmp cannot be written.
         """
         run_directory, files = Path(self._run_directory.name), open_files()
         check_environments_folder()
         check_tasks()
+        check_memory()
         installation = ServerInstallation.find(run_directory)
         self._address = self._address or installation.default_address
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
@@ -204,6 +205,14 @@ class TritonServer:
         Raises:
             ServerError: a model failed to load (with its reason), Triton is too old, the server exited, or `timeout` seconds passed.
         """
+        try:
+            self._wait_ready(timeout, report)
+        except ServerError as error:
+            if limit := memory_limit():
+                raise ServerError(f"{error}\n{limit}; try without this limit") from None
+            raise
+
+    def _wait_ready(self, timeout: float, report: Callable[[str], None] | None) -> None:
         process, begin, missing = self._running(), time.monotonic(), ""
         report_due, alive_at = begin + REPORT_SECONDS, begin
         python_models = [model for model in self.models if (self.repository / model / "1" / "model.py").is_file()]

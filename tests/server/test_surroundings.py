@@ -92,6 +92,30 @@ def test_a_user_who_may_have_too_few_threads_is_told_so(monkeypatch: pytest.Monk
         limits.check_tasks()
 
 
+def limited(monkeypatch: pytest.MonkeyPatch, addresses: int) -> None:
+    """Let the limit of addresses of this process look so, in bytes; its servers have none."""
+    real = resource.getrlimit
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (addresses, addresses) if kind == resource.RLIMIT_AS else real(kind))
+
+
+def test_a_limit_of_addresses_that_lets_the_server_hang_is_told_before(
+    tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, 1_200_000 * 1024)
+    problem = r"^memory: each process may reserve 1\.1 GiB at most \(ulimit -v\), .*; a server needs 2 GiB, and more"
+    with pytest.raises(ServerError, match=problem), new_server(tiny_custom_voice, tmp_path / "log"):
+        pass
+
+
+def test_a_start_that_fails_under_a_limit_of_addresses_names_it(
+    tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, 3 * 2**30)
+    server = new_server(tiny_custom_voice, tmp_path / "log", max_num_seqs="1000000")  # more memory than there is
+    with pytest.raises(ServerError, match=r"talker: [\s\S]*\nmemory: each process may reserve 3\.0 GiB at most \(ulimit -v\)"), server:
+        pass
+
+
 def serve(project: Path, model: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """serve.py of `project`, on free ports; what it prints goes to `output`."""
     command = [
