@@ -20,7 +20,7 @@ from rich.text import Text
 
 from qwen3_tts_client.audio_file import AudioFile
 from qwen3_tts_client.client import Client
-from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded, nearest
+from qwen3_tts_client.errors import Qwen3TTSClientError, ServerOverloaded, ServerUnavailable, StreamFailed, nearest
 from qwen3_tts_client.protocol import RequestOptions
 
 # Keys of a job that stand in `sampling` of RequestOptions.
@@ -28,7 +28,8 @@ SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "do_s
 # Options that JSON cannot hold, or that a job has no use of.
 NO_KEYS = {"reference_audio", "reference_sample_rate", "request_id", "chunk_frames", "audio_format"}
 KEYS = ("text", "name", *(name for name in RequestOptions.__annotations__ if name not in NO_KEYS), *SAMPLING)
-ATTEMPTS, LONGEST_WAIT = 30, 60.0  # if the server is overloaded; seconds
+ATTEMPTS, LONGEST_WAIT = 30, 60.0  # if the server is overloaded, or starts again: for eight minutes; seconds
+STREAM_ATTEMPTS = 3  # if the stream breaks, as all do when a server ends
 MAX_NAME_BYTES = 200  # file systems allow 255, with what is added to it
 SHOWN = 20  # failed jobs in the table
 
@@ -152,6 +153,8 @@ class BatchRun:
         """
         self._console, self._jobs, self._timeout = console, jobs, timeout
         self._stopped = threading.Event()
+        self._is_reached = False  # whether a server has answered
+        self._gone: ServerUnavailable | None = None  # why the run has ended early
 
     @property
     def has_failures(self) -> bool:
@@ -159,7 +162,11 @@ class BatchRun:
         return any(job.status in ("", "failed") for job in self._jobs)
 
     def speak(self, url: str, model: str, at_once: int) -> None:
-        """Speak every job without a file, `at_once` at a time. An interruption cancels those under way."""
+        """Speak every job without a file, `at_once` at a time. An interruption cancels those under way.
+
+        Raises:
+            Qwen3TTSClientError: `url` or `model` is not allowed; or no server answers at the start, or none comes back after an end.
+        """
         for job in self._jobs:
             job.status = "skipped" if job.path.exists() else ""
         waiting = [job for job in self._jobs if not job.status]
@@ -177,22 +184,32 @@ class BatchRun:
                     future.cancel()
                 client.close()  # streams under way end with an error
                 raise
+        if self._gone is not None:
+            raise self._gone
 
     def _attempt(self, client: Client, job: Job) -> None:
-        """Speak one job; an error is its own."""
+        """Speak one job; an error is its own, unless there is no server."""
         for attempt in range(ATTEMPTS):
             if self._stopped.is_set():
                 return
             try:
                 self._speak(client, job)
+                self._is_reached = True
                 return
+            except ServerUnavailable as error:
+                if not self._is_reached or attempt == ATTEMPTS - 1:  # then no other job will find it
+                    self._gone = error
+                    self._stopped.set()
+                    return
+                wait = 1.0 + attempt
             except (Qwen3TTSClientError, OSError) as error:
                 if self._stopped.is_set():
                     return
+                self._is_reached |= isinstance(error, Qwen3TTSClientError)
                 job.status, job.problem = "failed", str(error)
-                if not isinstance(error, ServerOverloaded):
+                if not isinstance(error, ServerOverloaded) and not (isinstance(error, StreamFailed) and attempt < STREAM_ATTEMPTS - 1):
                     return
-                wait = error.retry_after or 1.0 + attempt
+                wait = (error.retry_after if isinstance(error, ServerOverloaded) else None) or 1.0 + attempt
             self._stopped.wait(min(wait, LONGEST_WAIT))
 
     def _speak(self, client: Client, job: Job) -> None:

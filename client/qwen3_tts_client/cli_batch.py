@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, cli_options
-from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, failed, words_of
+from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed, words_of
 
 EPILOG = """
 Examples:
@@ -24,7 +24,7 @@ Examples:
   qwen3-tts batch jobs.jsonl --out out --at-once 8
 
 A file is written under another name until it is complete. So the same command run again goes on where it was broken off: it
-skips every job with a file in the folder. Delete a file to have it spoken again.
+skips every job with a file in the folder. Delete a file to have it spoken again. While the server starts again, jobs wait.
 
 \b
 Exit codes:
@@ -32,6 +32,7 @@ Exit codes:
   1    some jobs failed; the table says why
   2    an option or a line of the file is not allowed, or another batch
        writes into the folder; nothing was spoken
+  3    no server answers, or none within eight minutes of its end
   130  interrupted; run the same command again
 """
 
@@ -70,6 +71,7 @@ def batch(
     from rich.console import Console
 
     from qwen3_tts_client.batch import BatchRun, alone_in, read_jobs
+    from qwen3_tts_client.errors import Qwen3TTSClientError
 
     options = cli_options.request_options(
         voice=voice,
@@ -103,6 +105,8 @@ def batch(
         run = BatchRun(Console(), jobs, timeout)
         try:
             run.speak(url, model, at_once)
+        except Qwen3TTSClientError as error:
+            raise failed(exit_code(error), error.message, error.hint) from None
         except KeyboardInterrupt:
             raise failed(EXIT_INTERRUPTED, "interrupted; run the same command again, and it skips what is done") from None
         finally:

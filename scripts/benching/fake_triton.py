@@ -22,7 +22,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 SAMPLES_PER_FRAME = 1920
 SECONDS_PER_FRAME = 0.08
 RAMP = (1, 2, 4, 8)  # frames in the first, second, .. chunk; the last entry repeats
-PROGRAM = "import asyncio, sys; from benching.fake_triton import serve; asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))"
+PROGRAM = (
+    "import asyncio, sys; from benching.fake_triton import serve; "
+    "asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))"
+)
 PERIOD = 2000  # samples after which the counting begins again
 VOICES = {
     "voices": [{"name": "ada", "source": "built-in", "models": ["qwen3_tts"]}],
@@ -80,20 +83,20 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelInferResponse(model_name="voices", raw_output_contents=[_text(json.dumps(VOICES))])
 
 
-async def serve(frames: int, speed: float) -> None:
-    """Serve on a free port, which it prints, until cancelled."""
+async def serve(frames: int, speed: float, port: int) -> None:
+    """Serve on `port`, or with 0 on a free one, which it prints, until cancelled."""
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(FakeTriton(frames, speed), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print(port, flush=True)
     await server.wait_for_termination()
 
 
 @contextmanager
-def running_fake(frames: int, speed: float) -> Iterator[str]:
-    """One in a process of its own; yields HOST:PORT."""
-    command = [sys.executable, "-c", PROGRAM, str(frames), str(speed)]
+def running_fake(frames: int, speed: float, port: int = 0) -> Iterator[str]:
+    """One in a process of its own, on `port` or a free one; yields HOST:PORT."""
+    command = [sys.executable, "-c", PROGRAM, str(frames), str(speed), str(port)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import soundfile
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from benching.fake_triton import running_fake
 from client.test_cli import COMMAND, environment
 from patience import PATIENCE, eventually
-from qwen3_tts_client.batch import alone_in
+from qwen3_tts_client.batch import BatchRun, alone_in, read_jobs
 from qwen3_tts_client.cli import app
+from qwen3_tts_client.errors import ServerUnavailable
 from qwen3_tts_client.protocol import AudioChunk
 from qwen3_tts_client.report import StreamReport, expected_seconds
 
@@ -98,12 +101,44 @@ def test_jobs_are_spoken_skipped_and_an_error_of_one_does_not_stop_the_others(ru
     assert counts == ["3", "0", "1", "2", "0", "0", "0.2"]
 
 
-def test_without_a_server_every_job_fails_and_leaves_no_file(runner: CliRunner) -> None:
+def test_without_a_server_or_with_a_wrong_address_no_job_begins(runner: CliRunner) -> None:
     Path("lines.txt").write_text("One.\n\nTwo.\n", encoding="utf-8")
-    result = batch(runner, "lines.txt", "--url", "localhost:9")
-    assert result.exit_code == 1
-    assert "cannot reach a Triton server" in result.stdout
-    assert files() == {}
+    for url, code, problem in (("localhost:9", 3, "cannot reach a Triton server"), ("http://localhost:9", 2, "without a scheme")):
+        result = batch(runner, "lines.txt", "--url", url)
+        assert result.exit_code == code
+        assert problem in result.stderr
+        assert result.stdout.splitlines()[-1].split() == ["2", "0", "0", "0", "0", "2", "0.0"]
+        assert files() == {}
+
+
+def test_jobs_wait_for_a_server_that_starts_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("qwen3_tts_client.batch.LONGEST_WAIT", 0.1)
+    tmp_path.joinpath("lines.txt").write_text("One.\n" * 4, encoding="utf-8")
+    jobs = read_jobs(tmp_path / "lines.txt", tmp_path, "wav", {})
+    run = BatchRun(Console(quiet=True), jobs, None)
+    with ThreadPoolExecutor(1) as pool:
+        with running_fake(frames=100, speed=1) as url:
+            speaking = pool.submit(run.speak, url, "qwen3_tts", 2)
+            eventually(lambda: len(list(tmp_path.glob(".*.part.wav"))) == 2, "two jobs are being spoken")
+        with running_fake(frames=2, speed=0, port=int(url.rpartition(":")[2])):
+            speaking.result(PATIENCE)
+    assert [job.status for job in jobs] == ["spoken"] * 4
+    assert not run.has_failures
+
+
+def test_a_server_that_does_not_come_back_ends_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("qwen3_tts_client.batch.LONGEST_WAIT", 0.01)
+    tmp_path.joinpath("lines.txt").write_text("One.\n" * 4, encoding="utf-8")
+    jobs = read_jobs(tmp_path / "lines.txt", tmp_path, "wav", {})
+    run = BatchRun(Console(quiet=True), jobs, None)
+    with ThreadPoolExecutor(1) as pool:
+        with running_fake(frames=100, speed=1) as url:
+            speaking = pool.submit(run.speak, url, "qwen3_tts", 1)
+            eventually(lambda: any(tmp_path.glob(".*.part.wav")), "a job is being spoken")
+        with pytest.raises(ServerUnavailable, match="cannot reach a Triton server"):
+            speaking.result(PATIENCE)
+    assert run.has_failures
+    assert not list(tmp_path.glob("*.wav"))
 
 
 def test_two_batches_do_not_write_into_one_folder(runner: CliRunner) -> None:
@@ -113,7 +148,7 @@ def test_two_batches_do_not_write_into_one_folder(runner: CliRunner) -> None:
         result = batch(runner, "lines.txt", "--url", "localhost:9")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "out: another batch writes into it" in result.stderr
-    assert "cannot reach" in batch(runner, "lines.txt", "--url", "localhost:9").stdout
+    assert "cannot reach" in batch(runner, "lines.txt", "--url", "localhost:9").stderr
     assert files() == {}
 
 
