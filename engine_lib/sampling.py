@@ -14,6 +14,7 @@ from engine_lib.errors import InvalidRequestError, nearest
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1  # of top_k and max_frames
+ANY_SEED = -1  # what many other programs mean by no seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class SamplingParams:
         top_p: keep the smallest set of ids with at least this total probability; in (0, 1], or 0 if do_sample is False.
         repetition_penalty: makes codebook-0 ids that this request has used less likely; > 0, 1 is off.
         do_sample: sample; False takes the likeliest id.
-        seed: the same seed gives the same random numbers in any batch; None: a fresh one.
+        seed: the same seed gives the same random numbers in any batch; None, or -1 in a request: a fresh one.
         max_frames: frames after which the request ends with finish reason `length`; None: a limit from the length of the text.
     """
 
@@ -56,7 +57,9 @@ class SamplingParams:
             if not 0 <= value <= MAX_COUNT:
                 raise InvalidRequestError(name, f"{value!r:.100} is not allowed; give a whole number from 0 (off) to {MAX_COUNT}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequestError("seed", f"{self.seed!r:.100} is not allowed; give a whole number from 0 to {MAX_SEED}")
+            raise InvalidRequestError(
+                "seed", f"{self.seed!r:.100} is not allowed; give a whole number from 0 to {MAX_SEED}, or {ANY_SEED} for any"
+            )
         if self.max_frames is not None and not 1 <= self.max_frames <= MAX_COUNT:
             raise InvalidRequestError("max_frames", f"{self.max_frames!r:.100} is not allowed; give a whole number from 1 to {MAX_COUNT}")
 
@@ -65,7 +68,7 @@ class SamplingParams:
         return bool(switch) and value == 0 and not getattr(self, switch)
 
     def updated(self, values: Mapping[str, Any]) -> SamplingParams:
-        """A copy with `values` (name to number, bool or None); None keeps the present value.
+        """A copy with `values` (name to number, bool or None); None keeps the present value, and a seed of -1 is None.
 
         Raises:
             InvalidRequestError: an unknown name, or a value of the wrong type or outside its range.
@@ -78,6 +81,8 @@ class SamplingParams:
             if value is None:
                 continue
             changes[name] = _converted(name, types[name], value)
+        if changes.get("seed") == ANY_SEED:
+            changes["seed"] = None
         return replace(self, **changes) if changes else self
 
 

@@ -69,7 +69,7 @@ Timestamps = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="When each word is said: .json, or subtitles: .srt, .vtt. Not every checkpoint can tell."),
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same speech, up to rounding; -1: any.")]
 Temperature = Annotated[float | None, typer.Option(metavar="X", help="Higher varies more.")]
 TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest codes; 0 is all.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample from the likeliest codes that make up this probability.")]

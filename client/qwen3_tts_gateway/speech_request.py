@@ -105,7 +105,7 @@ class SpeechOptions(NoFlags):
     subtalker_top_k: int | None = None
     subtalker_top_p: float | None = None
     subtalker_dosample: bool | None = None
-    seed: int | None = Field(None, description="The same seed gives the same speech.")
+    seed: int | None = Field(None, description="The same seed gives the same speech; -1 is any.")
     on_runaway: Literal["stop", "retry", "off"] | None = Field(
         None, description="What becomes of speech that stays silent or repeats itself; by default the server's choice."
     )

@@ -267,7 +267,7 @@ class UtteranceBuilder:
     def _of_script(self, script: Script, call: _Call, row: Mapping[str, Any]) -> Utterance:
         """`row`: arguments of PromptBuilder.build for lines that have none of their own. All lines have the same seed."""
         sampling = call.sampling
-        if sampling.get("seed") is None and self._sampling_defaults.seed is None:
+        if self._sampling_defaults.updated({"seed": sampling.get("seed")}).seed is None:
             sampling = {**sampling, "seed": secrets.randbits(SEED_BITS)}
         lines = []
         for line in script.lines:

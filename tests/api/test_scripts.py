@@ -63,6 +63,8 @@ def test_all_lines_have_one_seed_and_a_fresh_one_each_time(tts: Qwen3TTS, monkey
     first, second = (list(tts.stream_custom_voice("-", "ryan", max_new_tokens=9)) for _ in range(2))
     assert_ends_as(heard(first, 2), heard(first, 1))
     assert not np.array_equal(heard(first, 1), heard(second, 1))
+    any_seed = list(tts.stream_custom_voice("-", "ryan", max_new_tokens=9, seed=-1))
+    assert_ends_as(heard(any_seed, 2), heard(any_seed, 1))
 
 
 def test_a_reference_primes_every_line(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,16 @@ def test_every_voice_of_openai_speaks_with_one_of_ours(openai_client: OpenAI, na
     assert speech.response.headers["x-finish-reason"] == "length"
 
 
+def test_a_seed_of_minus_one_is_any_seed(openai_client: OpenAI) -> None:
+    def said(seed: int) -> bytes:
+        options = {"max_new_tokens": 15, "seed": seed}
+        return openai_client.audio.speech.create(model="tts-1", voice="ada", input=TEXT, response_format="pcm", extra_body=options).content
+
+    assert said(-1) != said(-1)
+    with pytest.raises(BadRequestError, match="seed: -2 is not allowed; give a whole number from 0 to 9223372036854775807, or -1 for any"):
+        said(-2)
+
+
 def test_a_voice_may_be_given_by_its_id(openai_client: OpenAI) -> None:
     speech = openai_client.audio.speech.create(model="tts-1", voice={"id": "ben"}, input=TEXT, extra_body={"max_new_tokens": 2})
     assert speech.response.headers["x-voice"] == "ben"

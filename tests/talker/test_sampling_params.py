@@ -33,11 +33,18 @@ def test_the_ends_of_a_range_are_allowed(name: str, value: float):
 
 
 NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("seed", [-1, -1.0])
+def test_a_seed_of_minus_one_is_any_seed_as_in_other_programs(seed: float) -> None:
+    assert SamplingParams(seed=7).updated({"seed": seed}).seed is None
+
+
 REFUSED: list[tuple[tuple[str, ...], list[Any]]] = [
     (("temperature", "subtalker_temperature", "repetition_penalty"), [0, -1, 1001, NAN, INFINITE, 10**400]),
     (("top_p", "subtalker_top_p"), [0, -0.1, 1.01, NAN]),
     (("top_k", "subtalker_top_k"), [-1, 2**31, 1.5, NAN, INFINITE]),
-    (("seed",), [-1, MAX_SEED + 1, 0.5, INFINITE]),
+    (("seed",), [-2, MAX_SEED + 1, 0.5, INFINITE]),
     (("max_frames",), [0, -1, 2**31, 1.5]),
     (("temperature", "top_k", "seed", "max_frames"), ["1", True, [1], {}]),
     (("do_sample", "subtalker_dosample"), [1, 0, "true", []]),
