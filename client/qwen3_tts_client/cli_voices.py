@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from qwen3_tts_client.client import Client
-    from qwen3_tts_client.voices import Voice
+    from qwen3_tts_client.voices import Voice, VoiceList
 
 # "\b" keeps the lines of a paragraph as they are.
 EPILOG = """
@@ -60,6 +60,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# What speaks with a model that has no voice.
+NEEDS = {
+    "voice_design": "; say --instruct describes its voice",
+    "base": "; it clones: say --reference, or voices add",
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the voice, in any case.")]
 Lexicon = Annotated[
@@ -82,7 +87,9 @@ def list_voices(url: Url = DEFAULT_URL, timeout: Timeout = None, as_json: AsJson
         seconds = "" if voice.reference_seconds is None else f"{voice.reference_seconds:.1f}"
         cells = (voice.name, voice.source, " ".join(voice.models), _kind(voice), seconds, (voice.created or "")[:10])
         table.add_row(*map(_text, cells))
-    _print(table)
+    if found.voices or not found.models:
+        _print(table)
+    _print_models(found)
     for name, reason in found.refused.items():
         typer.echo(_plain(f"refused: {name}: {reason}"), err=True)
     if not found.has_store:
@@ -159,6 +166,14 @@ def remove(name: Name, url: Url = DEFAULT_URL, timeout: Timeout = None) -> None:
     with _server(url) as client:
         client.voices.remove(name, timeout=timeout)
     typer.echo(f"removed {_plain(name.lower())}")
+
+
+def _print_models(found: VoiceList) -> None:
+    """What there is to speak with beside the voices: models that list none, and what they need instead."""
+    voiced = {model for voice in found.voices for model in voice.models}
+    for model in found.models:
+        if model.name not in voiced:
+            typer.echo(_plain(f"{model.name}: a {model.kind} model{NEEDS.get(model.kind, '')}"))
 
 
 @contextmanager

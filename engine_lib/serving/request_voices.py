@@ -20,6 +20,8 @@ from engine_lib.voices.clone_prompt import VoiceClonePromptItem
 from engine_lib.voices.library import VoiceLibrary
 from engine_lib.voices.store import VoiceStore
 
+VOICES_OF = {"custom_voice": "built-in speakers", "base": "stored voices"}  # by the kind of a checkpoint
+
 
 class RequestVoices:
     """The voice library of one talker, with the fields and errors of the server's requests. Nothing here waits for an encoder."""
@@ -108,7 +110,8 @@ class RequestVoices:
         if not voice:
             return
         if self._config.kind == "voice_design":
-            advice = f"describe it in instruct, or for a built-in speaker {where_to_go(self._served, 'custom_voice')}"
+            others = [f"{other.ensemble} ({VOICES_OF[other.kind]})" for other in self._served if other.kind in VOICES_OF]
+            advice = f"leave it out and describe the voice in instruct{', or call model ' if others else ''}{' or '.join(others)}"
             raise InvalidRequestError("voice", f"a voice_design checkpoint has no voices by name; {advice}")
         built_in = self._config.talker.speaker_ids
         if voice.lower() in built_in:

@@ -24,6 +24,7 @@ from benching.fake_triton import running_fake
 from patience import PATIENCE, TIMEOUTS
 from qwen3_tts_client import Client, cli
 from qwen3_tts_client.cli import app
+from qwen3_tts_client.voices import ServedModel, VoiceList, Voices
 
 QUANTISATION = 1 / 32768
 TEXT = "Good morning! How are you today?"
@@ -304,3 +305,13 @@ def in_terminal(arguments: list[str], folder: Path, code: int = 0) -> str:
                 pass  # Linux raises this after the last writer has closed the terminal
         assert process.returncode == code, shown
     return shown.decode()
+
+
+def test_models_without_a_voice_are_listed_with_what_they_need(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tuple(ServedModel(f"qwen3_tts{suffix}", kind, ()) for suffix, kind in (("", "voice_design"), ("_base", "base")))
+    monkeypatch.setattr(Voices, "list", lambda *_, **__: VoiceList((), {}, True, models))
+    listed = runner.invoke(app, ["voices", "list"])
+    assert listed.stdout.splitlines() == [
+        "qwen3_tts: a voice_design model; say --instruct describes its voice",
+        "qwen3_tts_base: a base model; it clones: say --reference, or voices add",
+    ]
