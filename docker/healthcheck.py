@@ -16,6 +16,7 @@ Its certificate is not verified, because it has another name than this machine. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -95,7 +96,10 @@ def gateway_unready(url: str, timeout: float) -> list[str]:
     try:
         _answer(f"{url}/ready", timeout)
     except urllib.error.HTTPError as error:
-        return [f"gateway: {json.loads(error.read()).get('status')}"]
+        with contextlib.suppress(ValueError, AttributeError):
+            if status := json.loads(error.read()).get("status"):
+                return [f"gateway: {status}"]
+        return [f"gateway: what answers is none ({error.code}); give its URL, http://HOST:8880"]
     return []
 
 
@@ -103,6 +107,16 @@ def _answer(url: str, timeout: float, body: bytes | None = None) -> bytes:
     with OPENER.open(urllib.request.Request(url, data=body), timeout=timeout) as response:
         content: bytes = response.read()
     return content
+
+
+def words_of(error: Exception) -> str:
+    """What is wrong, in one line, with what to do if the port or the scheme is another's."""
+    if isinstance(error, http.client.BadStatusLine):  # its text is what came, such as the bytes of gRPC
+        return "what answers speaks no HTTP; give the HTTP port (8000 unless set), and https:// if it has a certificate"
+    text = str(error) or type(error).__name__
+    if "unknown url type" in text or "no host given" in text:
+        return "is no URL; give http://HOST:PORT"
+    return f"{text}; does this port speak TLS?" if isinstance(getattr(error, "reason", None), ssl.SSLError) else text
 
 
 def main() -> int:
@@ -133,7 +147,7 @@ def main() -> int:
             models = arguments.model or os.environ.get("HEALTHCHECK_MODELS", "").split()
             reasons = unready(arguments.url, arguments.timeout, models) or not_serving(arguments.metrics_url, arguments.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reasons = [f"{arguments.gateway or arguments.url}: {str(error) or type(error).__name__}"]
+        reasons = [f"{arguments.gateway or arguments.url}: {words_of(error)}"]
     print("\n".join(reasons) or "ready")
     return 1 if reasons else 0
 

@@ -55,6 +55,32 @@ def test_what_answers_is_no_triton_server(answer: bytes) -> None:
     assert b"Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "answer", "problem"),
+    [
+        (["--url"], b"\0\0\x18\x04 frames of gRPC\r\n", "what answers speaks no HTTP; give the HTTP port"),
+        (["--gateway"], b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n[]", "what answers is none (404)"),
+        (["--gateway"], b'HTTP/1.1 503 Busy\r\nContent-Length: 22\r\n\r\n{"status": "draining"}', "gateway: draining"),
+    ],
+)
+def test_another_port_is_told_in_words(arguments: list[str], answer: bytes, problem: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        command = [sys.executable, str(SCRIPT), *arguments, f"http://127.0.0.1:{listening.getsockname()[1]}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+            output, _ = asking.communicate(timeout=PATIENCE)
+    assert problem in output.decode()
+
+
+@pytest.mark.parametrize("option", ["--url", "--gateway"])
+def test_an_address_without_a_scheme_is_told_in_words(option: str) -> None:
+    said = subprocess.run([sys.executable, str(SCRIPT), option, "localhost:9"], capture_output=True, text=True, timeout=PATIENCE)
+    assert (said.returncode, said.stdout) == (1, "localhost:9: is no URL; give http://HOST:PORT\n")
+
+
 def test_an_ensemble_that_did_not_load_is_named(tiny_custom_voice: Path, tmp_path: Path) -> None:
     # A server of 24.10 calls itself ready then.
     shutil.copytree(MODEL_REPOSITORY, tmp_path / "repository")
