@@ -41,7 +41,7 @@ from engine_lib.config import ENVIRONMENT_PREFIX, LARGEST, EngineConfig, unknown
 from engine_lib.errors import ConfigError, Qwen3TTSError
 from engine_lib.server.ascii_names import temporary_folder
 from engine_lib.server.gateway import GatewayProcess
-from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
+from engine_lib.server.installation import ADDRESS_ADVICE, EVERY_ADDRESS, LOOPBACK, ServerError
 from engine_lib.server.log import STDOUT
 from engine_lib.server.mps import MpsDaemon
 from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
@@ -291,7 +291,7 @@ def _address(text: str) -> str:
     try:
         return str(IPv4Address(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address; give one of this machine, or {EVERY_ADDRESS} for all") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address; {ADDRESS_ADVICE}") from None
 
 
 def _open_closed_descriptors() -> None:

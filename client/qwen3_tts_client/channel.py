@@ -29,7 +29,8 @@ STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 # What names several servers: dns:///NAME:PORT for all addresses of a name, or a list such as ipv4:10.0.0.1:8001,10.0.0.2:8001.
 _SCHEME = re.compile(r"(dns|ipv4|ipv6):(///)?")
-_ADDRESS = re.compile(r"[^/\s]+:(?P<port>\d{1,5})")
+# An address of IPv6 stands in brackets: the last group of ::1 is no port.
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[^]\s]+)\]|[^/\s:[\]]+):(?P<port>\d{1,5})")
 MAX_PORT = 65535
 # Each call goes to the next server that answers; without it all calls go to the first one.
 ROUND_ROBIN = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
@@ -40,10 +41,13 @@ def channel_options(url: str) -> tuple[tuple[str, int | str], ...]:
 
     Loopback addresses are asked without a proxy, because a proxy has others of its own.
     """
-    scheme = _SCHEME.match(url)
-    addresses = (url if scheme is None else url[scheme.end() :]).split(",")
-    balance = () if scheme is None else (ROUND_ROBIN,)
-    return (*CHANNEL_OPTIONS, *balance, *((NO_PROXY,) if all(map(_is_loopback, addresses)) else ()))
+    balance = () if _SCHEME.match(url) is None else (ROUND_ROBIN,)
+    return (*CHANNEL_OPTIONS, *balance, *((NO_PROXY,) if takes_no_proxy(url) else ()))
+
+
+def takes_no_proxy(url: str) -> bool:
+    """Whether all addresses of `url` are loopback ones."""
+    return all(map(_is_loopback, _addresses(url)))
 
 
 def is_target(url: str) -> bool:
@@ -53,9 +57,24 @@ def is_target(url: str) -> bool:
     """
     if url.startswith("unix:"):
         return True
+    return all(map(_is_address, _addresses(url)))
+
+
+def _addresses(url: str) -> list[str]:
     scheme = _SCHEME.match(url)
-    addresses = (url if scheme is None else url[scheme.end() :]).split(",")
-    return all((found := _ADDRESS.fullmatch(address)) and 0 < int(found["port"]) <= MAX_PORT for address in addresses)
+    return (url if scheme is None else url[scheme.end() :]).split(",")
+
+
+def _is_address(address: str) -> bool:
+    found = _ADDRESS.fullmatch(address)
+    return found is not None and 0 < int(found["port"]) <= MAX_PORT and (found["ipv6"] is None or _is_ipv6(found["ipv6"]))
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _is_loopback(address: str) -> bool:

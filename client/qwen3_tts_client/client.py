@@ -372,7 +372,8 @@ def _check_pieces(text: object, kind: type) -> None:
 
 def _checked_url(url: str) -> str:
     if not isinstance(url, str) or not is_target(url):
-        allowed = "give HOST:PORT of the gRPC port, without a scheme; for several servers dns:///NAME:PORT or ipv4:A:PORT,B:PORT"
+        several = "for several servers dns:///NAME:PORT or ipv4:A:PORT,B:PORT"
+        allowed = f"give HOST:PORT of the gRPC port, without a scheme, of IPv6 as [::1]:PORT; {several}"
         raise InvalidRequest(f"url: {url!r:.200} is not allowed; {allowed}", field="url")
     return url
 

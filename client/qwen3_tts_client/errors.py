@@ -11,10 +11,13 @@ So on a stream, gRPC's own status codes are those of the connection (or of a pro
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
 import grpc  # type: ignore[import-untyped]
+
+from qwen3_tts_client.channel import takes_no_proxy
 
 MODEL_ERROR = re.compile(r"^(?:in ensemble '[^']*', )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
 # The server's own codes on a call with one response; gRPC itself does not begin its details with a code.
@@ -31,6 +34,13 @@ RETRY_AFTER = re.compile(r" \(retry_after_ms=(?P<milliseconds>\d{1,9})\)$")
 MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
 
 CANNOT_CONNECT_HINT = "start a server (python scripts/serve.py --model CHECKPOINT) or give the HOST:PORT of a running one's gRPC port"
+NO_GRPC_HINT = (
+    "what answers there speaks no gRPC, or gRPC over TLS, which this client does not: "
+    "give the gRPC port (8001 unless set), not that of HTTP, metrics or the gateway"
+)
+# What gRPC says of a port that answers with HTTP/1 or TLS.
+NO_GRPC = re.compile(r"last error: .*(?:Socket closed|http1\.x server|SETTINGS frame)")
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # that gRPC heeds, the first one set
 NOT_READY_HINT = (
     "is its name right? `qwen3-tts voices list` shows the models. "
     "If so, wait until it is ready (GET /v2/models/MODEL/ready on the HTTP port), or read the server's log"
@@ -143,6 +153,15 @@ def _overloaded(message: str) -> ServerOverloaded:
     return ServerOverloaded(message[: found.start()], hint=hint, retry_after=seconds)
 
 
+def _no_connection_hint(url: str, details: str) -> str:
+    proxy = next((name for name in PROXIES if os.environ.get(name)), None)
+    if NO_GRPC.search(details):
+        return NO_GRPC_HINT
+    if proxy is None or takes_no_proxy(url):
+        return CANNOT_CONNECT_HINT
+    return f"{CANNOT_CONNECT_HINT}; {proxy} is set, so a proxy is asked, unless no_proxy names the host"
+
+
 def error_from_rpc(error: grpc.RpcError, url: str, chunks_received: int) -> Qwen3TTSClientError:
     """The typed error for a gRPC call to `url` that ended with a status other than OK."""
     code, details = error.code(), error.details() or "no details"
@@ -155,7 +174,7 @@ def error_from_rpc(error: grpc.RpcError, url: str, chunks_received: int) -> Qwen
     if MODEL_NOT_READY.match(details):
         return ServerUnavailable(details, hint=NOT_READY_HINT)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
-        return ServerUnavailable(f"cannot reach a Triton server at {url}: {details}", hint=CANNOT_CONNECT_HINT)
+        return ServerUnavailable(f"cannot reach a Triton server at {url}: {details}", hint=_no_connection_hint(url, details))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return ServerOverloaded(f"{url}: {details}", hint=OVERLOADED_HINT)
     return StreamFailed(f"{url}: {code.name}: {details}")

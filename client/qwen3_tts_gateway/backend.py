@@ -144,6 +144,6 @@ def _streams_and_waiting(url: str) -> tuple[float, float]:
 async def addresses(name: str) -> list[str]:
     """HOST:PORT of each address of a HOST:PORT; raises OSError if there is none."""
     host, _, port = name.rpartition(":")
-    found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     hosts = sorted({str(address[0]) for *_, address in found})
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -147,4 +148,7 @@ def _listener(host: str, port: int, option: str) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
+        if error.errno is not None and (error.errno < 0 or error.errno == errno.EADDRNOTAVAIL):  # below 0: of a name
+            allowed = "give one of its addresses or names, of IPv6 as ::1; 0.0.0.0 or :: for all"
+            raise SettingsError(f"host: {host!r} is not allowed: it is no address of this machine; {allowed}") from None
         raise SettingsError(f"port {port} of {host} cannot be used: {error.strerror or error}; choose another with {option}") from None

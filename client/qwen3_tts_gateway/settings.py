@@ -14,7 +14,7 @@ DEFAULT_PORT = 8880
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_ENCODER_PROCESSES = max(1, min(16, os.cpu_count() or 1))
 MOST_ITEMS = 1000  # of a batch; more are not even read
-ADDRESS = re.compile(r"(?P<host>[^\s/@,]+):(?P<port>\d{1,5})")
+ADDRESS = re.compile(r"(?P<host>\[[^]\s/@,]+\]|[^\s/@,:[\]]+):(?P<port>\d{1,5})")
 
 
 class SettingsError(ValueError):
@@ -80,7 +80,9 @@ class GatewaySettings:
         for address in self.backends:
             found = ADDRESS.fullmatch(address)
             if not found or not 0 < int(found["port"]) < 2**16:
-                raise SettingsError(f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port")
+                raise SettingsError(
+                    f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port, of IPv6 as [::1]:PORT"
+                )
         if len(set(self.backends)) < len(self.backends):
             raise SettingsError("backend: a server is given twice; give each once")
         for name in ("max_text_length", "max_script_length", "max_body_bytes", "max_batch", "max_streams", "encoder_processes"):

@@ -25,6 +25,7 @@ from engine_lib.server.ascii_names import ascii_name
 from engine_lib.server.releases import WHEEL, problem_of
 
 EVERY_ADDRESS, LOOPBACK = "0.0.0.0", "127.0.0.1"
+ADDRESS_ADVICE = f"give one of this machine, or {EVERY_ADDRESS} for all; over IPv6 there is the gateway (QWEN3_TTS_GATEWAY_HOST=::)"
 STUB = "triton_python_backend_stub"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MISSING_LIBRARY = re.compile(r"error while loading shared libraries: ([^:\s]+): cannot open")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError
@@ -22,6 +23,8 @@ def check_port(name: str, address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ServerError(f"address {address} is none of this machine's; choose another with --address") from None
             place = f"{name} port {port}" + (f" of address {address}" if address not in (EVERY_ADDRESS, LOOPBACK) else "")
             raise ServerError(f"{place} cannot be used: {error.strerror}; choose another with --{name}-port") from None
 

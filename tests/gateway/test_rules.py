@@ -284,6 +284,8 @@ def test_a_small_file_of_hours_is_refused() -> None:
         ({"backends": ()}, "backend"),
         ({"backends": ("http://a:8001",)}, "backend"),
         ({"backends": ("a:0",)}, "backend"),
+        ({"backends": ("::1:8001",)}, r"backend: .*of IPv6 as \[::1\]:PORT"),
+        ({"backends": ("::1",)}, "backend"),
         ({"backends": ("a:1", "a:1")}, "twice"),
         ({"max_streams": 0}, "max_streams"),
         ({"max_bodies_bytes": 999, "max_body_bytes": 1000}, "max_bodies_bytes"),

@@ -89,3 +89,11 @@ def _answers(port: int) -> bool:
         return False
     time.sleep(0.05)
     return True
+
+
+@pytest.mark.parametrize("host", ["[::1]", "192.0.2.77"])
+def test_an_address_that_this_machine_does_not_have_is_told_as_such(host: str) -> None:
+    result = subprocess.run(["qwen3-tts", "gateway", "--host", host, "--port", "0"], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2
+    assert f"host: {host!r} is not allowed: it is no address of this machine" in result.stderr
+    assert "of IPv6 as ::1" in result.stderr

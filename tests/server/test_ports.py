@@ -28,6 +28,11 @@ def test_a_server_is_asked_at_an_address_and_not_by_a_name(address: str | None, 
     assert server.host == host
 
 
+def test_an_address_of_another_machine_is_told_as_such() -> None:
+    with pytest.raises(ServerError, match=r"^address 192\.0\.2\.77 is none of this machine's; choose another with --address"):
+        check_port("http", "192.0.2.77", 8000)
+
+
 def test_of_two_servers_that_start_on_a_port_the_later_one_is_refused() -> None:
     with hold_free_port() as free:
         port = free.getsockname()[1]

@@ -159,8 +159,9 @@ def installation_is_the_wheel() -> bool:
 
 @pytest.mark.parametrize("address", ["localhost", "::", "1.2.3", ""])
 def test_serve_refuses_an_address_that_is_none(address: str) -> None:
-    assert f"argument --address: '{address}' is no IPv4 address; give one of this machine, or 0.0.0.0 for all" in refusal(
-        f"--address={address}"
+    assert (
+        f"argument --address: '{address}' is no IPv4 address; give one of this machine, or 0.0.0.0 for all; over IPv6 there is the gateway"
+        in refusal(f"--address={address}")
     )
 
 
