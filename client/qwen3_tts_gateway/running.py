@@ -26,6 +26,7 @@ from qwen3_tts_gateway.logs import log, start_logging
 from qwen3_tts_gateway.settings import GatewaySettings, SettingsError
 
 BACKLOG = 2048
+EVERY_IPV6 = "::"  # IPv4 comes in, too, as with other servers
 KEEP_ALIVE_SECONDS = 75  # longer than the minute of most load balancers, so that none sends into a connection that closes
 DRAIN_STEP = 0.05  # seconds between two looks at the WebSockets
 PARENT_VARIABLE = "QWEN3_TTS_GATEWAY_PARENT"  # scripts/serve.py sets it, so that a gateway never outlives it, even if it is killed
@@ -142,7 +143,8 @@ def _end_with(parent: int) -> None:
 
 def _listener(host: str, port: int, option: str) -> socket.socket:
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+        family, takes_both = socket.AF_INET6 if ":" in host else socket.AF_INET, host == EVERY_IPV6 and socket.has_dualstack_ipv6()
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=takes_both)
         # Connections inherit it. asyncio sets it only on sockets that were made with TCP's protocol number, and without it the first
         # audio, which follows the headers, waits 40 ms for the client's acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

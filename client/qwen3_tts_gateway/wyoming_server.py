@@ -34,6 +34,7 @@ from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.languages import NAMES
 from qwen3_tts_gateway.logs import log
 from qwen3_tts_gateway.speech_request import SpeechRequest
+from qwen3_tts_gateway.stalled_client import as_ipv4
 from qwen3_tts_gateway.text_feed import STREAMED, TextFeed
 from qwen3_tts_gateway.wyoming_events import Asked, BoundedReader, checked_string, parsed
 
@@ -94,7 +95,7 @@ class _Conversation(AsyncEventHandler):
         self.silent = asyncio.Event()
         super().__init__(BoundedReader(reader, gateway.settings.stall_seconds, self._waits_for_client), writer)
         self._gateway = gateway
-        self._caller = str((writer.get_extra_info("peername") or ("unknown",))[0])
+        self._caller = as_ipv4(str((writer.get_extra_info("peername") or ("unknown",))[0]))
         self._waiting: asyncio.Queue[Asked] = asyncio.Queue()
         self._open_text: TextFeed | None = None
         self._refused = False

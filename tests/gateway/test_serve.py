@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -97,3 +98,32 @@ def test_an_address_that_this_machine_does_not_have_is_told_as_such(host: str) -
     assert result.returncode == 2
     assert f"host: {host!r} is not allowed: it is no address of this machine" in result.stderr
     assert "of IPv6 as ::1" in result.stderr
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_every_address_is_that_of_both_protocols_and_a_caller_of_ipv4_has_its_own(tmp_path: Path) -> None:
+    command = ["qwen3-tts", "gateway", "--host", "::", "--port", "0", "--backend", "127.0.0.1:9"]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as gateway,
+    ):
+        try:
+            port = int(gateway.stdout.readline().split()[-1]) if gateway.stdout else 0
+            with httpx.Client(timeout=PATIENCE) as http:
+                for host in ("127.0.0.1", "[::1]"):
+                    url = f"http://{host}:{port}/v1/models"
+                    eventually(lambda url=url: _is_heard(http, url), "it listens")  # type: ignore[misc]
+                    http.get(url, headers={"X-Forwarded-For": "203.0.113.7"})
+        finally:
+            gateway.terminate()
+    callers = [line.get("caller") for line in map(json.loads, (tmp_path / "log").read_text().splitlines())]
+    assert {"127.0.0.1", "::1"} < {caller for caller in callers if caller}
+    assert callers.count("203.0.113.7") == 2
+
+
+def _is_heard(http: httpx.Client, url: str) -> bool:
+    try:
+        http.get(url)
+    except httpx.ConnectError:
+        return False
+    return True
