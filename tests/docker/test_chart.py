@@ -216,3 +216,12 @@ def test_a_wrong_value_is_refused_by_name(value: str, named: str) -> None:
 def test_the_chart_has_no_fault_for_helm() -> None:
     ended = subprocess.run(["helm", "lint", "--strict", str(CHART)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout
+
+
+@needs_helm
+@pytest.mark.parametrize(("secret", "scheme"), [("", "http"), ("speech-tls", "https")])
+def test_the_notes_name_the_gateway_by_its_scheme(secret: str, scheme: str) -> None:
+    values = f"gateway.enabled=true,gateway.tls.secretName={secret}"
+    command = ["helm", "install", "speech", str(CHART), "--dry-run=client", "--namespace", "speech", "--set", values]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{scheme}://speech-qwen3-tts-triton-gateway.speech:8880/v1" in ended.stdout
