@@ -77,6 +77,9 @@ class EngineDeadError(Qwen3TTSError):
     """The engine thread has stopped; the process must be restarted."""
 
 
+LONGER_TEXT = "; set long_form, which cuts a longer text at sentences"  # the end of the message of a text that is too long
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message: asks for the known name that is most like `name`, `prefix` before it; empty if none is like it."""
     close = difflib.get_close_matches(name, list(known), 1)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import LONGER_TEXT, InvalidRequestError
 from engine_lib.speech.checks import is_blank
 
 # Ideographs, hiragana, katakana, Hangul syllables, and the marks of repetition and of long vowels. All are letters of neither case,
@@ -200,7 +200,8 @@ def check_text(field: str, text: object, max_length: int, room: int | None = Non
         raise InvalidRequestError(field, f"is a {type(text).__name__}; give a string")
     length = len(text) if room is None else max_length - room + len(text)
     if length > max_length:
-        raise InvalidRequestError(field, f"has {length} characters; at most {max_length} are allowed")
+        advice = LONGER_TEXT if field == "text" else ""
+        raise InvalidRequestError(field, f"has {length} characters; at most {max_length} are allowed{advice}")
     try:
         text.encode()
     except UnicodeEncodeError:

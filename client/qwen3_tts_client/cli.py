@@ -230,7 +230,8 @@ def say(
         if words_file is not None:
             words_file.write()
     except Qwen3TTSClientError as error:
-        raise failed(exit_code(error), error.message, error.hint) from None
+        hint = "give --long-form" if "set long_form" in error.message else error.hint
+        raise failed(exit_code(error), error.message, hint) from None
     except BrokenPipeError:
         sys.stdout = None  # otherwise the interpreter fails to flush it at exit
         raise failed(EXIT_STREAM_FAILED, "the reader of standard output has gone; the server was told to stop") from None

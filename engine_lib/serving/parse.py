@@ -129,7 +129,7 @@ class RequestParser:
                 allowed = ", ".join(SAMPLING_NAMES + SERVING_NAMES) + nearest(name[:100], SAMPLING_NAMES + SERVING_NAMES)
                 raise InvalidRequestError("sampling_parameters", f"{name[:100]!r} is unknown; allowed: {allowed}")
         reading = DEFAULT_TEXT.updated({name: serving.pop(name) for name in TEXT_NAMES if name in serving})
-        text = values.string("text", self.texts.longest(reading))
+        text = values.string("text", self.texts.longest(reading), self.texts.advice(reading))
         session, text_is_open = session_key(values), values.boolean("text_end") is False
         if text_is_open:
             text = text or ""

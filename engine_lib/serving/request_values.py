@@ -72,11 +72,11 @@ class RequestValues:
         """Whether the request has the field."""
         return name in self.tensors or name in self.parameters
 
-    def string(self, name: str, max_length: int = MAX_NAME_LENGTH) -> str | None:
-        """The field as text of at most `max_length` characters; None if it is absent."""
+    def string(self, name: str, max_length: int = MAX_NAME_LENGTH, advice: str = "") -> str | None:
+        """The field as text of at most `max_length` characters; None if it is absent. `advice`: the end of what a longer one gets."""
         text = self._string(name, max_length)
         if text is not None and len(text) > max_length:
-            raise InvalidRequestError(name, f"has {len(text)} characters; at most {max_length} are allowed")
+            raise InvalidRequestError(name, f"has {len(text)} characters; at most {max_length} are allowed{advice}")
         return text
 
     def _string(self, name: str, max_length: int) -> str | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import regex
 
-from engine_lib.errors import InvalidRequestError
+from engine_lib.errors import LONGER_TEXT, InvalidRequestError
 from engine_lib.speech.checks import is_blank, is_unicode
 from engine_lib.speech.dialogue import read_dialogue
 from engine_lib.speech.languages import code_of
@@ -78,8 +78,11 @@ class TextCompiler:
 
     def longest(self, options: TextOptions) -> int:
         """The most characters a text may have."""
-        is_script = options.long_form or options.text_format is not TextFormat.PLAIN
-        return max(self.max_script_length, self.max_text_length) if is_script else self.max_text_length
+        return max(self.max_script_length, self.max_text_length) if _is_script(options) else self.max_text_length
+
+    def advice(self, options: TextOptions) -> str:
+        """The end of the message about a longer one."""
+        return "" if _is_script(options) else LONGER_TEXT
 
     def compile(
         self,
@@ -102,7 +105,7 @@ class TextCompiler:
         """
         if options == DEFAULT_TEXT and not self.lexicon and not lexicon_of(None):
             return text
-        _check(text, self.longest(options))
+        _check(text, self.longest(options), self.advice(options))
         passages = [self._worded(passage, options, language, lexicon_of) for passage in self._read(text, options, language)]
         if options.text_format is TextFormat.PLAIN and not options.long_form:
             [passage] = passages
@@ -179,7 +182,7 @@ class TextCompiler:
         text, style = written.text.strip(), passage.style
         if len(text) > self.max_text_length:
             problem = f"has a part of {len(text)} characters that is spoken at once; at most {self.max_text_length} are allowed"
-            raise InvalidRequestError("text", f"{problem}; set long_form, which cuts it at sentences")
+            raise InvalidRequestError("text", f"{problem}{LONGER_TEXT}")
         return Line(
             text=text,
             voice=style.voice,
@@ -196,11 +199,15 @@ def _whole(passage: Passage) -> Iterator[tuple[Written, Border]]:
     yield passage.written, passage.border
 
 
-def _check(text: object, longest: int) -> None:
+def _is_script(options: TextOptions) -> bool:
+    return options.long_form or options.text_format is not TextFormat.PLAIN
+
+
+def _check(text: object, longest: int, advice: str) -> None:
     if not isinstance(text, str):
         raise InvalidRequestError("text", f"is a {type(text).__name__}; give a string")
     if len(text) > longest:
-        raise InvalidRequestError("text", f"has {len(text)} characters; at most {longest} are allowed")
+        raise InvalidRequestError("text", f"has {len(text)} characters; at most {longest} are allowed{advice}")
     if not is_unicode(text):
         raise InvalidRequestError("text", "holds a lone surrogate; give valid Unicode text")
     if is_blank(text):

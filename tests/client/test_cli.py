@@ -151,6 +151,18 @@ def test_standard_input_is_spoken_to_standard_output(url: str) -> None:
 
 
 @server_test
+@pytest.mark.parametrize("by", ["argument", "pipe"])
+def test_a_text_that_is_too_long_gets_a_hint_at_long_form(by: str, url: str) -> None:
+    text = "Good morning. " * 300
+    arguments, piped = (["-"], text) if by == "pipe" else ([text], "")
+    said = subprocess.run(
+        [*COMMAND, "say", *arguments, "--url", url], input=piped, capture_output=True, text=True, env=environment(), timeout=PATIENCE
+    )
+    assert said.returncode == 2
+    assert said.stderr.endswith("at most 4000 are allowed; set long_form, which cuts a longer text at sentences\nhint: give --long-form\n")
+
+
+@server_test
 def test_what_a_program_writes_is_spoken_while_it_writes(url: str) -> None:
     arguments = [*COMMAND, "say", "-", "--voice", "vivian", "--greedy", "--max-frames", "20", "-o", "-"]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(url)) as process:

@@ -22,7 +22,7 @@ INVALID = [
     ("empty text", inputs(""), "text", "give at least one word"),
     ("blank text", inputs(" \n"), "text", "give at least one word"),
     ("text that no one sees", inputs("\0\u200d"), "text", "give at least one word"),
-    ("over-long text", inputs("word " * 1000), "text", "at most 4000"),
+    ("over-long text", inputs("word " * 1000), "text", "at most 4000 are allowed; set long_form, which cuts a longer text at sentences"),
     ("text that is not UTF-8", inputs(b"\xff\xfe"), "text", "UTF-8"),
     ("voice that is not UTF-8", inputs(voice=b"\xff"), "voice", "UTF-8"),
     ("unknown language", inputs(language="klingon"), "language", "english"),

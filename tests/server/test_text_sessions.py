@@ -123,7 +123,9 @@ def test_what_cannot_be_is_refused_by_name_and_the_stream_goes_on(small_server: 
         assert refusal(small_server, "", "append", "Hello.").startswith("INVALID_ARG: session: is missing")
         assert refusal(small_server, session, "append").startswith("INVALID_ARG: text: is missing")
         assert refusal(small_server, session, "appand", "x").startswith("INVALID_ARG: session_action: 'appand' is unknown; allowed: append")
-        assert refusal(small_server, session, "append", "a" * 3990).startswith("INVALID_ARG: text: has 4004 characters; at most 4000")
+        assert refusal(small_server, session, "append", "a" * 3990).startswith(
+            "INVALID_ARG: text: has 4004 characters; at most 4000 are allowed; set long"
+        )
         with (
             opened(small_server, session, "Hello.") as second,
             pytest.raises(InferenceServerException, match="session: is that of an open"),
