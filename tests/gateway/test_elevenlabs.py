@@ -49,6 +49,13 @@ def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) 
     assert "output_format" in str(refused.value.body)
 
 
+def test_models_are_listed_with_their_languages(client: ElevenLabs) -> None:
+    [model] = client.models.list()
+    assert (model.model_id, model.can_do_text_to_speech) == ("qwen3_tts", True)
+    assert model.languages
+    assert ("en", "English") in [(language.language_id, language.name) for language in model.languages]
+
+
 def test_a_setting_of_the_voice_may_be_null_and_a_wrong_one_is_named(gateway: str) -> None:
     def answer(settings: object) -> httpx.Response:
         body = {"text": "Hello.", "voice_settings": settings}
