@@ -219,6 +219,8 @@ class Scheduler:
             self.active.remove(sequence)
             self._free_slots.append(sequence.slot)
             self._last_steps_of_slots[sequence.slot] = self.num_decode_steps
+            if sequence.num_sound_rows < sequence.num_rows - 1:  # no frame of these rows has been read, so they may hold NaN
+                self.block_manager.quarantine(sequence.block_table[sequence.num_sound_rows // self.block_manager.block_size :])
             for block in sequence.block_table:
                 self._last_steps_of_blocks[block] = self.num_decode_steps
             sequence.slot = -1

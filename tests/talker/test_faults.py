@@ -125,6 +125,29 @@ def test_a_request_whose_first_frame_goes_wrong_gets_no_frames(endless_voice: Pa
         assert_blocks_are_given_out_clean(engine)
 
 
+def test_a_request_that_goes_wrong_and_is_cancelled_before_its_first_frame_leaves_clean_blocks(
+    endless_voice: Path, sampled_codes: list[Codes], monkeypatch: pytest.MonkeyPatch
+):
+    victim, late = UTTERANCES[1].prompt(endless_voice), list[Stream]()
+    with running_engine(endless_voice, max_num_batched_tokens=8, **OPTIONS) as engine:
+        launch = engine.launch
+
+        def faulty(schedule: Schedule) -> Iterator[LaunchedFrames]:
+            yield from launch(schedule)
+            for chunk in schedule.prefill:
+                if chunk.sequence.prompt is victim:  # its first rows are there, others are to come
+                    engine.worker.kv_cache[:, :, chunk.sequence.block_table[(chunk.stop - 1) // engine.config.kv_block_size]] = torch.nan
+                    engine.cancel(chunk.sequence.request.stream_key)
+
+        monkeypatch.setattr(engine, "launch", faulty)
+        second_frame = {2: lambda _: late.append(start(engine, victim))}
+        first = start(engine, UTTERANCES[0], SamplingParams(seed=0), max_frames=MAX_FRAMES, at=second_frame)
+        assert first.end().finish_reason == "length"
+        assert late[0].end().finish_reason == "cancelled"
+        np.testing.assert_array_equal(first.codes, sampled_codes[0])
+        assert_blocks_are_given_out_clean(engine)
+
+
 @pytest.mark.parametrize("broken", ["decode", "prefill", "admit"])
 def test_when_the_engine_thread_dies_every_open_stream_ends_with_an_error(
     endless_voice: Path, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

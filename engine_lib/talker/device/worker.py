@@ -302,9 +302,11 @@ class TalkerWorker:
         return self.step(self._upload(plan.slots), plan.width, plan.text_rows, prompts)
 
     def _erase(self, plan: ErasePlan) -> None:
+        if (prefill := self._prefill_stream) is not None:  # it may still write there for a stream that has been given up
+            torch.cuda.current_stream(self.device).wait_stream(prefill)
         self.kv_cache[:, :, self._upload(plan.blocks)] = 0
-        if self._prefill_stream is not None:  # its next rows may go there
-            self._prefill_stream.wait_stream(torch.cuda.current_stream(self.device))
+        if prefill is not None:  # its next rows may go there
+            prefill.wait_stream(torch.cuda.current_stream(self.device))
 
     # steps, which graphs capture
 
