@@ -1,4 +1,4 @@
-"""On a GPU a step is launched late, so that requests that come join it; prompts share a launch."""
+"""On a GPU a step is launched late: requests that come join it, and prompts beside it share a launch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LongStep:
 
 @contextmanager
 def in_a_long_step(voice: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[LongStep]:
-    with running_engine(voice, pipelined=True, **options) as engine:
+    with running_engine(voice, prompts_in_steps_from=0, pipelined=True, **options) as engine:
         yield LongStep(engine, monkeypatch)
 
 
@@ -76,7 +76,7 @@ def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monk
         monkeypatch.setattr(engine_module, "LAUNCH_SHARE", 1e6)
         begun.set()
 
-    with running_engine(voice, pipelined=True) as engine:
+    with running_engine(voice, prompts_in_steps_from=0, pipelined=True) as engine:
         execute = engine.worker.execute
 
         def watched(plan: Plan) -> FrameResult | None:
@@ -100,7 +100,7 @@ def test_a_request_that_comes_while_a_step_runs_joins_the_next(voice: Path, monk
 
 def test_nothing_is_held_back_while_no_step_runs_or_none_is_to_follow(voice: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_module, "LAUNCH_SHARE", 1e6)
-    with running_engine(voice, pipelined=True) as engine:
+    with running_engine(voice, prompts_in_steps_from=0, pipelined=True) as engine:
         for _ in range(3):
             assert start(engine, GREETING, max_frames=1).end().error == ""
 
