@@ -6,6 +6,8 @@ killed. So a tiny child process, this file run as a script, watches both, from t
 
 - The process of a model that holds streams dies without a farewell: the server is stopped, and the fleet starts a new one.
 - The process of another model dies, or one that still loads: only that model is lost.
+- A model's process is stopped (SIGSTOP) for STOPPED_LOOKS seconds: it is killed. Triton gives it up after one, fails what it is asked
+  from then on, and aborts when it goes on.
 - The server dies: the model's process is ended, and its shared memory in /dev/shm removed, by its exact name.
 
 This module imports nothing slow, because a server can be killed while its models import torch.
@@ -29,6 +31,8 @@ from pathlib import Path
 TERMINATE_SECONDS = 2.5
 # Time for a model's process to notice by itself that its server is gone.
 ORPHAN_SECONDS = 2.0
+# Looks in a row instead of a time, because whoever stops all processes of a server stops this one, too.
+LOOK_SECONDS, STOPPED_LOOKS = 1.0, 5
 BUSY_SECONDS = 60.0  # a process that gets no processor time may take as long to use up its limit
 SIGSETXID = 33
 # A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
@@ -88,10 +92,18 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
         signal.signal(number, signal.SIG_IGN)
     # A pid may later belong to another process; a pidfd never does.
     server, model = _pidfd(server_pid), _pidfd(model_pid)
-    state, ready = b"", [0]
-    while server is not None and 0 in ready:
-        ready, _, _ = select.select([0, server], [], [])
-        message = os.read(0, 1) if 0 in ready else b""
+    state, ready, looks = b"", [0], 0
+    while server is not None and server not in ready:
+        ready, _, _ = select.select([0, server], [], [], LOOK_SECONDS)
+        if not ready:
+            looks = looks + 1 if _is_stopped(model_pid) else 0
+            if looks == STOPPED_LOOKS and model is not None:
+                print(f"{name}: the model's process is stopped (SIGSTOP); it is killed", file=sys.stderr, flush=True)
+                _signal(model, signal.SIGKILL)
+            continue
+        if 0 not in ready:
+            break
+        message = os.read(0, 1)
         if message == FAREWELL:
             return
         if not message:
@@ -111,6 +123,14 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
         print(f"{name}: the model's process died; the server goes on without it", file=sys.stderr, flush=True)
         select.select([server], [], [])  # the server uses the region until it ends
     _remove([region])
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process. Under a debugger it is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:  # it has ended
+        return False
 
 
 def _pidfd(pid: int) -> int | None:

@@ -150,13 +150,16 @@ def test_a_server_that_does_not_end_is_killed_when_its_time_is_over(endless_voic
     nothing_is_left_of(processes)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_killed_model_takes_the_server_down_and_clients_get_an_error(endless_voice: Path, tmp_path: Path, model: str) -> None:
+def test_a_lost_model_takes_the_server_down_and_clients_get_an_error(
+    endless_voice: Path, tmp_path: Path, model: str, number: signal.Signals
+) -> None:
     with new_server(endless_voice, tmp_path / "log", codes_channel="always") as server:  # what a busy server does
         processes = processes_of(server)
         with streams_in_flight(server) as streams:
             eventually(lambda: metric(server, "direct_messages_total") > 0, "codes go past Triton")
-            os.kill(model_process(server, model).pid, signal.SIGKILL)
+            os.kill(model_process(server, model).pid, number)
             for stream in streams:
                 with pytest.raises(InferenceServerException):
                     last_chunk(stream)
@@ -165,14 +168,15 @@ def test_a_killed_model_takes_the_server_down_and_clients_get_an_error(endless_v
     nothing_is_left_of(processes)
 
 
-def test_killed_helpers_end_no_stream_of_others(endless_voice: Path, tmp_path: Path) -> None:
+def test_lost_helpers_end_no_stream_of_others(endless_voice: Path, tmp_path: Path) -> None:
     with new_server(endless_voice, tmp_path / "log") as server:
         helpers = {name: model_process(server, name) for name in ("qwen3_tts_offline", "voices")}
         processes = [*processes_of(server), *helpers.values()]
         for number, (helper, process) in enumerate(helpers.items(), 1):
+            signal_number = {"voices": signal.SIGSTOP}.get(helper, signal.SIGKILL)
             with Stream(server, inputs(sampling={"max_frames": 100, "chunk_frames": [1]})) as stream:
                 stream.next()
-                os.kill(process.pid, signal.SIGKILL)
+                os.kill(process.pid, signal_number)
                 eventually(partial(has_died, server, helper), "the talker tells of the death")
                 with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client, pytest.raises(InferenceServerException):
                     client.infer(helper, [] if helper == "voices" else inputs())
