@@ -292,9 +292,9 @@ class TalkerEngine(BaseTalkerEngine[Sequence]):
     @property
     def _gathers_prompts(self) -> bool:
         """Whether prompts wait for the launch of the next step: they join it, or are done when the step that runs ends."""
-        they_join = self.config.prompts_join(len(self.scheduler.active))
+        they_join = self.config.prompts_join(len(self.scheduler.active)) and self.scheduler.may_gather_prompts(in_step=True)
         has_time = (1 - LAUNCH_SHARE) * min(self._step_seconds) >= PREFILL_SECONDS
-        return (they_join or has_time) and self.scheduler.may_gather_prompts
+        return they_join or (has_time and self.scheduler.may_gather_prompts())
 
     def _prefill_ahead(self) -> None:
         """Launch the prompts of new sequences beside the step that runs; the next step samples their first frames."""

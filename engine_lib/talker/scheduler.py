@@ -28,7 +28,7 @@ from engine_lib.admission.fair_queue import FairQueue
 from engine_lib.admission.pause import AdmissionPause
 from engine_lib.talker.block_keys import BlockKeys
 from engine_lib.talker.block_manager import BlockManager
-from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, MOST_IN_A_STEP
 from engine_lib.talker.sequence import PREFILLING, RUNNING, Sequence, SequenceStatus
 
 
@@ -122,13 +122,13 @@ class Scheduler:
         """Whether the next step samples a frame of a running stream."""
         return any(map(_has_frames_to_come, self.active))
 
-    @property
-    def may_gather_prompts(self) -> bool:
-        """Whether one launch is enough for all prompts that wait, with room for more: then the engine may wait for more."""
+    def may_gather_prompts(self, *, in_step: bool = False) -> bool:
+        """Whether one launch, or the next step with prompts in it, is enough for all that wait: then the engine may wait for more."""
         if len(self.waiting) >= MAX_PREFILL_SEQUENCES:  # thousands may wait for a slot
             return False
         rows = [num_rows for sequence in (*self.active, *self.waiting) if (num_rows := _rows_beside_others(sequence))]
-        return len(rows) < MAX_PREFILL_SEQUENCES and sum(rows) < self.max_num_batched_tokens - self._num_rows_ahead
+        most, most_rows = MOST_IN_A_STEP if in_step else (MAX_PREFILL_SEQUENCES - 1, self.max_num_batched_tokens)
+        return len(rows) <= most and sum(rows) <= min(most_rows, self.max_num_batched_tokens - self._num_rows_ahead - 1)
 
     @property
     def _next_may_begin(self) -> bool:

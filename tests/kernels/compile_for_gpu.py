@@ -43,7 +43,7 @@ from engine_lib.talker.device import graphs as talker_graphs
 from engine_lib.talker.device.frame import FirstCodebookRules
 from engine_lib.talker.device.fused_forward import FusedForward
 from engine_lib.talker.device.model import TalkerModel
-from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillLayout
+from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PROMPT_ROWS_IN_STEPS, PROMPTS_IN_STEPS, PrefillLayout
 from engine_lib.talker.device.state import SlotTable
 from engine_lib.talker.device.text_scores import TextScores
 from kernels.gpu_compiler import ADA, AMPERE, HOPPER, Compiled, GpuCompiler
@@ -131,8 +131,8 @@ def talker(model: Checkpoint, dtype: torch.dtype, *, fp8: bool = False) -> None:
     for batch in talker_graphs.BATCH_BUCKETS:
         slots = integers(batch)
         forward.sample(slots, forward.decode(slots, width, scores.of_step(slots, scores.out.shape[2])))
-    for rows in talker_graphs.PROMPT_ROWS_IN_STEPS:
-        layout = PrefillLayout(rows, talker_graphs.PROMPTS_IN_STEPS + 1, talker_graphs.PROMPTS_IN_STEPS, width, groups)
+    for rows in PROMPT_ROWS_IN_STEPS:
+        layout = PrefillLayout(rows, PROMPTS_IN_STEPS + 1, PROMPTS_IN_STEPS, width, groups)
         forward.decode(integers(SLOTS), width, None, layout.unpack(integers(layout.size)))
     for rows in talker_graphs.PREFILL_ROW_BUCKETS:
         for sequences in (*talker_graphs.PREFILL_SEQUENCE_BUCKETS, MAX_PREFILL_SEQUENCES):

@@ -13,6 +13,7 @@ import pytest
 
 from engine_lib.errors import SHUTDOWN_ERROR
 from engine_lib.talker import engine as engine_module
+from engine_lib.talker import scheduler as scheduler_module
 from engine_lib.talker.device.plan import DecodePlan, Plan, PrefillPlan
 from engine_lib.talker.device.worker import FrameResult
 from engine_lib.talker.engine import TalkerEngine
@@ -60,7 +61,7 @@ class LongStep:
 
 @contextmanager
 def in_a_long_step(voice: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[LongStep]:
-    with running_engine(voice, prompts_in_steps_from=0, pipelined=True, **options) as engine:
+    with running_engine(voice, pipelined=True, **({"prompts_in_steps_from": 0} | options)) as engine:
         yield LongStep(engine, monkeypatch)
 
 
@@ -132,6 +133,19 @@ def test_a_prompt_of_more_rows_than_a_step_takes_is_launched_at_once(voice: Path
         eventually(lambda: step.launches == [("prefill", 1)], "its first rows are launched")
         step.let_it_end()
         assert_they_end(step.first, second)
+        assert_nothing_is_held(step.engine)
+
+
+def test_prompts_wait_for_a_short_step_only_if_they_fit_into_the_next(voice: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_module, "PREFILL_SECONDS", LONG_STEP / 2)
+    monkeypatch.setattr(scheduler_module, "MOST_IN_A_STEP", (1, 128))
+    with in_a_long_step(voice, monkeypatch, prompts_in_steps_from=1) as step:
+        second = start(step.engine, Utterance(), max_frames=3)
+        step.wait_until_held(1)
+        third = start(step.engine, GREETING, max_frames=3)
+        eventually(lambda: step.launches == [("prefill", 2)], "both are launched beside the step that runs")
+        step.let_it_end()
+        assert_they_end(step.first, second, third)
         assert_nothing_is_held(step.engine)
 
 

@@ -183,20 +183,20 @@ def test_prompts_may_wait_for_more_only_while_one_launch_is_enough_for_all():
     scheduler.add(make_sequence("running", 5, 20))
     simulation.step()
     scheduler.add(make_sequence("new", 5, 5))
-    assert scheduler.may_gather_prompts
+    assert scheduler.may_gather_prompts()
     simulation.prefill_ahead()  # of the step's 8 rows 4 are left
-    assert scheduler.may_gather_prompts
+    assert scheduler.may_gather_prompts()
     scheduler.add(make_sequence("fits", 4, 5))
-    assert scheduler.may_gather_prompts
+    assert scheduler.may_gather_prompts()
     scheduler.add(make_sequence("fills the launch", 2, 5))
-    assert not scheduler.may_gather_prompts
+    assert not scheduler.may_gather_prompts()
     simulation.step()
-    assert scheduler.may_gather_prompts
+    assert scheduler.may_gather_prompts()
     scheduler.add(make_sequence("long", 20, 5))
-    assert not scheduler.may_gather_prompts
+    assert not scheduler.may_gather_prompts()
     simulation.prefill_ahead()
     simulation.step()
-    assert not scheduler.may_gather_prompts  # the rest of it waits
+    assert not scheduler.may_gather_prompts()  # the rest of it waits
 
 
 def test_prompts_wait_for_no_more_than_fit_one_launch():
@@ -204,9 +204,9 @@ def test_prompts_wait_for_no_more_than_fit_one_launch():
     simulation.scheduler.add(make_sequence("running", 5, 20))
     simulation.step()
     for number in range(MAX_PREFILL_SEQUENCES):
-        assert simulation.scheduler.may_gather_prompts
+        assert simulation.scheduler.may_gather_prompts()
         simulation.scheduler.add(make_sequence(f"new {number}", 5, 5))
-    assert not simulation.scheduler.may_gather_prompts
+    assert not simulation.scheduler.may_gather_prompts()
 
 
 def test_prefill_comes_after_the_steps_that_may_still_use_what_its_request_was_given():

@@ -21,14 +21,20 @@ from tqdm import tqdm
 from engine_lib.checkpoint_config import TalkerConfig
 from engine_lib.config import EngineConfig
 from engine_lib.devices import on_stream
-from engine_lib.talker.device.prefill_layout import MAX_PREFILL_SEQUENCES, PrefillBuffer, PrefillInputs, PrefillLayout
+from engine_lib.talker.device.prefill_layout import (
+    MAX_PREFILL_SEQUENCES,
+    PROMPT_ROWS_IN_STEPS,
+    PROMPTS_IN_STEPS,
+    PrefillBuffer,
+    PrefillInputs,
+    PrefillLayout,
+)
 from engine_lib.talker.device.state import SlotTable
 from engine_lib.talker.device.text_scores import TextScores
 
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 PREFILL_ROW_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 PREFILL_SEQUENCE_BUCKETS = (1, 4)
-PROMPT_ROWS_IN_STEPS, PROMPTS_IN_STEPS = (32, 128), 4  # prompts that join a step: rows of all, and their number at most
 WARMUP_RUNS = 2  # libraries choose algorithms and allocate workspaces in the first runs, which must not be captured
 
 

@@ -20,6 +20,8 @@ from engine_lib.prompt import NO_ID, SPEAKER_EMBEDDING_ID
 
 NULL_BLOCK = 0  # the KV block of no sequence: padding rows write to it and unused block-table entries point to it
 MAX_PREFILL_SEQUENCES = 16  # in one step: prefill graphs have a fixed number of sequences
+PROMPT_ROWS_IN_STEPS, PROMPTS_IN_STEPS = (32, 128), 4  # prompts that join a step of others: rows of all, and their number at most
+MOST_IN_A_STEP = PROMPTS_IN_STEPS, PROMPT_ROWS_IN_STEPS[-1]
 
 
 @dataclass(frozen=True)
