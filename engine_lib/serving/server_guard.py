@@ -6,8 +6,8 @@ killed. So a tiny child process, this file run as a script, watches both, from t
 
 - The process of a model that holds streams dies without a farewell: the server is stopped, and the fleet starts a new one.
 - The process of another model dies, or one that still loads: only that model is lost.
-- A model's process is stopped (SIGSTOP) for STOPPED_LOOKS seconds: it is killed. Triton gives it up after one, fails what it is asked
-  from then on, and aborts when it goes on.
+- A model's process is stopped (SIGSTOP) for STOPPED_LOOKS seconds, and the server is not, as it is by Ctrl-Z: the process is killed.
+  Triton gives it up after one second, fails what it is asked from then on, and aborts when it goes on.
 - The server dies: the model's process is ended, and its shared memory in /dev/shm removed, by its exact name.
 
 This module imports nothing slow, because a server can be killed while its models import torch.
@@ -31,7 +31,7 @@ from pathlib import Path
 TERMINATE_SECONDS = 2.5
 # Time for a model's process to notice by itself that its server is gone.
 ORPHAN_SECONDS = 2.0
-# Looks in a row instead of a time, because whoever stops all processes of a server stops this one, too.
+# Looks in a row instead of a time, because whoever stops all processes of a server may stop this one, too.
 LOOK_SECONDS, STOPPED_LOOKS = 1.0, 5
 BUSY_SECONDS = 60.0  # a process that gets no processor time may take as long to use up its limit
 SIGSETXID = 33
@@ -96,7 +96,7 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
     while server is not None and server not in ready:
         ready, _, _ = select.select([0, server], [], [], LOOK_SECONDS)
         if not ready:
-            looks = looks + 1 if _is_stopped(model_pid) else 0
+            looks = looks + 1 if _is_stopped(model_pid) and not _is_stopped(server_pid) else 0
             if looks == STOPPED_LOOKS and model is not None:
                 print(f"{name}: the model's process is stopped (SIGSTOP); it is killed", file=sys.stderr, flush=True)
                 _signal(model, signal.SIGKILL)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import FREE_PORTS, TritonServer
+from engine_lib.serving.server_guard import LOOK_SECONDS, STOPPED_LOOKS
 from patience import PATIENCE, eventually
 from qwen3_tts_client.channel import stream_call
 from server.conftest import TALKER_ALONE, new_server
@@ -166,6 +168,19 @@ def test_a_lost_model_takes_the_server_down_and_clients_get_an_error(
             server.wait(PATIENCE)
         assert not any(server.is_model_ready(name) for name in server.models)
     nothing_is_left_of(processes)
+
+
+def test_a_server_that_is_stopped_with_its_models_goes_on(endless_voice: Path, tmp_path: Path) -> None:
+    """As by Ctrl-Z, which stops no guard: those have sessions of their own."""
+    with new_server(endless_voice, tmp_path / "log") as server:
+        pids = [server.pid, *(model_process(server, model).pid for model in MODELS)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep((STOPPED_LOOKS + 2) * LOOK_SECONDS)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        with Stream(server, inputs(sampling={"max_frames": 2})) as stream:
+            assert stream.all()[-1].finish_reason == "length"
 
 
 def test_lost_helpers_end_no_stream_of_others(endless_voice: Path, tmp_path: Path) -> None:
