@@ -34,7 +34,7 @@ from patience import eventually
         ({"temperature": 0.0}, "temperature: 0.0 .* do_sample to false"),
         ({"top_p": 0.0}, "top_p: 0.0 .* do_sample to false"),
         ({"subtalker_top_p": 0.0, "do_sample": False}, "subtalker_top_p: 0.0 .* subtalker_dosample to false"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
         ({"max_new_tokens": 1}, "max_new_tokens: 1 .* from 2"),
         ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5"),
         ({"max_new_tokens": "20"}, "max_new_tokens: '20'"),
