@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from engine_lib.serving.server_guard import children
+from engine_lib.serving.server_guard import ZOMBIE, children, is_in_state
 
 SCAN_SECONDS = 5.0  # between two looks for processes: a server has many threads, and each has its own list of children
 
@@ -30,9 +30,7 @@ class Helpers:
         process = self._processes.get(model)
         if process is None or not process.exists():
             self._scan()
-        with suppress(KeyError, OSError):
-            return self._processes[model].joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        return False
+        return model in self._processes and is_in_state(ZOMBIE, self._processes[model].name)
 
     def _scan(self) -> None:
         if self._now() < self._scan_at:

@@ -38,6 +38,7 @@ SIGSETXID = 33
 # A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAREWELL, HELPER, STREAMS = b"0", b"1", b"2"
+STOPPED, ZOMBIE = "T", "Z"  # states in /proc/PID/stat; one under a debugger has another
 REGION_PREFIX = "triton_python_backend_shm_region"
 
 
@@ -96,14 +97,12 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
     while server is not None and server not in ready:
         ready, _, _ = select.select([0, server], [], [], LOOK_SECONDS)
         if not ready:
-            looks = looks + 1 if _is_stopped(model_pid) and not _is_stopped(server_pid) else 0
+            looks = looks + 1 if is_in_state(STOPPED, model_pid) and not is_in_state(STOPPED, server_pid) else 0
             if looks == STOPPED_LOOKS and model is not None:
                 print(f"{name}: the model's process is stopped (SIGSTOP); it is killed", file=sys.stderr, flush=True)
                 _signal(model, signal.SIGKILL)
             continue
-        if 0 not in ready:
-            break
-        message = os.read(0, 1)
+        message = os.read(0, 1) if 0 in ready else b""
         if message == FAREWELL:
             return
         if not message:
@@ -125,11 +124,11 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
     _remove([region])
 
 
-def _is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process. Under a debugger it is not."""
+def is_in_state(state: str, pid: int | str) -> bool:
+    """Whether the process is in this state; one that has ended and is no zombie is in none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except OSError:  # it has ended
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == state
+    except OSError:
         return False
 
 

@@ -187,11 +187,11 @@ def test_lost_helpers_end_no_stream_of_others(endless_voice: Path, tmp_path: Pat
     with new_server(endless_voice, tmp_path / "log") as server:
         helpers = {name: model_process(server, name) for name in ("qwen3_tts_offline", "voices")}
         processes = [*processes_of(server), *helpers.values()]
+        losses = {"qwen3_tts_offline": signal.SIGKILL, "voices": signal.SIGSTOP}
         for number, (helper, process) in enumerate(helpers.items(), 1):
-            signal_number = {"voices": signal.SIGSTOP}.get(helper, signal.SIGKILL)
             with Stream(server, inputs(sampling={"max_frames": 100, "chunk_frames": [1]})) as stream:
                 stream.next()
-                os.kill(process.pid, signal_number)
+                os.kill(process.pid, losses[helper])
                 eventually(partial(has_died, server, helper), "the talker tells of the death")
                 with triton.InferenceServerClient(f"localhost:{server.grpc_port}") as client, pytest.raises(InferenceServerException):
                     client.infer(helper, [] if helper == "voices" else inputs())
