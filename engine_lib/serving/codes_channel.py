@@ -100,7 +100,7 @@ class CodesOutlet:
 
     @property
     def seconds_past_triton(self) -> float:
-        """How long all messages of a stream may go past Triton, or wait to do so, before one goes through it."""
+        """How long all messages of a stream may go past Triton before one goes through it."""
         return max(LEAST_SECONDS_PAST_TRITON, len(self._claims) / MESSAGES_THROUGH_TRITON)
 
     def expects_claim(self, stream_key: str, waited: float) -> bool:

@@ -43,8 +43,8 @@ class CodesRoute:
             self._waiting.append(message)
             return
         self.send_waiting()
-        is_asked = outlet is None or now >= self._through_triton_at + outlet.seconds_past_triton
-        if outlet is None or is_asked or not outlet.send(self._stream_key, message):
+        is_between = outlet is not None and now < self._through_triton_at + outlet.seconds_past_triton
+        if outlet is None or not is_between or not outlet.send(self._stream_key, message):
             self._through_triton_at = now
             if not self._offered_at and may_pass and message["codes"].size:
                 self._offered_at = now
