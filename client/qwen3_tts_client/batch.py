@@ -142,6 +142,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(held)  # as the end of the process does
 
 
+def _attempts(error: Exception) -> int:
+    """How often a job is tried that ends with this error."""
+    if isinstance(error, ServerOverloaded):
+        return ATTEMPTS
+    return STREAM_ATTEMPTS if isinstance(error, StreamFailed) else 1
+
+
 class BatchRun:
     """Speaks jobs and remembers what came of each."""
 
@@ -207,9 +214,9 @@ class BatchRun:
                     return
                 self._is_reached |= isinstance(error, Qwen3TTSClientError)
                 job.status, job.problem = "failed", str(error)
-                if not isinstance(error, ServerOverloaded) and not (isinstance(error, StreamFailed) and attempt < STREAM_ATTEMPTS - 1):
+                if attempt >= _attempts(error) - 1:
                     return
-                wait = (error.retry_after if isinstance(error, ServerOverloaded) else None) or 1.0 + attempt
+                wait = getattr(error, "retry_after", None) or 1.0 + attempt
             self._stopped.wait(min(wait, LONGEST_WAIT))
 
     def _speak(self, client: Client, job: Job) -> None:

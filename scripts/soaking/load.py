@@ -105,7 +105,7 @@ class OpenLoop:
         self._sender = Sender(load.grpc, load.http, self.outcomes, LONGEST_ATTACK)
         self._attackers, self._dying = ThreadPoolExecutor(ATTACKERS), ThreadPoolExecutor(DYING)
 
-    async def run(self, seconds: float, drain_seconds: float | None = None, has_ended: Callable[[], bool] = lambda: False) -> None:
+    async def run(self, seconds: float, drain_seconds: float | None, has_ended: Callable[[], bool]) -> None:
         """Send requests for `seconds`, or until the server `has_ended`; returns when all have been answered, or `drain_seconds` later.
 
         Hostile requests that are not answered by then are left alone, which is no fault: the speech of some lasts minutes.

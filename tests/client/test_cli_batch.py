@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from benching.fake_triton import running_fake
 from client.test_cli import COMMAND, environment
 from patience import PATIENCE, eventually
-from qwen3_tts_client.batch import BatchRun, alone_in, read_jobs
+from qwen3_tts_client.batch import BatchRun, Job, alone_in, read_jobs
 from qwen3_tts_client.cli import app
 from qwen3_tts_client.errors import ServerUnavailable
 from qwen3_tts_client.protocol import AudioChunk
@@ -111,11 +111,16 @@ def test_without_a_server_or_with_a_wrong_address_no_job_begins(runner: CliRunne
         assert files() == {}
 
 
+def impatient_run(monkeypatch: pytest.MonkeyPatch, folder: Path, longest_wait: float) -> tuple[BatchRun, list[Job]]:
+    """A run of four jobs that waits for no longer than so many seconds between two attempts."""
+    monkeypatch.setattr("qwen3_tts_client.batch.LONGEST_WAIT", longest_wait)
+    folder.joinpath("lines.txt").write_text("One.\n" * 4, encoding="utf-8")
+    jobs = read_jobs(folder / "lines.txt", folder, "wav", {})
+    return BatchRun(Console(quiet=True), jobs, None), jobs
+
+
 def test_jobs_wait_for_a_server_that_starts_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("qwen3_tts_client.batch.LONGEST_WAIT", 0.1)
-    tmp_path.joinpath("lines.txt").write_text("One.\n" * 4, encoding="utf-8")
-    jobs = read_jobs(tmp_path / "lines.txt", tmp_path, "wav", {})
-    run = BatchRun(Console(quiet=True), jobs, None)
+    run, jobs = impatient_run(monkeypatch, tmp_path, 0.1)
     with ThreadPoolExecutor(1) as pool:
         with running_fake(frames=100, speed=1) as url:
             speaking = pool.submit(run.speak, url, "qwen3_tts", 2)
@@ -127,10 +132,7 @@ def test_jobs_wait_for_a_server_that_starts_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_server_that_does_not_come_back_ends_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("qwen3_tts_client.batch.LONGEST_WAIT", 0.01)
-    tmp_path.joinpath("lines.txt").write_text("One.\n" * 4, encoding="utf-8")
-    jobs = read_jobs(tmp_path / "lines.txt", tmp_path, "wav", {})
-    run = BatchRun(Console(quiet=True), jobs, None)
+    run, _ = impatient_run(monkeypatch, tmp_path, 0.01)
     with ThreadPoolExecutor(1) as pool:
         with running_fake(frames=100, speed=1) as url:
             speaking = pool.submit(run.speak, url, "qwen3_tts", 1)
