@@ -32,18 +32,17 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from ipaddress import IPv4Address
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
 
 from engine_lib.config import ENVIRONMENT_PREFIX, LARGEST, EngineConfig, unknown_variables
 from engine_lib.errors import ConfigError, Qwen3TTSError
-from engine_lib.server.ascii_names import temporary_folder
 from engine_lib.server.gateway import GatewayProcess
 from engine_lib.server.installation import ADDRESS_ADVICE, EVERY_ADDRESS, LOOPBACK, ServerError
 from engine_lib.server.log import STDOUT
 from engine_lib.server.mps import MpsDaemon
+from engine_lib.server.own_folder import OwnFolder
 from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
 from engine_lib.server.releases import notice_of
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
@@ -83,7 +82,7 @@ def main() -> int:
                 signal.signal(number, _stop)
         for problem in unknown_variables(os.environ):
             _say(f"serve.py: {problem}", ERRORS)
-        own_folder = TemporaryDirectory(prefix=FOLDER_PREFIX, dir=temporary_folder())
+        own_folder = OwnFolder(FOLDER_PREFIX)
         with own_folder as folder, MpsDaemon() if arguments.mps else nullcontext() as mps:
             repository = Path(folder, "repository")
             options = _options(arguments)

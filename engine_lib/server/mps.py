@@ -20,6 +20,7 @@ from types import TracebackType
 
 from engine_lib.server.installation import ServerError
 from engine_lib.server.orphan import children
+from engine_lib.server.own_folder import OwnFolder
 
 CONTROL = "nvidia-cuda-mps-control"
 PID_FILE = f"{CONTROL}.pid"
@@ -52,7 +53,7 @@ class MpsDaemon:
             raise ServerError(f"{CONTROL} is not on PATH; install the NVIDIA driver's compute utilities, or serve without --mps")
         self._control = control
         # Readable by its owner only, and short: the path of a Unix socket ends at 107 bytes.
-        self._folder = tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp")
+        self._folder = OwnFolder("mps-", "/tmp")
         self._pipes, self._logs = Path(self._folder.name, "pipe"), Path(self._folder.name, "log")
         self.environment = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipes), "CUDA_MPS_LOG_DIRECTORY": str(self._logs)}
         self._own_environment = dict(self.environment)

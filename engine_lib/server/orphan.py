@@ -98,6 +98,19 @@ def _command(process: Path) -> str:
         return ""
 
 
+def ask_to_drain(files: Sequence[Path]) -> list[Path]:
+    """Make the files that ask talkers to drain; returns those that are there. Each goes when its talker has no stream left.
+
+    A cleaner of temporary files may have removed their folder, which talkers know by its name. A server that cannot be asked must end, too.
+    """
+    for file in files:
+        with contextlib.suppress(OSError):
+            for folder in (file.parents[1], file.parent):
+                folder.mkdir(0o700, exist_ok=True)
+            file.touch()
+    return [file for file in files if file.exists()]
+
+
 def watch_for_orphan(
     server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], folders: Sequence[Path], seconds: float
 ) -> subprocess.Popen[bytes]:
@@ -123,8 +136,7 @@ def _watch(parent_pid: int, server_pid: int, log: int, folders: list[Path], seco
         if server in select.select([os.pidfd_open(parent_pid), server], [], [])[0]:
             return
     end = _End(server, log)
-    for file in drain_files:
-        file.touch()
+    ask_to_drain(drain_files)
     end.wait(seconds, lambda: any(file.exists() and _runs(server_pid, file.name) for file in drain_files))
     models, is_drained = EndOfModels(server_pid), not any(file.exists() for file in drain_files)
     _signal(server, signal.SIGTERM)

@@ -10,7 +10,6 @@ import re
 import resource
 import secrets
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from engine_lib.config import ENVIRONMENT_PREFIX
-from engine_lib.server.ascii_names import plain_name, temporary_folder
+from engine_lib.server.ascii_names import plain_name
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
 from engine_lib.server.limits import check_environments_folder, check_memory, check_tasks, memory_limit, open_files
 from engine_lib.server.log import STDOUT, ServerLog
-from engine_lib.server.orphan import EndOfModels, dead_models, watch_for_orphan
+from engine_lib.server.orphan import EndOfModels, ask_to_drain, dead_models, watch_for_orphan
+from engine_lib.server.own_folder import OwnFolder
 from engine_lib.server.ports import hold_free_port, hold_port
 from engine_lib.server.releases import problem_of
 from engine_lib.server.repository import models_to_load
@@ -103,7 +103,7 @@ class TritonServer:
         free = iter(self._held)
         self.http_port, self.grpc_port, self.metrics_port = (port or next(free).getsockname()[1] for port in ports)
         self._address = address
-        self._run_directory = tempfile.TemporaryDirectory(prefix="qwen3-tts-", dir=temporary_folder())
+        self._run_directory = OwnFolder("qwen3-tts-")
         self.temporary_folders = [Path(self._run_directory.name)]
         self.log_file = log_file or STDOUT
         self._log = ServerLog(self.log_file)
@@ -301,9 +301,7 @@ class TritonServer:
     def terminate(self) -> None:
         """Let running streams end, then send SIGTERM; `wait` for the exit. A server that is loading or broken gets SIGTERM at once."""
         process, deadline = self._running(), time.monotonic() + self._exit_seconds
-        draining = [self._drain_directory / model for model in self._talkers if self.is_model_ready(model)]
-        for file in draining:
-            file.touch()
+        draining = ask_to_drain([self._drain_directory / model for model in self._talkers if self.is_model_ready(model)])
         while any(file.exists() for file in draining) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         self._is_drained = draining != [] and not any(file.exists() for file in draining)

@@ -85,6 +85,19 @@ def refusal_of(server: TritonServer) -> str:
     return ""
 
 
+def test_a_cleaner_of_temporary_files_costs_no_stream_its_drain(endless_voice: Path, tmp_path: Path) -> None:
+    with new_server(endless_voice, tmp_path / "log", drain_seconds="1") as server:
+        processes = processes_of(server)
+        with streams_in_flight(server) as streams:
+            shutil.rmtree(server.temporary_folders[0])
+            server.terminate()
+            ends = [last_chunk(stream) for stream in streams]
+            assert server.wait(PATIENCE) == 0
+    assert [(end.finish_reason, end.error) for end in ends] == [("error", "the server is shutting down")] * 3
+    nothing_is_left_of(processes)
+    assert not server.temporary_folders[0].exists()
+
+
 def test_a_server_stopped_without_a_drain_keeps_no_client_waiting(endless_voice: Path, tmp_path: Path) -> None:
     with new_server(endless_voice, tmp_path / "log") as server:
         processes = processes_of(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_a_server_of_a_killed_run_ends_although_a_stream_is_left_open(endless_vo
         processes = [model_process(pid, model) for model in MODELS]
         with Stream(port, inputs(sampling={"max_frames": 3})) as stream:
             stream.all()
+            [folder] = tmp_path.glob("qwen3-tts-*")
+            shutil.rmtree(folder)  # as a cleaner of temporary files does
             run.kill()
             run.wait()
             eventually(lambda: has_ended(pid), "the server ends")
