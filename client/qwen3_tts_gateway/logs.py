@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 from datetime import datetime, timezone
 from typing import Any
@@ -36,12 +38,44 @@ def log(event: str, level: int = logging.INFO, **facts: Any) -> None:
     LOGGER.log(level, event, extra={"facts": facts})
 
 
+class _Lines(logging.Handler):
+    """Writes lines to a descriptor. A reader that does not read, as a full disk, costs lines: the event loop must wait for neither."""
+
+    def __init__(self, output: int) -> None:
+        super().__init__()
+        self._output, self._lost = output, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line."""
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if self._lost:
+            told = logging.makeLogRecord({"msg": "lines are lost", "levelname": "WARNING", "facts": {"lines": self._lost}})
+            self._lost = 0 if self._write(self.format(told)) else self._lost
+        if self._lost or not self._write(line):
+            self._lost += 1
+
+    def _write(self, line: str) -> bool:
+        """Whether all of it has been written. poll says that a pipe takes at least PIPE_BUF bytes at once."""
+        poll, rest = select.poll(), f"{line}\n".encode(errors="replace")
+        poll.register(self._output, select.POLLOUT)
+        try:
+            while rest and poll.poll(0):
+                rest = rest[os.write(self._output, rest[: select.PIPE_BUF]) :]
+        except OSError:
+            return False
+        return not rest
+
+
 def start_logging() -> None:
-    """Let this gateway's lines, and those of the web server below it, go to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Let this gateway's lines, and those of the web server and the event loop below it, go to standard error."""
+    handler = logging.NullHandler() if sys.stderr is None else _Lines(sys.stderr.fileno())
     handler.setFormatter(_JsonLines())
     handler.addFilter(_of_clients)
-    for name, level in ((LOGGER.name, logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in ((LOGGER.name, logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

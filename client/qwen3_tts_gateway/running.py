@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.descriptors import ACCEPTED_AT_ONCE, LoopErrors, allow_all
 from qwen3_tts_gateway.gateway import Gateway
 from qwen3_tts_gateway.http_protocol import HttpConfig
 from qwen3_tts_gateway.logs import log, start_logging
@@ -40,6 +41,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._was_asked = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which has one number for the connections that may wait and for those that are accepted at once."""
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, which closes WebSockets at once: here they end as soon as nothing is spoken on them."""
@@ -107,6 +115,7 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
         SettingsError: a port, or a file of `tls`, or a file of the settings, cannot be used.
     """
     start_logging()
+    allow_all()
     if parent := os.environ.get(PARENT_VARIABLE):
         _end_with(int(parent))
     if tls is not None:
@@ -121,6 +130,7 @@ def run(settings: GatewaySettings, host: str, port: int, wyoming_port: int | Non
         config = HttpConfig(
             app,
             stall_seconds=settings.stall_seconds,
+            backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
             server_header=False,

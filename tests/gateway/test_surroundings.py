@@ -1,0 +1,93 @@
+"""What surrounds a running gateway: no descriptor is left, its log is not read."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import psutil
+
+from benching.fake_triton import running_fake
+from gateway.conftest import COMMAND
+from patience import PATIENCE, eventually
+
+
+@contextmanager
+def gateway(stderr: int, limit: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway before a make-believe server, and its URL. `limit`: the descriptors that it begins with."""
+
+    def begin_with_few() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    with running_fake(frames=100, speed=4) as backend:
+        options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", backend]
+        command = [*COMMAND, "gateway", *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=begin_with_few) as process:
+            try:
+                assert process.stdout is not None
+                yield process, f"http://127.0.0.1:{int(process.stdout.readline().split()[-1])}"
+            finally:
+                process.terminate()
+                assert process.wait(PATIENCE) == 0
+
+
+def speak(client: httpx.Client, url: str, audio_format: str) -> bytes:
+    body = {"input": "Hello.", "response_format": audio_format}
+    answer = client.post(f"{url}/v1/audio/speech", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def test_a_gateway_without_a_free_descriptor_speaks_on_says_so_once_and_takes_the_others_later() -> None:
+    unread, stderr = os.pipe()
+    with gateway(stderr, limit=256) as (process, url), httpx.Client(timeout=PATIENCE) as client, ExitStack() as stack:
+        os.close(stderr)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (most, most), "it has raised its limit"
+        speak(client, url, "mp3")
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (psutil.Process(process.pid).num_fds(), most))
+        address = url.removeprefix("http://").split(":")
+        waiting = [stack.enter_context(socket.create_connection((address[0], int(address[1])), PATIENCE)) for _ in range(20)]
+        for one in waiting:
+            one.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        said: list[dict[str, object]] = []
+        with os.fdopen(unread) as lines:
+            while not said or said[-1]["event"] != "connections wait":
+                said.append(json.loads(lines.readline()))
+            assert said[-1]["reason"] == "Too many open files"
+            first = speak(client, url, "pcm")
+            assert len(first) == 100 * 1920 * 2
+            while len(said) < 100 and select.select([lines], [], [], 0)[0]:
+                said.append(json.loads(lines.readline()))
+                assert said[-1]["event"] in ("answered", "connections wait", "backend is ready")
+            assert len(said) < 100
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (most, most))
+            for one in waiting:
+                assert one.recv(100).startswith(b"HTTP/1.1 200 ")
+            speak(client, url, "mp3")
+
+
+def test_a_gateway_whose_log_is_not_read_speaks_on_and_counts_the_lines_that_are_lost() -> None:
+    unread, stderr = os.pipe()
+    with gateway(stderr) as (_, url), httpx.Client(timeout=PATIENCE) as client:
+        os.close(stderr)
+        for _ in range(400):  # two pipes full
+            assert client.get(f"{url}/v1/voices").status_code == 200
+        assert len(speak(client, url, "pcm")) == 100 * 1920 * 2
+        read = b""
+        while select.select([unread], [], [], 0)[0]:
+            read += os.read(unread, 1 << 20)
+        speak(client, url, "pcm")
+        eventually(lambda: bool(select.select([unread], [], [], 0)[0]), "it logs again")
+        lines = [json.loads(line) for line in (read + os.read(unread, 1 << 20)).decode().splitlines()]
+    os.close(unread)
+    lost = [line for line in lines if line["event"] == "lines are lost"]
+    assert [line["lines"] > 0 for line in lost] == [True]
