@@ -31,6 +31,8 @@ from qwen3_tts_gateway.logs import log
 
 PROGRAM = "qwen3_tts_gateway.encoder_process"
 CLIENT_FOLDER = str(Path(__file__).parents[1])
+# Looks in a row instead of a time, because whoever stops such a process (SIGSTOP) may stop this one, too.
+LOOK_SECONDS, HUNG_LOOKS = 5.0, 6
 ENDED = "the process that encodes this audio has ended"
 
 
@@ -100,9 +102,14 @@ class EncoderPool:
     def _process(self) -> _Process:
         self._processes = [process for process in self._processes if not process.has_ended]
         least = min(self._processes, key=lambda process: process.streams, default=None)
-        if least is None or (least.streams and len(self._processes) < self._most):
+        if least is not None and (least.streams == 0 or len(self._processes) >= self._most):
+            return least
+        try:
             return self._add()
-        return least
+        except OSError:  # no descriptor or no process more is allowed
+            if least is None:
+                raise StreamFailed("no process can be started to encode this audio; wav and pcm need none") from None
+            return least
 
     def _add(self) -> _Process:
         ours, theirs = socket.socketpair()
@@ -156,6 +163,8 @@ class _Process(asyncio.Protocol):
         self._waiting: deque[asyncio.Future[bytes]] = deque()  # for answers, in their order
         self._received = bytearray()
         self._is_closing = False
+        self._looks = 0  # without an answer although one is owed
+        self._timer: asyncio.TimerHandle | None = None  # of the next one
         self._connection = connection
         self._transport: asyncio.Transport | None = None
         self.connected = asyncio.ensure_future(self._connect())
@@ -167,6 +176,7 @@ class _Process(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
+        self._looks = 0
         self._received += data
         while len(self._received) >= ANSWER.size:
             is_good, size = ANSWER.unpack_from(self._received)
@@ -191,6 +201,17 @@ class _Process(asyncio.Protocol):
                 answer.set_exception(StreamFailed(ENDED))
         self._waiting.clear()
 
+    def _look(self) -> None:
+        self._looks, self._timer = self._looks + 1, None
+        if self._looks == HUNG_LOOKS and self._transport is not None:
+            log("encoder hangs", logging.ERROR, streams=self.streams)
+            self._transport.abort()
+        elif self._waiting:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
     def open(self, encoding: Encoding) -> int:
         """Begin a stream; returns its number."""
         number = next(self._numbers)
@@ -207,6 +228,9 @@ class _Process(asyncio.Protocol):
         self.send(number, kind, content)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
+        if self._timer is None:
+            self._looks = 0
+            self._watch()
         return await answer
 
     def close(self) -> None:

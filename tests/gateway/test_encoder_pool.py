@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import numpy as np
@@ -19,6 +23,7 @@ from gateway.audio.decoding import decoded, speech
 from gateway.conftest import COMMAND
 from patience import PATIENCE, eventually, has_ended
 from qwen3_tts_client.errors import StreamFailed
+from qwen3_tts_gateway import encoder_pool
 from qwen3_tts_gateway.audio import Encoding, checked_encoding, make_encoder
 from qwen3_tts_gateway.encoder_pool import EncoderPool
 
@@ -93,6 +98,37 @@ async def test_a_process_that_dies_takes_its_streams_alone_and_is_replaced(pool:
         for _ in range(2):
             encoder = await stack.enter_async_context(pool.open(MP3))
             assert await encoder.encode(SPEECH)
+
+
+async def test_a_process_that_is_stopped_takes_its_streams_alone(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_pool, "LOOK_SECONDS", 0.5)
+    async with pool.open(MP3) as stream:
+        await stream.encode(SPEECH)
+        _, process = programs(pool)
+        process.suspend()
+        with pytest.raises(StreamFailed, match="has ended"):
+            await stream.encode(SPEECH)
+    assert await spoken(pool, MP3)
+    process.resume()
+    await asyncio.to_thread(eventually, lambda: has_ended(process.pid), "nothing is left of it")
+
+
+async def test_where_no_process_can_be_started_those_that_run_take_more_streams(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socketpair", no_descriptor)
+    async with pool.open(MP3) as first, pool.open(MP3) as second:
+        assert await first.encode(SPEECH)
+        assert await second.encode(SPEECH)
+    programs(pool)[1].kill()
+    await asyncio.to_thread(eventually, lambda: len(programs(pool)) == 1, "it has ended")
+    with pytest.raises(StreamFailed, match="wav and pcm need none"):
+        await spoken(pool, MP3)
+    assert await spoken(pool, checked_encoding("wav", 24000))
+    monkeypatch.undo()
+    assert await spoken(pool, MP3)
+
+
+def no_descriptor() -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_a_gateway_tells_of_a_dead_encoder_and_leaves_none_behind_when_it_is_killed(tmp_path: Path) -> None:
