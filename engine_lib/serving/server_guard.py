@@ -35,6 +35,7 @@ ORPHAN_SECONDS = 2.0
 LOOK_SECONDS, STOPPED_LOOKS = 1.0, 5
 BUSY_SECONDS = 60.0  # a process that gets no processor time may take as long to use up its limit
 SIGSETXID = 33
+ERRORS = 2  # descriptor
 # A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAREWELL, HELPER, STREAMS = b"0", b"1", b"2"
@@ -52,7 +53,7 @@ class ServerGuard:
         self._command = [sys.executable, "-I", "-S", __file__, str(os.getppid()), str(os.getpid()), str(region or ""), name]
         self._lock = threading.Lock()
         self._told = b""
-        self._start()
+        self._child, self._write_end = self._new_child()
         threading.Thread(target=self._replace_killed, name="guard", daemon=True).start()
 
     def watch(self, *, holds_streams: bool) -> None:
@@ -65,10 +66,14 @@ class ServerGuard:
         os.close(self._write_end)
         self._child.wait()
 
-    def _start(self) -> None:
-        read_end, self._write_end = os.pipe()
+    def _new_child(self) -> tuple[subprocess.Popen[bytes], int]:
+        """A child, and the end of its pipe that tells it."""
+        read_end, write_end = os.pipe()
         try:
-            self._child = subprocess.Popen(self._command, stdin=read_end, start_new_session=True)
+            return subprocess.Popen(self._command, stdin=read_end, start_new_session=True), write_end
+        except BaseException:
+            os.close(write_end)
+            raise
         finally:
             os.close(read_end)
 
@@ -83,9 +88,13 @@ class ServerGuard:
             with self._lock:
                 if self._told == FAREWELL:
                     return
-                os.close(self._write_end)
-                self._start()
-                os.write(self._write_end, self._told)
+                with contextlib.suppress(OSError):  # no descriptor or no process more is allowed: tried again
+                    child, write_end = self._new_child()
+                    os.close(self._write_end)
+                    self._child, self._write_end = child, write_end
+                    os.write(self._write_end, self._told)
+                    continue
+            time.sleep(LOOK_SECONDS)
 
 
 def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> None:
@@ -99,7 +108,7 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
         if not ready:
             looks = looks + 1 if is_in_state(STOPPED, model_pid) and not is_in_state(STOPPED, server_pid) else 0
             if looks == STOPPED_LOOKS and model is not None:
-                print(f"{name}: the model's process is stopped (SIGSTOP); it is killed", file=sys.stderr, flush=True)
+                _log(f"{name}: the model's process is stopped (SIGSTOP); it is killed")
                 _signal(model, signal.SIGKILL)
             continue
         message = os.read(0, 1) if 0 in ready else b""
@@ -112,16 +121,25 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
         if model is not None:
             _kill_after(model, ORPHAN_SECONDS)
     elif state == STREAMS:
-        print(f"{name}: the model's process died; stopping the server", file=sys.stderr, flush=True)
+        _log(f"{name}: the model's process died; stopping the server")
         # First, because this process may end with the server. All processes of a container end with its first one, perhaps at once, so
         # no other process could remove the other models' shared memory.
         others = map(_region_of, children(server_pid)) if server_pid == 1 else ()
         _remove([*others, region])
         _stop(server, server_pid)
     elif state == HELPER:
-        print(f"{name}: the model's process died; the server goes on without it", file=sys.stderr, flush=True)
+        _log(f"{name}: the model's process died; the server goes on without it")
         select.select([server], [], [])  # the server uses the region until it ends
     _remove([region])
+
+
+def _log(text: str) -> None:
+    """Say it in the server's log, unless its disk is full or its reader has gone or does not read: the guard must act all the same."""
+    poll = select.poll()
+    poll.register(ERRORS, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if poll.poll(0):
+            os.write(ERRORS, f"{text}\n".encode())
 
 
 def is_in_state(state: str, pid: int | str) -> bool:
