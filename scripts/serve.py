@@ -40,7 +40,7 @@ from engine_lib.config import ENVIRONMENT_PREFIX, LARGEST, EngineConfig, unknown
 from engine_lib.errors import ConfigError, Qwen3TTSError
 from engine_lib.server.gateway import GatewayProcess
 from engine_lib.server.installation import ADDRESS_ADVICE, EVERY_ADDRESS, LOOPBACK, ServerError
-from engine_lib.server.log import STDOUT
+from engine_lib.server.log import STALL_SECONDS, STDOUT, write
 from engine_lib.server.mps import MpsDaemon
 from engine_lib.server.own_folder import OwnFolder
 from engine_lib.server.process import EXIT_SECONDS, MODEL_REPOSITORY, Ports, TritonServer
@@ -303,9 +303,9 @@ def _open_closed_descriptors() -> None:
 
 
 def _say(text: str, output: int = OUTPUT) -> None:
-    """Print a line. A full disk, or a reader that has gone, costs the line and not the server."""
+    """Print a line. A full disk, or a reader that has gone or does not read, costs the line and not the server."""
     with suppress(OSError):
-        os.write(output, f"{text}\n".encode(errors="surrogateescape"))
+        write(output, f"{text}\n".encode(errors="surrogateescape"), STALL_SECONDS)
 
 
 def _words_of(error: OSError) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,8 +31,8 @@ def test_the_log_may_go_to_a_pipe_and_a_dead_server_is_reported(endless_voice: P
         while not lines or not lines[-1].startswith("http "):
             lines.append(serve.stdout.readline())
             assert lines[-1], f"serve.py ended: {lines}"
-        [server] = subprocess.run(["pgrep", "-P", str(serve.pid), "tritonserver"], capture_output=True, text=True).stdout.split()
-        os.kill(int(server), signal.SIGKILL)
+        [server] = server_of(serve.pid)
+        os.kill(server, signal.SIGKILL)
         rest = serve.stdout.read()
         assert serve.wait(PATIENCE) == 1
     output = "".join(lines)
@@ -57,6 +60,66 @@ def test_a_reader_that_stops_reading_costs_lines_and_not_the_server(monkeypatch:
     assert re.fullmatch(r"\n\d+ lines of the log are lost: its reader did not read\nthe last line\n", rest)
     for descriptor in (unread, reader, spare):
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("way", ["moved", "removed", "cut"])
+def test_a_log_file_may_be_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr("engine_lib.server.log.ROTATED_SECONDS", 0.0)
+    file = tmp_path / "log"
+    log = ServerLog(file)
+    spare, server = log.open()
+    with os.fdopen(server, "wb", buffering=0) as output:
+        output.write(b"before\n")
+        eventually(lambda: file.read_bytes() == b"before\n", "it is written")
+        if way == "moved":
+            file.rename(tmp_path / "log.1")
+        elif way == "removed":
+            file.unlink()
+        else:
+            os.truncate(file, 0)
+        output.write(b"after\n")
+    log.close()
+    os.close(spare)
+    assert file.read_bytes() == b"after\n"
+    assert [old.read_bytes() for old in tmp_path.glob("log.1")] == ([b"before\n"] if way == "moved" else [])
+
+
+def test_a_log_in_a_folder_that_has_gone_costs_lines_and_not_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_lib.server.log.ROTATED_SECONDS", 0.0)
+    file = tmp_path / "logs" / "log"
+    file.parent.mkdir()
+    log = ServerLog(file)
+    spare, server = log.open()
+    shutil.rmtree(file.parent)
+    with os.fdopen(server, "wb") as output:
+        output.write(b"a line\n")
+    log.close()
+    os.close(spare)
+    assert log.lines() == ["a line"]
+
+
+def test_serve_ends_although_nobody_reads_what_it_says(endless_voice: Path, tmp_path: Path) -> None:
+    """A supervisor starts it again only then."""
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(select.PIPE_BUF))
+    os.set_blocking(full, True)
+    talker_alone = [f"--triton-argument={argument}" for argument in TALKER_ALONE]
+    command = [*SERVE, "--model", str(endless_voice), "--device", "cpu", *ANY_PORTS, *talker_alone]
+    with subprocess.Popen(command, stdout=full, stderr=full) as serve:
+        os.close(full)
+        eventually(lambda: server_of(serve.pid) != [], "the server is started")
+        os.kill(server_of(serve.pid)[0], signal.SIGKILL)
+        assert serve.wait(PATIENCE) == 1
+    os.close(unread)
+
+
+def server_of(serve: int) -> list[int]:
+    """The pid of the server that serve.py has started, if it has."""
+    output = subprocess.run(["pgrep", "-P", str(serve), "tritonserver"], capture_output=True, text=True).stdout
+    return list(map(int, output.split()))
 
 
 def test_a_full_disk_costs_lines_and_not_the_server() -> None:
