@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from socket import socket
 
 from fastapi import FastAPI
+from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen3_tts_gateway import batch, elevenlabs, elevenlabs_dialogue, elevenlabs_sockets, health, models, speech, speech_socket, voices
@@ -46,6 +47,8 @@ def create_app(settings: GatewaySettings | None = None, wyoming: socket | None =
                 stack.push_async_callback(server.close, chosen.drain_seconds)
             yield
 
+    # A body is in memory already, so its recording may stay there, too: /tmp may be full, or on a disk.
+    MultiPartParser.spool_max_size = chosen.max_body_bytes
     app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)
     add_error_handlers(app)
     for room in (speech, batch, models, voices, health, speech_socket, elevenlabs, elevenlabs_dialogue, elevenlabs_sockets):

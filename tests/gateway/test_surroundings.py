@@ -1,4 +1,4 @@
-"""What surrounds a running gateway: no descriptor is left, its log is not read."""
+"""What surrounds a running gateway: no descriptor is left, its log is not read, no file can be written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import resource
 import select
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -18,19 +19,21 @@ from benching.fake_triton import running_fake
 from gateway.conftest import COMMAND
 from patience import PATIENCE, eventually
 
+NO_LIMITS: Mapping[int, int] = MappingProxyType({})
+
 
 @contextmanager
-def gateway(stderr: int, limit: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A gateway before a make-believe server, and its URL. `limit`: the descriptors that it begins with."""
+def gateway(stderr: int | None = None, limits: Mapping[int, int] = NO_LIMITS) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway before a make-believe server, and its URL. `limits`: soft ones (of setrlimit) that it begins with."""
 
-    def begin_with_few() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    def limited() -> None:
+        for kind, limit in limits.items():
+            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
 
     with running_fake(frames=100, speed=4) as backend:
         options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", backend]
         command = [*COMMAND, "gateway", *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=begin_with_few) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=limited) as process:
             try:
                 assert process.stdout is not None
                 yield process, f"http://127.0.0.1:{int(process.stdout.readline().split()[-1])}"
@@ -48,7 +51,7 @@ def speak(client: httpx.Client, url: str, audio_format: str) -> bytes:
 
 def test_a_gateway_without_a_free_descriptor_speaks_on_says_so_once_and_takes_the_others_later() -> None:
     unread, stderr = os.pipe()
-    with gateway(stderr, limit=256) as (process, url), httpx.Client(timeout=PATIENCE) as client, ExitStack() as stack:
+    with gateway(stderr, {resource.RLIMIT_NOFILE: 256}) as (process, url), httpx.Client(timeout=PATIENCE) as client, ExitStack() as stack:
         os.close(stderr)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (most, most), "it has raised its limit"
@@ -91,3 +94,14 @@ def test_a_gateway_whose_log_is_not_read_speaks_on_and_counts_the_lines_that_are
     os.close(unread)
     lost = [line for line in lines if line["event"] == "lines are lost"]
     assert [line["lines"] > 0 for line in lost] == [True]
+
+
+def test_a_recording_needs_no_room_for_temporary_files() -> None:
+    """As if the disk were full. Pipes, to which the log goes, are no files."""
+    unread, stderr = os.pipe()
+    with gateway(stderr, {resource.RLIMIT_FSIZE: 0}) as (_, url):
+        os.close(stderr)
+        form, files = {"name": "x", "consent": "yes"}, {"audio_sample": ("a.wav", bytes(2_000_000), "audio/wav")}
+        answer = httpx.post(f"{url}/v1/audio/voices", data=form, files=files, timeout=PATIENCE)
+    os.close(unread)
+    assert answer.json()["error"]["message"].startswith("audio_sample: it cannot be read as audio")
