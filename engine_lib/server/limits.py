@@ -1,4 +1,4 @@
-"""What a server must be allowed: open files, threads, memory, a folder in /tmp.
+"""What a server must be allowed: open files, threads, memory, a folder in /tmp, a current folder.
 
 Without them tritonserver aborts or hangs.
 """
@@ -30,6 +30,18 @@ def check_environments_folder() -> None:
     except OSError as error:
         advice = "Triton's Python backend needs it: let this user write there; if the root file system is read-only, mount a tmpfs"
         raise ServerError(f"{ENVIRONMENTS_FOLDER}: a folder cannot be made there: {error.strerror}; {advice}") from None
+
+
+def check_current_folder() -> None:
+    """MKL ends the models' processes, without a reason, where the folder in which the server was started has been removed.
+
+    Raises:
+        ServerError: it has been.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ServerError(f"the current folder: {error.strerror}; it may have been removed, so start the server in another one") from None
 
 
 def open_files() -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from engine_lib.config import ENVIRONMENT_PREFIX
 from engine_lib.server.ascii_names import plain_name
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
-from engine_lib.server.limits import check_environments_folder, check_memory, check_tasks, memory_limit, open_files
+from engine_lib.server.limits import check_current_folder, check_environments_folder, check_memory, check_tasks, memory_limit, open_files
 from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, ask_to_drain, dead_models, watch_for_orphan
 from engine_lib.server.own_folder import OwnFolder
@@ -138,9 +138,11 @@ class TritonServer:
         """Start the process; `wait_ready` returns when it serves.
 
         Raises:
-            ServerError: no tritonserver, a port is taken, too few files, threads or addresses are allowed, or /tmp cannot be written.
+            ServerError: no tritonserver, a port is taken, too few files, threads or addresses are allowed, /tmp cannot be written, or the
+                current folder has gone.
         """
         run_directory, files = Path(self._run_directory.name), open_files()
+        check_current_folder()
         check_environments_folder()
         check_tasks()
         check_memory()

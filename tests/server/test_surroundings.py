@@ -70,6 +70,15 @@ def test_a_folder_for_temporary_files_that_triton_cannot_write_is_named(
     assert not Path(server._run_directory.name).exists()  # nothing is left of the start
 
 
+def test_a_current_folder_that_has_been_removed_is_told(tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    problem = r"^the current folder: No such file or directory; it may have been removed, so start the server in another one$"
+    with pytest.raises(ServerError, match=problem), new_server(tiny_custom_voice, tmp_path / "log"):
+        pass
+
+
 @pytest.mark.parametrize("file", ["pids.max", "pids/pids.max"])
 def test_a_container_that_allows_too_few_threads_is_told_before_the_server_hangs(
     tiny_custom_voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
