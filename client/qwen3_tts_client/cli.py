@@ -250,6 +250,7 @@ app.command(epilog=cli_bench.EPILOG)(cli_bench.bench)
 
 def main() -> None:
     """Entry point of the command `qwen3-tts`."""
+    _open_closed_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
@@ -264,6 +265,15 @@ def main() -> None:
                 sys.stdout.flush()
         except OSError:
             sys.stdout = None  # otherwise the interpreter fails to flush it at exit
+
+
+def _open_closed_descriptors() -> None:
+    """Open /dev/null for an input or output that is closed; else a connection takes its number, and with that what libraries log."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
 
 
 def _source(text: str | None, file: Path | None) -> str | Path:

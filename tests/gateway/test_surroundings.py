@@ -23,12 +23,14 @@ NO_LIMITS: Mapping[int, int] = MappingProxyType({})
 
 
 @contextmanager
-def gateway(stderr: int | None = None, limits: Mapping[int, int] = NO_LIMITS) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A gateway before a make-believe server, and its URL. `limits`: soft ones (of setrlimit) that it begins with."""
+def gateway(stderr: int | None = None, limits: Mapping[int, int] = NO_LIMITS, *closed: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway before a make-believe server, and its URL. `limits`: soft ones (of setrlimit); `closed`: its inputs and outputs."""
 
     def limited() -> None:
         for kind, limit in limits.items():
             resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+        for descriptor in closed:
+            os.close(descriptor)
 
     with running_fake(frames=100, speed=4) as backend:
         options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", backend]
@@ -105,3 +107,9 @@ def test_a_recording_needs_no_room_for_temporary_files() -> None:
         answer = httpx.post(f"{url}/v1/audio/voices", data=form, files=files, timeout=PATIENCE)
     os.close(unread)
     assert answer.json()["error"]["message"].startswith("audio_sample: it cannot be read as audio")
+
+
+def test_no_connection_takes_the_number_of_a_closed_input_or_output() -> None:
+    with gateway(None, NO_LIMITS, 0, 2) as (process, url), httpx.Client(timeout=PATIENCE) as client:
+        speak(client, url, "mp3")
+        assert [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 2)] == [os.devnull] * 2
