@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,21 +112,42 @@ def ask_to_drain(files: Sequence[Path]) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def watch_for_orphan(
-    server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], folders: Sequence[Path], seconds: float
-) -> subprocess.Popen[bytes]:
-    """Start the watch over `server`, a child of this process. It ends with the server.
+class OrphanWatch:
+    """The watch over a server that is a child of this process. It ends with the server; if it is killed, another one takes its place."""
 
-    Args:
-        log: the read end of the server's output. Without a reader the server would die of its next line.
-        drain_files: made by the watch to drain the talkers; each goes when its talker has no stream left.
-        folders: removed at the end, if the parent was killed.
-        seconds: the most that draining, and then stopping, may take; then the server is killed.
-    """
-    arguments = [str(os.getpid()), str(server.pid), str(log), json.dumps(list(map(str, folders))), str(seconds), *map(str, drain_files)]
-    command = [sys.executable, "-I", "-S", __file__, *arguments]
-    null = subprocess.DEVNULL
-    return subprocess.Popen(command, stdin=null, stdout=null, stderr=null, pass_fds=[log], start_new_session=True)
+    def __init__(
+        self, server: subprocess.Popen[bytes], log: int, drain_files: Sequence[Path], folders: Sequence[Path], seconds: float
+    ) -> None:
+        """Start it.
+
+        Args:
+            log: the read end of the server's output. Without a reader the server would die of its next line.
+            drain_files: made by the watch to drain the talkers; each goes when its talker has no stream left.
+            folders: removed at the end, if the parent was killed.
+            seconds: the most that draining, and then stopping, may take; then the server is killed.
+        """
+        self._server, self._log = server, os.dup(log)
+        arguments = [str(os.getpid()), str(server.pid), str(self._log), json.dumps(list(map(str, folders))), str(seconds)]
+        self._command = [sys.executable, "-I", "-S", __file__, *arguments, *map(str, drain_files)]
+        self._child = self._start()
+        self._thread = threading.Thread(target=self._replace_killed, name="orphan-watch", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for its end, which is that of the server."""
+        self._thread.join()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        null = subprocess.DEVNULL
+        return subprocess.Popen(self._command, stdin=null, stdout=null, stderr=null, pass_fds=[self._log], start_new_session=True)
+
+    def _replace_killed(self) -> None:
+        while self._child.wait() < 0 and self._server.poll() is None:
+            try:
+                self._child = self._start()
+            except OSError:  # no process or no descriptor more is allowed now
+                time.sleep(POLL_SECONDS)
+        os.close(self._log)
 
 
 def _watch(parent_pid: int, server_pid: int, log: int, folders: list[Path], seconds: float, drain_files: list[Path]) -> None:

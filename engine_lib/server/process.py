@@ -26,7 +26,7 @@ from engine_lib.server.ascii_names import plain_name
 from engine_lib.server.installation import EVERY_ADDRESS, LOOPBACK, ServerError, ServerInstallation
 from engine_lib.server.limits import check_current_folder, check_environments_folder, check_memory, check_tasks, memory_limit, open_files
 from engine_lib.server.log import STDOUT, ServerLog
-from engine_lib.server.orphan import EndOfModels, ask_to_drain, dead_models, watch_for_orphan
+from engine_lib.server.orphan import EndOfModels, OrphanWatch, ask_to_drain, dead_models
 from engine_lib.server.own_folder import OwnFolder
 from engine_lib.server.ports import hold_free_port, hold_port
 from engine_lib.server.releases import problem_of
@@ -113,7 +113,7 @@ class TritonServer:
         self._drain_directory = Path(self._run_directory.name) / "drain"
         self._drain_directory.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
-        self._watch: subprocess.Popen[bytes] | None = None
+        self._watch: OrphanWatch | None = None
         self.models_have_ended = self.was_killed = self._is_drained = False
         self.version = ""
 
@@ -193,7 +193,7 @@ class TritonServer:
             with suppress(ProcessLookupError):  # it has ended already
                 resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
             drain_files = [self._drain_directory / model for model in self._talkers]
-            self._watch = watch_for_orphan(self._process, unread, drain_files, self.temporary_folders, self._exit_seconds)
+            self._watch = OrphanWatch(self._process, unread, drain_files, self.temporary_folders, self._exit_seconds)
         finally:
             os.close(output)
             os.close(unread)

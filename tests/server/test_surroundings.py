@@ -177,7 +177,14 @@ def test_checkout_checkpoint_and_voice_store_may_have_any_name_and_a_closed_term
     eventually(lambda: all(map(has_ended, children)), "the server ends")
 
 
-def test_a_server_does_not_outlive_a_serve_py_that_is_killed(tiny_custom_voice: Path, tmp_path: Path) -> None:
+def watches_of(pid: int) -> list[int]:
+    """The orphan watches that serve.py has started."""
+    output = subprocess.run(["pgrep", "-P", str(pid), "-f", r"orphan\.py"], capture_output=True, text=True).stdout
+    return [child for child in map(int, output.split()) if not has_ended(child)]
+
+
+@pytest.mark.parametrize("watch_is_killed", [False, True])
+def test_a_server_does_not_outlive_a_serve_py_that_is_killed(tiny_custom_voice: Path, tmp_path: Path, watch_is_killed: bool) -> None:
     output = tmp_path / "output"
     serving = serve(PROJECT, tiny_custom_voice, output, "--log-file", str(tmp_path / "log"))
     try:
@@ -190,6 +197,12 @@ def test_a_server_does_not_outlive_a_serve_py_that_is_killed(tiny_custom_voice: 
         # The line "loading" is printed before the server is started.
         eventually(lambda: serving.poll() is not None or (b"loading" in output.read_bytes() and has_children()), "the server is started")
         assert children
+        if watch_is_killed:
+            eventually(lambda: watches_of(serving.pid) != [], "the watch is started")
+            killed = watches_of(serving.pid)
+            os.kill(killed[0], signal.SIGKILL)
+            eventually(lambda: watches_of(serving.pid) not in ([], killed), "another watch takes the place of one that was killed")
+            children = children_of(serving.pid)
     finally:
         serving.kill()
         serving.wait(PATIENCE)
