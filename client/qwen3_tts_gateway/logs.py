@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -44,6 +45,7 @@ class _Lines(logging.Handler):
     def __init__(self, output: int) -> None:
         super().__init__()
         self._output, self._lost = output, 0
+        self._is_cut = False  # a long line, in its middle
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line."""
@@ -60,13 +62,13 @@ class _Lines(logging.Handler):
 
     def _write(self, line: str) -> bool:
         """Whether all of it has been written. poll says that a pipe takes at least PIPE_BUF bytes at once."""
-        poll, rest = select.poll(), f"{line}\n".encode(errors="replace")
+        poll, content = select.poll(), f"{line}\n".encode(errors="replace")
         poll.register(self._output, select.POLLOUT)
-        try:
+        rest = b"\n" + content if self._is_cut else content
+        with suppress(OSError):
             while rest and poll.poll(0):
                 rest = rest[os.write(self._output, rest[: select.PIPE_BUF]) :]
-        except OSError:
-            return False
+                self._is_cut = bool(rest)
         return not rest
 
 
