@@ -18,6 +18,7 @@ from engine_lib.errors import CheckpointError
 from engine_lib.speech.pieces import MIN_PIECE_LENGTH
 
 KINDS = ("custom_voice", "base", "voice_design")
+TYPE, KEYS = "qwen3_tts", {"talker_config", "tts_model_type"}  # a checkpoint's, and what it has
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ class CheckpointConfig:
             CheckpointError: a file or field is missing, or a setting is not supported.
         """
         model = Fields(folder / "config.json")
+        if model.values.get("model_type", TYPE) != TYPE and not model.values.keys() >= KEYS:
+            raise CheckpointError(f"{model.where}: model_type is {model.values['model_type']!r:.100}; give a Qwen3-TTS checkpoint ({TYPE})")
         talker = model.nested("talker_config")
         kind = model.get("tts_model_type", str)
         if kind not in KINDS:

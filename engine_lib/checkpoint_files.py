@@ -14,7 +14,8 @@ from typing import Any
 
 from engine_lib.errors import CheckpointError
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"(?:https://(?:huggingface|hf)\.co/)?([\w.-]+/[\w.-]+)")  # or the address of its page
+FOLDER = "give a checkpoint folder in the published layout"
 LFS_POINTER = b"version https://git-lfs.github.com/"
 MODEL_PREFIX, SNAPSHOTS = "models--", "snapshots"  # in the hub's cache: models--ORG--NAME/snapshots/REVISION
 CODEC = "speech_tokenizer"
@@ -31,6 +32,8 @@ def checkpoint_folder(path: str | Path) -> Path:
     """
     if not isinstance(path, (str, Path)):
         raise CheckpointError(f"model_path: is a {type(path).__name__}; give the path of a checkpoint folder, as a string or a Path")
+    if not str(path).strip():  # of a variable that was not set
+        raise CheckpointError(f"model_path: is empty; {FOLDER}")
     folder = Path(os.path.expanduser(path))
     if os.path.isdir(folder):
         if not os.access(folder, os.R_OK | os.X_OK):
@@ -39,11 +42,14 @@ def checkpoint_folder(path: str | Path) -> Path:
         if not os.path.lexists(folder / "config.json"):
             return _snapshot(folder) or _no_checkpoint(folder, path)
         return folder
-    advice = "give a checkpoint folder in the published layout"
-    if HUB_ID.fullmatch(str(path)):
+    advice = FOLDER
+    if os.path.isfile(folder):
+        advice = f"{FOLDER}, perhaps the one that it is in"
+    elif hub_id := HUB_ID.fullmatch(str(path)):
+        name = hub_id[1]
         cache = Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), "hub")
-        cached = Path(os.environ.get("HF_HUB_CACHE", cache), f"{MODEL_PREFIX}{str(path).replace('/', '--')}")
-        advice = f"nothing is downloaded here. Run: hf download {path} --local-dir {Path(path).name}"
+        cached = Path(os.environ.get("HF_HUB_CACHE", cache), f"{MODEL_PREFIX}{name.replace('/', '--')}")
+        advice = f"nothing is downloaded here. Run: hf download {name} --local-dir {Path(name).name}"
         if _snapshots(cached):
             advice = f"nothing is downloaded here. Give {_main_snapshot(cached) or _snapshots(cached)[0]}"
     raise CheckpointError(f"model_path: {str(path)!r:.300} is not a folder; {advice}")
@@ -89,6 +95,8 @@ def _no_checkpoint(folder: Path, path: str | Path) -> Path:
         raise CheckpointError(f"{problem} is a cache of the Hugging Face hub; give the folder of a model in it: {_listed(models)}")
     if inside := [file.parent for file in sorted(folder.glob("*/config.json")) if file.parent.name != CODEC]:
         raise CheckpointError(f"{problem} has no config.json; give a checkpoint in it: {_listed(inside)}")
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise CheckpointError(f"{problem} has {gguf[0].name} and no config.json; GGUF is not read: give the checkpoint it was made from")
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{problem} is an adapter (LoRA), not a checkpoint; merge it into its model and give the result")
     return folder

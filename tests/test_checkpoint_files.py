@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +104,41 @@ def test_a_file_that_changes_later_changes_no_weight(folder: Path):
     with file.open("r+b") as content:
         content.write(bytes(file.stat().st_size))
     assert torch.equal(taken, before)
+
+
+# What people have instead of a checkpoint, or half of one
+
+
+@pytest.mark.parametrize("path", ["", "  "])
+def test_the_path_of_a_variable_that_was_not_set_is_called_empty(path: str):
+    with pytest.raises(CheckpointError, match=r"^model_path: is empty; give a checkpoint folder"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_file_of_a_checkpoint_is_told_to_be_its_folder(folder: Path, file: str):
+    with pytest.raises(CheckpointError, match=rf"{file}' is not a folder; give a checkpoint folder in .*, perhaps the one that it is in$"):
+        Checkpoint(folder / file)
+
+
+def test_the_address_of_a_page_is_its_hub_id():
+    with pytest.raises(CheckpointError, match=r"is not a folder; nothing .* hf download Some-Org/Some-TTS --local-dir Some-TTS$"):
+        Checkpoint("https://huggingface.co/Some-Org/Some-TTS")
+
+
+@pytest.mark.parametrize("config", [{"model_type": "whisper"}, {"model_type": "qwen3_omni_moe", "talker_config": {}}])
+def test_a_checkpoint_of_another_family_is_called_that(config: dict[str, Any], folder: Path):
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"config.json: model_type is '{config['model_type']}'; give a Qwen3-TTS checkpoint"):
+        Checkpoint(folder)
+
+
+def test_the_codec_alone_is_called_that(folder: Path):
+    with pytest.raises(CheckpointError, match="model_type is 'qwen3_tts_tokenizer_12hz'; give a Qwen3-TTS checkpoint"):
+        Checkpoint(folder / "speech_tokenizer")
+
+
+def test_a_folder_of_gguf_files_is_called_that(tmp_path: Path):
+    (tmp_path / "tts-q4_k.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"has tts-q4_k.gguf and no config.json; GGUF is not read"):
+        Checkpoint(tmp_path)
