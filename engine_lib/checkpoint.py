@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 INCOMPLETE = ("not fully covered", "header too small", "invalid header length")  # words of safetensors for a file that ends too early
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # all weights, or the names of the files that have them
+SPECIAL = ("<|im_start|>", "<|im_end|>")  # tokens around each text
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")  # suffixes
+QUANTISED = "a quantised checkpoint is not supported; give one in float32, float16 or bfloat16"
+CONVERTED = ("qweight", "scales")  # what AWQ, GPTQ and MLX store beside or instead of a weight
+# What a model is saved in: by a trainer on several GPUs, torch.compile, transformers. The official package takes off the last alone,
+# and starts what it then does not find at random.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 class Checkpoint:
@@ -102,6 +109,11 @@ class Checkpoint:
             CheckpointError: a file is missing or cannot be read.
         """
         tokenizer = read_tokenizer(self.path)
+        for token in SPECIAL:  # without them it is spoken what stands around the text, too
+            if tokenizer.token_to_id(token) is None:
+                raise CheckpointError(
+                    f"{self.path}: the tokenizer has no token {token}; copy tokenizer_config.json from the original checkpoint"
+                )
         rows, highest = self.config.talker.text_vocab_size, max(tokenizer.get_vocab().values())
         if highest >= rows:
             raise CheckpointError(f"{self.path}: the tokenizer has an id {highest}; the text table of config.json has {rows} rows")
@@ -137,10 +149,11 @@ class Weights:
                 raise CheckpointError(f"{index}: weight_map has a value that is no name of a file in this folder")
             files = {folder / name for name in names}
         else:
-            advice = "; only safetensors are read: convert the .bin files" if any(folder.glob("*.bin")) else ""
+            others = sorted(file.name for file in folder.glob("*") if file.suffix in OTHER_WEIGHTS)
+            advice = f"; {others[0]} is not read: give the weights as {single.name}, in the layout of transformers" if others else ""
             raise CheckpointError(f"{why_missing(single)}, and there is no {index.name} either{advice}")
         self._folder = folder
-        self._files = {}
+        self._stored: dict[str, tuple[Any, str]] = {}  # the file of a weight, and its name there
         for file in sorted(files):
             if not os.path.isfile(file):
                 raise CheckpointError(why_missing(file))
@@ -150,11 +163,12 @@ class Weights:
                 incomplete = any(word in str(error) for word in INCOMPLETE)
                 advice = "; the file is incomplete, as after a download that was broken off: download it again" if incomplete else ""
                 raise CheckpointError(f"{why_unreadable(file, error)}{advice}") from None
-            self._files.update(dict.fromkeys(handle.keys(), handle))
+            names = handle.keys()
+            self._stored.update({_unwrapped(name): (handle, name) for name in names})
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
-        return sorted(self._files)
+        return sorted(self._stored)
 
     def stored(self, name: str) -> torch.Tensor:
         """Tensor `name` as stored.
@@ -162,19 +176,19 @@ class Weights:
         Raises:
             CheckpointError: the weight is missing.
         """
-        tensor: torch.Tensor = self._file_of(name).get_tensor(name)
+        tensor: torch.Tensor = self._read(name, "get_tensor")
         return tensor
 
     def take(self, name: str, shape: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Tensor `name`, of exactly `shape`, as `dtype` on `device`.
 
         Raises:
-            CheckpointError: the weight is missing or has another shape; the message names it.
+            CheckpointError: the weight is missing, has another shape, is quantised or not finite; the message names it.
         """
         tensor = self.stored(name)
+        self._check_dtype(name, tensor)  # before the shape, because codes of several numbers are packed in one
         self._check_shape(name, tensor.shape, shape)
-        self._check_dtype(name, tensor)
-        return _own(tensor, dtype, device)
+        return self._finite(name, _own(tensor, dtype, device))
 
     def take_shard(
         self, name: str, shape: Iterable[int], shard: Shard, *, dim: int, dtype: torch.dtype, device: torch.device
@@ -182,23 +196,32 @@ class Weights:
         """Like `take`, but returns and reads only a shard along `dim` (0 or 1) of a weight of `shape`."""
         if shard == WHOLE:
             return self.take(name, shape, dtype=dtype, device=device)
-        stored = self._file_of(name).get_slice(name)
+        stored = self._read(name, "get_slice")
         self._check_shape(name, stored.get_shape(), shape)
         part = shard.of(stored.get_shape()[dim])
         tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
         self._check_dtype(name, tensor)
-        return _own(tensor.contiguous(), dtype, device)
+        return self._finite(name, _own(tensor.contiguous(), dtype, device))
 
     def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
         """These rows of a weight of two dimensions, each [columns] float32 in memory of its own; nothing else of it is read."""
-        stored = self._file_of(name).get_slice(name)
+        stored = self._read(name, "get_slice")
         self._check_shape(name, stored.get_shape(), shape)
         return [np.array(stored[row].float().numpy()) for row in rows]  # copies; see `_own`
 
-    def _file_of(self, name: str) -> Any:
-        if name not in self._files:
-            raise CheckpointError(f"{self._folder}: weight {name} is missing")
-        return self._files[name]
+    def _read(self, name: str, method: str) -> Any:
+        """Call a method of the file that has weight `name`."""
+        if name not in self._stored:
+            raise CheckpointError(f"{self._folder}: weight {name} is missing{self._why_missing(name)}")
+        file, stored = self._stored[name]
+        return getattr(file, method)(stored)
+
+    def _why_missing(self, name: str) -> str:
+        if any(name.removesuffix("weight") + suffix in self._stored for suffix in CONVERTED):
+            return f"; {QUANTISED}"
+        if others := [other for other in self._stored if other.endswith(f".{name}")]:
+            return f"; {others[0]} is there: save the model itself, with adapters merged and without what wraps it"
+        return ""
 
     def _check_shape(self, name: str, stored: Iterable[int], expected: Iterable[int]) -> None:
         if tuple(stored) != tuple(expected):
@@ -207,8 +230,21 @@ class Weights:
     def _check_dtype(self, name: str, stored: torch.Tensor) -> None:
         """Refuse codes of a quantised checkpoint, which mean nothing without their scales."""
         if not stored.is_floating_point() or stored.element_size() == 1:
-            expected = "a quantised checkpoint is not supported; give one in float32, float16 or bfloat16"
-            raise CheckpointError(f"{self._folder}: weight {name} is {stored.dtype}; {expected}")
+            raise CheckpointError(f"{self._folder}: weight {name} is {stored.dtype}; {QUANTISED}")
+
+    def _finite(self, name: str, taken: torch.Tensor) -> torch.Tensor:
+        """Refuse the weights of a training that went wrong: they would be heard as silence, noise or an error of each request."""
+        if taken.numel() and not all(bound.isfinite() for bound in taken.aminmax()):  # of what takes no memory, the fastest check
+            expected = "training went wrong, in float16 perhaps; give an earlier checkpoint"
+            raise CheckpointError(f"{self._folder}: weight {name} holds NaN or infinity; {expected}")
+        return taken
+
+
+def _unwrapped(name: str) -> str:
+    """The name of a weight in the model itself."""
+    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

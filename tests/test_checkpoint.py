@@ -106,7 +106,7 @@ def test_a_missing_or_broken_weight_file_is_named(folder: Path, file: str):
     with pytest.raises(CheckpointError, match=rf"{file} is missing; .*, and there is no model.safetensors.index.json either$"):
         Weights(part)
     (part / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"either; only safetensors are read: convert the .bin files$"):
+    with pytest.raises(CheckpointError, match=r"either; pytorch_model.bin is not read: give the weights as model.safetensors"):
         Weights(part)
     (folder / file).symlink_to("../../blobs/0123abcd")
     with pytest.raises(CheckpointError, match=rf"{file} is a link to a file that is gone or was never completely downloaded"):

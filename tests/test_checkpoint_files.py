@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from engine_lib.checkpoint import Checkpoint, Weights
+from engine_lib.checkpoint import Checkpoint, Shard, Weights
 from engine_lib.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
@@ -142,3 +143,82 @@ def test_a_folder_of_gguf_files_is_called_that(tmp_path: Path):
     (tmp_path / "tts-q4_k.gguf").touch()
     with pytest.raises(CheckpointError, match=r"has tts-q4_k.gguf and no config.json; GGUF is not read"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "model.gguf", "model.fp16.safetensors", "model-00001-of-00002.safetensors"]
+)
+def test_weights_of_another_name_or_format_are_named(name: str, folder: Path):
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(CheckpointError, match=rf"either; {name} is not read: give the weights as model.safetensors, in the layout of"):
+        Weights(folder)
+
+
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_weights_saved_with_what_wraps_the_model_are_those_of_the_model(wrapper: str, folder: Path):
+    expected = load_file(folder / "model.safetensors")
+    weights = Weights(changed(folder, lambda tensors: {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}))
+    assert weights.names() == sorted(expected)
+    for name in ("talker.model.norm.weight", "talker.codec_head.weight"):
+        assert torch.equal(
+            weights.take(name, expected[name].shape, dtype=torch.float32, device=torch.device("cpu")), expected[name].float()
+        )
+    name = "talker.model.codec_embedding.weight"
+    [row] = weights.rows(name, expected[name].shape, [3])
+    assert row.tolist() == expected[name][3].float().tolist()
+
+
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(8, 2, dtype=torch.uint32) if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+
+
+def as_codes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{name.removesuffix('weight')}qweight" if name.endswith("_proj.weight") else name: tensor for name, tensor in tensors.items()}
+
+
+def unmerged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"base_model.{name}": tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (packed, r"weight talker.model.layers.0.self_attn.q_proj.weight is torch.uint32; a quantised checkpoint is not supported"),
+        (as_codes, r"weight talker.model.layers.0.self_attn.q_proj.weight is missing; a quantised checkpoint is not supported"),
+        (unmerged, r"is missing; base_model.talker.model.layers.0.self_attn.q_proj.weight is there: .* with adapters merged"),
+    ],
+)
+def test_weights_that_a_tool_has_changed_say_what_to_give(change: Any, message: str, folder: Path):
+    weights = Weights(changed(folder, change))
+    with pytest.raises(CheckpointError, match=message):
+        weights.take("talker.model.layers.0.self_attn.q_proj.weight", (96, 96), dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_of_a_training_that_went_wrong_are_named(value: float, folder: Path):
+    name = "talker.codec_head.weight"
+
+    def spoilt(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors[name][-1, -1] = value
+        return tensors
+
+    weights = Weights(changed(folder, spoilt))
+    own: dict[str, Any] = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
+    shape = weights.stored(name).shape
+    with pytest.raises(CheckpointError, match=f"weight {name} holds NaN or infinity; training went wrong"):
+        weights.take(name, shape, **own)
+    with pytest.raises(CheckpointError, match=f"weight {name} holds NaN or infinity; training went wrong"):
+        weights.take_shard(name, shape, Shard(1, 2), dim=1, **own)
+    weights.take_shard(name, shape, Shard(0, 2), dim=1, **own)
+
+
+def test_a_tokenizer_without_the_tokens_around_a_text_is_refused(folder: Path):
+    """It would read them as words, and the official package does."""
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"the tokenizer has no token <\|im_start\|>; copy tokenizer_config.json from the original"):
+        _ = Checkpoint(folder).tokenizer
