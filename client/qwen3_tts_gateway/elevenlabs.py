@@ -5,9 +5,9 @@ The variants are /stream, /with-timestamps and /stream/with-timestamps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -79,9 +79,19 @@ async def list_voices(request: Request) -> dict[str, Any]:
 
 
 @router.get("/v2/voices")
-async def search_voices(request: Request) -> dict[str, Any]:
-    """List the voices, all on one page, whatever is searched for."""
-    voices = await _voices(request)
+async def search_voices(
+    request: Request,
+    search: Annotated[str | None, Query(description="A part of the name, in any case.")] = None,
+    category: Annotated[str | None, Query(description="premade (built in), cloned (stored)")] = None,
+    voice_ids: Annotated[list[str] | None, Query(description="These alone.")] = None,
+) -> dict[str, Any]:
+    """List the voices that are searched for, all on one page, sorted by kind and name."""
+    wanted, ids = (search or "").strip().lower(), {name.lower() for name in voice_ids or ()}
+    voices = [
+        voice
+        for voice in await _voices(request)
+        if wanted in voice["name"] and category in (None, "", voice["category"]) and (not ids or voice["voice_id"] in ids)
+    ]
     return {"voices": voices, "has_more": False, "total_count": len(voices), "next_page_token": None}
 
 

@@ -39,8 +39,19 @@ def test_a_text_is_converted_whole_and_streamed(client: ElevenLabs) -> None:
     assert len(phone) > 8000
 
 
+def test_a_search_finds_only_what_was_searched_for(client: ElevenLabs) -> None:
+    """Programs take the first voice of the answer."""
+    searches: list[dict[str, Any]] = [{"search": "Ben"}, {"search": " en "}, {"voice_ids": ["Ben"]}, {"search": "b", "category": "premade"}]
+    for search in searches:
+        found = client.voices.search(**search)
+        assert [voice.name for voice in found.voices] == ["ben"], search
+        assert found.total_count == 1
+    for search in ({"search": "rachel"}, {"category": "cloned"}, {"voice_ids": ["21m00Tcm4TlvDq8ikWAM"]}):
+        assert client.voices.search(**search).voices == [], search
+
+
 def test_voices_are_listed_and_an_unknown_format_is_refused(client: ElevenLabs) -> None:
-    for found in (client.voices.get_all(), client.voices.search(search="a")):
+    for found in (client.voices.get_all(), client.voices.search(), client.voices.search(category="premade", page_size=10)):
         assert [voice.name for voice in found.voices] == ["ada", "ben"]
     assert client.voices.get("Ada").voice_id == "ada"
     with pytest.raises(ApiError) as refused:
