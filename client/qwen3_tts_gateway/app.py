@@ -49,7 +49,9 @@ def create_app(settings: GatewaySettings | None = None, wyoming: socket | None =
 
     # A body is in memory already, so its recording may stay there, too: /tmp may be full, or on a disk.
     MultiPartParser.spool_max_size = chosen.max_body_bytes
-    app = FastAPI(title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan)
+    app = FastAPI(
+        title="Qwen3-TTS gateway", description="OpenAI's speech API in front of Triton servers.", lifespan=lifespan, redirect_slashes=False
+    )
     add_error_handlers(app)
     for room in (speech, batch, models, voices, health, speech_socket, elevenlabs, elevenlabs_dialogue, elevenlabs_sockets):
         app.include_router(room.router)

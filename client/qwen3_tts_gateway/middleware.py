@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 GUARDED = ("/v1/", "/v2/")  # paths that need a key; the others are the pages of the studio, health and metrics
 HOSTS = (b"host", b"x-forwarded-host")
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+VERSION = re.compile(r"^(v[12])/+")  # at the beginning of a path
 LEFT = 499  # nginx's status for a client that has left; it is never sent
 # Asked for again and again, so that a line for each tells nothing.
 UNLOGGED = ("/health", "/ready", "/metrics", "/v1/studio/status")
@@ -57,6 +58,7 @@ class Entry:
         context = RequestContext(given if REQUEST_ID.fullmatch(given) else new_request_id())
         set_context(context)
         scope.setdefault("state", {})["request_id"] = context.request_id  # for the log of the protocol below
+        scope = {**scope, "path": _path_of_route(scope["path"])}
         if scope.get("method") == "HEAD":  # as GET, which every route has that has a HEAD; the web server leaves out the body
             scope = {**scope, "method": "GET"}
             context.facts["method"] = "HEAD"
@@ -119,6 +121,11 @@ class Entry:
         if scope["path"] not in UNLOGGED:
             log("answered", **facts)
         return facts
+
+
+def _path_of_route(path: str) -> str:
+    """`path` without the slashes that come of a base URL that ends with one, or of a path that does; before keys are asked for."""
+    return "/" + VERSION.sub(r"\1/", path.strip("/"))
 
 
 def _has_type(headers: dict[bytes, bytes], content_type: bytes) -> bool:

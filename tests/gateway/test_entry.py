@@ -313,3 +313,16 @@ def test_a_new_key_is_shown_once_and_its_line_kept() -> None:
 def test_help_fits_eighty_columns() -> None:
     text = CliRunner().invoke(cli, ["gateway", "--help"], env={"COLUMNS": "80"}).stdout
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("path", ["/v1//models", "//v1/models", "/v1/models/", "//v1//models//"])
+async def test_a_base_url_may_end_with_a_slash_and_so_may_a_path(path: str, tmp_path: Path) -> None:
+    """Clients join both by a slash of their own. Not all follow a redirection, and a proxy in front may have another address."""
+    key, line = new_key("reception")
+    (tmp_path / "keys").write_text(line)
+    async with client_of(GatewaySettings(backends=NOWHERE, keys_file=tmp_path / "keys")) as client:
+        url = httpx.URL("http://gateway").copy_with(raw_path=path.encode())
+        assert (await client.get(url)).status_code == 401
+        answer = await client.get(url, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code in (200, 503)  # the route, which has no server
+        assert (await client.get("/docs/")).status_code == 200
