@@ -166,7 +166,7 @@ class UtteranceBuilder:
         elif voice_clone_prompt is not None:
             items = voice_prompt_items(voice_clone_prompt)
         elif ref_audio is not None:
-            items = self.references.prompts(ref_audio, ref_text, x_vector_only_mode)
+            items = broadcast("ref_audio", self.references.prompts(ref_audio, ref_text, x_vector_only_mode), len(entries(text)))
         else:
             raise InvalidRequestError("ref_audio", "is missing, and so are voice_clone_prompt and voice; give one of them")
         return self._build(text, non_streaming_mode, generation, names, language=language, voice_prompt=items)

@@ -279,7 +279,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"voice_clone_prompt": ["voice"]}, "voice_clone_prompt: holds a str; give what create_voice_clone_prompt gave"),
     ({"voice_clone_prompt": {"ref_code": [None]}}, "voice_clone_prompt: is a dict without ref_spk_embedding, x_vector_only_mode, icl_mode"),
     ({**REFERENCE, "language": "klingon"}, "language: 'klingon' .* english"),
-    ({**REFERENCE, "text": ["a", "b", "c"], "ref_audio": [AUDIO] * 2}, "voice_clone_prompt: has 2 entries for 3 texts"),
+    ({**REFERENCE, "text": ["a", "b", "c"], "ref_audio": [AUDIO] * 2}, "ref_audio: has 2 entries for 3 texts"),
     ({**REFERENCE, "speakr": "ryan"}, "speakr: unknown"),
 ]
 
