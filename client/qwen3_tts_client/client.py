@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import aclosing, closing
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -198,6 +198,9 @@ class AsyncClient:
         self._stream_call = stream_call(self._channel)
         self._text_stream_call = text_stream_call(self._channel)
         self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url, self._lifetime)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AsyncClient cannot be copied or pickled: it belongs to its event loop; make one in each")
 
     def __repr__(self) -> str:
         return f"AsyncClient({self.url!r}, {self.model!r})"

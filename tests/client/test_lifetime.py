@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import pickle
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -75,6 +76,13 @@ def test_a_client_of_another_event_loop_says_so(slow_url: str) -> None:
             asyncio.run(ask())
     with pytest.raises(RuntimeError, match="inside a coroutine"):
         AsyncClient(slow_url)
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_an_async_client_is_not_copied(copy_of: Callable[[object], object], slow_url: str) -> None:
+    async with AsyncClient(slow_url) as client:
+        with pytest.raises(TypeError, match="belongs to its event loop; make one in each"):
+            copy_of(client)
 
 
 def test_a_pickled_client_makes_a_connection_of_its_own(slow_url: str) -> None:
