@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -83,6 +83,27 @@ GENERATE_KEYWORDS = frozenset(
 )
 # Arguments of the generate_ methods for other kinds of checkpoint.
 CALL_KEYWORDS = frozenset(["instruct", "ref_audio", "ref_text", "speaker", "voice_clone_prompt", "x_vector_only_mode"])
+
+# Attributes of the official object, and what there is instead.
+INSTEAD = {
+    "model": "its engines are no torch module; get_supported_speakers() and get_supported_languages() are methods of its own",
+    "processor": "give texts to its methods as they are",
+    "generate_defaults": "the defaults are in generation_config.json; give others with each call",
+    "device": "see config.device",
+}
+
+
+class Official:
+    """What the official object has and Qwen3TTS has not, or cannot have, is refused with what there is instead."""
+
+    if not TYPE_CHECKING:  # mypy would take any attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            instead = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be copied, pickled or sent to a process: its engines run; load it there")
 
 
 def engine_options(keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ Audio = npt.NDArray[np.float32]
 WHOLE_UTTERANCE_CHUNK = (16,)  # the caller gets all audio at the end, so chunks are large, which is cheaper
 
 
-class Qwen3TTS:
+class Qwen3TTS(official.Official):
     """One checkpoint, loaded. Use it as a context manager, or call `close`; one that is dropped closes itself."""
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,27 @@ def test_a_device_map_that_leaves_the_choice_is_taken(device_map: Any, tiny_voic
     options: dict[str, Any] = {"max_num_seqs": 1, "codec_slots": 1, "max_model_len": 64}
     with Qwen3TTS.from_pretrained(tiny_voice_design, device_map=device_map, **options) as tts:
         assert tts.config.device in ("auto", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("model", "get_supported_speakers"),
+        ("processor", "give texts"),
+        ("device", "config.device"),
+        ("generate_defaults", "generation_config"),
+    ],
+)
+def test_an_attribute_of_the_official_object_says_what_there_is_instead(name: str, instead: str, tts: Qwen3TTS):
+    assert not hasattr(tts, name)
+    with pytest.raises(AttributeError, match=rf"^'Qwen3TTS' object has no attribute '{name}'; .*{instead}"):
+        getattr(tts, name)
+    with pytest.raises(AttributeError, match=rf"^'Qwen3TTS' object has no attribute '{name}s'$"):
+        getattr(tts, f"{name}s")
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loaded_model_is_not_copied_and_says_where_to_load_it(copy_of: Callable[[object], object], tts: Qwen3TTS):
+    """As multiprocessing's spawn and caches of notebooks try."""
+    with pytest.raises(TypeError, match="a Qwen3TTS cannot be copied, pickled or sent to a process: its engines run; load it there"):
+        copy_of(tts)
