@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.offline_service import OfflineService
+from engine_lib.serving.streaming_config import check_answers
 
 
 class TritonPythonModel:
@@ -19,6 +20,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; the server reports an exception raised here as its reason."""
+        check_answers(args)
         self._service = OfflineService(TritonBackend(pb_utils, args, GUARD), args)
 
     def execute(self, requests: list[Any]) -> None:

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.options import engine_config
+from engine_lib.serving.streaming_config import check_answers
 from engine_lib.serving.voices_service import VoicesService
 
 
@@ -20,6 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; the server reports an exception raised here as its reason."""
+        check_answers(args)
         self._service = VoicesService(TritonBackend(pb_utils, args, GUARD), engine_config(args), args)
 
     def execute(self, requests: list[Any]) -> None:
