@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -44,6 +45,7 @@ EXIT_SECONDS = 25.0  # Kubernetes kills a container after 30 by default
 LOG_LINES_SHOWN = 15
 ARENAS = 4
 REPORT_SECONDS = 10.0
+REFUSED_SECONDS = 5.0  # Triton's HTTP port opens when the models have been loaded, so what it refuses then it refuses for ever
 DEAD_SECONDS = 15.0  # Triton waits for ever for a model's process that was killed before its first line
 NO_ANSWER = (OSError, http.client.HTTPException)  # refused, too late, or cut off in the middle
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment does not reach our own ports
@@ -216,17 +218,20 @@ class TritonServer:
 
     def _wait_ready(self, timeout: float, report: Callable[[str], None] | None) -> None:
         process, begin, missing = self._running(), time.monotonic(), ""
-        report_due, alive_at = begin + REPORT_SECONDS, begin
+        report_due, alive_at, answered_at = begin + REPORT_SECONDS, begin, begin
         python_models = [model for model in self.models if (self.repository / model / "1" / "model.py").is_file()]
         while time.monotonic() < begin + timeout:
             if process.poll() is not None:
                 self._log.close()  # else the message may lack the line that says why
                 raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
             try:
+                self._http("v2/health/live")
                 index = json.loads(self._http("v2/repository/index", b"{}"))
                 self.version = json.loads(self._http("v2"))["version"]
             except (*NO_ANSWER, ValueError) as error:
                 index, missing = [], f"tritonserver to load its models (its HTTP port {self.http_port}: {error})"
+                self._check_refusal(error, time.monotonic() - answered_at)
+                answered_at = answered_at if isinstance(error, urllib.error.HTTPError) else time.monotonic()
             if self.version and (problem := problem_of(self.version, np.__version__)) is not None:
                 raise ServerError(problem)
             if index:
@@ -248,6 +253,17 @@ class TritonServer:
             time.sleep(POLL_SECONDS)
         raise ServerError(
             f"tritonserver is not ready after {timeout:.0f} seconds of waiting for {missing}; its log ends with\n{self.last_log_lines()}"
+        )
+
+    def _check_refusal(self, error: Exception, seconds: float) -> None:
+        """Raise ServerError if the server has refused for `seconds` to say what it has loaded."""
+        if not isinstance(error, urllib.error.HTTPError) or seconds < REFUSED_SECONDS:
+            return
+        if error.code == HTTPStatus.FORBIDDEN:
+            open_apis = "leave health, metadata and model-repository out of --http-restricted-api"
+            raise ServerError(f"tritonserver restricts its HTTP port {self.http_port}, where its models are watched; {open_apis}")
+        raise ServerError(
+            f"tritonserver could not start (its HTTP port {self.http_port}: {error}); its log ends with\n{self.last_log_lines()}"
         )
 
     def _check_loaded(self, index: list[dict[str, str]]) -> None:
@@ -344,7 +360,8 @@ class TritonServer:
         """Why a model is not ready: the server's reason, without the stack that the Python backend appends, or else the log's line."""
         if entry.get("reason"):
             return re.split(r"\n\s*At:\n", entry["reason"])[0].strip().removeprefix("Internal: ")
-        logged = [line for line in self._log.lines() if line.startswith("E") and f"'{entry['name']}'" in line]
+        named = re.compile(rf"^(E|\S+ E ).*('{entry['name']}'|ensemble {entry['name']}\b)")  # by Triton's two formats of a log
+        logged = list(filter(named.match, self._log.lines()))
         return logged[0].split("] ", 1)[-1].strip('"') if logged else "not loaded; see the log"
 
     def _running(self) -> subprocess.Popen[bytes]:
