@@ -268,6 +268,9 @@ class EngineConfig:
         return cls(**values)
 
 
+OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
+
+
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each variable QWEN3_TTS_<NAME> that has no effect, with the name it may stand for."""
     known = (*(spec.name.upper() for spec in fields(EngineConfig)), *OTHER_VARIABLES)

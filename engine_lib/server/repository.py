@@ -18,13 +18,12 @@ from pathlib import Path
 
 from engine_lib.checkpoint_config import CheckpointConfig
 from engine_lib.checkpoint_files import checkpoint_folder
-from engine_lib.config import ENVIRONMENT_PREFIX, EngineConfig
+from engine_lib.config import ENVIRONMENT_PREFIX, OPTION_NAMES, EngineConfig
 from engine_lib.errors import CheckpointError, ConfigError
 from engine_lib.server.ascii_names import ascii_name
 from engine_lib.serving.served import CODEC, ENSEMBLE, OFFLINE_SUFFIX, SERVED_PARAMETER, TALKER, ServedCheckpoint, served_parameter
 
 SUFFIXES = {"custom_voice": "_custom", "base": "_base", "voice_design": "_design"}
-OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
 PARAMETER = re.compile(r'key:\s*"(\w+)"\s*value:?\s*\{\s*string_value:\s*"([^"]*)"')
 STEP = re.compile(r'model_name:\s*"([^"]+)"')
 # The environment would override config.pbtxt in every model alike; its options have been written there instead.

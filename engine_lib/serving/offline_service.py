@@ -23,7 +23,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from engine_lib.errors import InvalidRequestError, OverloadedError
+from engine_lib.errors import ConfigError, InvalidRequestError, OverloadedError
 from engine_lib.process.freed_memory import return_freed_memory
 from engine_lib.serving.backend import Reply, Tensors, TritonBackend
 from engine_lib.serving.client_watch import ClientWatch
@@ -38,6 +38,7 @@ from qwen3_tts_client.channel import CHANNEL_OPTIONS, NO_PROXY, stream_call
 # The talker limits the number of requests, so every one must reach it.
 MAX_THREADS = 2048
 SHUTDOWN_SECONDS = 4.0
+PARAMETERS = {"ensemble": "the name of the model to call", "grpc_url": "HOST:PORT of the server's own gRPC port"}
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL"}
 TRITON_NAMES = {"timeout", "sequence_id", "sequence_start", "sequence_end"}  # read by Triton, or not needed
 ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
@@ -47,12 +48,15 @@ class OfflineService:
     """One response for each request to one ensemble."""
 
     def __init__(self, backend: TritonBackend, args: Mapping[str, str]) -> None:
-        """`args`: the arguments of `initialize`; their parameters name the ensemble and the server's gRPC port."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        """`args`: the arguments of `initialize`; their parameters name the ensemble and the server's gRPC port.
+
+        Raises:
+            ConfigError: a parameter is not set, or unknown.
+        """
+        parameters = _parameters(args)
         return_freed_memory()
         self._backend = backend
-        self._ensemble: str = parameters["ensemble"]["string_value"]
-        self._url: str = os.environ.get(GRPC_URL_VARIABLE) or parameters["grpc_url"]["string_value"]
+        self._ensemble, self._url = parameters["ensemble"], parameters["grpc_url"]
         self._stream_call = stream_call(grpc.insecure_channel(self._url, (*CHANNEL_OPTIONS, NO_PROXY)))
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=backend.name)
         self._metrics = HelperMetrics(backend)
@@ -169,6 +173,24 @@ class _Call:
         """Nothing is asked any more."""
         with self._lock:
             self._has_ended = True
+
+
+def _parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of the config by name; the environment's port wins.
+
+    Raises:
+        ConfigError: one is not set, or unknown.
+    """
+    given = {name: value["string_value"] for name, value in json.loads(args["model_config"]).get("parameters", {}).items()}
+    if url := os.environ.get(GRPC_URL_VARIABLE):
+        given["grpc_url"] = url
+    for name in given:
+        if name not in PARAMETERS and not name.isupper():  # those are the Python backend's own
+            raise ConfigError(f"{name}: is no parameter of this model; those are {', '.join(PARAMETERS)}")
+    for name, meaning in PARAMETERS.items():
+        if not given.get(name):
+            raise ConfigError(f"{name}: is not set; give {meaning} in the parameters of config.pbtxt")
+    return given
 
 
 def _of_all(told: list[dict[str, Any]]) -> dict[str, Any]:

@@ -63,3 +63,19 @@ def test_an_ensemble_that_does_not_fit_its_models_is_reported_with_what_the_serv
     )
     with pytest.raises(ServerError, match=problem), server:
         pass
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"ensemble"', '"ensembel"', "ensembel: is no parameter of this model; those are ensemble, grpc_url"),
+        ('"qwen3_tts"', '""', "ensemble: is not set; give the name of the model to call"),
+    ],
+)
+def test_an_offline_model_with_wrong_parameters_names_them(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    config = shutil.copytree(MODEL_REPOSITORY / "qwen3_tts_offline", tmp_path / "repository" / "qwen3_tts_offline") / "config.pbtxt"
+    text = config.read_text().replace(f"key: {old}", f"key: {new}").replace(f"string_value: {old}", f"string_value: {new}")
+    config.write_text(text)
+    server = new_server(tmp_path, tmp_path / "log", repository=config.parents[1])
+    with pytest.raises(ServerError, match=f"qwen3_tts_offline: ConfigError: {problem}"), server:
+        pass

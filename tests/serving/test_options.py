@@ -36,6 +36,9 @@ def test_a_path_may_begin_at_the_models_folder() -> None:
     ("parameters", "message"),
     [
         ({"model_path": "/a", "max_nun_seqs": "3"}, "unknown option max_nun_seqs"),
+        ({"model_path": "/a", "Max_Nun_Seqs": "3"}, "unknown option Max_Nun_Seqs"),
+        ({"model_path": "/a", "MAX_NUM_SEQS": "3"}, "MAX_NUM_SEQS: is no name of a parameter; write max_num_seqs"),
+        ({"model_path": "/a", "QWEN3_TTS_DEVICE": "cpu"}, "QWEN3_TTS_DEVICE: is no name of a parameter; write device"),
         ({"model_path": "/a", "max_num_seqs": "0"}, "max_num_seqs: 0 is outside 1"),
         ({}, "model_path: is not set; give .* QWEN3_TTS_MODEL_PATH"),
     ],
