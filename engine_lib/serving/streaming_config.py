@@ -66,6 +66,8 @@ def check_answers(args: Mapping[str, str]) -> None:
     if _is_decoupled(config):
         raise ConfigError(f"model_transaction_policy: {args['model_name']} answers once; give {{ decoupled: false }}")
     _check_requests(config)
+    if (config.get("response_cache") or {}).get("enable"):
+        raise ConfigError("response_cache: Triton's key leaves out request parameters, such as the voice, and answers differ; leave it out")
 
 
 def _is_decoupled(config: Mapping[str, Any]) -> bool:

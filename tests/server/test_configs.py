@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from engine_lib.errors import ConfigError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
+from engine_lib.serving.streaming_config import check_answers
 from server.conftest import new_server
 
 NO_INPUT = """
@@ -79,3 +82,10 @@ def test_an_offline_model_with_wrong_parameters_names_them(tmp_path: Path, old: 
     server = new_server(tmp_path, tmp_path / "log", repository=config.parents[1])
     with pytest.raises(ServerError, match=f"qwen3_tts_offline: ConfigError: {problem}"), server:
         pass
+
+
+@pytest.mark.parametrize("model", ["voices", "qwen3_tts_offline"])
+def test_answers_that_triton_would_keep_are_refused(model: str) -> None:
+    args = {"model_name": model, "model_config": json.dumps({"response_cache": {"enable": True}})}
+    with pytest.raises(ConfigError, match="response_cache: Triton's key leaves out request parameters"):
+        check_answers(args)
