@@ -256,12 +256,11 @@ class EngineConfig:
             environment = os.environ
             for problem in unknown_variables(environment):
                 logger.warning("%s", problem)
-        names = [spec.name for spec in fields(cls)]
-        unknown = sorted(set(options) - set(names))
+        unknown = sorted(set(options) - set(OPTION_NAMES))
         if unknown:
-            raise ConfigError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(names)}{nearest(unknown[0], names)}")
+            raise ConfigError(f"unknown option {', '.join(unknown)}; allowed: {', '.join(OPTION_NAMES)}{nearest(unknown[0], OPTION_NAMES)}")
         values = dict(options)
-        for name in names:
+        for name in OPTION_NAMES:
             override = environment.get(ENVIRONMENT_PREFIX + name.upper())
             if override is not None:
                 values[name] = override
@@ -273,7 +272,7 @@ OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each variable QWEN3_TTS_<NAME> that has no effect, with the name it may stand for."""
-    known = (*(spec.name.upper() for spec in fields(EngineConfig)), *OTHER_VARIABLES)
+    known = (*map(str.upper, OPTION_NAMES), *OTHER_VARIABLES)
     prefix = ENVIRONMENT_PREFIX
     given = sorted(name.removeprefix(prefix) for name in environment if name.startswith(prefix))
     return [f"the environment variable {prefix}{name} has no effect{nearest(name, known, prefix)}" for name in given if name not in known]
