@@ -1,4 +1,4 @@
-"""What surrounds a running gateway: no descriptor is left, its log is not read, no file can be written."""
+"""What surrounds a running gateway: no descriptor left, a log that is not read, no file to be written."""
 
 from __future__ import annotations
 
