@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Set
 from contextlib import aclosing, closing
 from dataclasses import replace
 from types import TracebackType
@@ -368,7 +368,7 @@ class _Reader:
 
 
 def _check_pieces(text: object, kind: type) -> None:
-    if not isinstance(text, kind) or isinstance(text, (bytes, bytearray, memoryview)):
+    if not isinstance(text, kind) or isinstance(text, (bytes, bytearray, memoryview, Mapping, Set)):  # the last two have no order of a text
         message = f"text: {type(text).__name__} is not allowed; give a str, or an {kind.__name__} of its pieces"
         raise InvalidRequest(message, field="text")
 

@@ -152,6 +152,9 @@ async def test_what_cannot_be_sent_is_refused(url: str) -> None:
                 list(client.stream(pieces, **OPTIONS))  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match="text: int is not allowed; give a str, or an Iterable"):
             client.stream(7, **OPTIONS)  # type: ignore[arg-type]
+        for unordered in ({"Good", "morning"}, {"Good": 1}):
+            with pytest.raises(InvalidRequest, match=r"text: (set|dict) is not allowed; give a str, or an Iterable"):
+                client.stream(unordered, **OPTIONS)
         with pytest.raises(InvalidRequest, match="voice: 'nobody' is unknown"):
             list(client.stream(iter(WORDS), voice="nobody"))
     async with AsyncClient(url) as async_client:
