@@ -18,6 +18,7 @@ from engine_lib.errors import CheckpointError
 from engine_lib.speech.pieces import MIN_PIECE_LENGTH
 
 KINDS = ("custom_voice", "base", "voice_design")
+ROPE_SECTION = "rope_parameters"
 TYPE, KEYS = "qwen3_tts", {"talker_config", "tts_model_type"}  # a checkpoint's, and what it has
 
 
@@ -209,10 +210,11 @@ def _talker_config(talker: Fields) -> TalkerConfig:
         section.must_be("attention_bias", False)
         section.must_be("use_sliding_window", False)
         section.must_be("hidden_act", "silu")
-        rope_scaling = section.nested("rope_scaling").values if section.values.get("rope_scaling") else {}
-        rope_type = rope_scaling.get("rope_type", rope_scaling.get("type", "default"))
-        if rope_type != "default":
-            raise CheckpointError(f"{section.where}: rope_scaling type {rope_type!r} is not supported; only 'default' is")
+        for name in ("rope_scaling", ROPE_SECTION):
+            rope = section.nested(name).values if section.values.get(name) else {}
+            rope_type = rope.get("rope_type", rope.get("type", "default"))
+            if rope_type != "default":
+                raise CheckpointError(f"{section.where}: {name} type {rope_type!r} is not supported; only 'default' is")
     rows = talker.get_size("vocab_size")
     language_ids = talker.get_ids("codec_language_id", rows)
     num_code_groups = talker.get_size("num_code_groups")
@@ -288,13 +290,11 @@ def _reference_encoder_config(tokenizer: Fields, talker: Fields) -> ReferenceEnc
     tokenizer.must_be("encoder_valid_num_quantizers", talker.get_size("num_code_groups"))
     samples_per_frame = 2 * prod(encoder.get_sizes("upsampling_ratios", (8, 6, 5, 4)))
     tokenizer.must_be("encode_downsample_rate", samples_per_frame)
-    # transformers 5 writes a section of its own.
-    rope = encoder.nested("rope_parameters") if encoder.values.get("rope_parameters") else encoder
     settings = {name: value for name, value in encoder.values.items() if not name.startswith("rope_")}
     return ReferenceEncoderConfig(
         num_quantizers=tokenizer.get_size("encoder_valid_num_quantizers"),
         samples_per_frame=samples_per_frame,
-        mimi=settings | {"rope_theta": rope.get_positive("rope_theta", 10000.0)},
+        mimi=settings | {"rope_theta": _rope(encoder).get_positive("rope_theta", 10000.0)},
     )
 
 
@@ -308,5 +308,10 @@ def _decoder_shape(section: Fields) -> DecoderShape:
         num_key_value_heads=section.get_size("num_key_value_heads"),
         head_dim=section.get_size("head_dim") if section.values.get("head_dim") is not None else hidden_size // heads,
         rms_norm_eps=section.get_positive("rms_norm_eps"),
-        rope_theta=section.get_positive("rope_theta"),
+        rope_theta=_rope(section).get_positive("rope_theta"),
     )
+
+
+def _rope(section: Fields) -> Fields:
+    """The section that has rope_theta: transformers 5 writes one of its own."""
+    return section.nested(ROPE_SECTION) if section.values.get(ROPE_SECTION) else section

@@ -113,7 +113,11 @@ def options(
 def say(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="TEXT", help="What to say, or the name of a file (.txt, .md, .ssml, .json); - speaks standard input."),
+        typer.Argument(
+            metavar="TEXT",
+            help="What to say, or the name of a file (.txt, .md, .ssml, .json); - speaks standard input. "
+            "A text that begins with a dash goes behind --.",
+        ),
     ] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Speak this file, whatever its name.")] = None,
     output: Annotated[

@@ -15,7 +15,7 @@ from qwen3_tts_client.errors import InvalidRequest, Qwen3TTSClientError, Request
 from qwen3_tts_gateway.logs import LOGGER
 
 RETRY_SECONDS = 1
-NO_JSON = "the body is not valid JSON"
+NO_JSON = "the body is not valid JSON in UTF-8"
 NO_ROUTE = "there is no such route; GET /docs lists them. The base URL of OpenAI's clients ends with /v1, that of ElevenLabs' does not"
 OBJECTS = ("voice_settings",)  # fields that have fields
 NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")  # pydantic's words
