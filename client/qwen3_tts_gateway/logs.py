@@ -72,9 +72,19 @@ class _Lines(logging.Handler):
         return not rest
 
 
+def _handler() -> logging.Handler:
+    """One for standard error, if there is any."""
+    if sys.stderr is None:
+        return logging.NullHandler()
+    try:
+        return _Lines(sys.stderr.fileno())
+    except OSError:  # it has been replaced by an object without a descriptor
+        return logging.StreamHandler(sys.stderr)
+
+
 def start_logging() -> None:
     """Let this gateway's lines, and those of the web server and the event loop below it, go to standard error."""
-    handler = logging.NullHandler() if sys.stderr is None else _Lines(sys.stderr.fileno())
+    handler = _handler()
     handler.setFormatter(_JsonLines())
     handler.addFilter(_of_clients)
     for name, level in ((LOGGER.name, logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
