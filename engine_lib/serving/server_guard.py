@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import select
 import signal
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 # Time for other models' requests to end; the streams of the dead process end only with the server.
@@ -40,7 +42,8 @@ ERRORS = 2  # descriptor
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAREWELL, HELPER, STREAMS = b"0", b"1", b"2"
 STOPPED, ZOMBIE = "T", "Z"  # states in /proc/PID/stat; one under a debugger has another
-REGION_PREFIX = "triton_python_backend_shm_region"
+REGION_PREFIX = "triton_python_backend_shm_region"  # unless an operator chooses another
+REGION_NAME = re.compile(r"[^/]*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class ServerGuard:
@@ -213,12 +216,16 @@ def children(pid: int) -> Iterator[int]:
 
 
 def _region_of(model_pid: int) -> Path | None:
-    """The region that a model's process shares with the server; its command line names it."""
+    """The region that a model's process shares with the server; its command line names it behind the file of the model.
+
+    An operator may choose how the name begins (shm-region-prefix-name); it always ends with a UUID.
+    """
     try:
         arguments = Path(f"/proc/{model_pid}/cmdline").read_text().split("\0")
     except OSError:  # it has ended
         return None
-    return next((Path("/dev/shm", name) for name in arguments if name.startswith(REGION_PREFIX) and "/" not in name), None)
+    behind = (name for file, name in pairwise(arguments) if file.endswith("/model.py"))
+    return next((Path("/dev/shm", name) for name in behind if REGION_NAME.fullmatch(name)), None)
 
 
 def _remove(regions: Iterable[Path | None]) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -287,6 +288,6 @@ def model_process(server: TritonServer | int, model: str) -> ModelProcess:
         except OSError:  # it has ended, as the old instance of a model that was loaded again
             continue
         if any(argument.endswith(f"/{model}/1/model.py") for argument in arguments):
-            region = next(argument for argument in arguments if argument.startswith("triton_python_backend_shm_region"))
+            region = next(name for file, name in pairwise(arguments) if file.endswith("/model.py"))
             return ModelProcess(pid, Path("/dev/shm", region))
     raise AssertionError(f"no process of {model}")

@@ -183,6 +183,18 @@ def test_a_lost_model_takes_the_server_down_and_clients_get_an_error(
     nothing_is_left_of(processes)
 
 
+def test_a_lost_model_leaves_no_shared_memory_of_a_name_that_an_operator_chose(endless_voice: Path, tmp_path: Path) -> None:
+    arguments = (*TALKER_ALONE, "--backend-config=python,shm-region-prefix-name=fleet")
+    with new_server(endless_voice, tmp_path / "log", arguments=arguments) as server:
+        lost = model_process(server, "talker")
+        assert lost.region.name.startswith("fleet")
+        with Stream(server, inputs(sampling=ENDLESS), model="talker") as stream:
+            stream._receive()
+            os.kill(lost.pid, signal.SIGKILL)
+            server.wait(PATIENCE)
+    nothing_is_left_of([lost])
+
+
 def test_a_server_that_is_stopped_with_its_models_goes_on(endless_voice: Path, tmp_path: Path) -> None:
     """As by Ctrl-Z, which stops no guard: those have sessions of their own."""
     with new_server(endless_voice, tmp_path / "log") as server:
