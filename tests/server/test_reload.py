@@ -46,12 +46,6 @@ def test_a_helper_is_loaded_again(reloadable: TritonServer, model: str) -> None:
     [
         ("talker", {"model_transaction_policy": {"decoupled": False}}, "model_transaction_policy: talker answers in a stream"),
         ("codec_decoder", {"max_batch_size": 8}, "max_batch_size: is 8; give 0"),
-        ("codec_decoder", {"instance_group": [{"kind": "KIND_MODEL", "count": 2}]}, "instance_group: has 2 instances"),
-        (
-            "talker",
-            {"instance_group": [{"kind": "KIND_CPU", "count": 1}]},
-            "instance_group: its kind is KIND_CPU; give [ { kind: KIND_MODEL",
-        ),
         ("codec_decoder", {"sequence_batching": {}}, "sequence_batching: its requests would need a sequence id"),
         ("talker", {"dynamic_batching": {"priority_levels": 2, "default_priority_level": 1}}, "dynamic_batching: the engine batches"),
         ("voices", {"max_batch_size": 8}, "max_batch_size: is 8; give 0"),

@@ -78,6 +78,8 @@ def test_a_folder_of_an_older_version_may_stay(endless_voice: Path, tmp_path: Pa
             {"model_transaction_policy": {"decoupled": False}},
             "model_transaction_policy: talker answers in a stream; give { decoupled: true }",
         ),
+        ({"instance_group": [{"kind": "KIND_MODEL", "count": 2}]}, "instance_group: has 2 instances"),
+        ({"instance_group": [{"kind": "KIND_CPU", "count": 1}]}, "instance_group: its kind is KIND_CPU; give [ { kind: KIND_MODEL"),
         ({"model_transaction_policy": None}, "model_transaction_policy: talker answers in a stream"),
     ],
 )
