@@ -169,18 +169,6 @@ def test_a_field_of_the_codec_that_is_missing_or_not_supported_is_named(folder: 
         Checkpoint(folder)
 
 
-def test_rope_parameters_of_transformers_5_are_read(folder: Path):
-    published = Checkpoint(folder).config
-    for section in ("talker_config", "talker_config.code_predictor_config"):
-        rope = {"rope_theta": 1_000_000, "rope_type": "default", "mrope_section": [24, 20, 20], "interleaved": True}
-        for name, value in (("rope_theta", None), ("rope_scaling", None), ("rope_parameters", rope)):
-            edit(folder / "config.json", f"{section}.{name}", value)
-    assert Checkpoint(folder).config == published
-    edit(folder / "config.json", "talker_config.rope_parameters.rope_type", "yarn")
-    with pytest.raises(CheckpointError, match=r"\(talker_config\): rope_parameters type 'yarn' is not supported"):
-        Checkpoint(folder)
-
-
 def test_a_head_dim_that_is_left_out_follows_from_the_heads(folder: Path):
     edit(folder / "config.json", "talker_config.head_dim", None)
     assert Checkpoint(folder).config.talker.shape.head_dim == 96 // 6

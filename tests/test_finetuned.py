@@ -177,3 +177,20 @@ def test_a_model_in_the_hubs_cache_is_its_revision_main(tuned: Path, tmp_path: P
         blob.unlink()
     with pytest.raises(CheckpointError, match=r"config.json is a link to a file that is gone or was never completely downloaded"):
         Checkpoint(model / "snapshots" / "0b")
+
+
+def test_rope_parameters_of_transformers_5_are_read(tiny_custom_voice: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    shutil.copytree(tiny_custom_voice, folder)
+    config = json.loads((folder / "config.json").read_text())
+    talker = config["talker_config"]
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "interleaved": True}
+    for section in (talker, talker["code_predictor_config"]):
+        section["rope_parameters"] = rope | {"rope_theta": section.pop("rope_theta")}
+        section.pop("rope_scaling", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Checkpoint(folder).config == Checkpoint(tiny_custom_voice).config
+    talker["rope_parameters"]["rope_type"] = "yarn"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"\(talker_config\): rope_parameters type 'yarn' is not supported"):
+        Checkpoint(folder)
