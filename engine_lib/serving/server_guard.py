@@ -8,7 +8,8 @@ killed. So a tiny child process, this file run as a script, watches both, from t
 - The process of another model dies, or one that still loads: only that model is lost.
 - A model's process is stopped (SIGSTOP) for STOPPED_LOOKS seconds, and the server is not, as it is by Ctrl-Z: the process is killed.
   Triton gives it up after one second, fails what it is asked from then on, and aborts when it goes on.
-- The server dies: the model's process is ended, and its shared memory in /dev/shm removed, by its exact name.
+- The server dies: the model's process is ended, and its shared memory in /dev/shm removed, by its exact name. Also a process that has
+  ended its work: it may still wait for the server.
 
 This module imports nothing slow, because a server can be killed while its models import torch.
 """
@@ -37,6 +38,7 @@ ORPHAN_SECONDS = 2.0
 LOOK_SECONDS, STOPPED_LOOKS = 1.0, 5
 BUSY_SECONDS = 60.0  # a process that gets no processor time may take as long to use up its limit
 SIGSETXID = 33
+FIRST_PROCESS = 1  # of a container
 ERRORS = 2  # descriptor
 # A supervisor may send one to all processes of a server at once. The last to end must be the one that watches.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,8 +54,9 @@ class ServerGuard:
     def __init__(self, model_file: str) -> None:
         """`model_file`: the model.py that calls; the message names its model."""
         region, name = _region_of(os.getpid()), Path(model_file).parents[1].name
+        self._server_pid = os.getppid()
         # A guard may start after its model's process has died, and then has another parent.
-        self._command = [sys.executable, "-I", "-S", __file__, str(os.getppid()), str(os.getpid()), str(region or ""), name]
+        self._command = [sys.executable, "-I", "-S", __file__, str(self._server_pid), str(os.getpid()), str(region or ""), name]
         self._lock = threading.Lock()
         self._told = b""
         self._child, self._write_end = self._new_child()
@@ -64,10 +67,11 @@ class ServerGuard:
         self._tell(STREAMS if holds_streams else HELPER)
 
     def release(self) -> None:
-        """Say farewell: the process ends in order."""
+        """Say farewell: the process ends in order, unless the server dies first. The child watches on, and ends after this process."""
         self._tell(FAREWELL)
         os.close(self._write_end)
-        self._child.wait()
+        if self._server_pid == FIRST_PROCESS:
+            self._child.wait()
 
     def _new_child(self) -> tuple[subprocess.Popen[bytes], int]:
         """A child, and the end of its pipe that tells it."""
@@ -116,7 +120,13 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
             continue
         message = os.read(0, 1) if 0 in ready else b""
         if message == FAREWELL:
-            return
+            # Behind a first process nobody waits: all processes of its container end with it, and it would not reap this one.
+            if server_pid == FIRST_PROCESS or model is None:
+                return
+            ready, _, _ = select.select([server, model], [], [])
+            if server not in ready:
+                return
+            continue  # the model's process may wait for the server for ever
         if not message:
             break
         state = message
@@ -127,7 +137,7 @@ def _guard(server_pid: int, model_pid: int, region: Path | None, name: str) -> N
         _log(f"{name}: the model's process died; stopping the server")
         # First, because this process may end with the server. All processes of a container end with its first one, perhaps at once, so
         # no other process could remove the other models' shared memory.
-        others = map(_region_of, children(server_pid)) if server_pid == 1 else ()
+        others = map(_region_of, children(server_pid)) if server_pid == FIRST_PROCESS else ()
         _remove([*others, region])
         _stop(server, server_pid)
     elif state == HELPER:
@@ -166,7 +176,7 @@ def _stop(server: int, server_pid: int) -> None:
     _signal(server, signal.SIGTERM)
     if select.select([server], [], [], TERMINATE_SECONDS)[0]:
         return
-    if server_pid == 1:
+    if server_pid == FIRST_PROCESS:
         _end_first_process(server)
     else:
         _signal(server, signal.SIGKILL)

@@ -155,8 +155,21 @@ TalkerService.shutdown = lambda self: time.sleep(3600)
 """
 
 
-def test_a_server_that_does_not_end_is_killed_when_its_time_is_over(endless_voice: Path, tmp_path: Path) -> None:
-    repository = repository_with(tmp_path, "talker", NEVER_ENDS)
+# Stopped, because a process that sleeps notices the end of its server; one that waits for a lock of the server does not.
+LINGERS = """
+import os, signal
+from engine_lib.serving.server_guard import ServerGuard
+release = ServerGuard.release
+def release_and_linger(self):
+    release(self)
+    os.kill(os.getpid(), signal.SIGSTOP)
+ServerGuard.release = release_and_linger
+"""
+
+
+@pytest.mark.parametrize("prelude", [NEVER_ENDS, LINGERS], ids=["in its work", "behind its farewell"])
+def test_a_server_that_does_not_end_is_killed_when_its_time_is_over(endless_voice: Path, tmp_path: Path, prelude: str) -> None:
+    repository = repository_with(tmp_path, "talker", prelude)
     server = new_server(endless_voice, tmp_path / "log", repository=repository, exit_seconds=3.0, arguments=TALKER_ALONE)
     with server:
         processes = [model_process(server, "talker")]
