@@ -30,7 +30,7 @@ from engine_lib.server.log import STDOUT, ServerLog
 from engine_lib.server.orphan import EndOfModels, OrphanWatch, ask_to_drain, dead_models
 from engine_lib.server.own_folder import OwnFolder
 from engine_lib.server.ports import hold_free_port, hold_port
-from engine_lib.server.releases import problem_of
+from engine_lib.server.releases import advice_on_exit, problem_of
 from engine_lib.server.repository import models_to_load
 from engine_lib.serving.lifecycle import DRAIN_DIRECTORY_VARIABLE
 from engine_lib.serving.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
@@ -223,7 +223,8 @@ class TritonServer:
         while time.monotonic() < begin + timeout:
             if process.poll() is not None:
                 self._log.close()  # else the message may lack the line that says why
-                raise ServerError(f"tritonserver exited with code {process.returncode} while loading:\n{self.last_log_lines()}")
+                advice = advice_on_exit(self._log.lines())
+                raise ServerError(f"tritonserver exited with code {process.returncode}{advice} while loading:\n{self.last_log_lines()}")
             try:
                 self._http("v2/health/live")
                 index = json.loads(self._http("v2/repository/index", b"{}"))

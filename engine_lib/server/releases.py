@@ -7,6 +7,7 @@ with its sources. Only 24.10 was run; what is said of later releases is from the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 Version = tuple[int, int, int]
@@ -37,6 +38,8 @@ FAULTS = (
     Fault((2, 75, 0), "streams that wait half a minute to be accepted are cancelled in silence"),
 )
 
+CRASH = "boost::interprocess::lock_exception"  # of the Python backend, up to 26.05 at least (server 8882)
+
 
 def container(version: Version) -> str:
     """Name of the monthly container that has this version: 2.51.0 is 24.10, and 25.07 has 2.59.1 instead of a number of its own."""
@@ -52,6 +55,11 @@ def problem_of(version: str, numpy_version: str) -> str | None:
     if found is not None and found < NUMPY_2 and int(numpy_version.partition(".")[0]) >= 2:
         return f"the models of tritonserver {version} get no tensor under numpy 2, and this is numpy {numpy_version}; pip install 'numpy<2'"
     return None
+
+
+def advice_on_exit(log: Iterable[str]) -> str:
+    """What to do after a crash that is Triton's own and known; "" if the log tells of none."""
+    return " by a rare fault of its Python backend, so start it again," if any(CRASH in line for line in log) else ""
 
 
 def keeps_requests(version: str) -> bool:

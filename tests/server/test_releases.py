@@ -9,7 +9,7 @@ import pytest
 
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import FREE_PORTS, TritonServer
-from engine_lib.server.releases import FAULTS, LEAST, RECOMMENDED, WHEEL, container, notice_of, problem_of
+from engine_lib.server.releases import CRASH, FAULTS, LEAST, RECOMMENDED, WHEEL, container, notice_of, problem_of
 from patience import PATIENCE
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -60,18 +60,28 @@ def test_the_page_has_every_fault_with_the_release_that_mends_it() -> None:
         assert [row for row in rows if container(fault.mended_in) in row.split("|")[1] and fault.what in row], fault
 
 
-@pytest.mark.parametrize("version", ["2.50.0", "2.74.0"])
-def test_a_server_that_is_too_old_is_refused_by_its_own_word(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    binary = tmp_path / "bin" / "tritonserver"
+def stand_in(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> TritonServer:
+    """A server, not yet started, whose tritonserver is `script`; its repository has a model m."""
+    binary = folder / "bin" / "tritonserver"
     binary.parent.mkdir()
-    binary.write_text(SERVER.format(python=sys.executable, version=version))
+    binary.write_text(script)
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", f"{binary.parent}:/usr/bin:/bin")
-    (tmp_path / "repository" / "m").mkdir(parents=True)
-    (tmp_path / "repository" / "m" / "config.pbtxt").write_text("")
-    server = TritonServer(
-        options={}, repository=tmp_path / "repository", ports=FREE_PORTS, log_file=tmp_path / "log", exit_seconds=PATIENCE
-    )
+    (folder / "repository" / "m").mkdir(parents=True)
+    (folder / "repository" / "m" / "config.pbtxt").write_text("")
+    return TritonServer(options={}, repository=folder / "repository", ports=FREE_PORTS, log_file=folder / "log", exit_seconds=PATIENCE)
+
+
+def test_a_crash_of_tritons_own_while_it_loads_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"#!/bin/sh\necho \"terminate called after throwing an instance of '{CRASH}'\"\nkill -ABRT $$\n"
+    expected = r"exited with code -6 by a rare fault of its Python backend, so start it again, while loading:\n"
+    with pytest.raises(ServerError, match=expected), stand_in(script, tmp_path, monkeypatch):
+        pass
+
+
+@pytest.mark.parametrize("version", ["2.50.0", "2.74.0"])
+def test_a_server_that_is_too_old_is_refused_by_its_own_word(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = stand_in(SERVER.format(python=sys.executable, version=version), tmp_path, monkeypatch)
     try:
         server.start()
         if version == "2.50.0":
