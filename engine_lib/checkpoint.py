@@ -234,6 +234,8 @@ class Weights:
 
     def _finite(self, name: str, taken: torch.Tensor) -> torch.Tensor:
         """Refuse the weights of a training that went wrong: they would be heard as silence, noise or an error of each request."""
+        if taken.is_meta:  # it has no values
+            return taken
         if taken.numel() and not all(bound.isfinite() for bound in taken.aminmax()):  # of what takes no memory, the fastest check
             expected = "training went wrong, in float16 perhaps; give an earlier checkpoint"
             raise CheckpointError(f"{self._folder}: weight {name} holds NaN or infinity; {expected}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -105,13 +104,12 @@ def test_the_log_names_the_form_of_the_weights(tiny_custom_voice: Path) -> None:
     assert "GiB, loaded" in load_summary(make_engine(tiny_custom_voice).worker)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 3.4e38])
-def test_weights_that_have_no_codes_are_refused_by_name(tmp_path: Path, value: float) -> None:
+def test_weights_that_have_no_codes_are_refused_by_name(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "checkpoint")
     name = "talker.code_predictor.model.layers.0.mlp.down_proj.weight"
     weights = load_file(path / "model.safetensors")
     weights[name] = weights[name].float()
-    weights[name][1, 2] = value
+    weights[name][1, 2] = 3.4e38
     save_file(weights, path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"weight {name} has values .* give talker_weights=checkpoint"):
+    with pytest.raises(CheckpointError, match=f"weight {name} has values that are too large for FP8; give talker_weights=checkpoint"):
         TalkerModel(Checkpoint(path), dtype=torch.float32, device=CPU, max_positions=16, weight_format=WeightFormat.FP8_ROUNDED)
