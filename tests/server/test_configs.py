@@ -11,7 +11,7 @@ import pytest
 from engine_lib.errors import ConfigError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
-from engine_lib.serving.streaming_config import check_answers
+from engine_lib.serving.model_config import check_answers
 from server.conftest import new_server
 
 NO_INPUT = """

@@ -13,7 +13,7 @@ import pytest
 from engine_lib.errors import ConfigError
 from engine_lib.server.installation import ServerError
 from engine_lib.server.process import MODEL_REPOSITORY
-from engine_lib.serving.streaming_config import check_only_version, check_streams
+from engine_lib.serving.model_config import check_only_version, check_streams
 from server.conftest import TALKER_ALONE, new_server
 from server.streams import Stream, inputs
 

@@ -12,8 +12,8 @@ import triton_python_backend_utils as pb_utils
 
 from engine_lib.serving.backend import TritonBackend
 from engine_lib.serving.codec_service import CodecService
+from engine_lib.serving.model_config import check_only_version, check_streams
 from engine_lib.serving.options import engine_config
-from engine_lib.serving.streaming_config import check_only_version, check_streams
 
 
 class TritonPythonModel:

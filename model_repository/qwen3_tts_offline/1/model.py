@@ -11,8 +11,8 @@ GUARD = ServerGuard(__file__)  # first, because the imports below take seconds
 import triton_python_backend_utils as pb_utils
 
 from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.model_config import check_answers
 from engine_lib.serving.offline_service import OfflineService
-from engine_lib.serving.streaming_config import check_answers
 
 
 class TritonPythonModel:

@@ -11,8 +11,8 @@ GUARD = ServerGuard(__file__)  # first, because the imports below take seconds
 import triton_python_backend_utils as pb_utils
 
 from engine_lib.serving.backend import TritonBackend
+from engine_lib.serving.model_config import check_only_version, check_streams
 from engine_lib.serving.options import engine_config
-from engine_lib.serving.streaming_config import check_only_version, check_streams
 from engine_lib.serving.talker_service import TalkerService
 
 

@@ -1,4 +1,4 @@
-"""What the config of a model must say: of talker and codec one version, one instance, and streams.
+"""What config.pbtxt of a model must say: of talker and codec one version, one instance, and streams.
 
 Ensemble and control requests reach the latest version alone, and any of its instances. A config may come from an operator, or with a
 request to load the model, which would then fail, hang or end the server at the first request.
@@ -43,10 +43,7 @@ def check_streams(args: Mapping[str, str]) -> None:
     Raises:
         ConfigError: a field has a value with which no stream can be served.
     """
-    config = json.loads(args["model_config"])
-    if not _is_decoupled(config):
-        raise ConfigError(f"model_transaction_policy: {args['model_name']} answers in a stream; give {{ decoupled: true }}")
-    _check_requests(config)
+    config = _checked(args, decoupled=True)
     if "dynamic_batching" in config:
         advice = "the options max_waiting_requests and codec_max_wait_ms and the priority of requests are for this"
         raise ConfigError(f"dynamic_batching: the engine batches streams by itself; leave it out: {advice}")
@@ -62,23 +59,22 @@ def check_answers(args: Mapping[str, str]) -> None:
     Raises:
         ConfigError: a field has a value with which no request can be answered.
     """
-    config = json.loads(args["model_config"])
-    if _is_decoupled(config):
-        raise ConfigError(f"model_transaction_policy: {args['model_name']} answers once; give {{ decoupled: false }}")
-    _check_requests(config)
+    config = _checked(args, decoupled=False)
     if (config.get("response_cache") or {}).get("enable"):
         raise ConfigError("response_cache: Triton's key leaves out request parameters, such as the voice, and answers differ; leave it out")
 
 
-def _is_decoupled(config: Mapping[str, Any]) -> bool:
-    return bool((config.get("model_transaction_policy") or {}).get("decoupled"))
-
-
-def _check_requests(config: Mapping[str, Any]) -> None:
+def _checked(args: Mapping[str, str], *, decoupled: bool) -> dict[str, Any]:
+    """The config, whose requests come one by one and are answered in a stream (`decoupled`) or once."""
+    config: dict[str, Any] = json.loads(args["model_config"])
+    if bool((config.get("model_transaction_policy") or {}).get("decoupled")) != decoupled:
+        answers, wanted = ("in a stream", "true") if decoupled else ("once", "false")
+        raise ConfigError(f"model_transaction_policy: {args['model_name']} answers {answers}; give {{ decoupled: {wanted} }}")
     if int(config.get("max_batch_size", 0)) != 0:
         raise ConfigError(f"max_batch_size: is {config['max_batch_size']}; give 0, because no input has a batch dimension")
     if "sequence_batching" in config:
         raise ConfigError("sequence_batching: its requests would need a sequence id, which no client gives; leave it out")
+    return config
 
 
 def _check_one_instance(groups: list[dict[str, Any]]) -> None:
