@@ -48,6 +48,7 @@ from engine_lib.server.releases import notice_of
 from engine_lib.server.repository import NO_VARIABLES, Options, lay_out
 from engine_lib.serving.served import ServedCheckpoint
 from engine_lib.serving.tracing import SERVICE_NAME, SERVICE_NAME_VARIABLE
+from qwen3_tts_client.closed_descriptors import open_closed_descriptors
 
 KILLED_CODE = 128 + signal.SIGKILL
 KILLED = "--exit-timeout is too short for its streams or for this machine"
@@ -73,7 +74,7 @@ class _StopRequested(Exception):
 
 def main() -> int:
     """Read the command line, serve until the server ends, and return the exit code."""
-    _open_closed_descriptors()
+    open_closed_descriptors()
     arguments = _parser().parse_args()
     try:
         for number in STOP_SIGNALS:
@@ -291,15 +292,6 @@ def _address(text: str) -> str:
         return str(IPv4Address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address; {ADDRESS_ADVICE}") from None
-
-
-def _open_closed_descriptors() -> None:
-    """Open /dev/null for an input or output that is closed; else a port or a file of the server would take its number."""
-    for number in (0, OUTPUT, ERRORS):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
 
 
 def _say(text: str, output: int = OUTPUT) -> None:

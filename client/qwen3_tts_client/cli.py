@@ -19,6 +19,7 @@ import typer
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL, __version__, cli_batch, cli_bench, cli_gateway, cli_options, cli_voices
 from qwen3_tts_client.cli_errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_STREAM_FAILED, exit_code, failed, words_of
+from qwen3_tts_client.closed_descriptors import open_closed_descriptors
 
 if TYPE_CHECKING:
     from qwen3_tts_client.audio_file import AudioWriter
@@ -254,7 +255,7 @@ app.command(epilog=cli_bench.EPILOG)(cli_bench.bench)
 
 def main() -> None:
     """Entry point of the command `qwen3-tts`."""
-    _open_closed_descriptors()
+    open_closed_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
@@ -269,15 +270,6 @@ def main() -> None:
                 sys.stdout.flush()
         except OSError:
             sys.stdout = None  # otherwise the interpreter fails to flush it at exit
-
-
-def _open_closed_descriptors() -> None:
-    """Open /dev/null for an input or output that is closed; else a connection takes its number, and with that what libraries log."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
 
 
 def _source(text: str | None, file: Path | None) -> str | Path:
