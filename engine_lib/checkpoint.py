@@ -176,7 +176,8 @@ class Weights:
         Raises:
             CheckpointError: the weight is missing.
         """
-        tensor: torch.Tensor = self._read(name, "get_tensor")
+        file, stored_name = self._place_of(name)
+        tensor: torch.Tensor = file.get_tensor(stored_name)
         return tensor
 
     def take(self, name: str, shape: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -197,7 +198,7 @@ class Weights:
         """Like `take`, but returns and reads only a shard along `dim` (0 or 1) of a weight of `shape`."""
         if shard == WHOLE:
             return self.take(name, shape, dtype=dtype, device=device)
-        stored = self._read(name, "get_slice")
+        stored = self._slice_of(name)
         self._check_shape(name, stored.get_shape(), shape)
         part = shard.of(stored.get_shape()[dim])
         tensor: torch.Tensor = stored[part] if dim == 0 else stored[:, part]
@@ -207,18 +208,22 @@ class Weights:
 
     def rows(self, name: str, shape: Iterable[int], rows: Iterable[int]) -> list[npt.NDArray[np.float32]]:
         """These rows of a weight of two dimensions, each [columns] float32 in memory of its own; nothing else of it is read."""
-        stored = self._read(name, "get_slice")
+        stored = self._slice_of(name)
         self._check_shape(name, stored.get_shape(), shape)
         return [np.array(stored[row].float().numpy()) for row in rows]  # copies; see `_own`
 
-    def _read(self, name: str, method: str) -> Any:
-        """Call a method of the file that has weight `name`."""
-        if name not in self._stored:
-            raise CheckpointError(f"{self._folder}: weight {name} is missing{self._why_missing(name)}")
-        file, stored = self._stored[name]
-        return getattr(file, method)(stored)
+    def _slice_of(self, name: str) -> Any:
+        """Weight `name`, of which only what is indexed is read."""
+        file, stored_name = self._place_of(name)
+        return file.get_slice(stored_name)
 
-    def _why_missing(self, name: str) -> str:
+    def _place_of(self, name: str) -> tuple[Any, str]:
+        """The file of weight `name`, and its name there."""
+        if name not in self._stored:
+            raise CheckpointError(f"{self._folder}: weight {name} is missing{self._advice_on_missing(name)}")
+        return self._stored[name]
+
+    def _advice_on_missing(self, name: str) -> str:
         if any(name.removesuffix("weight") + suffix in self._stored for suffix in CONVERTED):
             return f"; {QUANTISED}"
         if others := [other for other in self._stored if other.endswith(f".{name}")]:
