@@ -119,7 +119,7 @@ async def test_where_no_process_can_be_started_those_that_run_take_more_streams(
         assert await first.encode(SPEECH)
         assert await second.encode(SPEECH)
     programs(pool)[1].kill()
-    await asyncio.to_thread(eventually, lambda: len(programs(pool)) == 1, "it has ended")
+    await asyncio.to_thread(eventually, lambda: all(process.has_ended for process in pool._processes), "the pool knows that it has ended")
     with pytest.raises(StreamFailed, match="wav and pcm need none"):
         await spoken(pool, MP3)
     assert await spoken(pool, checked_encoding("wav", 24000))
