@@ -72,7 +72,7 @@ class TritonServer:
         version: of tritonserver, as in 2.51.0; "" before `wait_ready`.
         temporary_folders: what is removed if this process is killed; may be added to before the start.
         was_killed: whether `stop` had to kill it.
-        models_have_ended: whether `stop` saw that nothing is lost if the server is killed: see EndOfModels.
+        models_have_ended: whether `stop` saw that nothing is lost if the server is killed (see EndOfModels), or that it ended in order.
     """
 
     def __init__(
@@ -342,11 +342,12 @@ class TritonServer:
                 if models.is_over(is_drained=self._is_drained):
                     break
                 time.sleep(POLL_SECONDS)
-            self.models_have_ended |= models.have_ended  # a second call finds none
             if self._process.poll() is None:
                 self._process.kill()
                 self.was_killed = True
             code = self.wait()
+            # A server that ends in order does so after its models, perhaps between two looks. A second call finds no models.
+            self.models_have_ended |= models.have_ended or code == 0
             for region in regions:  # that of a model's process which was killed before it had a guard
                 region.unlink(missing_ok=True)
         self._release_ports()
