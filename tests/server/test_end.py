@@ -50,26 +50,29 @@ def test_a_server_with_requests_in_flight_ends_by_itself_and_answers_every_clien
 
 
 SLOW = """
-import time
+import os, time
 from engine_lib.talker.device.worker import TalkerWorker
 decode = TalkerWorker._decode
 def slow_decode(*args):
-    time.sleep(0.03)
+    time.sleep(0.5 if os.path.exists({flag!r}) else 0.03)
     return decode(*args)
 TalkerWorker._decode = slow_decode
 """
 
 
 def test_streams_get_the_seconds_of_the_operator_to_end_and_new_ones_are_refused(endless_voice: Path, tmp_path: Path) -> None:
-    """120 frames take 3.6 seconds at least: more than the default."""
-    repository = repository_with(tmp_path, "talker", SLOW)
+    """120 frames take 3.6 seconds at least: more than the default. Until a busy machine has seen the refusal they take a minute."""
+    is_slow = tmp_path / "is slow"
+    repository = repository_with(tmp_path, "talker", SLOW.format(flag=str(is_slow)))
     with new_server(endless_voice, tmp_path / "log", repository=repository, drain_seconds=str(PATIENCE)) as server:
+        is_slow.touch()
         with Stream(server, inputs(sampling={"max_frames": 120, "chunk_frames": [1]})) as stream:
             stream.next()
             terminating = threading.Thread(target=server.terminate)
             terminating.start()
             eventually(lambda: "the server is shutting down; use another one" in refusal_of(server), "new streams are refused")
             eventually(lambda: metric(server, "model_ready", model="talker") == 0, "it says that it is not ready")
+            is_slow.unlink()
             assert stream.all(first=1)[-1].finish_reason == "length"
         terminating.join(PATIENCE)
         assert server.wait(PATIENCE) == 0
@@ -170,7 +173,9 @@ ServerGuard.release = release_and_linger
 @pytest.mark.parametrize("prelude", [NEVER_ENDS, LINGERS], ids=["in its work", "behind its farewell"])
 def test_a_server_that_does_not_end_is_killed_when_its_time_is_over(endless_voice: Path, tmp_path: Path, prelude: str) -> None:
     repository = repository_with(tmp_path, "talker", prelude)
-    server = new_server(endless_voice, tmp_path / "log", repository=repository, exit_seconds=3.0, arguments=TALKER_ALONE)
+    # Triton's own timeout, 3 s too, begins a moment later; a test that is late by that would see it end by itself.
+    arguments = (*TALKER_ALONE, f"--exit-timeout-secs={PATIENCE:.0f}")
+    server = new_server(endless_voice, tmp_path / "log", repository=repository, exit_seconds=3.0, arguments=arguments)
     with server:
         processes = [model_process(server, "talker")]
         assert server.stop() == -signal.SIGKILL
@@ -279,22 +284,22 @@ def test_a_killed_server_leaves_no_model_process_behind(endless_voice: Path, tmp
 
 
 TALKER_DIES = """
+import os
 from engine_lib.talker.device.worker import TalkerWorker
-decode, steps = TalkerWorker._decode, []
+decode = TalkerWorker._decode
 def dying_decode(*args):
-    steps.append(0)
-    if len(steps) > 100:
+    if os.path.exists({flag!r}):
         raise RuntimeError("injected")
     return decode(*args)
 TalkerWorker._decode = dying_decode
 """
 
 CODEC_DIES = """
+import os
 from engine_lib.codec.runner import CodecRunner
-step, steps = CodecRunner.step, []
+step = CodecRunner.step
 def dying_step(*args):
-    steps.append(0)
-    if len(steps) > 100:
+    if os.path.exists({flag!r}):
         raise RuntimeError("injected")
     return step(*args)
 CodecRunner.step = dying_step
@@ -303,10 +308,12 @@ CodecRunner.step = dying_step
 
 @pytest.mark.parametrize(("model", "prelude"), [("talker", TALKER_DIES), ("codec_decoder", CODEC_DIES)], ids=MODELS)
 def test_a_dead_engine_ends_every_stream_in_band_and_then_the_server(endless_voice: Path, tmp_path: Path, model: str, prelude: str) -> None:
-    repository = repository_with(tmp_path, model, prelude)
+    flag = tmp_path / "dies"
+    repository = repository_with(tmp_path, model, prelude.format(flag=str(flag)))
     with new_server(endless_voice, tmp_path / "log", repository=repository) as server:
         processes = processes_of(server)
         with streams_in_flight(server) as streams:
+            flag.touch()  # not before all have begun: a dead engine refuses
             for stream in streams:
                 end = last_chunk(stream)
                 assert (end.is_final, end.finish_reason) == (True, "error")
