@@ -41,6 +41,7 @@ TEXT = "Good morning! How are you today?"
 RELOADED = ("talker", "codec_decoder", "qwen3_tts")
 EXPLICIT = ["--model-control-mode=explicit", "--load-model=*"]
 FRAMES, DRAINED_FRAMES = 30, 150  # of a stream
+CANCELLED_FRAMES = 400  # a client that is late by so many comes to the last chunk, and should not
 ANSWER_SECONDS = 300.0
 UNLOAD_SECONDS = 300.0  # only a leaked request takes so long
 OPTIONS = {"device": "cpu", "num_threads": "1", "max_model_len": "512", "on_runaway": "off"}  # random weights repeat themselves
@@ -158,8 +159,8 @@ async def _cancel(server: TritonServer, count: int, streams: int, at_the_end: bo
 
     async def leave(number: int) -> None:
         generator = random.Random(number)
-        heard = FRAMES if at_the_end else generator.randrange(4)
-        async with places, aclosing(client.stream(TEXT, sampling={"max_frames": FRAMES}, chunk_frames=[1])) as stream:
+        heard, frames = (FRAMES, FRAMES) if at_the_end else (generator.randrange(4), CANCELLED_FRAMES)
+        async with places, aclosing(client.stream(TEXT, sampling={"max_frames": frames}, chunk_frames=[1])) as stream:
             if heard == 0:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(anext(stream), generator.uniform(0.001, 0.01))
