@@ -6,6 +6,7 @@ import json
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ DIALOGUE: list[dict[str, Any]] = [
     {"text": "Well.", "pause_ms": 0},
 ]
 SHORT = {"seed": 4, "max_frames": 9, "chunk_frames": [1, 2, 4]}
+FRAMES_OF_A_LINE = (30, 120, 480)  # of scripts that are to last until another request comes: the first that are long enough
 MILLISECOND, CURVE = 24, 120  # samples
 
 
@@ -146,7 +148,9 @@ ENDLESS: list[dict[str, Any]] = [{"text": "Good morning!"}, {"text": "How are yo
 def test_a_client_that_leaves_in_any_line_leaves_nothing_behind(small_server: TritonServer, line: int) -> None:
     ended = metric(small_server, "finished_requests_total", reason="cancelled")
     frames = {"max_frames": 6, "chunk_frames": [1]}
-    with Stream(small_server, script(ENDLESS[:line] + [{"text": "x", "pause_ms": 60_000}] * 6, frames)) as stream:
+    # More than is spoken before the last client on a busy machine has left.
+    rest = [{"text": "x", "pause_ms": 60_000}] * 6 + [{"text": "x", "pause_ms": 0}] * 200
+    with Stream(small_server, script(ENDLESS[:line] + rest, frames)) as stream:
         while (stream.next().metadata or {})["line"] < line:
             pass
     eventually(lambda: metric(small_server, "finished_requests_total", reason="cancelled") == ended + 1, "it was cancelled, once")
@@ -154,21 +158,38 @@ def test_a_client_that_leaves_in_any_line_leaves_nothing_behind(small_server: Tr
 
 
 def test_a_script_waits_as_one_request_and_no_later_line_of_it_is_refused(small_server: TritonServer) -> None:
-    streams = [Stream(small_server, script(ENDLESS, {"max_frames": 30, "chunk_frames": [1]})) for _ in range(3)]
-    try:
-        eventually(lambda: metric(small_server, "active_streams", model="talker") == 3, "all have come")
-        full = "3 requests are open and at most 3 are allowed"
-        with Stream(small_server, script(ENDLESS, {})) as one_too_many, pytest.raises(InferenceServerException, match=full):
-            one_too_many.next()
+    for frames in FRAMES_OF_A_LINE:
+        if are_spoken_while_a_fourth_is_refused(small_server, frames):
+            return
+    pytest.fail("a script had always ended before the fourth came")
+
+
+def are_spoken_while_a_fourth_is_refused(server: TritonServer, frames: int) -> bool:
+    """Speak three scripts, which must be whole. False if one had ended before the fourth request came."""
+
+    def num_ended() -> float:
+        return metric(server, "finished_requests_total", reason="length")
+
+    before, refusal = num_ended(), ""
+    with ExitStack() as stack:
+        sampling = {"max_frames": frames, "chunk_frames": [1]}
+        streams = [stack.enter_context(Stream(server, script(ENDLESS, sampling))) for _ in range(3)]
+        eventually(lambda: metric(server, "active_streams", model="talker") == 3 or num_ended() > before, "all have come")
+        with Stream(server, script(ENDLESS, {"max_frames": 1})) as one_too_many:
+            try:
+                one_too_many.last()
+            except InferenceServerException as error:
+                refusal = error.message()
+        assert not refusal or "3 requests are open and at most 3 are allowed" in refusal
         for stream in streams:
             chunks = stream.all()
             assert chunks[-1].finish_reason == "length"
             assert (chunks[-1].metadata or {})["cut_lines"] == [1, 2, 3]
-            assert [len(heard(chunks, line)) // 1920 for line in (1, 2, 3)] == [30, 30, 30]
-    finally:
-        for stream in streams:
-            stream.cancel()
-    eventually_free(small_server)
+            assert [len(heard(chunks, line)) // 1920 for line in (1, 2, 3)] == [frames] * 3
+    expected = before + (3 if refusal else 4)
+    eventually(lambda: num_ended() == expected, "each has ended once")
+    eventually_free(server)
+    return bool(refusal)
 
 
 def test_a_deadline_in_a_later_line_ends_the_script_with_one_error(small_server: TritonServer) -> None:
