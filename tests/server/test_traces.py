@@ -95,8 +95,8 @@ def offline_spans(server: TritonServer, collector: Collector) -> dict[str, list[
         return {name: [span for span in collector.named(name) if span.trace == trace] for name in OFFLINE_SPANS}
 
     def have_come() -> bool:
+        is_spoken = len(collector.named("speaking")) > spoken  # first, so that this span is among those below if it is one of them
         spans = mine()
-        is_spoken = len(collector.named("speaking")) > spoken
         return is_spoken and bool(spans["qwen3_tts_offline"]) and (bool(spans["talker"]) or not spans["speaking"])
 
     eventually(have_come, lambda: f"the spans have come, of {collector.spans}")
