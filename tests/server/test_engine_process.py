@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,7 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
         engine, codec = engine_process(server), engine_process(server, "codec_decoder")
         with Stream(server, inputs(sampling=ENDLESS)) as stream:
             stream.next()
+            began = time.monotonic()
             ready = ask(server)
             assert (ready.returncode, ready.stdout) == (0, "ready\n"), ready.stdout + ready.stderr
             os.kill(engine, signal.SIGSTOP)
@@ -134,8 +137,16 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
                 eventually(lambda: ask(server).returncode != 0, "the hang is noticed")
                 hangs = ask(server)
                 assert (hangs.returncode, hangs.stdout) == (1, "talker: it drains, or its engine hangs or has ended\n")
-                assert metric(server, "stalled_seconds", model="talker") > 5
+                eventually(lambda: metric(server, "stalled_seconds", model="talker") > 5, "it has lasted for longer than is allowed")
                 assert metric(server, "model_ready", model="codec_decoder") == 1
+                heard = [0.08]  # seconds of each chunk; a fast machine has sent many by now
+
+                def has_run_out() -> bool:
+                    while stream.has_received:
+                        heard.append(stream.next().audio.size / 24000)
+                    return time.monotonic() > began + sum(heard)
+
+                eventually(has_run_out, "the client has played all it was sent")
             finally:
                 os.kill(engine, signal.SIGCONT)
             eventually(lambda: ask(server).returncode == 0, "the engine goes on")
@@ -145,7 +156,8 @@ def test_a_talker_whose_engine_hangs_is_not_ready_until_it_goes_on_and_dies_with
             assert metric(server, "audio_chunks_total") > 1
         with streams_in_flight(server):
             for process in processes_of(server):
-                os.kill(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its server has lost the one before
+                    os.kill(process.pid, signal.SIGKILL)
             eventually(lambda: has_ended(engine) and has_ended(codec), "the engines' processes end")
             server.wait(PATIENCE)
     gone = ask(server)

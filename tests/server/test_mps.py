@@ -17,7 +17,7 @@ from engine_lib.devices import MPS_SHARE, limit_gpu_share
 from engine_lib.server import mps
 from engine_lib.server.installation import ServerError
 from engine_lib.server.mps import CONTROL, PID_FILE, MpsDaemon
-from patience import PATIENCE, has_ended
+from patience import PATIENCE, eventually, has_ended
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_daemon_runs_in_a_private_folder_and_is_gone_with_it_afterwards(fake: 
         assert len(str(pipes / "control_privileged")) < 108
         pid = pid_in(pipes)
         assert not has_ended(pid)
-    assert has_ended(pid)
+    eventually(lambda: has_ended(pid), "the daemon ends")
     assert not pipes.parent.exists()
 
 
@@ -79,7 +79,7 @@ def test_it_stops_after_an_error_too(fake: Path) -> None:
 
     with pytest.raises(KeyError):
         fail_inside()
-    assert has_ended(pids[0])
+    eventually(lambda: has_ended(pids[0]), "the daemon ends")
 
 
 def test_one_that_does_not_quit_is_killed(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_one_that_does_not_quit_is_killed(fake: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(mps, "QUIT_SECONDS", 0.3)
     with MpsDaemon() as daemon:
         pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
-    assert has_ended(pid)
+    eventually(lambda: has_ended(pid), "the daemon ends")
 
 
 def test_one_that_does_not_start_says_why_and_leaves_nothing(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_process_with_its_environment_is_a_client_of_the_real_daemon() -> None
         log = (Path(daemon.environment["CUDA_MPS_LOG_DIRECTORY"]) / "control.log").read_text()
         assert servers.stdout.strip().isdigit(), f"no MPS server was started for the client: {servers.stdout!r}\n{log}"
         pid = pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"]))
-    assert has_ended(pid)
+    eventually(lambda: has_ended(pid), "the daemon ends")
 
 
 WHICH_GPU = "import torch; torch.ones(8, device='cuda').sum().item(); print(torch.cuda.get_device_properties(0).uuid)"
@@ -144,4 +144,4 @@ def test_two_real_daemons_at_the_same_time_have_a_gpu_each() -> None:
         gpus = [client.communicate(timeout=PATIENCE)[0] for client in clients]
         pids = [pid_in(Path(daemon.environment["CUDA_MPS_PIPE_DIRECTORY"])) for daemon in (one, other)]
     assert len(set(gpus) - {b""}) == 2, gpus
-    assert all(map(has_ended, pids))
+    eventually(lambda: all(map(has_ended, pids)), "the daemons end")

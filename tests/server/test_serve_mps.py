@@ -10,7 +10,7 @@ from pathlib import Path
 import fake_mps
 
 from engine_lib.server.mps import PID_FILE
-from patience import PATIENCE, has_ended
+from patience import PATIENCE, eventually, has_ended
 from server.conftest import ANY_PORTS, SERVE
 
 
@@ -29,7 +29,7 @@ def test_the_models_become_clients_of_a_daemon_that_ends_with_a_killed_server(en
         assert serve.wait(PATIENCE) == 1
         assert serve.stderr is not None
         assert "tritonserver ended by itself" in serve.stderr.read()
-    assert has_ended(daemon)
+    eventually(lambda: has_ended(daemon), "the daemon ends")
     assert not pipes.parent.exists()
 
 
