@@ -24,6 +24,7 @@ ENDS_WITH_TESTS = [str(shutil.which("setpriv")), "--pdeathsig", "TERM"]
 SERVE = [*ENDS_WITH_TESTS, sys.executable, str(MODEL_REPOSITORY.parent / "scripts" / "serve.py")]
 ANY_PORTS = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]  # of serve.py
 TALKER_ALONE = ("--model-control-mode=explicit", "--load-model=talker")  # arguments of a server that need not speak: it loads sooner
+IDLE_SECONDS = 3.0  # until the codec of the impatient server forgets a stream
 CAN_SERVE = bool(shutil.which("tritonserver") or importlib.util.find_spec("pytriton"))
 
 
@@ -74,7 +75,9 @@ def endless_voice(checkpoints: Path) -> Path:
 def shared_small_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with room for two endless streams and one that waits."""
     log_file = tmp_path_factory.mktemp("small_server") / "log"
-    with new_server(endless_voice, log_file, max_num_seqs="2", max_waiting_requests="1", adaptive_chunk_streams="1") as running:
+    options: dict[str, Any] = {"max_num_seqs": "2", "max_waiting_requests": "1", "adaptive_chunk_streams": "1"}
+    options["text_idle_seconds"] = str(PATIENCE)
+    with new_server(endless_voice, log_file, **options) as running:
         yield running
 
 
@@ -87,8 +90,12 @@ def small_server(shared_small_server: TritonServer) -> TritonServer:
 
 @pytest.fixture(scope="package")
 def impatient_server(endless_voice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server with a codec that soon forgets a stream without messages."""
-    with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", codec_idle_timeout="2") as running:
+    """A server with a codec that soon forgets a stream without messages.
+
+    Not too soon: a stream that waits sends one in a second, and more seconds later on a busy machine.
+    """
+    options: dict[str, Any] = {"codec_idle_timeout": f"{IDLE_SECONDS:g}", "text_idle_seconds": str(PATIENCE)}
+    with new_server(endless_voice, tmp_path_factory.mktemp("impatient") / "log", **options) as running:
         yield running
 
 

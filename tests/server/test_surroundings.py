@@ -164,7 +164,7 @@ def test_checkout_checkpoint_and_voice_store_may_have_any_name_and_a_closed_term
         (tmp_path / f"{name}.py").write_text("raise ImportError('not the real one')")
     output, log = tmp_path / "output", tmp_path / "журнал.log"
     store = f"voice_store={tmp_path / '声音'}"
-    serving = serve(project, model, output, "--option", store, "--log-file", str(log))
+    serving = serve(project, model, output, "--option", store, "--log-file", str(log), "--exit-timeout", str(PATIENCE))
     try:
         eventually(lambda: serving.poll() is not None or b"\nhttp " in output.read_bytes(), "serve.py is ready or has ended")
         assert serving.poll() is None, output.read_text() + log.read_text(errors="replace")[-3000:]

@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from engine_lib.server.process import TritonServer
 from patience import PATIENCE, eventually
+from server.conftest import IDLE_SECONDS
 from server.streams import TEXT, Stream, audio_of, eventually_free, inputs, metric
 
 GREEDY = {"do_sample": False, "subtalker_dosample": False, "max_frames": 40, "chunk_frames": [1, 2, 4]}
@@ -82,7 +83,7 @@ def test_a_stream_that_waits_for_text_keeps_its_place_in_the_codec(impatient_ser
     with opened(impatient_server, session, "Good morning, ", sampling=ENDLESS | {"max_frames": 60}) as waiting:
         waiting.next()
         eventually(lambda: metric(impatient_server, "starving_requests") == 1, "it waits for text")
-        sleep(3.0)  # longer than codec_idle_timeout
+        sleep(IDLE_SECONDS + 1.0)
         tell(impatient_server, session, "end", "everyone.")
         assert waiting.all(first=1)[-1].finish_reason == "length"
     eventually_free(impatient_server)
