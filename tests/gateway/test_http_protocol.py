@@ -22,11 +22,12 @@ NEVER = asyncio.Event()
 
 @asynccontextmanager
 async def connected(
-    is_broken: bool = False, has_left: asyncio.Event = NEVER
+    is_broken: bool = False, has_left: asyncio.Event = NEVER, wait: float = WAIT
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server that takes longer to answer than it waits for a request, and breaks off if it is broken.
 
-    It answers /early before the body has come, /echo with the body, and /leave when the client has left.
+    `wait`: for a request. A test whose client sends a part of one, or the next one, some time later is not to be cut off meanwhile.
+    The server answers /early before the body has come, /echo with the body, and /leave when the client has left.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -47,7 +48,7 @@ async def connected(
         await send({"type": "http.response.start", "status": 200, "headers": length})
         await send({"type": "http.response.body", "body": answer, "more_body": is_broken})
 
-    config = HttpConfig(app, PATIENCE, timeout_keep_alive=WAIT)
+    config = HttpConfig(app, PATIENCE, timeout_keep_alive=wait)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(lambda: HttpProtocol(config, state, {}), "127.0.0.1", 0)
@@ -91,7 +92,7 @@ async def test_a_head_that_has_no_end_is_refused() -> None:
 
 
 async def test_a_long_body_that_is_answered_early_is_no_head() -> None:
-    async with connected() as (reader, writer):
+    async with connected(wait=PATIENCE) as (reader, writer):
         size = 4 * LONGEST_HEAD
         writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
         assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\nok"), PATIENCE)).startswith(b"HTTP/1.1 200 ")
@@ -100,7 +101,7 @@ async def test_a_long_body_that_is_answered_early_is_no_head() -> None:
 
 
 async def test_head_gets_a_head_alone_and_the_connection_goes_on() -> None:
-    async with connected() as (reader, writer):
+    async with connected(wait=PATIENCE) as (reader, writer):
         writer.write(REQUEST.replace(b"GET /", b"HEAD /early"))
         assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)).startswith(b"HTTP/1.1 200 ")
         writer.write(REQUEST)
@@ -110,7 +111,7 @@ async def test_head_gets_a_head_alone_and_the_connection_goes_on() -> None:
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket"])  # a WebSocket begins with GET
 async def test_another_protocol_that_is_offered_is_not_taken_and_loses_no_body(offer: bytes) -> None:
     head = ECHO + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n" % offer
-    async with connected() as (reader, writer):
+    async with connected(wait=PATIENCE) as (reader, writer):
         for parts in ([head + BODY], [head, BODY], [head[:50], head[50:] + BODY[:3], BODY[3:] + head + BODY], [(head + BODY) * 1500]):
             for part in parts:
                 writer.write(part)
