@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from benching.fake_triton import running_fake
 from client.test_cli import COMMAND, environment
+from engine_lib.server.ports import hold_free_port
 from patience import PATIENCE, eventually
 from qwen3_tts_client.batch import BatchRun, Job, alone_in, read_jobs
 from qwen3_tts_client.cli import app
@@ -121,11 +122,12 @@ def impatient_run(monkeypatch: pytest.MonkeyPatch, folder: Path, longest_wait: f
 
 def test_jobs_wait_for_a_server_that_starts_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run, jobs = impatient_run(monkeypatch, tmp_path, 0.1)
-    with ThreadPoolExecutor(1) as pool:
-        with running_fake(frames=100, speed=1) as url:
+    with hold_free_port() as holder, ThreadPoolExecutor(1) as pool:  # no other program gets the port between the two
+        port = holder.getsockname()[1]
+        with running_fake(frames=100, speed=1, port=port) as url:
             speaking = pool.submit(run.speak, url, "qwen3_tts", 2)
             eventually(lambda: len(list(tmp_path.glob(".*.part.wav"))) == 2, "two jobs are being spoken")
-        with running_fake(frames=2, speed=0, port=int(url.rpartition(":")[2])):
+        with running_fake(frames=2, speed=0, port=port):
             speaking.result(PATIENCE)
     assert [job.status for job in jobs] == ["spoken"] * 4
     assert not run.has_failures
@@ -133,8 +135,8 @@ def test_jobs_wait_for_a_server_that_starts_again(monkeypatch: pytest.MonkeyPatc
 
 def test_a_server_that_does_not_come_back_ends_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run, _ = impatient_run(monkeypatch, tmp_path, 0.01)
-    with ThreadPoolExecutor(1) as pool:
-        with running_fake(frames=100, speed=1) as url:
+    with hold_free_port() as holder, ThreadPoolExecutor(1) as pool:
+        with running_fake(frames=100, speed=1, port=holder.getsockname()[1]) as url:
             speaking = pool.submit(run.speak, url, "qwen3_tts", 1)
             eventually(lambda: any(tmp_path.glob(".*.part.wav")), "a job is being spoken")
         with pytest.raises(ServerUnavailable, match="cannot reach a Triton server"):
