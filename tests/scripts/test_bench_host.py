@@ -21,18 +21,19 @@ from engine_lib.codec.base_engine import BaseCodecEngine
 from engine_lib.codec.isolation.remote_engine import RemoteCodecEngine
 from engine_lib.codec.request import AudioChunk, CodecRequest
 from engine_lib.config import EngineConfig
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 
 
 def test_threads_are_added_up_by_what_they_do() -> None:
     release = threading.Event()
     sender = threading.Thread(target=release.wait)
     sender.start()
-    parts = bench_host._threads(os.getpid(), {str(sender.native_id): "codec_decoder-send-0", str(os.getpid()): "MainThread"})
+    names = {str(sender.native_id): "codec_decoder-send-0", str(os.getpid()): "MainThread"}
+    eventually(lambda: bench_host._threads(os.getpid(), names)["send"].switches > 0, "the thread has begun to wait")
+    parts = bench_host._threads(os.getpid(), names)
     release.set()
     sender.join()
     assert parts["execute"].ran > 0
-    assert parts["send"].switches > 0
     assert parts["execute"].plus(parts["execute"], -1) == Used()
 
 
