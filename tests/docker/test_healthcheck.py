@@ -21,14 +21,14 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(not CAN_SERVE, reason="needs tritonserver on PATH or the wheel nvidia-pytriton"),
 ]
-SCRIPT = Path(__file__).parents[2] / "docker" / "healthcheck.py"
+CHECK = [sys.executable, str(Path(__file__).parents[2] / "docker" / "healthcheck.py"), "--timeout", str(PATIENCE)]
 
 
 def ask(server: TritonServer, *more: str, models: str = "") -> subprocess.CompletedProcess[str]:
     """The check as a container runs it, in an environment that has a proxy."""
     urls = ["--url", f"http://127.0.0.1:{server.http_port}", "--metrics-url", f"http://127.0.0.1:{server.metrics_port}/metrics"]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *urls, "--timeout", str(PATIENCE), *more],
+        [*CHECK, *urls, *more],
         env={"PATH": "", "http_proxy": "http://127.0.0.1:9", "HEALTHCHECK_MODELS": models},
         capture_output=True,
         text=True,
@@ -44,7 +44,7 @@ def ask(server: TritonServer, *more: str, models: str = "") -> subprocess.Comple
 def test_what_answers_is_no_triton_server(answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with subprocess.Popen([sys.executable, str(SCRIPT), "--url", url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+        with subprocess.Popen([*CHECK, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
             connection, _ = listening.accept()
             with connection:
                 connection.recv(65536)
@@ -65,7 +65,7 @@ def test_what_answers_is_no_triton_server(answer: bytes) -> None:
 )
 def test_another_port_is_told_in_words(arguments: list[str], answer: bytes, problem: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        command = [sys.executable, str(SCRIPT), *arguments, f"http://127.0.0.1:{listening.getsockname()[1]}"]
+        command = [*CHECK, *arguments, f"http://127.0.0.1:{listening.getsockname()[1]}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
             connection, _ = listening.accept()
             with connection:
@@ -77,7 +77,7 @@ def test_another_port_is_told_in_words(arguments: list[str], answer: bytes, prob
 
 @pytest.mark.parametrize("option", ["--url", "--gateway"])
 def test_an_address_without_a_scheme_is_told_in_words(option: str) -> None:
-    said = subprocess.run([sys.executable, str(SCRIPT), option, "localhost:9"], capture_output=True, text=True, timeout=PATIENCE)
+    said = subprocess.run([*CHECK, option, "localhost:9"], capture_output=True, text=True, timeout=PATIENCE)
     assert (said.returncode, said.stdout) == (1, "localhost:9: is no URL; give http://HOST:PORT\n")
 
 
