@@ -110,8 +110,11 @@ class Backends:
         return _together(found)
 
     def known_voices(self) -> VoiceList | None:
-        """What all servers that are ready speak with together, as they said last; None if one of them has not said it yet."""
-        known = [backend.voices for backend in self.ready]
+        """What all servers that are ready speak with together, as they said last; None if one of them has not said it yet.
+
+        If none is ready, those of all, which are asked to speak then: a server that is busy may miss the second that it has for an answer.
+        """
+        known = [backend.voices for backend in self.ready or self._backends]
         found = [voices for voices in known if voices is not None]
         return _together(found) if found and len(found) == len(known) else None
 

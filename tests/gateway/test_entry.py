@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from benching.fake_triton import FakeTriton
 from qwen3_tts_client.cli import app as cli
 from qwen3_tts_gateway.app import create_app
+from qwen3_tts_gateway.backends import Backends
 from qwen3_tts_gateway.keys import new_key
 from qwen3_tts_gateway.settings import GatewaySettings
 
@@ -105,6 +106,14 @@ async def test_a_server_that_cannot_say_which_voices_it_has_speaks_all_the_same(
         assert (await client.post(SPEECH, json={"input": "x", "voice": "alloy"})).status_code == 200
         refused = await client.get("/v1/audio/voices")
         assert (refused.status_code, "gave " in refused.json()["error"]["message"]) == (502, True)
+
+
+async def test_a_server_that_was_too_busy_to_say_that_it_is_ready_has_its_voices_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(FakeTriton(frames=1, speed=0)) as address, client_of(settings_of(address)) as client:
+        for _ in range(2):
+            answer = await client.post(SPEECH, json={"input": "x", "voice": "alloy", "response_format": "pcm"})
+            assert (answer.status_code, answer.headers["x-voice"]) == (200, "ada")
+            monkeypatch.setattr(Backends, "ready", property(lambda _backends: []))
 
 
 @pytest.mark.parametrize("chunked", [False, True])
