@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from openai import OpenAI
 from server.conftest import CAN_SERVE, new_server, serve_several
 from server.streams import eventually_free
+from websockets.sync import client as websockets_client
 
 from engine_lib.server.process import TritonServer
 from make_checkpoint import make_checkpoint
@@ -23,6 +25,9 @@ from voice_in_the_box import VOICE_IN_THE_BOX
 COMMAND = [sys.executable, "-c", "from qwen3_tts_client.cli import main; main()"]
 TEXT = "There is a small penguin in the window."
 LONG_TEXT = " ".join([TEXT] * 20)  # for the server that never ends by itself
+# To a WebSocket. By default the package waits 10 s for a handshake, and 20 s for the answer to a ping: the gateway gives none while the
+# client does not read, and a test may read another socket first.
+connect = partial(websockets_client.connect, open_timeout=PATIENCE, ping_interval=None)
 
 
 class RunningGateway:

@@ -15,8 +15,9 @@ import soundfile
 from elevenlabs.client import ElevenLabs
 from elevenlabs.core.api_error import ApiError
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
+from gateway.conftest import connect
 from patience import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("quiet_log")

@@ -12,9 +12,10 @@ import pytest
 from elevenlabs import DialogueInput, VoiceSegment
 from elevenlabs.client import ElevenLabs
 from elevenlabs.core.api_error import ApiError
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from engine_lib.server.process import TritonServer
+from gateway.conftest import connect
 from patience import PATIENCE
 from qwen3_tts_client import Client
 from qwen3_tts_client.protocol import AudioChunk

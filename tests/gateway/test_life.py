@@ -14,11 +14,11 @@ import httpx
 import pytest
 from server.streams import eventually_free, metric
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from benching.fake_triton import running_fake
 from engine_lib.server.process import TritonServer
-from gateway.conftest import COMMAND, LONG_TEXT, TEXT, RunningGateway
+from gateway.conftest import COMMAND, LONG_TEXT, TEXT, RunningGateway, connect
 from patience import PATIENCE, eventually
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 from websockets.typing import Origin
 
+from gateway.conftest import connect
 from patience import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("quiet_log")

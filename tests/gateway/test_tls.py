@@ -15,10 +15,9 @@ import httpx
 import pytest
 from elevenlabs import ElevenLabs
 from typer.testing import CliRunner
-from websockets.sync.client import connect
 
 from engine_lib.server.process import TritonServer
-from gateway.conftest import TEXT, RunningGateway
+from gateway.conftest import TEXT, RunningGateway, connect
 from patience import PATIENCE, eventually
 from qwen3_tts_client.cli import app as cli
 
