@@ -87,8 +87,9 @@ def test_a_cancel_says_how_much_was_sent_and_frees_the_server(session: Session) 
     _, events = session.until("audio.cancelled")
     assert events[-1]["samples_sent"] > 0
     session.send("input.text", text="Good ")
-    session.send("input.cancel")  # before it has begun to speak: what was sent before is not counted again
-    assert session.until("audio.cancelled")[1][-1]["samples_sent"] == 0
+    session.send("input.cancel")  # mostly before it has begun to speak
+    audio, events = session.until("audio.cancelled")
+    assert events[-1]["samples_sent"] == len(audio) // 2  # what was sent before is not counted again
     session.say(["Good morning."])
     assert session.until("session.done")[1][0]["type"] == "audio.start"
 
