@@ -55,8 +55,8 @@ class RunningGateway:
         assert self.process.wait(PATIENCE) == 0
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of its log."""
-        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        """The lines of its log. Behind the last line break there may be a part of the next one."""
+        return [json.loads(line) for line in self.log_file.read_text().split("\n")[:-1]]
 
     def answered(self, request_id: str) -> dict[str, Any]:
         """The log's line of an answered request; {} if there is none yet."""
