@@ -30,8 +30,8 @@ ADA = SynthesizeVoice(name="ada")
 
 
 def wyoming_gateway(triton: TritonServer, log_file: Path) -> RunningGateway:
-    """A gateway that serves Wyoming, on a port that it chooses itself."""
-    return RunningGateway([triton], log_file, "--wyoming-port", "0")
+    """A gateway that serves Wyoming, on a port that it chooses itself, and lets speech end however slow the machine is."""
+    return RunningGateway([triton], log_file, "--wyoming-port", "0", "--drain-seconds", str(PATIENCE))
 
 
 def wyoming_port(gateway: RunningGateway) -> int:
