@@ -133,7 +133,7 @@ def no_descriptor() -> NoReturn:
 
 def test_a_gateway_tells_of_a_dead_encoder_and_leaves_none_behind_when_it_is_killed(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with running_fake(frames=500, speed=4) as url, log.open("w") as stderr:
+    with running_fake(frames=500, speed=1) as url, log.open("w") as stderr:  # it speaks still when its encoder is killed
         options = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--backend", url, "--encoder-processes", "1"]
         with subprocess.Popen([*COMMAND, "gateway", *options], stdout=subprocess.PIPE, stderr=stderr, text=True) as gateway:
             assert gateway.stdout is not None
