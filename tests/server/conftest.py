@@ -109,9 +109,9 @@ def three_models(checkpoints: Path) -> dict[str, Path]:
     return {kind: make_checkpoint(checkpoints / "three" / kind, kind=kind, eos_gain=gain) for kind, gain in kinds.items()}
 
 
-def serve_several(models: dict[str, Path], folder: Path, store: Path) -> TritonServer:
+def serve_several(models: dict[str, Path], folder: Path, store: Path, reference_max_seconds: int = 5) -> TritonServer:
     """A server of several checkpoints with a voice store, on free ports, not yet started."""
-    options = Options(every=MODEL_OPTIONS | {"voice_store": str(store), "reference_max_seconds": "5"})
+    options = Options(every=MODEL_OPTIONS | {"voice_store": str(store), "reference_max_seconds": str(reference_max_seconds)})
     lay_out(MODEL_REPOSITORY, folder / "repository", list(models.values()), options)
     return TritonServer(
         options={},
