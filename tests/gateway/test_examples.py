@@ -92,6 +92,7 @@ def test_a_page_of_another_origin_speaks(triton: TritonServer, pages: str, tmp_p
     ):
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
         page.goto(f"{pages}/browser.html?base={gateway.url}/v1")
         begun = time.monotonic()
         while page.title() != "spoken":  # the gateway may not have seen its server yet
