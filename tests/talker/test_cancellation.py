@@ -13,6 +13,7 @@ from engine_lib.delivery import Delivery
 from engine_lib.talker.engine import TalkerEngine
 from engine_lib.talker.request import CodesChunk, Request, RequestListener, StreamTimes
 from engine_lib.talker.sequence import SequenceStatus
+from patience import eventually
 from talker.speaking import (
     GREEDY,
     GREETING,
@@ -158,6 +159,7 @@ def test_a_listener_that_raises_loses_its_own_stream_only(
     with caplog.at_level(logging.ERROR):
         engine.submit(Request("deaf", prompt, GREEDY, ONE_FRAME), listener)
         assert mate.end().finish_reason == "length"
+        eventually(lambda: bool(listener.received) and listener.received[-1].is_final, "its own stream ends")
     np.testing.assert_array_equal(mate.codes, codes[:12])
     assert [chunk.is_final for chunk in listener.received] == [False] * (fails_at + 1) + [True]
     assert listener.received[-1].finish_reason == "cancelled"

@@ -168,7 +168,7 @@ def test_a_deadline_and_a_failing_listener_end_their_own_streams_alone(endless: 
         engine.submit(Request("failing", GREETING.prompt(endless), GREEDY, ONE_FRAME), Failing())
         assert late.end().error == DEADLINE_ERROR
         assert healthy.end().finish_reason == "length"
-        eventually(lambda: received[-1].is_final, "the failing listener's stream ends")
+        eventually(lambda: bool(received) and received[-1].is_final, "the failing listener's stream ends")
         assert [(chunk.index, chunk.finish_reason) for chunk in received] == [(0, ""), (1, ""), (2, "cancelled")]
         until_nothing_is_held(engine)
 
