@@ -44,11 +44,11 @@ def test_seed_frame_and_codebook_each_change_the_number(fresh_seed: int):
 
 
 def test_the_numbers_are_uniform_and_below_one(fresh_seed: int):
-    uniforms = frame_uniforms(torch.full((5000,), fresh_seed), torch.arange(5000), 16)
-    assert (uniforms.dtype, uniforms.shape) == (torch.float32, (5000, 16))
+    uniforms = frame_uniforms(torch.full((12_500,), fresh_seed), torch.arange(12_500), 16)
+    assert (uniforms.dtype, uniforms.shape) == (torch.float32, (12_500, 16))
     assert uniforms.min() >= 0
     assert uniforms.max() < 1
     assert torch.equal(uniforms * 2**24, (uniforms * 2**24).round())
-    assert stats.kstest(uniforms.double().flatten().numpy(), "uniform").pvalue > 1e-4
+    assert stats.kstest(uniforms.double().flatten().numpy(), "uniform").pvalue > 1e-9  # below 1e-4 good numbers would be once in a while
     neighbours = stats.pearsonr(uniforms[:-1].double().flatten().numpy(), uniforms[1:].double().flatten().numpy())
-    assert neighbours.pvalue > 1e-4
+    assert neighbours.pvalue > 1e-9
