@@ -12,7 +12,7 @@ from server.collector import collecting
 
 from engine_lib.errors import ConfigError
 from engine_lib.serving.tracing import Span, Tracing
-from patience import eventually
+from patience import PATIENCE, eventually
 
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 UNSAMPLED = {"traceparent": PARENT["traceparent"][:-1] + "0"}
@@ -55,7 +55,7 @@ def test_spans_reach_the_collector_of_the_environment_at_the_latest_when_the_mod
         assert tracing is not None
         tracing.record(PARENT, [Span("waiting", 1.0, 2.5), Span("speaking", 2.5, 4.0, {"finish_reason": "error"}, has_failed=True)])
         tracing.record(UNSAMPLED, [Span("waiting", 1.0, 2.0)])
-        tracing.close(60.0)
+        tracing.close(PATIENCE)
         eventually(lambda: len(collector.spans) == 2, "the spans of the sampled trace have come")
     waiting, speaking = collector.spans
     assert (waiting.trace, waiting.parent) == ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")

@@ -18,6 +18,7 @@ from engine_lib.prompt import PromptBuilder
 from engine_lib.serving.ordered_sender import OrderedSender
 from engine_lib.serving.secret import ServerSecret
 from engine_lib.serving.warm_up import TALKER_FRAMES, warm_up_codec, warm_up_talker
+from patience import PATIENCE
 
 SECRET = ServerSecret(b"of the tests")
 
@@ -28,7 +29,7 @@ def sender() -> Iterator[OrderedSender]:
     failures: list[BaseException] = []
     sender = OrderedSender("test", 2, failures.append)
     yield sender
-    assert sender.close(10)
+    assert sender.close(PATIENCE)
     assert not failures
 
 

@@ -38,7 +38,7 @@ def running_library(folder: Path, **options: Any) -> Iterator[VoiceLibrary]:
 def busy_pool(library: VoiceLibrary) -> Iterator[None]:
     """Within, every resampling thread waits."""
     gate = threading.Event()
-    waiting = [library._pool.submit(gate.wait, 60) for _ in range(RESAMPLING_THREADS)]
+    waiting = [library._pool.submit(gate.wait, PATIENCE) for _ in range(RESAMPLING_THREADS)]
     try:
         yield
     finally:
