@@ -340,9 +340,16 @@ def test_codes_are_those_of_an_engine_without_the_cache(endless_voice: Path, mix
             codes = mix.codes[number]
             np.testing.assert_array_equal(stream.codes, codes[: len(stream.codes)], err_msg=f"rng_seed = {mix.rng_seed}")
             assert reason == "cancelled" or (reason, len(stream.codes)) == ("length", MAX_FRAMES)
+        # the random prompts may all have found room; these two do not find it as they grow
+        pair, sampling, others = [random_prompt(rng, 22) for _ in range(2)], SamplingParams(seed=0, max_frames=MAX_FRAMES), list[Stream]()
+        alone = [speak(engine, prompt, sampling) for prompt in pair]
+        first = start(engine, pair[0], sampling, at={1: lambda _: others.append(start(engine, pair[1], sampling))})
+        assert first.end().finish_reason == others[0].end().finish_reason == "length"
+        for stream, codes in zip((first, *others), alone, strict=True):
+            np.testing.assert_array_equal(stream.codes, codes)
         assert engine.stats().num_preemptions > 0 or options["kv_block_size"] == 16
         # the random prompts may have no whole block in common; this one has, with itself
-        prompt, sampling = random_prompt(rng, 40), SamplingParams(seed=0, max_frames=MAX_FRAMES)
+        prompt = random_prompt(rng, 40)
         codes, num_hits = speak(engine, prompt, sampling), engine.stats().num_prefix_hits
         np.testing.assert_array_equal(speak(engine, prompt, sampling), codes)
         assert engine.stats().num_prefix_hits > num_hits
