@@ -17,5 +17,5 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         [..., hidden] in the dtype of `x`; rounding happens before the scale, as in the official Qwen3TTSRMSNorm.
     """
     wide = x.float()
-    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * normalised.to(x.dtype)

@@ -102,5 +102,7 @@ class CodePredictor:
             out = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=n > 1, enable_gqa=True)
             return out.transpose(1, 2).flatten(0, 1)
 
-        cos, sin = (table[position:stop].repeat(batch, 1) for table in (self.cos, self.sin))
+        cos, sin = self.cos[position:stop], self.sin[position:stop]  # one row fits any batch
+        if n > 1:
+            cos, sin = cos.repeat(batch, 1), sin.repeat(batch, 1)
         return self.transformer.norm(self.transformer.forward(x.flatten(0, 1), cos, sin, attend).unflatten(0, (batch, n))[:, -1])

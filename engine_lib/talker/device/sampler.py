@@ -8,6 +8,7 @@ without a sorted order. A row with logits that are not finite gets BAD_CODE: its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -31,7 +32,22 @@ class SamplingTensors:
     do_sample: torch.Tensor
 
     def __getitem__(self, rows: torch.Tensor) -> SamplingTensors:
+        """A copy for a batch."""
         return SamplingTensors(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.do_sample[rows])
+
+    # What holds for all rows of a batch saves work on a CPU. Not on a GPU: to read it there would make the host wait.
+
+    @cached_property
+    def samples_nowhere(self) -> bool:
+        """Whether this is known: no row samples."""
+        return self.do_sample.device.type == "cpu" and not self.do_sample.any()
+
+    @cached_property
+    def largest_top_k(self) -> int | None:
+        """The largest top_k of a batch without top-p; None if it has top-p, or this is not known."""
+        if self.top_p.device.type != "cpu" or bool((self.top_p < 1).any()):
+            return None
+        return int(self.top_k.max())
 
 
 def apply_repetition_penalty(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
@@ -52,7 +68,7 @@ def sample(logits: torch.Tensor, params: SamplingTensors, uniforms: torch.Tensor
         [batch] int64, BAD_CODE if the logits hold NaN or +inf, or allow nothing.
     """
     best, likeliest = logits.max(dim=-1)
-    if _holds_on_cpu(~params.do_sample):
+    if params.samples_nowhere:
         return torch.where(torch.isfinite(best), likeliest, BAD_CODE)
     probabilities = torch.softmax(filter_logits(logits, params), dim=-1)
     cumulative = probabilities.cumsum(-1)
@@ -69,9 +85,8 @@ def filter_logits(logits: torch.Tensor, params: SamplingTensors) -> torch.Tensor
     Ids as likely as the k-th stay; of equally likely ones top-p cuts the smaller first.
     """
     logits, vocab = logits / params.temperature[:, None], logits.shape[1]
-    if _holds_on_cpu(params.top_p >= 1):
-        most = int(params.top_k.clamp(1, vocab).max())
-        kth = logits.topk(most).values.gather(1, (params.top_k[:, None].long() - 1).clamp(0, vocab - 1))
+    if (most := params.largest_top_k) is not None:
+        kth = logits.topk(min(max(most, 1), vocab)).values.gather(1, (params.top_k[:, None].long() - 1).clamp(0, vocab - 1))
         logits = logits.masked_fill(logits < kth, _NEVER)
         return logits.masked_fill(torch.softmax(logits, dim=-1) == 0, _NEVER)  # as top-p of 1 does
     ordered, ids = logits.sort(dim=-1, stable=True)
@@ -81,8 +96,3 @@ def filter_logits(logits: torch.Tensor, params: SamplingTensors) -> torch.Tensor
     cut = torch.softmax(ordered, dim=-1).cumsum(-1) <= 1 - params.top_p[:, None]
     cut[:, -1] = False
     return logits.masked_fill(logits < kth, _NEVER).masked_fill(cut.scatter(1, ids, cut), _NEVER)
-
-
-def _holds_on_cpu(condition: torch.Tensor) -> bool:
-    """Whether `condition` holds for all rows, which saves sorting. False on a GPU: to read it there would make the host wait."""
-    return condition.device.type == "cpu" and bool(condition.all())
