@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "QWEN3_TTS_"
 # Variables with that prefix that are no options: of a server's models, and of the client.
-OTHER_VARIABLES = ("DRAIN_DIRECTORY", "GRPC_URL", "SERVER_SECRET", "SERVER_SECRET_FILE", "URL")
+OTHER_VARIABLES = ("DRAIN_DIRECTORY", "GRPC_URL", "SERVER_SECRET", "SERVER_SECRET_FILE", "TLS_CA", "TLS_CERTIFICATE", "TLS_KEY", "URL")
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 LARGEST = 2**31 - 1  # of an option without a maximum: no counter, size or wait in seconds overflows
 

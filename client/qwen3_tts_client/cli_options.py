@@ -30,7 +30,9 @@ Reference = Annotated[Path | None, typer.Option(metavar="FILE", help="Clone the 
 ReferenceText = Annotated[str | None, typer.Option(metavar="TEXT", help="The words of the recording; needed unless --x-vector-only.")]
 XVectorOnly = Annotated[bool, typer.Option("--x-vector-only", help="Clone only the timbre of the recording.")]
 Model = Annotated[str, typer.Option(metavar="NAME", help="Model to use if the server has several: qwen3_tts_base, qwen3_tts_design, ..")]
-Url = Annotated[str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port.")]
+Url = Annotated[
+    str, typer.Option(envvar="QWEN3_TTS_URL", metavar="HOST:PORT", help="The server's gRPC port; grpcs://HOST:PORT if it speaks TLS.")
+]
 Timeout = Annotated[float | None, typer.Option(min=0.001, metavar="SECONDS", help="Give up after this time. [default: never]")]
 Priority = Annotated[
     str | None, typer.Option(metavar="interactive|batch", help="batch waits while interactive requests wait. [default: interactive]")

@@ -25,7 +25,8 @@ import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
-from qwen3_tts_client.channel import channel_options, is_target, stream_call, text_stream_call
+from qwen3_tts_client.address import is_url
+from qwen3_tts_client.channel import open_aio_channel, open_channel, stream_call, text_stream_call
 from qwen3_tts_client.dialogue import JoinedTurns, options_of, turns_of
 from qwen3_tts_client.errors import InvalidRequest, NotFound, Qwen3TTSClientError, StreamFailed, error_from_rpc
 from qwen3_tts_client.lifetime import Lifetime
@@ -51,14 +52,15 @@ class Client:
 
     Args:
         url: HOST:PORT of the server's gRPC port. The first stream connects; a broken connection is made again. With several
-            servers dns:///NAME:PORT or ipv4:ADDRESS:PORT,ADDRESS:PORT: each stream goes to the next one.
+            servers dns:///NAME:PORT or ipv4:ADDRESS:PORT,ADDRESS:PORT: each stream goes to the next one. With grpcs:// before
+            it TLS is spoken; the environment names the files (qwen3_tts_client.tls).
         model: name of the ensemble; a server of several checkpoints has one for each.
     """
 
     def __init__(self, url: str = DEFAULT_URL, model: str = DEFAULT_MODEL) -> None:
         self.url, self.model = _checked_url(url), _checked_model(model)
         self._lifetime = Lifetime()
-        self._channel = grpc.insecure_channel(url, channel_options(url))
+        self._channel = open_channel(url)
         self._stream_call = stream_call(self._channel)
         self._text_stream_call = text_stream_call(self._channel)
         self.voices = Voices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url, self._lifetime)
@@ -194,7 +196,7 @@ class AsyncClient:
             self._lifetime = Lifetime(asyncio.get_running_loop())
         except RuntimeError:
             raise RuntimeError("no event loop is running; make an AsyncClient inside a coroutine") from None
-        self._channel = grpc.aio.insecure_channel(url, channel_options(url))
+        self._channel = open_aio_channel(url)
         self._stream_call = stream_call(self._channel)
         self._text_stream_call = text_stream_call(self._channel)
         self.voices = AsyncVoices(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), url, self._lifetime)
@@ -374,9 +376,9 @@ def _check_pieces(text: object, kind: type) -> None:
 
 
 def _checked_url(url: str) -> str:
-    if not isinstance(url, str) or not is_target(url):
+    if not isinstance(url, str) or not is_url(url):
         several = "for several servers dns:///NAME:PORT or ipv4:A:PORT,B:PORT"
-        allowed = f"give HOST:PORT of the gRPC port, without a scheme, of IPv6 as [::1]:PORT; {several}"
+        allowed = f"give HOST:PORT of the gRPC port, of IPv6 as [::1]:PORT, with grpcs:// before it for TLS; {several}"
         raise InvalidRequest(f"url: {url!r:.200} is not allowed; {allowed}", field="url")
     return url
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import grpc  # type: ignore[import-untyped]
 
-from qwen3_tts_client.channel import takes_no_proxy
+from qwen3_tts_client.address import has_tls, takes_no_proxy
 
 MODEL_ERROR = re.compile(r"^(?:in ensemble '[^']*', )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
 # The server's own codes on a call with one response; gRPC itself does not begin its details with a code.
@@ -35,11 +35,22 @@ MODEL_NOT_READY = re.compile(r"^Request for unknown model|^Server is stopping")
 
 CANNOT_CONNECT_HINT = "start a server (python scripts/serve.py --model CHECKPOINT) or give the HOST:PORT of a running one's gRPC port"
 NO_GRPC_HINT = (
-    "what answers there speaks no gRPC, or gRPC over TLS, which this client does not: "
-    "give the gRPC port (8001 unless set), not that of HTTP, metrics or the gateway"
+    "what answers there speaks no gRPC, or gRPC over TLS: "
+    "give the gRPC port (8001 unless set), not that of HTTP, metrics or the gateway, or grpcs://HOST:PORT for TLS"
 )
 # What gRPC says of a port that answers with HTTP/1 or TLS.
 NO_GRPC = re.compile(r"last error: .*(?:Socket closed|http1\.x server|SETTINGS frame)")
+# The same of TLS.
+TLS_HINTS = (
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate leads to no authority that is known; QWEN3_TTS_TLS_CA names a file of one"),
+    ("Hostname Verification Check failed", "its certificate is of another name; give the name that it holds"),
+    ("WRONG_VERSION_NUMBER", "no TLS is spoken there; give HOST:PORT without grpcs://"),
+    (
+        "Socket closed",
+        "it may want to know who calls: QWEN3_TTS_TLS_CERTIFICATE and QWEN3_TTS_TLS_KEY name files of a certificate that it trusts; "
+        "or this is not its gRPC port",
+    ),
+)
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # that gRPC heeds, the first one set
 NOT_READY_HINT = (
     "is its name right? `qwen3-tts voices list` shows the models. "
@@ -155,6 +166,8 @@ def _overloaded(message: str) -> ServerOverloaded:
 
 def _no_connection_hint(url: str, details: str) -> str:
     proxy = next((name for name in PROXIES if os.environ.get(name)), None)
+    if has_tls(url) and (hint := next((hint for words, hint in TLS_HINTS if words in details), "")):
+        return hint
     if NO_GRPC.search(details):
         return NO_GRPC_HINT
     if proxy is None or takes_no_proxy(url):

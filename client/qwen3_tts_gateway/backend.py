@@ -16,7 +16,7 @@ import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from qwen3_tts_client.channel import channel_options
+from qwen3_tts_client.channel import open_aio_channel
 from qwen3_tts_client.client import AsyncClient
 from qwen3_tts_client.errors import Qwen3TTSClientError
 from qwen3_tts_client.voices import VoiceList
@@ -33,7 +33,7 @@ class Backend:
     """One Triton server. Make it inside a running event loop.
 
     Attributes:
-        url: HOST:PORT of its gRPC port.
+        url: HOST:PORT of its gRPC port, or grpcs://HOST:PORT.
         is_ready: as it answered last; True until it has been asked, so that the first request needs no answer.
         has_answered: whether it ever was ready.
         open_streams: utterances of this gateway that have not ended.
@@ -51,7 +51,7 @@ class Backend:
         self.voices: VoiceList | None = None
         self._model, self._metrics_url = model, metrics_url
         self._clients: dict[str, AsyncClient] = {}
-        self._channel = grpc.aio.insecure_channel(url, channel_options(url))
+        self._channel = open_aio_channel(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._looked = -math.inf  # when it was asked for voices
         self._others_streams = 0.0  # of other gateways and clients, when the metrics were read

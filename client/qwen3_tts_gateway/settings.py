@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
+from qwen3_tts_client.address import has_tls
+from qwen3_tts_client.errors import InvalidRequest
+from qwen3_tts_client.tls import credentials
 
 DEFAULT_PORT = 8880
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_ENCODER_PROCESSES = max(1, min(16, os.cpu_count() or 1))
 MOST_ITEMS = 1000  # of a batch; more are not even read
-ADDRESS = re.compile(r"(?P<host>\[[^]\s/@,]+\]|[^\s/@,:[\]]+):(?P<port>\d{1,5})")
+ADDRESS = re.compile(r"(?:grpcs://)?(?P<host>\[[^]\s/@,]+\]|[^\s/@,:[\]]+):(?P<port>\d{1,5})")
 
 
 class SettingsError(ValueError):
@@ -26,7 +29,7 @@ class GatewaySettings:
     """Options of one gateway.
 
     Attributes:
-        backends: HOST:PORT of the gRPC port of each Triton server.
+        backends: HOST:PORT of the gRPC port of each Triton server, with grpcs:// before it for TLS (qwen3_tts_client.tls).
         resolve: whether each HOST stands for all servers that its name has addresses of, now and later.
         metrics_port: of each Triton server, to learn how many streams it has; 0: not asked, own streams alone count.
         model: ensemble that speaks if neither the request's model nor its voice decides.
@@ -81,8 +84,11 @@ class GatewaySettings:
             found = ADDRESS.fullmatch(address)
             if not found or not 0 < int(found["port"]) < 2**16:
                 raise SettingsError(
-                    f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port, of IPv6 as [::1]:PORT"
+                    f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port, of IPv6 as [::1]:PORT, "
+                    "with grpcs:// before it for TLS"
                 )
+            if has_tls(address):
+                self._check_tls(address)
         if len(set(self.backends)) < len(self.backends):
             raise SettingsError("backend: a server is given twice; give each once")
         for name in ("max_text_length", "max_script_length", "max_body_bytes", "max_batch", "max_streams", "encoder_processes"):
@@ -97,6 +103,14 @@ class GatewaySettings:
             raise SettingsError(f"max_batch: {self.max_batch} is not allowed; give 1 to {MOST_ITEMS}")
         if not self.stall_seconds > 0:
             raise SettingsError(f"stall_seconds: {self.stall_seconds:g} is not allowed; give seconds above 0")
+
+    def _check_tls(self, address: str) -> None:
+        if self.resolve:
+            raise SettingsError(f"resolve: is not for {address}, because a certificate is of a name; give each server's own name")
+        try:
+            credentials()
+        except InvalidRequest as error:
+            raise SettingsError(str(error)) from None
 
     def _check(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -34,13 +34,12 @@ def speak_and_die(url: str, request: bytes, seconds: float, patience: float) -> 
 
 def _speak(url: str) -> None:
     sys.path.insert(0, str(CLIENT))
-    import grpc  # type: ignore[import-untyped]
     from tritonclient.grpc import service_pb2
 
-    from qwen3_tts_client.channel import channel_options, stream_call
+    from qwen3_tts_client.channel import open_channel, stream_call
 
     request = service_pb2.ModelInferRequest.FromString(sys.stdin.buffer.read())
-    with grpc.insecure_channel(url, channel_options(url)) as channel:
+    with open_channel(url) as channel:
         for _ in stream_call(channel)(request):
             print("heard", flush=True)
 

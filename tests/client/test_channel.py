@@ -13,7 +13,8 @@ import pytest
 from benching.fake_triton import SAMPLES_PER_FRAME, running_fake
 from patience import PATIENCE
 from qwen3_tts_client import Client
-from qwen3_tts_client.channel import NO_PROXY, channel_options, is_target
+from qwen3_tts_client.address import is_url
+from qwen3_tts_client.channel import NO_PROXY, channel_options
 from qwen3_tts_client.errors import CANNOT_CONNECT_HINT, NO_GRPC_HINT, InvalidRequest, ServerUnavailable
 
 LOOPBACK = [
@@ -46,14 +47,14 @@ def test_only_a_loopback_address_takes_no_proxy(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["::1", "::1:8001", "[::1]", "[zz]:8001", "[127.0.0.1]:8001", "ipv6:::1", "ipv6:[::1]", "a:b:8001"])
 def test_an_address_of_ipv6_needs_brackets_and_a_port(url: str) -> None:
-    assert not is_target(url)
-    with pytest.raises(InvalidRequest, match=r"without a scheme, of IPv6 as \[::1\]:PORT"):
+    assert not is_url(url)
+    with pytest.raises(InvalidRequest, match=r"of IPv6 as \[::1\]:PORT"):
         Client(url)
 
 
 @pytest.mark.parametrize("url", ["[::1]:8001", "[fe80::1%eth0]:8001", "ipv6:[::1]:8001,[::2]:8001", "dns:///[::1]:8001", "tts-1:8001"])
 def test_an_address_in_brackets_is_taken(url: str) -> None:
-    assert is_target(url)
+    assert is_url(url)
 
 
 @pytest.fixture

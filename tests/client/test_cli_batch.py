@@ -104,7 +104,10 @@ def test_jobs_are_spoken_skipped_and_an_error_of_one_does_not_stop_the_others(ru
 
 def test_without_a_server_or_with_a_wrong_address_no_job_begins(runner: CliRunner) -> None:
     Path("lines.txt").write_text("One.\n\nTwo.\n", encoding="utf-8")
-    for url, code, problem in (("localhost:9", 3, "cannot reach a Triton server"), ("http://localhost:9", 2, "without a scheme")):
+    for url, code, problem in (
+        ("localhost:9", 3, "cannot reach a Triton server"),
+        ("http://localhost:9", 2, "give HOST:PORT"),
+    ):
         result = batch(runner, "lines.txt", "--url", url)
         assert result.exit_code == code
         assert problem in result.stderr

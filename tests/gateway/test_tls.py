@@ -16,22 +16,21 @@ import pytest
 from elevenlabs import ElevenLabs
 from typer.testing import CliRunner
 
+from certificates import make_certificate
 from engine_lib.server.process import TritonServer
 from gateway.conftest import TEXT, RunningGateway, connect
 from patience import PATIENCE, eventually
 from qwen3_tts_client.cli import app as cli
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with the command openssl")
-KEY = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2", "-subj", "/CN=gateway"]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with cert.pem and key.pem, an encrypted key, and the key of another certificate."""
     folder = tmp_path_factory.mktemp("tls")
-    for name, secret in (("key", ["-nodes"]), ("secret", ["-passout", "pass:secret"]), ("other", ["-nodes"])):
-        out = ["-keyout", str(folder / f"{name}.pem"), "-out", str(folder / f"{name}.cert.pem")]
-        subprocess.run(["openssl", *KEY, *secret, *out, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    for name, password in (("key", ""), ("secret", "secret"), ("other", "")):
+        make_certificate(folder / f"{name}.cert.pem", folder / f"{name}.pem", password=password)
     (folder / "both.pem").write_text((folder / "key.cert.pem").read_text() + (folder / "key.pem").read_text())
     return folder
 
