@@ -17,8 +17,9 @@ from engine_lib.errors import ConfigError, nearest
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "QWEN3_TTS_"
-# Variables with that prefix that are no options: of a server's models, and of the client.
-OTHER_VARIABLES = ("DRAIN_DIRECTORY", "GRPC_URL", "SERVER_SECRET", "SERVER_SECRET_FILE", "TLS_CA", "TLS_CERTIFICATE", "TLS_KEY", "URL")
+# Variables with that prefix that are no options.
+SERVERS_VARIABLES = ("DRAIN_DIRECTORY", "GRPC_URL", "SERVER_SECRET", "SERVER_SECRET_FILE")
+CLIENTS_VARIABLES = ("TLS_CA", "TLS_CERTIFICATE", "TLS_KEY", "TOKEN", "URL")
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 LARGEST = 2**31 - 1  # of an option without a maximum: no counter, size or wait in seconds overflows
 
@@ -272,7 +273,7 @@ OPTION_NAMES = tuple(spec.name for spec in fields(EngineConfig))
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each variable QWEN3_TTS_<NAME> that has no effect, with the name it may stand for."""
-    known = (*map(str.upper, OPTION_NAMES), *OTHER_VARIABLES)
+    known = (*map(str.upper, OPTION_NAMES), *SERVERS_VARIABLES, *CLIENTS_VARIABLES)
     prefix = ENVIRONMENT_PREFIX
     given = sorted(name.removeprefix(prefix) for name in environment if name.startswith(prefix))
     return [f"the environment variable {prefix}{name} has no effect{nearest(name, known, prefix)}" for name in given if name not in known]

@@ -1,4 +1,4 @@
-"""TLS of a connection. Variables of the environment name the files, alike for every command."""
+"""TLS of a connection, and who calls. The environment names the files, alike for every command."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from qwen3_tts_client.errors import InvalidRequest
 CA = "QWEN3_TTS_TLS_CA"
 # The client's own certificate and its key (PEM), for a server that asks who calls.
 CERTIFICATE, KEY = "QWEN3_TTS_TLS_CERTIFICATE", "QWEN3_TTS_TLS_KEY"
+# Every call says "authorization: Bearer ..." to a proxy that asks for it.
+TOKEN = "QWEN3_TTS_TOKEN"
 
 
 def credentials() -> grpc.ChannelCredentials:
     """What the environment says.
 
     Raises:
-        InvalidRequest: a file cannot be read or used; gRPC would say only that it cannot connect.
+        InvalidRequest: a file cannot be read or used, where gRPC would say only that it cannot connect; or the token cannot be sent.
     """
     ca, certificate, key = (os.environ.get(name, "") for name in (CA, CERTIFICATE, KEY))
     if bool(certificate) != bool(key):
@@ -40,7 +42,12 @@ def credentials() -> grpc.ChannelCredentials:
             context.load_cert_chain(certificate, key, password=_no_password)
         except (ssl.SSLError, ValueError) as error:
             raise _not_allowed(CERTIFICATE, f"{certificate} is not used with {key} ({KEY}): {error}") from None
-    return grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file else None for file in (ca, key, certificate)))
+    secure = grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file else None for file in (ca, key, certificate)))
+    if not (token := os.environ.get(TOKEN, "").strip()):
+        return secure
+    if not (token.isascii() and token.isprintable()):
+        raise _not_allowed(TOKEN, "holds characters that a header cannot have; give printable ASCII")
+    return grpc.composite_channel_credentials(secure, grpc.access_token_call_credentials(token))
 
 
 def _check(variable: str, file: str) -> None:
