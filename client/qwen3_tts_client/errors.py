@@ -56,6 +56,8 @@ NOT_READY_HINT = (
     "is its name right? `qwen3-tts voices list` shows the models. "
     "If so, wait until it is ready (GET /v2/models/MODEL/ready on the HTTP port), or read the server's log"
 )
+WHO_CALLS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)  # of a proxy; Triton asks nobody
+WHO_CALLS_HINT = "the proxy in front of the server asks who calls; QWEN3_TTS_TOKEN holds the token that it wants, for grpcs:// alone"
 OVERLOADED_HINT = "try again in a moment, or on another server"
 TIMEOUT_HINT = "give a longer timeout, or look at the server's load"
 
@@ -190,4 +192,4 @@ def error_from_rpc(error: grpc.RpcError, url: str, chunks_received: int) -> Qwen
         return ServerUnavailable(f"cannot reach a Triton server at {url}: {details}", hint=_no_connection_hint(url, details))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return ServerOverloaded(f"{url}: {details}", hint=OVERLOADED_HINT)
-    return StreamFailed(f"{url}: {code.name}: {details}")
+    return StreamFailed(f"{url}: {code.name}: {details}", hint=WHO_CALLS_HINT if code in WHO_CALLS else "")

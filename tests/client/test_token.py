@@ -16,23 +16,28 @@ from tritonclient.grpc import service_pb2_grpc
 from benching.fake_triton import FakeTriton
 from certificates import make_certificate
 from qwen3_tts_client import AsyncClient, Client
-from qwen3_tts_client.errors import InvalidRequest
+from qwen3_tts_client.errors import InvalidRequest, StreamFailed
 from qwen3_tts_client.tls import CA, TOKEN
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with the command openssl")
 
 
 class Heard(grpc.aio.ServerInterceptor):
-    """Keeps what each call says of who calls; None if it says nothing."""
+    """Keeps what each call says of who calls; None if it says nothing. Refuses calls of those who say other than `wants`."""
 
     def __init__(self) -> None:
         self.said: list[str | None] = []
+        self.wants = ""
 
     async def intercept_service(
         self, go_on: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
         self.said.append(dict(details.invocation_metadata).get("authorization"))
-        return await go_on(details)
+        return await go_on(details) if self.wants in ("", self.said[-1]) else grpc.unary_stream_rpc_method_handler(_refuse)
+
+
+async def _refuse(_request: object, context: grpc.aio.ServicerContext) -> None:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
 
 
 class Server:
@@ -80,6 +85,15 @@ async def test_a_token_goes_with_every_call_over_tls_and_with_no_other(server: S
     server.heard.said.clear()
     await spoken(server.plain_url)
     assert set(server.heard.said) == {None}
+
+
+async def test_a_proxy_that_wants_a_token_is_told_from_a_stream_that_failed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.heard.wants = "Bearer let.me-in"
+    async with AsyncClient(server.url) as client:
+        with pytest.raises(StreamFailed, match=r"UNAUTHENTICATED: no token .*QWEN3_TTS_TOKEN holds the token that it wants"):
+            await client.synthesize("Hello.")
+    monkeypatch.setenv(TOKEN, "let.me-in")
+    await spoken(server.url)
 
 
 @pytest.mark.parametrize("token", ["päss", "a\nb"])
