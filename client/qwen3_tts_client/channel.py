@@ -8,6 +8,7 @@ thread of its own. That saves half a millisecond to the first chunk, for asyncio
 from __future__ import annotations
 
 import json
+from types import ModuleType
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -36,16 +37,17 @@ def open_channel(url: str) -> grpc.Channel:
     Raises:
         InvalidRequest: see tls.credentials.
     """
-    if has_tls(url):
-        return grpc.secure_channel(target_of(url), _credentials(), channel_options(url))
-    return grpc.insecure_channel(target_of(url), channel_options(url))
+    return _opened(grpc, url)
 
 
 def open_aio_channel(url: str) -> grpc.aio.Channel:
     """`open_channel` for the running event loop."""
-    if has_tls(url):
-        return grpc.aio.secure_channel(target_of(url), _credentials(), channel_options(url))
-    return grpc.aio.insecure_channel(target_of(url), channel_options(url))
+    return _opened(grpc.aio, url)
+
+
+def _opened(kind: ModuleType, url: str) -> grpc.Channel | grpc.aio.Channel:
+    target, options = target_of(url), channel_options(url)
+    return kind.secure_channel(target, _credentials(), options) if has_tls(url) else kind.insecure_channel(target, options)
 
 
 def _credentials() -> grpc.ChannelCredentials:
