@@ -57,7 +57,7 @@ class Backend:
         self._others_streams = 0.0  # of other gateways and clients, when the metrics were read
 
     def client(self, model: str | None = None) -> AsyncClient:
-        """The client of one ensemble; None: of the default one. gRPC gives all of them one connection."""
+        """The client of one ensemble; None: of the default one. gRPC gives all of them one connection, but not over TLS."""
         name = model or self._model
         if name not in self._clients:
             self._clients[name] = AsyncClient(self.url, name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen3_tts_client import DEFAULT_MODEL, DEFAULT_URL
-from qwen3_tts_client.address import has_tls
+from qwen3_tts_client.address import has_tls, target_of
 from qwen3_tts_client.errors import InvalidRequest
 from qwen3_tts_client.tls import credentials
 
@@ -17,7 +17,7 @@ DEFAULT_PORT = 8880
 DEFAULT_METRICS_PORT = 8002
 DEFAULT_ENCODER_PROCESSES = max(1, min(16, os.cpu_count() or 1))
 MOST_ITEMS = 1000  # of a batch; more are not even read
-ADDRESS = re.compile(r"(?:grpcs://)?(?P<host>\[[^]\s/@,]+\]|[^\s/@,:[\]]+):(?P<port>\d{1,5})")
+ADDRESS = re.compile(r"(?P<host>\[[^]\s/@,]+\]|[^\s/@,:[\]]+):(?P<port>\d{1,5})")
 
 
 class SettingsError(ValueError):
@@ -81,7 +81,7 @@ class GatewaySettings:
         if not self.backends:
             raise SettingsError("backend: none is given; give HOST:PORT of a Triton server's gRPC port")
         for address in self.backends:
-            found = ADDRESS.fullmatch(address)
+            found = ADDRESS.fullmatch(target_of(address))
             if not found or not 0 < int(found["port"]) < 2**16:
                 raise SettingsError(
                     f"backend: {address!r} is not allowed; give HOST:PORT of a Triton server's gRPC port, of IPv6 as [::1]:PORT, "
@@ -120,5 +120,5 @@ class GatewaySettings:
 
 def metrics_url(address: str, port: int) -> str:
     """The metrics page of the Triton server with this gRPC address; "" if `port` is 0."""
-    found = ADDRESS.fullmatch(address)
+    found = ADDRESS.fullmatch(target_of(address))
     return f"http://{found['host']}:{port}/metrics" if found and port else ""
